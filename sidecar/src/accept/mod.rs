@@ -1,0 +1,1 @@
+//! Takes a connection and learns where it was going.

@@ -1,0 +1,1 @@
+//! The operator's door: live, ready, metrics, configuration, drain.

@@ -1,0 +1,1 @@
+//! Picks an endpoint for a call.

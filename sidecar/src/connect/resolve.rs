@@ -1,0 +1,1 @@
+//! Names to addresses: DNS by TTL, served stale during an outage.

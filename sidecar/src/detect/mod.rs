@@ -1,0 +1,1 @@
+//! Peeks at the first bytes: HTTP/2, HTTP/1, somebody's TLS, or anything else.

@@ -1,0 +1,1 @@
+//! One RPC: two stream ends, and what happens between them.

@@ -1,0 +1,1 @@
+//! The story from the network to this pod's application.

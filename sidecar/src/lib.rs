@@ -1,0 +1,29 @@
+//! The map of the sidecar: the proxy beside each application.
+//!
+//! An RPC walks through the rooms in the order of this list. [`outbound`] and [`inbound`] tell its life, one call a
+//! room; [`worker`] owns the connections it travels on; `docs/architecture.md` says who may import whom.
+
+// The rooms, in the order in which an RPC meets them.
+pub mod accept;
+pub mod balance;
+pub mod connect;
+pub mod detect;
+pub mod exchange;
+pub mod http2;
+pub mod tunnel;
+
+// Words and facts, which every room may use.
+pub mod grpc;
+pub mod telemetry;
+
+// The stories, and what turns them.
+pub mod failure;
+pub mod inbound;
+pub mod outbound;
+pub mod worker;
+
+// Start and stop, what was said and what it means, and the operator's door.
+pub mod admin;
+pub mod app;
+pub mod config;
+pub mod redirect;

@@ -1,0 +1,1 @@
+//! The story from this pod's application to the network.

@@ -1,0 +1,1 @@
+//! Installs the pod's redirect rules: one nftables transaction by netlink, without any binary.

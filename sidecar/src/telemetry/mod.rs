@@ -1,0 +1,1 @@
+//! Records once: the facts of an RPC become metrics.

@@ -1,0 +1,3 @@
+//! Filled in by the commit that follows.
+
+fn main() {}

@@ -1,0 +1,1 @@
+//! A small vocabulary for tests on real components.
