@@ -1,1 +1,166 @@
 //! Peeks at the first bytes: HTTP/2, HTTP/1, somebody's TLS, or anything else.
+//!
+//! What was declared for the port comes first ([`Declared`]). Otherwise the client's first bytes say it ([`classify`]).
+//! If the client is silent, the upstream connection is opened and whoever speaks first decides ([`detect`]): a timer
+//! alone never does. What was decided, and on what ground, is the result ([`Detected`], [`Guess`]).
+
+mod classify;
+mod client_hello;
+mod declared;
+mod speaks_first;
+mod waiting;
+mod who_speaks;
+
+use std::{io, time::Duration};
+
+use tokio::net::TcpStream;
+
+pub use classify::{MOST_FIRST_BYTES, PREFACE, ServerOpening, Verdict, classify, server_opening};
+pub use client_hello::ClientHello;
+pub use declared::{Declared, UnknownProtocol};
+pub use speaks_first::SpeaksFirst;
+pub use waiting::Waiting;
+pub use who_speaks::detect;
+
+/// How long to listen before deciding, and how many may be listened to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Settings {
+    /// Silence of the client after which the upstream connection is opened, in case the server speaks first.
+    /// Default 200 ms.
+    pub silence: Duration,
+    /// How long first bytes that could still become several things may stay incomplete. Default 10 s.
+    pub dribble: Duration,
+    /// Connections of a worker that may wait undetected; one more resets the one that has waited longest.
+    /// Default 4,096.
+    pub most_waiting: usize,
+    /// Destinations that a worker remembers as speaking first. Default 1,024.
+    pub most_remembered: usize,
+    /// How long such a destination is remembered after it last did. Default 1 h.
+    pub remembered_for: Duration,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Settings {
+            silence: Duration::from_millis(200),
+            dribble: Duration::from_secs(10),
+            most_waiting: 4_096,
+            most_remembered: 1_024,
+            remembered_for: Duration::from_secs(3_600),
+        }
+    }
+}
+
+/// What a connection carries, and what was taken from it and opened for it to find out.
+#[derive(Debug)]
+pub struct Detected {
+    /// What it carries.
+    pub protocol: Protocol,
+    /// On what ground.
+    pub guess: Guess,
+    /// What the client has said so far, to be carried first.
+    pub client_bytes: Vec<u8>,
+    /// The upstream connection, if one was opened to listen to. An HTTP/2 connection may use it or drop it.
+    pub upstream: Option<Opened>,
+}
+
+/// An upstream connection and what it has said so far.
+#[derive(Debug)]
+pub struct Opened {
+    /// The connection.
+    pub socket: TcpStream,
+    /// What the server has said so far, to be carried first.
+    pub server_bytes: Vec<u8>,
+}
+
+/// What a connection carries.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Protocol {
+    /// HTTP/2 with prior knowledge; its streams are relayed one by one.
+    Http2,
+    /// HTTP/1, carried as bytes.
+    Http1,
+    /// TLS between two others, carried as bytes.
+    Tls(ClientHello),
+    /// Anything else, carried as bytes.
+    Opaque,
+}
+
+/// On what ground a protocol was decided.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Guess {
+    /// It was declared; nothing was read.
+    Declared,
+    /// The client's first bytes say it, before an upstream connection was open.
+    ClientFirst,
+    /// The client's first bytes say it; the server, listened to as well, was silent.
+    ClientAfterSilence,
+    /// The client's first bytes say it, after the server had opened with SETTINGS.
+    ClientAfterSettings,
+    /// The server spoke first, and not HTTP/2.
+    ServerFirst,
+    /// The server ended its side before the client had said enough.
+    ServerClosed,
+    /// The client ended its side before it had said enough.
+    ClientClosed,
+    /// What was said first stayed incomplete, but can be carried as bytes whatever it is.
+    Incomplete,
+}
+
+impl Guess {
+    /// One word for a metric.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Guess::Declared => "declared",
+            Guess::ClientFirst => "client_first",
+            Guess::ClientAfterSilence => "client_after_silence",
+            Guess::ClientAfterSettings => "client_after_settings",
+            Guess::ServerFirst => "server_first",
+            Guess::ServerClosed => "server_closed",
+            Guess::ClientClosed => "client_closed",
+            Guess::Incomplete => "incomplete",
+        }
+    }
+}
+
+/// Why a connection ends before it was detected. `E` is how dialling fails.
+#[derive(Debug, thiserror::Error)]
+pub enum Error<E: std::error::Error + 'static> {
+    /// The client is gone.
+    #[error("the client went away before it had said what it speaks: {0}")]
+    Client(io::Error),
+    /// The upstream connection could not be opened.
+    #[error("the client was silent, and the server that might speak first cannot be reached: {0}")]
+    Dial(#[source] E),
+    /// The server reset the connection before anybody spoke.
+    #[error("the server reset the connection before the client had said what it speaks: {0}")]
+    Upstream(io::Error),
+    /// Slower than any HTTP/2 client.
+    #[error(
+        "the client began an HTTP/2 preface ({bytes} of 24 bytes) and did not finish it within {within:?}; if it speaks something else, declare the port's protocol as tcp"
+    )]
+    Dribble {
+        /// How much of the preface came.
+        bytes: usize,
+        /// How long it was waited for.
+        within: Duration,
+    },
+    /// Too many wait; this one has waited longest.
+    #[error(
+        "too many connections wait for somebody to speak, and this one has waited longest; declare the port's protocol, or raise the limit"
+    )]
+    Crowded,
+}
+
+impl<E: std::error::Error + 'static> Error<E> {
+    /// One word for a metric.
+    pub fn reason(&self) -> &'static str {
+        match self {
+            Error::Client(_) => "client_gone",
+            Error::Dial(_) => "dial",
+            Error::Upstream(_) => "upstream_reset",
+            Error::Dribble { .. } => "preface_timeout",
+            Error::Crowded => "crowded",
+        }
+    }
+}

@@ -1,0 +1,244 @@
+//! Listens to both sides of an undeclared connection until one of them has said what is spoken.
+//!
+//! ```text
+//!   the client says enough ──────────────────────────────▶ what it said: HTTP/2, HTTP/1, TLS, anything else
+//!   the client is silent for 200 ms ─▶ the upstream connection is opened, and both are listened to:
+//!        the client says enough ─────────────────────────▶ what it said
+//!        the server says SETTINGS ───────────────────────▶ goes on waiting for the client
+//!        the server says anything else ──────────────────▶ opaque
+//!        either ends its side ───────────────────────────▶ opaque: the tunnel passes the end on
+//! ```
+//!
+//! The timer opens a connection; it never decides what the client speaks. A gRPC client may be silent for as long as its
+//! server lets it.
+
+use std::{io, pin::pin};
+
+use bytes::BufMut;
+use tokio::{
+    net::TcpStream,
+    time::{Instant, sleep_until},
+};
+
+use super::{
+    ClientHello, Declared, Detected, Error, Guess, MOST_FIRST_BYTES, Opened, PREFACE, Protocol, ServerOpening,
+    Settings, Verdict, Waiting, classify, client_hello::HANDSHAKE_RECORD, server_opening,
+};
+
+/// Finds out what `client` carries. `dial` opens the connection to its original destination, if it is needed to listen
+/// to the server; with `known_to_speak_first` that is at once. When a tunnel is decided while a dial is under way, its
+/// end is awaited, so `dial` must have a deadline of its own.
+///
+/// Reads at most [`MOST_FIRST_BYTES`] of each side; all that was read is in the result. Dropping the future closes the
+/// upstream connection.
+///
+/// # Errors
+/// When the connection ends here. Where a server refused or reset, and where the reason is ours, `client` is left so that
+/// dropping it resets it.
+pub async fn detect<E: std::error::Error + 'static>(
+    client: &TcpStream,
+    declared: Declared,
+    known_to_speak_first: bool,
+    dial: impl AsyncFnOnce() -> Result<TcpStream, E>,
+    waiting: &Waiting,
+    settings: &Settings,
+) -> Result<Detected, Error<E>> {
+    let server_may_speak_first = match declared {
+        Declared::Http2 => return Ok(Detected::declared(Protocol::Http2)),
+        Declared::Opaque => return Ok(Detected::declared(Protocol::Opaque)),
+        Declared::Http | Declared::GrpcWeb | Declared::Tls => false,
+        Declared::Nothing => true,
+    };
+    let listened = listen(
+        client,
+        server_may_speak_first,
+        known_to_speak_first,
+        dial,
+        waiting,
+        settings,
+    )
+    .await;
+    if let Err(Error::Dial(_) | Error::Upstream(_) | Error::Crowded) = &listened {
+        // Fails only where the client is gone already.
+        let _ = client.set_zero_linger();
+    }
+    listened
+}
+
+async fn listen<E: std::error::Error + 'static>(
+    client: &TcpStream,
+    server_may_speak_first: bool,
+    known_to_speak_first: bool,
+    dial: impl AsyncFnOnce() -> Result<TcpStream, E>,
+    waiting: &Waiting,
+    settings: &Settings,
+) -> Result<Detected, Error<E>> {
+    let place = waiting.enter();
+    let mut dialling = pin!(dial());
+    let mut server = match server_may_speak_first && known_to_speak_first {
+        true => Server::Dialled,
+        false => Server::Undialled,
+    };
+    let mut said = Vec::new();
+    let silence_ends = Instant::now() + settings.silence;
+    let mut dribble_ends = None;
+
+    let (protocol, guess) = loop {
+        let may_dial = server_may_speak_first && matches!(server, Server::Undialled) && said.is_empty();
+        let alarm = if may_dial { Some(silence_ends) } else { dribble_ends };
+
+        tokio::select! {
+            // The client first: what it says is surer than what its server does.
+            biased;
+
+            heard = hear(client, &mut said) => match heard {
+                Ok(0) => break (Protocol::Opaque, Guess::ClientClosed),
+                Ok(_) => match decided(classify(&said)) {
+                    Some(protocol) => break (protocol, server.guess_for_client()),
+                    None => dribble_ends = dribble_ends.or(Some(Instant::now() + settings.dribble)),
+                },
+                Err(gone) => {
+                    server.reset();
+                    return Err(Error::Client(gone));
+                }
+            },
+
+            opened = &mut dialling, if matches!(server, Server::Dialled) => {
+                let socket = opened.map_err(Error::Dial)?;
+                server = Server::Open(Opened { socket, server_bytes: Vec::new() });
+            }
+
+            heard = server.hear() => match heard.map_err(Error::Upstream)? {
+                0 => break (Protocol::Opaque, Guess::ServerClosed),
+                _ => match server.opening() {
+                    ServerOpening::Opaque => break (Protocol::Opaque, Guess::ServerFirst),
+                    ServerOpening::NeedMore => dribble_ends = dribble_ends.or(Some(Instant::now() + settings.dribble)),
+                    ServerOpening::Settings if said.is_empty() => dribble_ends = None,
+                    ServerOpening::Settings => {}
+                },
+            },
+
+            () = ring(alarm) => match may_dial {
+                true => server = Server::Dialled,
+                false if !said.is_empty() && PREFACE.starts_with(&said) => {
+                    return Err(Error::Dribble { bytes: said.len(), within: settings.dribble });
+                }
+                // Carried as bytes in any case: only the name stays unknown.
+                false if said.first() == Some(&HANDSHAKE_RECORD) => {
+                    break (Protocol::Tls(ClientHello::default()), Guess::Incomplete);
+                }
+                false => break (Protocol::Opaque, Guess::Incomplete),
+            },
+
+            () = place.needed() => {
+                server.reset();
+                return Err(Error::Crowded);
+            }
+        }
+    };
+    drop(place);
+
+    let upstream = match server {
+        Server::Undialled => None,
+        Server::Dialled if protocol == Protocol::Http2 => None,
+        Server::Dialled => Some(Opened {
+            socket: dialling.await.map_err(Error::Dial)?,
+            server_bytes: Vec::new(),
+        }),
+        Server::Open(opened) => Some(opened),
+    };
+    Ok(Detected {
+        protocol,
+        guess,
+        client_bytes: said,
+        upstream,
+    })
+}
+
+impl Detected {
+    fn declared(protocol: Protocol) -> Detected {
+        Detected {
+            protocol,
+            guess: Guess::Declared,
+            client_bytes: Vec::new(),
+            upstream: None,
+        }
+    }
+}
+
+/// How far the upstream connection is.
+enum Server {
+    Undialled,
+    Dialled,
+    Open(Opened),
+}
+
+impl Server {
+    /// Bytes or the end from the server; never, while there is nothing to hear or it has said all that we keep.
+    async fn hear(&mut self) -> io::Result<usize> {
+        match self {
+            Server::Open(opened) if opened.server_bytes.len() < MOST_FIRST_BYTES => {
+                hear(&opened.socket, &mut opened.server_bytes).await
+            }
+            Server::Undialled | Server::Dialled | Server::Open(_) => std::future::pending().await,
+        }
+    }
+
+    fn opening(&self) -> ServerOpening {
+        match self {
+            Server::Undialled | Server::Dialled => ServerOpening::NeedMore,
+            Server::Open(opened) => server_opening(&opened.server_bytes),
+        }
+    }
+
+    fn guess_for_client(&self) -> Guess {
+        match self {
+            Server::Undialled | Server::Dialled => Guess::ClientFirst,
+            Server::Open(opened) if opened.server_bytes.is_empty() => Guess::ClientAfterSilence,
+            Server::Open(_) => Guess::ClientAfterSettings,
+        }
+    }
+
+    fn reset(&self) {
+        if let Server::Open(opened) = self {
+            // Fails only where the server is gone already.
+            let _ = opened.socket.set_zero_linger();
+        }
+    }
+}
+
+fn decided(verdict: Verdict) -> Option<Protocol> {
+    match verdict {
+        Verdict::NeedMore => None,
+        Verdict::Http2 => Some(Protocol::Http2),
+        Verdict::Http1 => Some(Protocol::Http1),
+        Verdict::Tls(hello) => Some(Protocol::Tls(hello)),
+        Verdict::Opaque => Some(Protocol::Opaque),
+    }
+}
+
+/// Appends what comes next; 0 is the end. Nothing is lost when this is dropped before it is done.
+async fn hear(from: &TcpStream, said: &mut Vec<u8>) -> io::Result<usize> {
+    loop {
+        from.readable().await?;
+        let room = MOST_FIRST_BYTES.saturating_sub(said.len());
+        said.reserve_exact(room.min(A_READ));
+        match from.try_read_buf(&mut said.limit(room)) {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            heard => return heard,
+        }
+    }
+}
+
+async fn ring(alarm: Option<Instant>) {
+    match alarm {
+        Some(at) => sleep_until(at).await,
+        None => std::future::pending().await,
+    }
+}
+
+/// More than any client's first flight without requests; what else it sent stays in its socket.
+const A_READ: usize = 4 << 10;
+
+#[cfg(test)]
+mod tests;
