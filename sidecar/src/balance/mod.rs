@@ -1,1 +1,451 @@
-//! Picks an endpoint for a call.
+//! Picks an endpoint for one RPC: two are drawn, the cheaper one is taken.
+//!
+//! A [`Balancer`] belongs to one worker and one service. It does no I/O, reads no clock and throws no dice of its own:
+//! `now` and the random numbers come in, so equal inputs give equal picks. Who uses it tells it what happened:
+//!
+//! ```text
+//! update(addresses) ------------------------------> Changes: added, draining, gone
+//! pick -> key -> started(key) -+-> dial_failed(key) -> finished(key, Unsent) -> pick again with `Tried`
+//!                              +-> dial_ok(key) -> answered(key, latency) -> finished(key, Done)
+//! ```
+//!
+//! # How it picks
+//!
+//! The cost of an endpoint is what an RPC may expect there: its latency (time to the first response headers), times the
+//! RPCs that it would share the endpoint with. The first endpoint is drawn by weight; the second, another one, as well.
+//! The RPC stays with the first unless the second is cheaper, and then goes over with probability `1 - (c2/c1)^2`.
+//!
+//! Power of two choices is usually written with a hard comparison. It was softened for two reasons. Endpoints that are
+//! equally fast never measure exactly the same, and a hard comparison sends everything to whoever looks a microsecond
+//! better; here equal costs leave the first draw alone, so shares follow the weights exactly. And an endpoint that loses
+//! every comparison gets no RPC that could clear its name; here it keeps a trickle.
+//!
+//! # What never happens
+//!
+//! - An endpoint that drains, or that this RPC has already tried, is never picked.
+//! - A key of an endpoint that is gone never means another endpoint: keys carry a generation, stale ones are ignored.
+//! - The estimate of latency is not moved by how long a stream lives, nor made better by failing fast.
+
+mod choose;
+mod endpoint;
+mod latency;
+#[cfg(test)]
+mod tests;
+
+use std::{
+    collections::{HashMap, hash_map::Entry},
+    net::SocketAddr,
+    time::{Duration, Instant},
+};
+
+use rand::{Rng, RngExt};
+use smallvec::SmallVec;
+
+pub use endpoint::{EndpointKey, State, View};
+
+use choose::Draw;
+use endpoint::{Endpoint, Slots, Standing};
+use latency::Norm;
+
+/// Which endpoint takes the next RPC.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Algorithm {
+    /// Two endpoints are drawn by weight, the one with the lower expected latency is favoured.
+    #[default]
+    P2cEwma,
+    /// Endpoints take turns in proportion to their weights (smooth weighted round robin), however fast they are.
+    RoundRobin,
+}
+
+/// How a [`Balancer`] behaves. Everything has a default that needs no thought.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Settings {
+    /// The algorithm; P2C over EWMA.
+    pub algorithm: Algorithm,
+    /// Over how long the share of an endpoint that joined later grows from a tenth to the whole; 1 s. The endpoints of
+    /// the first update start whole, and zero turns it off.
+    pub slow_start: Duration,
+    /// How fast what is known of an endpoint's latency is forgotten while nothing is heard of it; 5 s. Forgetting means
+    /// to believe it to be like the others.
+    pub decay: Duration,
+    /// How long an endpoint is left alone after its first failed dial; 100 ms. Doubled with each further failure, and
+    /// shortened by up to half at random.
+    pub backoff_first: Duration,
+    /// The longest that an endpoint is left alone between dials; 10 s.
+    pub backoff_ceiling: Duration,
+    /// While no endpoint is ready, how often each of those in back-off may still be tried, so that callers need not wait
+    /// for the end of a long back-off once one is there again; 100 ms.
+    pub last_resort_interval: Duration,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            algorithm: Algorithm::default(),
+            slow_start: Duration::from_secs(1),
+            decay: Duration::from_secs(5),
+            backoff_first: Duration::from_millis(100),
+            backoff_ceiling: Duration::from_secs(10),
+            last_resort_interval: Duration::from_millis(100),
+        }
+    }
+}
+
+/// An endpoint as discovery names it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct EndpointSpec {
+    /// Where it listens.
+    pub addr: SocketAddr,
+    /// Its share relative to others of its priority; zero counts as one.
+    pub weight: u32,
+    /// Lower is preferred: others are used only while no endpoint of a lower number can be reached (RFC 2782).
+    pub priority: u16,
+}
+
+/// What [`Balancer::update`] changed.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Changes {
+    /// Endpoints that may be picked from now on and could not before.
+    pub added: Vec<EndpointKey>,
+    /// Endpoints that are no longer named: they take no new RPC, those that run may end. Each is returned by
+    /// [`Balancer::finished`] when its last RPC has.
+    pub draining: Vec<EndpointKey>,
+    /// Endpoints that are no longer named and had no RPC: already forgotten, their connections can be closed.
+    pub gone: Vec<Gone>,
+}
+
+/// An endpoint that the balancer has forgotten: nothing of it runs, nothing will be picked there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Gone {
+    /// The key it had; stale from now on.
+    pub key: EndpointKey,
+    /// Where it listened.
+    pub addr: SocketAddr,
+}
+
+/// How an RPC ended, as far as its endpoint is concerned.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Outcome {
+    /// The endpoint did its work, whatever status the application gave.
+    Done,
+    /// The endpoint failed it: a reset, a lost connection, `UNAVAILABLE`. Counts against it however fast it came.
+    Failed,
+    /// The caller gave up, or its deadline passed, before any response headers came. Having waited that long says
+    /// that the endpoint is at least that slow.
+    Abandoned {
+        /// From [`Balancer::started`] to giving up.
+        waited: Duration,
+    },
+    /// Nothing was sent to it, or it said that nothing was processed: says nothing of its speed.
+    Unsent,
+}
+
+/// The endpoints that one RPC has tried already.
+#[derive(Debug, Clone, Default)]
+pub struct Tried(SmallVec<[EndpointKey; 6]>);
+
+impl Tried {
+    /// Remembers that `key` has been tried.
+    pub fn insert(&mut self, key: EndpointKey) {
+        if !self.contains(key) {
+            self.0.push(key);
+        }
+    }
+
+    /// Whether `key` has been tried.
+    pub fn contains(&self, key: EndpointKey) -> bool {
+        self.0.contains(&key)
+    }
+
+    /// How many have been tried.
+    pub fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    /// Whether nothing has been tried yet.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+}
+
+/// Why there is no endpoint to pick.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum NoEndpoint {
+    /// Discovery has named none.
+    #[error("no endpoint is known")]
+    NoneKnown,
+    /// This RPC has been to each of them.
+    #[error("all {count} endpoints were tried and none could be reached")]
+    AllTried {
+        /// How many there are.
+        count: usize,
+    },
+    /// Those that this RPC has not tried could not be reached a moment ago.
+    #[error("none of {count} endpoints can be reached; the next attempt is in {retry_in:?}")]
+    AllInBackoff {
+        /// How many there are, tried by this RPC or not.
+        count: usize,
+        /// When one may be tried again, from now.
+        retry_in: Duration,
+    },
+}
+
+/// The endpoints of one service as one worker sees them, and the choice among them.
+#[derive(Debug)]
+pub struct Balancer {
+    settings: Settings,
+    slots: Slots,
+    /// Every endpoint that discovery names, and those that drain.
+    by_addr: HashMap<SocketAddr, EndpointKey>,
+    /// The endpoints that discovery names now, in its order.
+    named: Vec<EndpointKey>,
+    updates: u64,
+    norm: Norm,
+    /// What can be picked by an RPC that has tried nothing: true until `ready_until`, unless `stale`.
+    ready: Draw,
+    ready_until: Option<Instant>,
+    stale: bool,
+    /// The same for an RPC that has tried some; kept for its memory only.
+    rest: Draw,
+    last_resort_at: Option<Instant>,
+}
+
+impl Balancer {
+    /// A balancer that knows no endpoint yet.
+    pub fn new(settings: Settings) -> Self {
+        Self {
+            settings,
+            slots: Slots::default(),
+            by_addr: HashMap::new(),
+            named: Vec::new(),
+            updates: 0,
+            norm: Norm::default(),
+            ready: Draw::default(),
+            ready_until: None,
+            stale: false,
+            rest: Draw::default(),
+            last_resort_at: None,
+        }
+    }
+
+    /// Takes the endpoints that discovery names now. What is known of those that stay, stays. An address that is named
+    /// twice counts once, with the sum of its weights and the lowest of its priorities.
+    pub fn update(&mut self, specs: &[EndpointSpec], now: Instant) -> Changes {
+        let mut changes = Changes::default();
+        let first = self.named.is_empty();
+        let before = std::mem::take(&mut self.named);
+        self.updates += 1;
+        let mut seen = HashMap::with_capacity(specs.len());
+        for spec in specs {
+            let merged = seen.entry(spec.addr).or_insert(EndpointSpec { weight: 0, ..*spec });
+            merged.weight = merged.weight.saturating_add(spec.weight.max(1));
+            merged.priority = merged.priority.min(spec.priority);
+        }
+        for spec in specs {
+            let Some(spec) = seen.remove(&spec.addr) else { continue };
+            let key = match self.by_addr.entry(spec.addr) {
+                Entry::Occupied(known) => *known.get(),
+                Entry::Vacant(unknown) => {
+                    let joined = (!first && !self.settings.slow_start.is_zero()).then_some(now);
+                    let key = self.slots.insert(Endpoint::new(spec, joined));
+                    changes.added.push(key);
+                    *unknown.insert(key)
+                }
+            };
+            if let Some(endpoint) = self.slots.get_mut(key) {
+                if endpoint.draining {
+                    changes.added.push(key);
+                }
+                endpoint.draining = false;
+                endpoint.named_by = self.updates;
+                endpoint.weight = spec.weight;
+                endpoint.priority = spec.priority;
+                self.named.push(key);
+            }
+        }
+        for key in before {
+            let Some(endpoint) = self
+                .slots
+                .get_mut(key)
+                .filter(|endpoint| endpoint.named_by != self.updates)
+            else {
+                continue;
+            };
+            endpoint.draining = true;
+            if endpoint.in_flight > 0 {
+                changes.draining.push(key);
+            } else {
+                changes.gone.extend(self.forget(key));
+            }
+        }
+        self.ready.reserve(self.named.len());
+        self.rest.reserve(self.named.len());
+        self.stale = true;
+        changes
+    }
+
+    /// Picks an endpoint for an RPC that has `tried` some without success.
+    ///
+    /// Call [`Balancer::started`] at once, also when the endpoint must be dialled first: an RPC that waits for a dial is
+    /// load. Endpoints in back-off are left alone while any other can be picked. When there is no other, each of them
+    /// is still offered to one RPC every [`Settings::last_resort_interval`]; the rest fail at once, with the reason.
+    pub fn pick(&mut self, now: Instant, rng: &mut impl Rng, tried: &Tried) -> Result<EndpointKey, NoEndpoint> {
+        if self.stale || self.ready_until.is_some_and(|until| until <= now) {
+            self.ready_until = self.ready.fill(&self.slots, &self.named, &Tried::default(), now);
+            self.stale = false;
+        }
+        let key = if tried.is_empty() {
+            self.ready.take(&mut self.slots, &self.settings, &self.norm, now, rng)
+        } else {
+            self.rest.fill(&self.slots, &self.named, tried, now);
+            self.rest.take(&mut self.slots, &self.settings, &self.norm, now, rng)
+        };
+        let key = match key {
+            Some(key) => key,
+            None => self.last_resort(now, tried)?,
+        };
+        if let Some(endpoint) = self.slots.get_mut(key) {
+            endpoint.picked += 1;
+            self.stale |= endpoint.on_picked(now);
+        }
+        Ok(key)
+    }
+
+    /// An RPC is on its way to the endpoint: it counts as load until [`Balancer::finished`].
+    pub fn started(&mut self, key: EndpointKey) {
+        if let Some(endpoint) = self.slots.get_mut(key) {
+            endpoint.in_flight = endpoint.in_flight.saturating_add(1);
+        }
+    }
+
+    /// The first response headers of an RPC came, `latency` after [`Balancer::started`]. This is all that counts for
+    /// the endpoint's speed. An answer that says the endpoint could not serve is none: report it as
+    /// [`Outcome::Failed`] alone.
+    pub fn answered(&mut self, key: EndpointKey, latency: Duration, now: Instant) {
+        if let Some(endpoint) = self.slots.get_mut(key) {
+            endpoint.latency.heard(latency, &self.norm, now, self.settings.decay);
+            self.norm.heard(latency);
+        }
+    }
+
+    /// An RPC that was [`Balancer::started`] has ended. Returns the endpoint if it was draining and this was the last:
+    /// its connections can be closed.
+    pub fn finished(&mut self, key: EndpointKey, outcome: Outcome, now: Instant) -> Option<Gone> {
+        let endpoint = self.slots.get_mut(key)?;
+        debug_assert!(endpoint.in_flight > 0, "finished without started");
+        endpoint.in_flight = endpoint.in_flight.saturating_sub(1);
+        match outcome {
+            Outcome::Done | Outcome::Unsent => {}
+            Outcome::Failed => endpoint.latency.failed(&self.norm, now, self.settings.decay),
+            Outcome::Abandoned { waited } => {
+                endpoint.latency.at_least(waited, &self.norm, now, self.settings.decay);
+            }
+        }
+        if endpoint.draining && endpoint.in_flight == 0 {
+            self.forget(key)
+        } else {
+            None
+        }
+    }
+
+    /// No connection to the endpoint could be made, and none is left: it is left alone for a while that doubles with
+    /// each failure in a row.
+    pub fn dial_failed(&mut self, key: EndpointKey, now: Instant, rng: &mut impl Rng) {
+        if let Some(endpoint) = self.slots.get_mut(key) {
+            let doubled = self
+                .settings
+                .backoff_first
+                .saturating_mul(1 << endpoint.failures.min(16));
+            let pause = doubled
+                .min(self.settings.backoff_ceiling)
+                .mul_f64(rng.random_range(0.5..=1.0));
+            endpoint.failures = endpoint.failures.saturating_add(1);
+            endpoint.standing = Standing::Backoff {
+                until: now + pause,
+                since: now,
+            };
+            self.stale = true;
+        }
+    }
+
+    /// A connection to the endpoint stands. After failures its share grows slowly, as that of a new one.
+    pub fn dial_ok(&mut self, key: EndpointKey, now: Instant) {
+        if let Some(endpoint) = self.slots.get_mut(key)
+            && endpoint.standing != Standing::Ready
+        {
+            endpoint.standing = Standing::Ready;
+            endpoint.failures = 0;
+            endpoint.joined = (!self.settings.slow_start.is_zero()).then_some(now);
+            self.stale = true;
+        }
+    }
+
+    /// Where the endpoint listens; nothing if it is gone.
+    pub fn addr(&self, key: EndpointKey) -> Option<SocketAddr> {
+        self.slots.get(key).map(|endpoint| endpoint.addr)
+    }
+
+    /// Every endpoint with what is known of it, those that drain too: for `/endpoints` and metrics.
+    pub fn endpoints(&self, now: Instant) -> impl Iterator<Item = View> {
+        self.slots
+            .iter()
+            .map(move |(key, endpoint)| endpoint.view(key, &self.norm, now, self.settings.decay))
+    }
+
+    /// How many endpoints discovery names.
+    pub fn len(&self) -> usize {
+        self.named.len()
+    }
+
+    /// Whether discovery names none.
+    pub fn is_empty(&self) -> bool {
+        self.named.is_empty()
+    }
+
+    /// Nothing is ready: the untried endpoint that was left alone the longest, if it may be tried again already.
+    fn last_resort(&mut self, now: Instant, tried: &Tried) -> Result<EndpointKey, NoEndpoint> {
+        let count = self.named.len();
+        if count == 0 {
+            return Err(NoEndpoint::NoneKnown);
+        }
+        let waiting = self
+            .named
+            .iter()
+            .filter(|key| !tried.contains(**key))
+            .filter_map(|key| {
+                let endpoint = self.slots.get(*key)?;
+                Some((
+                    endpoint.standing.last_resort(self.settings.last_resort_interval),
+                    endpoint.priority,
+                    *key,
+                ))
+            });
+        let Some((due, _, key)) = waiting.min_by_key(|(due, priority, _)| ((*due).max(Some(now)), *priority, *due))
+        else {
+            return Err(NoEndpoint::AllTried { count });
+        };
+        let paced = self.last_resort_at.map(|last| last + LAST_RESORT_PACE);
+        let due = due.max(paced).unwrap_or(now);
+        if due > now {
+            return Err(NoEndpoint::AllInBackoff {
+                count,
+                retry_in: due - now,
+            });
+        }
+        self.last_resort_at = Some(now);
+        Ok(key)
+    }
+
+    fn forget(&mut self, key: EndpointKey) -> Option<Gone> {
+        let endpoint = self.slots.remove(key)?;
+        self.by_addr.remove(&endpoint.addr);
+        self.stale = true;
+        Some(Gone {
+            key,
+            addr: endpoint.addr,
+        })
+    }
+}
+
+/// The least time between two last resorts of a balancer, whatever the number of its endpoints.
+const LAST_RESORT_PACE: Duration = Duration::from_millis(5);

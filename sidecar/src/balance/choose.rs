@@ -1,0 +1,148 @@
+//! The choice among endpoints that can be picked: two draws and a comparison, or turns.
+
+use std::time::Instant;
+
+use rand::{Rng, RngExt};
+
+use super::{
+    Algorithm, EndpointKey, Settings, Tried,
+    endpoint::{Endpoint, Slots},
+    latency::Norm,
+};
+
+/// The endpoints to choose from, with running totals of their weights.
+#[derive(Debug, Default)]
+pub(super) struct Draw {
+    keys: Vec<EndpointKey>,
+    ends: Vec<u64>,
+}
+
+impl Draw {
+    pub(super) fn reserve(&mut self, endpoints: usize) {
+        self.keys.reserve(endpoints.saturating_sub(self.keys.len()));
+        self.ends.reserve(endpoints.saturating_sub(self.ends.len()));
+    }
+
+    /// Puts those of `named` into the draw that can be picked now, of the lowest priority that has any. Returns when
+    /// time alone will change that.
+    pub(super) fn fill(
+        &mut self,
+        slots: &Slots,
+        named: &[EndpointKey],
+        tried: &Tried,
+        now: Instant,
+    ) -> Option<Instant> {
+        self.keys.clear();
+        self.ends.clear();
+        let mut until: Option<Instant> = None;
+        let mut priority = u16::MAX;
+        for key in named {
+            let Some(endpoint) = slots.get(*key) else { continue };
+            if let Some(from) = endpoint.standing.eligible_from().filter(|from| *from > now) {
+                until = Some(until.map_or(from, |until| until.min(from)));
+                continue;
+            }
+            if endpoint.priority > priority || tried.contains(*key) {
+                continue;
+            }
+            if endpoint.priority < priority {
+                priority = endpoint.priority;
+                self.keys.clear();
+                self.ends.clear();
+            }
+            self.ends.push(self.total() + u64::from(endpoint.weight));
+            self.keys.push(*key);
+        }
+        until
+    }
+
+    /// Takes one, by the algorithm of the settings.
+    pub(super) fn take(
+        &self,
+        slots: &mut Slots,
+        settings: &Settings,
+        norm: &Norm,
+        now: Instant,
+        rng: &mut impl Rng,
+    ) -> Option<EndpointKey> {
+        match self.keys.as_slice() {
+            [] => None,
+            [only] => Some(*only),
+            _ => match settings.algorithm {
+                Algorithm::P2cEwma => self.two_choices(slots, settings, norm, now, rng),
+                Algorithm::RoundRobin => self.turns(slots, settings, now, rng),
+            },
+        }
+    }
+
+    fn two_choices(
+        &self,
+        slots: &mut Slots,
+        settings: &Settings,
+        norm: &Norm,
+        now: Instant,
+        rng: &mut impl Rng,
+    ) -> Option<EndpointKey> {
+        let total = self.total();
+        let first = self.find(rng.random_range(0..total));
+        // Drawn from what is left without the first: what lies behind it moves up by its weight.
+        let start = if first == 0 { 0 } else { self.ends[first - 1] };
+        let weight = self.ends[first] - start;
+        let ticket = rng.random_range(0..total - weight);
+        let second = self.find(if ticket < start { ticket } else { ticket + weight });
+
+        let mean = total as f64 / self.keys.len() as f64;
+        let mut cost = |at: usize| {
+            let endpoint = slots.get_mut(self.keys[at])?;
+            let shared = 1.0 + f64::from(endpoint.in_flight) * mean / f64::from(endpoint.weight);
+            let ramp = endpoint.ramp(now, settings.slow_start);
+            Some(endpoint.latency.nanos(norm, now, settings.decay) * shared / ramp)
+        };
+        let (first_cost, second_cost) = (cost(first)?, cost(second)?);
+        let stay = (second_cost / first_cost).powi(2);
+        Some(
+            self.keys[if stay >= 1.0 || rng.random::<f64>() < stay {
+                first
+            } else {
+                second
+            }],
+        )
+    }
+
+    /// Smooth weighted round robin, as nginx does it: everybody gains its weight, the richest goes and pays the total.
+    /// The first turns are drawn, or every client of a service would begin at the same endpoint.
+    fn turns(&self, slots: &mut Slots, settings: &Settings, now: Instant, rng: &mut impl Rng) -> Option<EndpointKey> {
+        let mut total = 0;
+        let mut richest: Option<(EndpointKey, i64)> = None;
+        for key in &self.keys {
+            let endpoint = slots.get_mut(*key)?;
+            let gain = gain(endpoint, settings, now);
+            let turn = endpoint.turn.get_or_insert_with(|| rng.random_range(0..gain));
+            *turn += gain;
+            total += gain;
+            if richest.is_none_or(|(_, most)| *turn > most) {
+                richest = Some((*key, *turn));
+            }
+        }
+        let (key, _) = richest?;
+        if let Some(turn) = &mut slots.get_mut(key)?.turn {
+            *turn -= total;
+        }
+        Some(key)
+    }
+
+    fn total(&self) -> u64 {
+        self.ends.last().copied().unwrap_or(0)
+    }
+
+    /// Whose weight covers the `ticket`.
+    fn find(&self, ticket: u64) -> usize {
+        self.ends.partition_point(|end| *end <= ticket)
+    }
+}
+
+/// Weights in thousandths, so that a share can grow slowly.
+fn gain(endpoint: &mut Endpoint, settings: &Settings, now: Instant) -> i64 {
+    let ramp = endpoint.ramp(now, settings.slow_start);
+    ((f64::from(endpoint.weight) * ramp * 1000.0) as i64).max(1)
+}

@@ -1,0 +1,250 @@
+//! One endpoint: what discovery said of it, what was seen of it, and the key by which it is known.
+
+use std::{
+    net::SocketAddr,
+    time::{Duration, Instant},
+};
+
+use super::{
+    EndpointSpec,
+    latency::{Latency, Norm},
+};
+
+/// Names an endpoint of one [`super::Balancer`]. A key that outlives its endpoint is harmless: it means nobody.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct EndpointKey {
+    slot: u32,
+    generation: u32,
+}
+
+/// Whether an endpoint can be picked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum State {
+    /// It can.
+    Ready,
+    /// It could not be reached and is left alone until then.
+    Backoff {
+        /// When it may be dialled again.
+        until: Instant,
+    },
+    /// Discovery no longer names it: it takes no new RPC, those that run may end.
+    Draining,
+}
+
+/// What is known of an endpoint, for people to look at.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct View {
+    /// Its key.
+    pub key: EndpointKey,
+    /// Where it listens.
+    pub addr: SocketAddr,
+    /// Its share relative to others of its priority.
+    pub weight: u32,
+    /// Lower is preferred.
+    pub priority: u16,
+    /// Whether it can be picked.
+    pub state: State,
+    /// RPCs that run there, of this worker.
+    pub in_flight: u32,
+    /// The expected time to the first response headers; nothing while none came.
+    pub latency: Option<Duration>,
+    /// How often it was picked.
+    pub picked: u64,
+    /// Dials that failed in a row.
+    pub failures: u32,
+}
+
+#[derive(Debug)]
+pub(super) struct Endpoint {
+    pub(super) addr: SocketAddr,
+    pub(super) weight: u32,
+    pub(super) priority: u16,
+    pub(super) draining: bool,
+    /// The number of the last update that named it.
+    pub(super) named_by: u64,
+    pub(super) standing: Standing,
+    pub(super) failures: u32,
+    pub(super) in_flight: u32,
+    pub(super) picked: u64,
+    pub(super) latency: Latency,
+    /// Since when its share grows; nothing once it is whole.
+    pub(super) joined: Option<Instant>,
+    /// Its turn in the smooth weighted round robin; nothing before its first.
+    pub(super) turn: Option<i64>,
+}
+
+/// Whether an endpoint can be reached, as far as dialling has shown.
+///
+/// ```text
+///          dial_failed                pause over, picked
+///  Ready -------------> Backoff <-----------------------> Trial
+///    ^                     |          dial_failed           |
+///    +---------------------+--------------------------------+
+///                        dial_ok
+/// ```
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Standing {
+    Ready,
+    /// Left alone until then; from then on one RPC may try it.
+    Backoff {
+        until: Instant,
+        since: Instant,
+    },
+    /// One RPC is trying it. Nobody else does, unless nothing is heard of that for a while.
+    Trial {
+        since: Instant,
+    },
+}
+
+impl Standing {
+    /// From when it may be picked as any other.
+    pub(super) fn eligible_from(&self) -> Option<Instant> {
+        match *self {
+            Standing::Ready => None,
+            Standing::Backoff { until, .. } => Some(until),
+            Standing::Trial { since } => Some(since + TRIAL_PATIENCE),
+        }
+    }
+
+    /// From when it may be picked if there is no other.
+    pub(super) fn last_resort(&self, interval: Duration) -> Option<Instant> {
+        match *self {
+            Standing::Ready => None,
+            Standing::Backoff { since, .. } | Standing::Trial { since } => Some(since + interval),
+        }
+    }
+}
+
+impl Endpoint {
+    pub(super) fn new(spec: EndpointSpec, joined: Option<Instant>) -> Self {
+        Self {
+            addr: spec.addr,
+            weight: spec.weight,
+            priority: spec.priority,
+            draining: false,
+            named_by: 0,
+            standing: Standing::Ready,
+            failures: 0,
+            in_flight: 0,
+            picked: 0,
+            latency: Latency::default(),
+            joined,
+            turn: None,
+        }
+    }
+
+    /// An RPC is going there. Says whether that changes who else may.
+    pub(super) fn on_picked(&mut self, now: Instant) -> bool {
+        match self.standing {
+            Standing::Ready => false,
+            Standing::Backoff { .. } | Standing::Trial { .. } => {
+                self.standing = Standing::Trial { since: now };
+                true
+            }
+        }
+    }
+
+    /// How much of its share it takes: grows from a tenth to the whole over `slow_start` after it joined.
+    pub(super) fn ramp(&mut self, now: Instant, slow_start: Duration) -> f64 {
+        let Some(joined) = self.joined else { return 1.0 };
+        let grown = now.saturating_duration_since(joined).as_secs_f64() / slow_start.as_secs_f64();
+        if grown >= 1.0 {
+            self.joined = None;
+            return 1.0;
+        }
+        grown.max(0.1)
+    }
+
+    pub(super) fn view(&self, key: EndpointKey, norm: &Norm, now: Instant, decay: Duration) -> View {
+        let state = match self.standing {
+            _ if self.draining => State::Draining,
+            Standing::Ready => State::Ready,
+            Standing::Backoff { until, .. } => State::Backoff { until },
+            Standing::Trial { since } => State::Backoff { until: since },
+        };
+        View {
+            key,
+            addr: self.addr,
+            weight: self.weight,
+            priority: self.priority,
+            state,
+            in_flight: self.in_flight,
+            latency: self.latency.known(norm, now, decay),
+            picked: self.picked,
+            failures: self.failures,
+        }
+    }
+}
+
+/// A slab of endpoints whose keys carry a generation.
+#[derive(Debug, Default)]
+pub(super) struct Slots {
+    slots: Vec<Slot>,
+    free: Vec<u32>,
+}
+
+#[derive(Debug)]
+struct Slot {
+    generation: u32,
+    endpoint: Option<Endpoint>,
+}
+
+impl Slots {
+    pub(super) fn insert(&mut self, endpoint: Endpoint) -> EndpointKey {
+        let slot = self.free.pop().unwrap_or_else(|| {
+            self.slots.push(Slot {
+                generation: 0,
+                endpoint: None,
+            });
+            u32::try_from(self.slots.len() - 1).expect("addresses are capped far below four billion")
+        });
+        let at = &mut self.slots[slot as usize];
+        at.endpoint = Some(endpoint);
+        EndpointKey {
+            slot,
+            generation: at.generation,
+        }
+    }
+
+    pub(super) fn remove(&mut self, key: EndpointKey) -> Option<Endpoint> {
+        let at = self
+            .slots
+            .get_mut(key.slot as usize)
+            .filter(|at| at.generation == key.generation)?;
+        let endpoint = at.endpoint.take()?;
+        at.generation = at.generation.wrapping_add(1);
+        self.free.push(key.slot);
+        Some(endpoint)
+    }
+
+    pub(super) fn get(&self, key: EndpointKey) -> Option<&Endpoint> {
+        self.slots
+            .get(key.slot as usize)
+            .filter(|at| at.generation == key.generation)?
+            .endpoint
+            .as_ref()
+    }
+
+    pub(super) fn get_mut(&mut self, key: EndpointKey) -> Option<&mut Endpoint> {
+        self.slots
+            .get_mut(key.slot as usize)
+            .filter(|at| at.generation == key.generation)?
+            .endpoint
+            .as_mut()
+    }
+
+    pub(super) fn iter(&self) -> impl Iterator<Item = (EndpointKey, &Endpoint)> {
+        self.slots.iter().enumerate().filter_map(|(slot, at)| {
+            Some((
+                EndpointKey {
+                    slot: slot as u32,
+                    generation: at.generation,
+                },
+                at.endpoint.as_ref()?,
+            ))
+        })
+    }
+}
+
+/// How long one RPC may be the only one that tries an endpoint after its back-off.
+const TRIAL_PATIENCE: Duration = Duration::from_secs(1);

@@ -1,1 +1,0 @@
-//! Names to addresses: DNS by TTL, served stale during an outage.
