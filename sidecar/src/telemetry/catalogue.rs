@@ -1,0 +1,112 @@
+//! Every metric of the mesh's own: its name, its meaning, its labels.
+//!
+//! Label values come from closed sets, except names of services, which have a ceiling. What is `side` or `way` is told
+//! from the proxy: downstream asked, upstream is asked.
+
+use super::{Counter, Family, Gauge};
+
+/// RPCs that came, by whether TLS carried them.
+pub static REQUESTS: Family<Counter, 2> = Family::counter(
+    "portunus_requests_total",
+    "RPCs that came to the proxy.",
+    ["direction", "tls"],
+);
+
+/// RPCs that the proxy itself failed; `reason` is one of `failure`'s.
+pub static PROXY_ERRORS: Family<Counter, 2> = Family::counter(
+    "portunus_proxy_errors_total",
+    "RPCs and connections that the proxy itself ended, by the reason that it gave.",
+    ["direction", "reason"],
+);
+
+/// Open connections.
+pub static CONNECTIONS: Family<Gauge, 2> = Family::gauge(
+    "portunus_connections",
+    "Connections that are open, to those who ask (downstream) and to those who are asked (upstream).",
+    ["direction", "side"],
+);
+
+/// Connections that were opened.
+pub static CONNECTIONS_OPENED: Family<Counter, 2> = Family::counter(
+    "portunus_connections_opened_total",
+    "Connections that were opened.",
+    ["direction", "side"],
+);
+
+/// What detection took undeclared connections for.
+pub static DETECTED: Family<Counter, 2> = Family::counter(
+    "portunus_detected_total",
+    "Connections whose protocol was not declared, by what they were taken for.",
+    ["direction", "guess"],
+);
+
+/// Bytes that tunnels carried.
+pub static TUNNEL_BYTES: Family<Counter, 2> = Family::counter(
+    "portunus_tunnel_bytes_total",
+    "Bytes of tunnelled connections, by the way they went: to_upstream or to_downstream.",
+    ["direction", "way"],
+);
+
+/// Endpoints by state.
+pub static ENDPOINTS: Family<Gauge, 2> = Family::gauge(
+    "portunus_endpoints",
+    "Endpoints that a service has, by their state.",
+    ["service", "state"],
+)
+.at_most(1_000);
+
+/// RPCs that were sent again.
+pub static RETRIES: Family<Counter, 1> = Family::counter(
+    "portunus_retries_total",
+    "RPCs that were sent again, by why that was safe.",
+    ["reason"],
+);
+
+/// What shutting down cut.
+pub static CUT: Family<Counter, 1> = Family::counter(
+    "portunus_cut_total",
+    "RPCs and connections that the end of a shutdown cut.",
+    ["what"],
+);
+
+/// The memory that buffers may take.
+pub static MEMORY_BUDGET: Family<Gauge, 0> = Family::gauge(
+    "portunus_memory_budget_bytes",
+    "Bytes that buffered data and granted credit may take in all.",
+    [],
+);
+
+/// The memory that buffers take.
+pub static MEMORY_HELD: Family<Gauge, 0> = Family::gauge(
+    "portunus_memory_held_bytes",
+    "Bytes that buffered data and granted credit take.",
+    [],
+);
+
+/// Questions to DNS.
+pub static DNS_LOOKUPS: Family<Counter, 2> = Family::counter(
+    "portunus_dns_lookups_total",
+    "Questions to DNS, by record type and outcome.",
+    ["type", "outcome"],
+);
+
+/// Names that are followed.
+pub static DNS_NAMES: Family<Gauge, 1> = Family::gauge(
+    "portunus_dns_names",
+    "Names that are followed, by state: fresh, stale (served from before an outage) or unknown.",
+    ["state"],
+);
+
+/// What peers did that looks like an attack.
+pub static ABUSE: Family<Counter, 1> = Family::counter(
+    "portunus_abuse_total",
+    "What peers did too much of, and were stopped for.",
+    ["reason"],
+);
+
+/// Timeouts that make no sense.
+pub static INVALID_TIMEOUTS: Family<Counter, 1> = Family::counter(
+    "portunus_invalid_timeouts_total",
+    "Values of grpc-timeout that are not of its form, and were ignored.",
+    ["direction"],
+);
