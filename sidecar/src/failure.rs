@@ -1,1 +1,240 @@
-//! Every way an RPC can fail here: its status, whose fault it is, and whether anything was sent.
+//! Every way an RPC can fail here: its status, a sentence, whose fault it is, and whether anything was sent.
+//!
+//! What the server itself answers or resets is not a failure of ours: it crosses as it is.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use crate::exchange::Answer;
+use crate::grpc::Code;
+
+/// Why an RPC was ended by the proxy.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Failure {
+    /// The caller's header list is over a limit of ours.
+    #[error(
+        "the request's header list is {bytes} bytes in {fields} fields, and the sidecar takes {max_bytes} bytes and \
+         {max_fields} fields: send less metadata, or raise --max-header-list-bytes or --max-header-fields"
+    )]
+    RequestHeadersTooLarge {
+        /// Bytes, as RFC 9113, 6.5.2 counts.
+        bytes: usize,
+        /// Fields that were kept.
+        fields: usize,
+        /// The limit.
+        max_bytes: u32,
+        /// The limit.
+        max_fields: u32,
+    },
+    /// The server's header list is over a limit of ours.
+    #[error(
+        "the response of {addr} has a header list of {bytes} bytes, more than the sidecar takes: see --max-header-list-bytes"
+    )]
+    ResponseHeadersTooLarge {
+        /// Who answered.
+        addr: SocketAddr,
+        /// Bytes, as RFC 9113, 6.5.2 counts.
+        bytes: usize,
+    },
+    /// The header list is larger than the next hop announced that it takes.
+    #[error("{addr} takes header lists of at most {max} bytes, and this request's has {bytes}: send less metadata")]
+    NextHopHeaders {
+        /// Who would have been asked.
+        addr: SocketAddr,
+        /// Bytes of the list.
+        bytes: usize,
+        /// What the next hop takes.
+        max: usize,
+    },
+    /// The worker's memory budget is spent.
+    #[error(
+        "the sidecar holds {used} bytes for readers that do not read, which is all it may: no new calls until some read; \
+         see portunus_memory_held_bytes and --memory-budget"
+    )]
+    MemoryBudget {
+        /// Bytes held and promised.
+        used: u64,
+    },
+    /// The name has no addresses.
+    #[error("no address for {service}: {why}")]
+    NoAddress {
+        /// What was asked for.
+        service: String,
+        /// What the name servers said.
+        why: String,
+    },
+    /// No endpoint can be tried (any more).
+    #[error("no endpoint of {service} can be reached: {why}")]
+    NoEndpoint {
+        /// What was asked for.
+        service: String,
+        /// What was tried, and what came of it.
+        why: String,
+    },
+    /// The connection to the one server that was meant was not made.
+    #[error("{why}; is the application listening there?")]
+    Unreachable {
+        /// What the dial says.
+        why: String,
+    },
+    /// Too many calls wait for connections to one address.
+    #[error("too many calls wait for a connection to {addr}: it accepts too few streams")]
+    TooManyWaiting {
+        /// Who is asked.
+        addr: SocketAddr,
+    },
+    /// The connection ended after the request was sent.
+    #[error("the connection to {addr} ended after the request was sent ({why}): the server may have processed it")]
+    ConnectionLost {
+        /// Who was asked.
+        addr: SocketAddr,
+        /// How it ended.
+        why: String,
+    },
+    /// The server refused the stream, and it cannot be sent again.
+    #[error("{addr} refused the request before processing it, and so did another try")]
+    Refused {
+        /// Who was asked.
+        addr: SocketAddr,
+    },
+    /// The server broke the protocol.
+    #[error("the response of {addr} cannot be passed on: {why}")]
+    BadResponse {
+        /// Who answered.
+        addr: SocketAddr,
+        /// What was wrong.
+        why: String,
+    },
+    /// The deadline passed.
+    #[error("the deadline of {timeout:?} passed while {stage}")]
+    Deadline {
+        /// What the caller allowed.
+        timeout: Duration,
+        /// What was being waited for.
+        stage: String,
+    },
+    /// The proxy is stopping, and its grace period is over.
+    #[error("the sidecar stopped: its grace period ended before the call did")]
+    Stopping,
+}
+
+/// Who has to do something about it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fault {
+    /// The one who asked.
+    Caller,
+    /// The one who was asked.
+    Server,
+    /// What lies between.
+    Network,
+    /// The sidecar, or its configuration.
+    Sidecar,
+}
+
+impl Failure {
+    /// One word, for metrics and `portunus-error`.
+    pub fn reason(&self) -> &'static str {
+        match self {
+            Failure::RequestHeadersTooLarge { .. } => "request_headers_too_large",
+            Failure::ResponseHeadersTooLarge { .. } => "response_headers_too_large",
+            Failure::NextHopHeaders { .. } => "next_hop_headers",
+            Failure::MemoryBudget { .. } => "memory_budget",
+            Failure::NoAddress { .. } => "no_address",
+            Failure::NoEndpoint { .. } => "no_endpoint",
+            Failure::Unreachable { .. } => "unreachable",
+            Failure::TooManyWaiting { .. } => "too_many_waiting",
+            Failure::ConnectionLost { .. } => "connection_lost",
+            Failure::Refused { .. } => "refused",
+            Failure::BadResponse { .. } => "bad_response",
+            Failure::Deadline { .. } => "deadline",
+            Failure::Stopping => "stopping",
+        }
+    }
+
+    /// Every reason there is.
+    pub const REASONS: [&'static str; 13] = [
+        "request_headers_too_large",
+        "response_headers_too_large",
+        "next_hop_headers",
+        "memory_budget",
+        "no_address",
+        "no_endpoint",
+        "unreachable",
+        "too_many_waiting",
+        "connection_lost",
+        "refused",
+        "bad_response",
+        "deadline",
+        "stopping",
+    ];
+
+    /// The status that the caller sees.
+    pub fn code(&self) -> Code {
+        match self {
+            Failure::RequestHeadersTooLarge { .. }
+            | Failure::ResponseHeadersTooLarge { .. }
+            | Failure::NextHopHeaders { .. }
+            | Failure::MemoryBudget { .. }
+            | Failure::TooManyWaiting { .. } => Code::ResourceExhausted,
+            Failure::NoAddress { .. }
+            | Failure::NoEndpoint { .. }
+            | Failure::Unreachable { .. }
+            | Failure::ConnectionLost { .. }
+            | Failure::Refused { .. }
+            | Failure::Stopping => Code::Unavailable,
+            Failure::BadResponse { .. } => Code::Internal,
+            Failure::Deadline { .. } => Code::DeadlineExceeded,
+        }
+    }
+
+    /// Who has to do something about it.
+    pub fn fault(&self) -> Fault {
+        match self {
+            Failure::RequestHeadersTooLarge { .. } | Failure::NextHopHeaders { .. } | Failure::Deadline { .. } => {
+                Fault::Caller
+            }
+            Failure::ResponseHeadersTooLarge { .. }
+            | Failure::Unreachable { .. }
+            | Failure::TooManyWaiting { .. }
+            | Failure::Refused { .. }
+            | Failure::BadResponse { .. } => Fault::Server,
+            Failure::NoAddress { .. } | Failure::NoEndpoint { .. } | Failure::ConnectionLost { .. } => Fault::Network,
+            Failure::MemoryBudget { .. } | Failure::Stopping => Fault::Sidecar,
+        }
+    }
+
+    /// Whether a server may have processed the request: if so, it is not safe to send it again.
+    pub fn may_have_been_processed(&self) -> bool {
+        match self {
+            Failure::ResponseHeadersTooLarge { .. }
+            | Failure::ConnectionLost { .. }
+            | Failure::BadResponse { .. }
+            | Failure::Deadline { .. }
+            | Failure::Stopping => true,
+            Failure::RequestHeadersTooLarge { .. }
+            | Failure::NextHopHeaders { .. }
+            | Failure::MemoryBudget { .. }
+            | Failure::NoAddress { .. }
+            | Failure::NoEndpoint { .. }
+            | Failure::Unreachable { .. }
+            | Failure::TooManyWaiting { .. }
+            | Failure::Refused { .. } => false,
+        }
+    }
+
+    /// What the caller is told.
+    pub fn answer(&self) -> Answer {
+        let http = match self.code() {
+            Code::DeadlineExceeded => 504,
+            Code::ResourceExhausted if self.fault() == Fault::Caller => 431,
+            Code::Internal => 502,
+            _ => 503,
+        };
+        Answer {
+            code: self.code(),
+            http,
+            reason: self.reason(),
+            sentence: self.to_string(),
+        }
+    }
+}

@@ -1,1 +1,71 @@
 //! The story from the network to this pod's application.
+//!
+//! A connection from the network is accepted, its destination must be an address of this pod, its first bytes are looked
+//! at ([`connection`]). If it is HTTP/2, each RPC on it begins at [`request`]: what the peer must not say is removed,
+//! the application is reached at the address that the caller meant, and the two streams are carried by their exchange.
+
+use crate::call::{CallKey, Choice};
+use crate::connect::Reach;
+use crate::exchange::End;
+use crate::failure::Failure;
+use crate::http2::Shared;
+use crate::http2::hpack::Name;
+use crate::worker::Worker;
+
+/// An RPC began on a connection from the network. Its header list stands in the wires' shared fields.
+pub(crate) fn request(worker: &mut Worker, down: End, ended: bool) {
+    let Some(key) = worker.begin_call(down, true, ended) else {
+        return;
+    };
+    tell_the_application(worker, key);
+    again(worker, key);
+}
+
+/// The call has to reach the application (once more).
+pub(crate) fn again(worker: &mut Worker, key: CallKey) {
+    if let Err(failure) = go(worker, key) {
+        worker.fail(key, failure);
+    }
+}
+
+/// Reach the application, h2c on its own address, and carry the call there.
+fn go(worker: &mut Worker, key: CallKey) -> Result<(), Failure> {
+    let Some(call) = worker.calls.get_mut(key) else {
+        return Ok(());
+    };
+    let addr = call.meant;
+    let pool = worker.pools.of(true, addr);
+    call.choice = Some(Choice {
+        endpoint: None,
+        addr,
+        pool,
+        at: worker.now,
+    });
+    match worker.pools.reach(pool, key.to_bits(), &worker.wires) {
+        Reach::Wire(wire) => worker.carry(key, wire),
+        Reach::Dial => {
+            worker.dial(pool, addr);
+            Ok(())
+        }
+        Reach::Wait => Ok(()),
+        Reach::Full => Err(Failure::TooManyWaiting { addr }),
+    }
+}
+
+/// What a peer must not say, it must not say behind its last message either.
+pub(crate) fn clean_trailers(shared: &mut Shared) {
+    shared
+        .fields
+        .remove_all(Name::ForwardedClientCert, &mut shared.interner);
+}
+
+/// Header work: an identity that the peer claims in words is removed, whatever its spelling; how the call came is said.
+fn tell_the_application(worker: &mut Worker, key: CallKey) {
+    let Some(call) = worker.calls.get_mut(key) else { return };
+    let interner = &mut worker.wires.shared.interner;
+    let head = &mut call.exchange.head;
+    head.remove_all(Name::ForwardedClientCert, interner);
+    if head.find(Name::ForwardedProto, interner).is_none() {
+        head.push(b"x-forwarded-proto", b"http", false);
+    }
+}

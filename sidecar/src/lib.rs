@@ -10,6 +10,7 @@ pub mod connect;
 pub mod detect;
 pub mod exchange;
 pub mod http2;
+pub mod route;
 pub mod tunnel;
 
 // Words and facts, which every room may use.
@@ -17,9 +18,11 @@ pub mod grpc;
 pub mod telemetry;
 
 // The stories, and what turns them.
+mod call;
 pub mod failure;
 pub mod inbound;
 pub mod outbound;
+mod timers;
 pub mod worker;
 
 // Start and stop, what was said and what it means, and the operator's door.

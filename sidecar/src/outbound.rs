@@ -1,1 +1,169 @@
 //! The story from this pod's application to the network.
+//!
+//! A connection that the application opened is accepted, its destination learned, its first bytes looked at
+//! ([`connection`]). If it is HTTP/2, each RPC on it begins at [`request`]: it is matched to a service, an endpoint is
+//! picked, reached, and from then on the two streams are carried by their exchange, until both have ended and the call
+//! is recorded.
+
+use crate::balance::NoEndpoint;
+use crate::call::{Call, CallKey, Choice};
+use crate::connect::Reach;
+use crate::exchange::End;
+use crate::failure::Failure;
+use crate::grpc::timeout;
+use crate::http2::hpack::Name;
+use crate::route::{Named, ServiceKey};
+use crate::worker::Worker;
+
+/// An RPC began on a connection of the application's. Its header list stands in the wires' shared fields.
+pub(crate) fn request(worker: &mut Worker, down: End, ended: bool) {
+    let Some(key) = worker.begin_call(down, false, ended) else {
+        return;
+    };
+    if let Err(failure) = allow_deadline(worker, key).and_then(|()| find(worker, key)) {
+        worker.fail(key, failure);
+    }
+}
+
+/// Match: which service is meant. The call waits if the name's addresses are not known yet.
+fn find(worker: &mut Worker, key: CallKey) -> Result<(), Failure> {
+    let Some(call) = worker.calls.get(key) else {
+        return Ok(());
+    };
+    let meant = call.meant;
+    let service = match named(worker, key) {
+        Some(named) => {
+            let now = worker.now;
+            let Some(service) = worker.services.get_mut(named) else {
+                return Ok(());
+            };
+            service.used = now;
+            match service.owns(meant, now) {
+                Some(true) => named,
+                Some(false) => worker.services.of_address(meant, now),
+                None => {
+                    service.waiting.push(key.to_bits());
+                    return Ok(());
+                }
+            }
+        }
+        None => worker.services.of_address(meant, worker.now),
+    };
+    if let Some(call) = worker.calls.get_mut(key) {
+        call.service = service;
+    }
+    go(worker, key)
+}
+
+/// The addresses of the name came, or their time is over: the call goes on.
+pub(crate) fn resolved(worker: &mut Worker, key: CallKey, named: ServiceKey) {
+    let Some(call) = worker.calls.get(key) else { return };
+    let (meant, now) = (call.meant, worker.now);
+    let owns = worker.services.get(named).and_then(|service| service.owns(meant, now));
+    let service = if owns == Some(true) {
+        named
+    } else {
+        worker.services.of_address(meant, worker.now)
+    };
+    if let Some(call) = worker.calls.get_mut(key) {
+        call.service = service;
+    }
+    again(worker, key);
+}
+
+/// The call has to look for an endpoint (once more).
+pub(crate) fn again(worker: &mut Worker, key: CallKey) {
+    if let Err(failure) = go(worker, key) {
+        worker.fail(key, failure);
+    }
+}
+
+/// Pick an endpoint, reach it, carry the call there.
+fn go(worker: &mut Worker, key: CallKey) -> Result<(), Failure> {
+    let choice = pick(worker, key)?;
+    match worker.pools.reach(choice.pool, key.to_bits(), &worker.wires) {
+        Reach::Wire(wire) => worker.carry(key, wire),
+        Reach::Dial => {
+            worker.dial(choice.pool, choice.addr);
+            Ok(())
+        }
+        Reach::Wait => Ok(()),
+        Reach::Full => Err(Failure::TooManyWaiting { addr: choice.addr }),
+    }
+}
+
+/// Pick: the better of two endpoints, among those that this call has not tried.
+fn pick(worker: &mut Worker, key: CallKey) -> Result<Choice, Failure> {
+    let now = worker.now;
+    let no_call = || Failure::Stopping;
+    let call = worker.calls.get_mut(key).ok_or_else(no_call)?;
+    let service = worker.services.get_mut(call.service).ok_or_else(no_call)?;
+    let endpoint = match service.balancer.pick(now, &mut worker.rng, &call.tried) {
+        Ok(endpoint) => endpoint,
+        Err(why) => return Err(no_endpoint(service.name.clone(), why, call)),
+    };
+    let addr = service.balancer.addr(endpoint).ok_or_else(no_call)?;
+    service.balancer.started(endpoint);
+    let pool = worker.pools.of(false, addr);
+    let choice = Choice {
+        endpoint: Some(endpoint),
+        addr,
+        pool,
+        at: now,
+    };
+    call.choice = Some(choice);
+    Ok(choice)
+}
+
+fn no_endpoint(service: String, why: NoEndpoint, call: &Call) -> Failure {
+    let why = match &call.last_error {
+        Some(last) => format!("{why}; last: {last}"),
+        None => why.to_string(),
+    };
+    Failure::NoEndpoint { service, why }
+}
+
+/// The service of the name in `:authority`: known by the number on its interned field, else looked up.
+fn named(worker: &mut Worker, key: CallKey) -> Option<ServiceKey> {
+    let call = worker.calls.get(key)?;
+    let port = call.meant.port();
+    let interner = &worker.wires.shared.interner;
+    let authority = call.exchange.head.find(Name::Authority, interner)?;
+    let id = authority.id;
+    if let Some(known) = id.and_then(|id| worker.services.by_tag(interner.tag(id), port)) {
+        return Some(known);
+    }
+    let service = match worker.services.named(authority.value, port, worker.now) {
+        Named::Known(service) => service,
+        Named::New(service, host) => {
+            worker.resolve(service, host, port);
+            service
+        }
+        Named::None => return None,
+    };
+    if let Some(id) = id {
+        worker.wires.shared.interner.set_tag(id, worker.services.tag(service));
+    }
+    Some(service)
+}
+
+/// The caller's deadline is kept here, also while the call waits for names and connections.
+fn allow_deadline(worker: &mut Worker, key: CallKey) -> Result<(), Failure> {
+    let Some(call) = worker.calls.get_mut(key) else {
+        return Ok(());
+    };
+    let Some(field) = call
+        .exchange
+        .head
+        .find(Name::GrpcTimeout, &worker.wires.shared.interner)
+    else {
+        return Ok(());
+    };
+    match timeout::parse(field.value) {
+        Some(allowed) => worker.set_deadline(key, allowed),
+        None => {
+            worker.counts.invalid_timeouts.inc();
+            Ok(())
+        }
+    }
+}

@@ -1,1 +1,433 @@
-//! One thread and everything it owns.
+//! One thread and everything it owns: connections, calls, pools, names' endpoints, timers, counters.
+//!
+//! A turn: what became ready is read once, events become commands, and when nothing is left each connection that got
+//! output is written once. Nothing here is shared with another worker.
+
+mod counts;
+mod door;
+mod events;
+mod run;
+mod upkeep;
+
+pub use run::{Command, Handle, Parts, start};
+
+use std::collections::VecDeque;
+use std::mem;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use rand::rngs::StdRng;
+use tokio::net::TcpStream;
+
+use crate::balance::EndpointSpec;
+use crate::call::{Call, CallKey, Deadline};
+use crate::connect::resolve::{Answer, Query, State, Target};
+use crate::connect::{self, PoolKey, Pools, Side, WireKey, Wires};
+use crate::exchange::{End, Exchange, Phase};
+use crate::failure::Failure;
+use crate::grpc::timeout;
+use crate::http2::Connection;
+use crate::http2::hpack::{Fields, Name};
+use crate::http2::slots::{Key, Slots};
+use crate::route::{ServiceKey, Services};
+use crate::telemetry::{Direction, MethodId, Recorder};
+use crate::timers::Timers;
+use crate::{inbound, outbound};
+use counts::Counts;
+use run::{Inbox, Message};
+
+/// Bytes that one connection may bring in a turn.
+const READ_BYTES: usize = 64 << 10;
+
+/// Everything that one worker owns.
+pub(crate) struct Worker {
+    /// The time of this turn.
+    pub(crate) now: Instant,
+    pub(crate) wires: Wires,
+    pub(crate) calls: Slots<Call>,
+    pub(crate) pools: Pools,
+    pub(crate) services: Services,
+    pub(crate) recorder: Recorder,
+    pub(crate) counts: Counts,
+    pub(crate) rng: StdRng,
+    timers: Timers,
+    inbox: Arc<Inbox>,
+    parts: Parts,
+    buffer: Box<[u8]>,
+    /// Wires that may have more to read, or more held bytes to write, than their turn allowed.
+    unfinished: VecDeque<WireKey>,
+    /// Marks of calls whose held bytes moved; kept for its memory alone.
+    moved: Vec<u64>,
+    /// Empty header lists, kept for their memory alone.
+    spare: Vec<Fields>,
+    draining_inbound: bool,
+    draining_outbound: bool,
+}
+
+impl Worker {
+    /// A call begins: its header list is taken over, and what can be said of it at once is said.
+    pub(crate) fn begin_call(&mut self, down: End, inbound: bool, ended: bool) -> Option<CallKey> {
+        let spare = self.spare_fields();
+        let head = mem::replace(&mut self.wires.shared.fields, spare);
+        let wire = self.wires.slots.get(down.wire)?;
+        let Side::Caller { meant, .. } = wire.side else {
+            return None;
+        };
+        let over = head.over_limit();
+        let bytes = head.list_size();
+        let kept = head.len();
+        let settings = wire.engine.settings();
+        let limits = (settings.max_header_list_bytes, settings.max_header_fields);
+        let exchange = Exchange::new(down, head, ended, &self.wires);
+        let method = exchange.is_grpc.then(|| self.method_of(&exchange, inbound)).flatten();
+        let key = self.calls.insert(Call {
+            exchange,
+            inbound,
+            meant,
+            method,
+            began: self.now,
+            deadline: None,
+            service: Key::NONE,
+            choice: None,
+            tried: Default::default(),
+            last_error: None,
+            resent: false,
+            ended: None,
+        });
+        if let Some(wire) = self.wires.slots.get_mut(down.wire) {
+            wire.engine.set_user(down.stream, key.to_bits());
+        }
+        self.counts.of(inbound).requests.inc();
+        if let Some(method) = method {
+            self.recorder.started(method);
+        }
+        if over {
+            let (max_bytes, max_fields) = limits;
+            self.fail(
+                key,
+                Failure::RequestHeadersTooLarge {
+                    bytes,
+                    fields: kept,
+                    max_bytes,
+                    max_fields,
+                },
+            );
+            return None;
+        }
+        if self.wires.shared.budget.is_spent() {
+            let used = self.wires.shared.budget.used();
+            self.fail(key, Failure::MemoryBudget { used });
+            return None;
+        }
+        Some(key)
+    }
+
+    /// The method of an RPC: known by the number on its interned path, else looked up or learned.
+    fn method_of(&mut self, exchange: &Exchange, inbound: bool) -> Option<MethodId> {
+        let interner = &mut self.wires.shared.interner;
+        let path = exchange.head.find(Name::Path, interner)?;
+        let (direction, shift) = if inbound {
+            (Direction::Inbound, 16)
+        } else {
+            (Direction::Outbound, 0)
+        };
+        let Some(id) = path.id else {
+            return Some(self.recorder.method(direction, path.value));
+        };
+        let tag = interner.tag(id);
+        if let Some(method) = MethodId::from_tag((tag >> shift) as u16) {
+            return Some(method);
+        }
+        let method = self.recorder.method(direction, path.value);
+        interner.set_tag(id, tag | u32::from(method.tag()) << shift);
+        Some(method)
+    }
+
+    /// Sends the call's request on `wire`, with what the deadline leaves.
+    pub(crate) fn carry(&mut self, key: CallKey, wire: WireKey) -> Result<(), Failure> {
+        let Some(call) = self.calls.get_mut(key) else {
+            return Ok(());
+        };
+        let Some(choice) = call.choice else { return Ok(()) };
+        if let Some(deadline) = call.deadline {
+            let left = deadline.at.saturating_duration_since(self.now);
+            if left.is_zero() {
+                let stage = call.stage();
+                return Err(Failure::Deadline {
+                    timeout: deadline.timeout,
+                    stage,
+                });
+            }
+            let mut text = Vec::with_capacity(9);
+            timeout::format(left, &mut text);
+            call.exchange
+                .head
+                .remove_all(Name::GrpcTimeout, &mut self.wires.shared.interner);
+            call.exchange.head.push(b"grpc-timeout", &text, false);
+        }
+        if let Some(to) = self.wires.slots.get(wire) {
+            let (bytes, max) = (call.exchange.head.list_size(), to.engine.max_header_list());
+            if bytes > max {
+                return Err(Failure::NextHopHeaders {
+                    addr: choice.addr,
+                    bytes,
+                    max,
+                });
+            }
+        }
+        if call.exchange.connect(wire, key.to_bits(), &mut self.wires) {
+            return Ok(());
+        }
+        // The wire was full after all: the call waits with the others.
+        match self.pools.reach(choice.pool, key.to_bits(), &self.wires) {
+            connect::Reach::Dial => self.dial(choice.pool, choice.addr),
+            connect::Reach::Wire(_) | connect::Reach::Wait => {}
+            connect::Reach::Full => return Err(Failure::TooManyWaiting { addr: choice.addr }),
+        }
+        Ok(())
+    }
+
+    /// Ends the call by an answer of our own, and records it.
+    pub(crate) fn fail(&mut self, key: CallKey, failure: Failure) {
+        let Some(call) = self.calls.get_mut(key) else { return };
+        if matches!(call.exchange.phase, Phase::Answered | Phase::Over) {
+            return;
+        }
+        let answer = failure.answer();
+        tracing::debug!(reason = answer.reason, inbound = call.inbound, "{}", answer.sentence);
+        self.counts.of(call.inbound).failed(answer.reason);
+        call.ended = Some(answer.code);
+        call.exchange.answer(&answer, &mut self.wires);
+        self.settle(key);
+    }
+
+    /// The call has been taken back from where it went, and looks for another way.
+    pub(crate) fn send_again(&mut self, key: CallKey) {
+        let Some(call) = self.calls.get(key) else { return };
+        if call.inbound {
+            inbound::again(self, key);
+        } else {
+            outbound::again(self, key);
+        }
+    }
+
+    /// Leaves the endpoint that was chosen, to which nothing was sent.
+    pub(crate) fn leave_endpoint(&mut self, key: CallKey) {
+        let Some(call) = self.calls.get_mut(key) else { return };
+        let Some(choice) = call.choice.take() else { return };
+        self.pools.forget(choice.pool, key.to_bits());
+        if let (Some(endpoint), Some(service)) = (choice.endpoint, self.services.get_mut(call.service)) {
+            service
+                .balancer
+                .finished(endpoint, crate::balance::Outcome::Unsent, self.now);
+        }
+    }
+
+    /// Records the call and lets go of it, if nothing is left of it.
+    pub(crate) fn settle(&mut self, key: CallKey) {
+        if self
+            .calls
+            .get(key)
+            .is_none_or(|call| !call.exchange.is_finished(&self.wires))
+        {
+            return;
+        }
+        let Some(mut call) = self.calls.remove(key) else { return };
+        let elapsed = self.now.saturating_duration_since(call.began);
+        if let Some(method) = call.method {
+            self.recorder.handled(method, call.kind(), call.code(), elapsed);
+        }
+        if let Some(choice) = call.choice {
+            if let (Some(endpoint), Some(service)) = (choice.endpoint, self.services.get_mut(call.service)) {
+                let gone = service.balancer.finished(endpoint, call.outcome(self.now), self.now);
+                if let Some(gone) = gone {
+                    self.retire(gone.addr);
+                }
+            }
+            self.serve(choice.pool, choice.addr);
+        }
+        call.exchange.release(&mut self.wires);
+        self.keep_fields(call.exchange.head);
+    }
+
+    /// Calls that wait for a connection to this address get one, as far as there are any.
+    fn serve(&mut self, pool: PoolKey, addr: SocketAddr) {
+        while let Some(mark) = self.pools.next_waiting(pool, &self.wires) {
+            let key = Key::from_bits(mark);
+            let connect::Reach::Wire(wire) = self.pools.reach(pool, mark, &self.wires) else {
+                break;
+            };
+            if let Err(failure) = self.carry(key, wire) {
+                self.fail(key, failure);
+            }
+        }
+        if self.pools.needs_dial(pool, &self.wires) {
+            self.spawn_dial(pool, addr);
+        }
+    }
+
+    /// Keeps the caller's deadline.
+    pub(crate) fn set_deadline(&mut self, key: CallKey, timeout: Duration) -> Result<(), Failure> {
+        let Some(call) = self.calls.get_mut(key) else {
+            return Ok(());
+        };
+        // A deadline that no clock reaches is none.
+        let Some(at) = call.began.checked_add(timeout) else {
+            return Ok(());
+        };
+        call.deadline = Some(Deadline { at, timeout });
+        if timeout.is_zero() {
+            return Err(Failure::Deadline {
+                timeout,
+                stage: "the call began".to_owned(),
+            });
+        }
+        self.timers.set(at, key.to_bits());
+        Ok(())
+    }
+
+    /// Opens a connection to `addr` for its pool.
+    pub(crate) fn dial(&mut self, pool: PoolKey, addr: SocketAddr) {
+        self.spawn_dial(pool, addr);
+    }
+
+    fn spawn_dial(&self, pool: PoolKey, addr: SocketAddr) {
+        let inbox = self.inbox.clone();
+        let settings = self.parts.dial.clone();
+        tokio::task::spawn_local(async move {
+            let result = connect::dial(addr, &settings).await;
+            inbox.send(Message::Dialled { pool, addr, result });
+        });
+    }
+
+    /// Follows the addresses of a name, from now on.
+    pub(crate) fn resolve(&mut self, service: ServiceKey, host: String, port: u16) {
+        let srv = self.parts.srv.get(&host).cloned();
+        let query = Query { host, port, srv };
+        run::follow(self.parts.names.clone(), self.inbox.clone(), service, query);
+    }
+
+    /// The addresses of a service, as the name servers give them now.
+    fn resolved(&mut self, key: ServiceKey, answer: Arc<Answer>) {
+        let Some(service) = self.services.get_mut(key) else {
+            return;
+        };
+        if matches!(answer.state, State::Pending) {
+            return;
+        }
+        let spec = |target: &Target| EndpointSpec {
+            addr: target.addr,
+            weight: target.weight,
+            priority: target.priority,
+        };
+        let specs: Vec<_> = answer.routable().map(spec).collect();
+        let changes = service.balancer.update(&specs, self.now);
+        service.answer = Some(answer);
+        let waiting = mem::take(&mut service.waiting);
+        for gone in changes.gone {
+            self.retire(gone.addr);
+        }
+        for mark in waiting {
+            outbound::resolved(self, Key::from_bits(mark), key);
+        }
+    }
+
+    /// The name servers took too long: who waited goes to the address that was dialled.
+    fn stop_waiting_for_names(&mut self, key: ServiceKey) {
+        let Some(service) = self.services.get_mut(key) else {
+            return;
+        };
+        for mark in mem::take(&mut service.waiting) {
+            outbound::resolved(self, Key::from_bits(mark), key);
+        }
+    }
+
+    /// No new call goes to `addr` any more: its connections end when their calls do.
+    fn retire(&mut self, addr: SocketAddr) {
+        let pool = self.pools.of(false, addr);
+        for key in self.pools.wires(pool).to_vec() {
+            if let Some((wire, _)) = self.wires.touch(key) {
+                wire.engine.begin_goaway();
+            }
+        }
+    }
+
+    /// Takes a caller's connection in, whose first bytes are HTTP/2's.
+    fn adopt(&mut self, socket: TcpStream, first: Vec<u8>, peer: SocketAddr, meant: SocketAddr, inbound: bool) {
+        let settings = self.parts.http2.clone();
+        let mut engine = Connection::server(settings, !inbound, self.now, &mut self.wires.shared);
+        if if inbound {
+            self.draining_inbound
+        } else {
+            self.draining_outbound
+        } {
+            engine.begin_goaway();
+        }
+        self.wires
+            .insert(socket, first, engine, peer, Side::Caller { inbound, meant }, self.now);
+        self.counts.of(inbound).opened_downstream();
+    }
+
+    /// A connection that was dialled is here, or is not.
+    fn dialled(&mut self, pool: PoolKey, addr: SocketAddr, result: Result<TcpStream, connect::Error>) {
+        let inbound = self.pools.get(pool).is_some_and(|pool| pool.own);
+        match result {
+            Ok(socket) => {
+                let settings = self.parts.http2.clone();
+                let engine = Connection::client(settings, false, self.now, &mut self.wires.shared);
+                let wire = self
+                    .wires
+                    .insert(socket, Vec::new(), engine, addr, Side::Server { pool }, self.now);
+                self.pools.dialled(pool, wire);
+                self.counts.of(inbound).opened_upstream();
+                self.dial_ok(addr);
+                self.serve(pool, addr);
+            }
+            Err(error) => {
+                tracing::debug!(%addr, "{error}");
+                let why = error.to_string();
+                let mut judged = Vec::new();
+                for mark in self.pools.dial_failed(pool) {
+                    self.dial_failed(Key::from_bits(mark), &why, &mut judged);
+                }
+            }
+        }
+    }
+
+    fn dial_ok(&mut self, addr: SocketAddr) {
+        let now = self.now;
+        self.services
+            .of_endpoint(addr, |balancer, endpoint| balancer.dial_ok(endpoint, now));
+    }
+
+    /// The endpoint that a call waited for cannot be reached: it tries the others, one after another.
+    fn dial_failed(&mut self, key: CallKey, why: &str, judged: &mut Vec<(ServiceKey, crate::balance::EndpointKey)>) {
+        let Some(call) = self.calls.get_mut(key) else { return };
+        call.last_error = Some(why.to_owned());
+        let Some(choice) = call.choice else { return };
+        let (service, Some(endpoint)) = (call.service, choice.endpoint) else {
+            self.fail(key, Failure::Unreachable { why: why.to_owned() });
+            return;
+        };
+        call.tried.insert(endpoint);
+        if !judged.contains(&(service, endpoint)) {
+            judged.push((service, endpoint));
+            if let Some(service) = self.services.get_mut(service) {
+                service.balancer.dial_failed(endpoint, self.now, &mut self.rng);
+            }
+        }
+        self.leave_endpoint(key);
+        self.send_again(key);
+    }
+
+    fn spare_fields(&mut self) -> Fields {
+        self.spare.pop().unwrap_or_default()
+    }
+
+    fn keep_fields(&mut self, fields: Fields) {
+        if self.spare.len() < 256 {
+            self.spare.push(fields);
+        }
+    }
+}

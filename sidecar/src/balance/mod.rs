@@ -380,6 +380,11 @@ impl Balancer {
         }
     }
 
+    /// The endpoint that listens at `addr`, if there is one.
+    pub fn at(&self, addr: SocketAddr) -> Option<EndpointKey> {
+        self.by_addr.get(&addr).copied()
+    }
+
     /// Where the endpoint listens; nothing if it is gone.
     pub fn addr(&self, key: EndpointKey) -> Option<SocketAddr> {
         self.slots.get(key).map(|endpoint| endpoint.addr)

@@ -108,6 +108,18 @@ pub enum Guess {
 }
 
 impl Guess {
+    /// Every ground.
+    pub const ALL: [Guess; 8] = [
+        Guess::Declared,
+        Guess::ClientFirst,
+        Guess::ClientAfterSilence,
+        Guess::ClientAfterSettings,
+        Guess::ServerFirst,
+        Guess::ServerClosed,
+        Guess::ClientClosed,
+        Guess::Incomplete,
+    ];
+
     /// One word for a metric.
     pub fn name(&self) -> &'static str {
         match self {

@@ -1,1 +1,399 @@
 //! One RPC: two stream ends, and what happens between them.
+//!
+//! What one side says is said to the other in the turn in which it came. Credit is forwarded: a sender may send what the
+//! reader on the other side has granted, or what its own path needs. Either end may be gone first; whatever comes for
+//! the other then finds an end, not a stranger.
+
+mod answer;
+mod replay;
+
+pub use answer::Answer;
+
+use std::mem;
+
+use crate::connect::{WireKey, Wires};
+use crate::grpc::{self, Boundary};
+use crate::http2::hpack::{Fields, Name};
+use crate::http2::{Reason, Settings, StreamKey};
+use replay::Replay;
+
+/// A stream of a wire.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct End {
+    /// The connection.
+    pub wire: WireKey,
+    /// The stream on it.
+    pub stream: StreamKey,
+}
+
+/// How far an exchange is.
+///
+/// ```text
+///            connect                 response head              trailers or END_STREAM
+///   Waiting ---------> Asked ----------------------> Answering ------------------------> Answered
+///      |  ^              | |                             |
+///      |  +--- refused --+ +---- failed, cancelled ------+-------------------------------> Over
+///      +---------------------------------------------------------------------------------> Over
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Phase {
+    /// No stream upstream yet: the request is kept as it comes.
+    Waiting,
+    /// The request is on its way; it can be sent again while all of it is in the replay.
+    Asked,
+    /// A response has begun.
+    Answering,
+    /// The response is whole; the request may still go on (RFC 9113, 8.1).
+    Answered,
+    /// One of the ends, or we, ended it.
+    Over,
+}
+
+/// An RPC between two ends.
+pub struct Exchange {
+    /// Who asked.
+    pub down: End,
+    /// Who is asked.
+    pub up: Option<End>,
+    /// How far it is.
+    pub phase: Phase,
+    /// The request's header list, while it may have to be sent (again).
+    pub head: Fields,
+    /// Whether the content type is gRPC's.
+    pub is_grpc: bool,
+    /// Messages of the request.
+    pub asked: Boundary,
+    /// Messages of the response.
+    pub answered: Boundary,
+    /// The response's `grpc-status`, once it came.
+    pub code: Option<grpc::Code>,
+    /// The response's `:status`.
+    pub http_status: u16,
+    request_ended: bool,
+    is_head: bool,
+    replay: Replay,
+    /// Where the request began in the upstream wire's output.
+    sent_at: u64,
+}
+
+impl Exchange {
+    /// An exchange whose request is `head`.
+    pub fn new(down: End, head: Fields, request_ended: bool, wires: &Wires) -> Exchange {
+        let interner = &wires.shared.interner;
+        let mut is_grpc = false;
+        let mut is_head = false;
+        for field in head.iter(interner) {
+            match field.name {
+                Name::ContentType => is_grpc = grpc::is_content_type(field.value),
+                Name::Method => is_head = field.value == b"HEAD",
+                _ => {}
+            }
+        }
+        Exchange {
+            down,
+            up: None,
+            phase: Phase::Waiting,
+            head,
+            is_grpc,
+            asked: Boundary::default(),
+            answered: Boundary::default(),
+            code: None,
+            http_status: 0,
+            request_ended,
+            is_head,
+            replay: Replay::default(),
+            sent_at: 0,
+        }
+    }
+
+    /// Opens a stream on `wire` and sends it what there is of the request. `false` if the wire has no room for it.
+    pub fn connect(&mut self, wire: WireKey, user: u64, wires: &mut Wires) -> bool {
+        let Some((to, shared)) = wires.touch(wire) else {
+            return false;
+        };
+        let Some(stream) = to.engine.open(user, self.is_head) else {
+            return false;
+        };
+        self.sent_at = to.position();
+        self.up = Some(End { wire, stream });
+        self.phase = Phase::Asked;
+        let bare = self.request_ended && self.replay.is_empty() && self.replay.trailers.is_none();
+        to.engine.send_headers(stream, &self.head, false, bare, shared);
+        if bare {
+            return true;
+        }
+        let ends_with_data = self.request_ended && self.replay.trailers.is_none();
+        for piece in self.replay.pieces() {
+            to.engine.send_data(stream, piece, false, shared);
+        }
+        if ends_with_data {
+            to.engine.send_data(stream, &[], true, shared);
+        } else if let Some(trailers) = &self.replay.trailers {
+            let mut copy = Fields::new();
+            trailers.copy_to(&mut copy, &mut shared.interner);
+            to.engine.send_trailers(stream, &mut copy, shared);
+            copy.clear(&mut shared.interner);
+        }
+        true
+    }
+
+    /// Payload of the request.
+    pub fn request_data(&mut self, bytes: &[u8], end: bool, wires: &mut Wires) {
+        self.request_ended |= end;
+        if self.is_grpc {
+            self.asked.follow(bytes);
+        }
+        if matches!(self.phase, Phase::Waiting | Phase::Asked) {
+            self.replay.keep(bytes, self.phase == Phase::Waiting, &mut wires.shared);
+        }
+        let Some(up) = self.up else { return };
+        if let Some((wire, shared)) = wires.touch(up.wire) {
+            wire.engine.send_data(up.stream, bytes, end, shared);
+        }
+        self.refill_request(wires);
+    }
+
+    /// Trailers of the request; they stand in the wires' shared fields.
+    pub fn request_trailers(&mut self, wires: &mut Wires) {
+        self.request_ended = true;
+        if matches!(self.phase, Phase::Waiting | Phase::Asked) && self.replay.is_whole() {
+            let mut kept = Fields::new();
+            wires.shared.fields.copy_to(&mut kept, &mut wires.shared.interner);
+            self.replay.trailers = Some(Box::new(kept));
+        }
+        self.send_trailers(self.up, wires);
+    }
+
+    /// The response's head, or an informational one; it stands in the wires' shared fields.
+    pub fn response_head(&mut self, status: u16, informational: bool, end: bool, wires: &mut Wires) {
+        if !informational {
+            self.phase = if end { Phase::Answered } else { Phase::Answering };
+            self.http_status = status;
+            self.forget_request(wires);
+            if end {
+                self.read_status(wires);
+            }
+        }
+        let fields = mem::take(&mut wires.shared.fields);
+        if let Some((wire, shared)) = wires.touch(self.down.wire) {
+            wire.engine
+                .send_headers(self.down.stream, &fields, informational, end, shared);
+        }
+        wires.shared.fields = fields;
+        if !informational && !end {
+            // What the reader granted beyond the first window goes to the server in the turn that learns of it.
+            self.refill_response(wires);
+        }
+    }
+
+    /// Payload of the response.
+    pub fn response_data(&mut self, bytes: &[u8], end: bool, wires: &mut Wires) {
+        if self.is_grpc {
+            self.answered.follow(bytes);
+        }
+        if end {
+            self.phase = Phase::Answered;
+        }
+        if let Some((wire, shared)) = wires.touch(self.down.wire) {
+            wire.engine.send_data(self.down.stream, bytes, end, shared);
+        }
+        if !end {
+            self.refill_response(wires);
+        }
+    }
+
+    /// The response's trailers; they stand in the wires' shared fields.
+    pub fn response_trailers(&mut self, wires: &mut Wires) {
+        self.phase = Phase::Answered;
+        self.read_status(wires);
+        self.send_trailers(Some(self.down), wires);
+    }
+
+    /// Gives the caller the credit that the server has granted, or that the path needs.
+    pub fn refill_request(&self, wires: &mut Wires) {
+        if let Some(up) = self.up {
+            refill(self.down, up, wires);
+        }
+    }
+
+    /// Gives the server the credit that the caller has granted, or that the path needs.
+    pub fn refill_response(&self, wires: &mut Wires) {
+        if let Some(up) = self.up {
+            refill(up, self.down, wires);
+        }
+    }
+
+    /// The caller reset its stream: so do we upstream, with the code that came.
+    pub fn caller_reset(&mut self, reason: Reason, wires: &mut Wires) {
+        self.reset_up(reason, wires);
+        self.phase = Phase::Over;
+    }
+
+    /// The server reset its stream. A whole answer goes out first; else the caller learns what the server said.
+    pub fn server_reset(&mut self, reason: Reason, wires: &mut Wires) {
+        self.up = None;
+        let Some((wire, shared)) = wires.touch(self.down.wire) else {
+            return;
+        };
+        if self.phase == Phase::Answered {
+            wire.engine.reset_after_end(self.down.stream, reason, shared);
+        } else {
+            wire.engine.reset(self.down.stream, reason, shared);
+            self.phase = Phase::Over;
+        }
+    }
+
+    /// The upstream stream is gone and nothing of it was processed: whether the request can be sent again, whole.
+    pub fn take_back(&mut self) -> bool {
+        self.up = None;
+        let again = self.phase == Phase::Asked && self.replay.is_whole() && !self.head.is_empty();
+        if again {
+            self.phase = Phase::Waiting;
+        }
+        again
+    }
+
+    /// Whether not one byte of the request has reached the socket of `wire`, which took `flushed` bytes in all.
+    pub fn is_unsent(&self, flushed: u64) -> bool {
+        self.phase == Phase::Asked && self.sent_at >= flushed
+    }
+
+    /// Ends it by an answer of our own: a status where that can be said, else a reset. The server is told to stop.
+    pub fn answer(&mut self, answer: &Answer, wires: &mut Wires) {
+        self.reset_up(Reason::CANCEL, wires);
+        let began = matches!(self.phase, Phase::Answering);
+        if matches!(self.phase, Phase::Answered | Phase::Over) {
+            return;
+        }
+        self.phase = Phase::Over;
+        let down = self.down;
+        let Some((wire, shared)) = wires.touch(down.wire) else {
+            return;
+        };
+        if !began {
+            answer.send_whole(self.is_grpc, self.is_head, &mut wire.engine, down.stream, shared);
+            self.code = Some(answer.code);
+        } else if self.is_grpc && self.answered.is_between_messages() {
+            answer.send_trailers(&mut wire.engine, down.stream, shared);
+            self.code = Some(answer.code);
+        } else {
+            wire.engine.reset(down.stream, Reason::INTERNAL_ERROR, shared);
+        }
+        // Whatever of the request is still under way has no reader.
+        wire.engine.reset_after_end(down.stream, Reason::NO_ERROR, shared);
+    }
+
+    /// Whether nothing is left of it on either side.
+    pub fn is_finished(&self, wires: &Wires) -> bool {
+        let open = |end: End| {
+            wires
+                .slots
+                .get(end.wire)
+                .is_some_and(|wire| wire.engine.is_open(end.stream))
+        };
+        self.phase != Phase::Waiting && !open(self.down) && !self.up.is_some_and(open)
+    }
+
+    /// Gives back what it holds. To be called before it is dropped.
+    pub fn release(&mut self, wires: &mut Wires) {
+        self.forget_request(wires);
+    }
+
+    fn forget_request(&mut self, wires: &mut Wires) {
+        if !self.head.is_empty() {
+            self.head.clear(&mut wires.shared.interner);
+        }
+        self.replay.forget(&mut wires.shared);
+    }
+
+    fn reset_up(&mut self, reason: Reason, wires: &mut Wires) {
+        if let Some(up) = self.up.take()
+            && let Some((wire, shared)) = wires.touch(up.wire)
+        {
+            wire.engine.reset(up.stream, reason, shared);
+        }
+    }
+
+    fn read_status(&mut self, wires: &Wires) {
+        if let Some(status) = wires.shared.fields.find(Name::GrpcStatus, &wires.shared.interner) {
+            self.code = Some(grpc::Code::parse(status.value));
+        }
+    }
+
+    fn send_trailers(&self, to: Option<End>, wires: &mut Wires) {
+        let Some(to) = to else { return };
+        let mut fields = mem::take(&mut wires.shared.fields);
+        if let Some((wire, shared)) = wires.touch(to.wire) {
+            wire.engine.send_trailers(to.stream, &mut fields, shared);
+        }
+        wires.shared.fields = fields;
+    }
+}
+
+/// Lets the sender `from` send what the reader `to` has granted, or what its own path needs, less what is under way
+/// and what is held already.
+fn refill(from: End, to: End, wires: &mut Wires) {
+    let Some(reader) = wires.slots.get(to.wire) else { return };
+    let held = reader.engine.held(to.stream) as i64;
+    let room = reader.engine.room(to.stream);
+    let Some(sender) = wires.slots.get(from.wire) else {
+        return;
+    };
+    let Some(window) = sender.engine.recv_window(from.stream) else {
+        return;
+    };
+    let missing = credit_due(sender.engine.settings(), room, sender.engine.path_need(), window + held);
+    if missing > 0
+        && let Some((wire, shared)) = wires.touch(from.wire)
+    {
+        wire.engine.grant(from.stream, missing as u32, shared);
+    }
+}
+
+/// How much credit a sender gets now. `have` is what it has and what is held of it; small amounts wait, so that a
+/// stream does not cost an update for each of its frames.
+fn credit_due(settings: &Settings, room: i64, need: i64, have: i64) -> i64 {
+    let ceiling = need.clamp(settings.stream_window as i64, settings.stream_window_ceiling as i64);
+    let target = ceiling.min(room.max(need)).max(settings.first_stream_window as i64);
+    let missing = target - have;
+    if missing > 0 && missing >= target / 2 {
+        missing
+    } else {
+        0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn credit_is_what_the_reader_granted_within_the_ceiling() {
+        let settings = Settings::default();
+        assert_eq!(credit_due(&settings, 200_000, 0, 0), 200_000);
+        assert_eq!(credit_due(&settings, 1 << 30, 0, 0), 256 << 10);
+        assert_eq!(credit_due(&settings, 1 << 30, 2 << 20, 0), 2 << 20);
+        assert_eq!(credit_due(&settings, 1 << 30, 1 << 30, 0), 4 << 20);
+    }
+
+    #[test]
+    fn a_sender_never_waits_without_credit_when_nothing_is_held() {
+        for first in [1, 7, 100, 65_535] {
+            let settings = Settings {
+                first_stream_window: first,
+                ..Settings::default()
+            };
+            for room in [i64::MIN / 2, -5, 0, 1, 50, 1_000_000] {
+                assert!(credit_due(&settings, room, 0, 0) > 0, "first {first}, room {room}");
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_held_is_not_granted_again() {
+        let settings = Settings::default();
+        assert_eq!(credit_due(&settings, 65_535, 0, 65_535), 0);
+        assert_eq!(credit_due(&settings, 0, 0, 65_535), 0);
+        assert_eq!(credit_due(&settings, 65_535, 0, 60_000), 0, "little is left to wait");
+    }
+}

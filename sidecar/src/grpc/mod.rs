@@ -1,5 +1,61 @@
 //! The words of gRPC: status codes, timeouts, and where one message ends and the next begins.
 
+mod boundary;
 mod code;
+pub mod timeout;
 
+pub use boundary::Boundary;
 pub use code::Code;
+
+/// Whether a `content-type` is gRPC's: `application/grpc`, alone or with `+` or `;` behind it.
+pub fn is_content_type(value: &[u8]) -> bool {
+    const GRPC: &[u8] = b"application/grpc";
+    match value.split_at_checked(GRPC.len()) {
+        Some((kind, rest)) => kind.eq_ignore_ascii_case(GRPC) && matches!(rest.first(), None | Some(b'+' | b';')),
+        None => false,
+    }
+}
+
+/// Writes `text` as a `grpc-message`: percent-encoded but for printable ASCII (gRPC's `doc/PROTOCOL-HTTP2.md`).
+pub fn percent_encode(text: &str) -> Vec<u8> {
+    let mut out = Vec::with_capacity(text.len());
+    for byte in text.bytes() {
+        if matches!(byte, b' '..=b'~') && byte != b'%' {
+            out.push(byte);
+        } else {
+            out.extend_from_slice(format!("%{byte:02X}").as_bytes());
+        }
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_grpc_is_grpc() {
+        for yes in [
+            "application/grpc",
+            "application/grpc+proto",
+            "application/grpc;x=y",
+            "Application/gRPC",
+        ] {
+            assert!(is_content_type(yes.as_bytes()), "{yes}");
+        }
+        for no in [
+            "application/grpc-web",
+            "application/grpcx",
+            "text/html",
+            "",
+            "application/json",
+        ] {
+            assert!(!is_content_type(no.as_bytes()), "{no}");
+        }
+    }
+
+    #[test]
+    fn a_message_is_printable_ascii_on_the_wire() {
+        assert_eq!(percent_encode("100 % \u{e9}\n"), b"100 %25 %C3%A9%0A");
+    }
+}

@@ -1,6 +1,26 @@
 //! The engine: HTTP/2 (RFC 9113) and HPACK (RFC 7541), without sockets, tasks or a clock.
+//!
+//! Bytes in, events out; commands in, bytes out. Equal inputs give equal bytes, so everything here is tested frame by
+//! frame. [`Connection`] is the door: `receive.rs` reads what came, `send.rs` says what we say.
 
+mod abuse;
+mod closed;
+mod connection;
+mod frame;
+mod held;
 pub mod hpack;
+mod message;
+mod path;
+mod receive;
+mod send;
 mod settings;
+pub mod slots;
+mod stream;
 
+pub use abuse::Abuse;
+pub use connection::{Connection, Event, Fatal, Head, Role, Shared, StreamFault};
+pub use frame::{PREFACE, Reason};
+pub use held::{Budget, Held, Pool};
+pub use message::Wrong;
 pub use settings::Settings;
+pub use stream::{Stream, StreamKey};

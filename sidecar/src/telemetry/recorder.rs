@@ -28,6 +28,18 @@ pub struct Recorder {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct MethodId(u32);
 
+impl MethodId {
+    /// A number other than 0 that stands for it, small enough to hang on an interned path.
+    pub fn tag(self) -> u16 {
+        u16::try_from(self.0 + 1).unwrap_or(0)
+    }
+
+    /// What [`MethodId::tag`] stands for; `None` for 0.
+    pub fn from_tag(tag: u16) -> Option<MethodId> {
+        tag.checked_sub(1).map(|id| MethodId(id.into()))
+    }
+}
+
 impl Recorder {
     pub(super) fn new(registry: Arc<Registry>, id: RecorderId) -> Recorder {
         let mut recorder = Recorder {

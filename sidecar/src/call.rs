@@ -1,0 +1,119 @@
+//! What the proxy knows of one RPC beside its two streams: when it began, where it goes, and how it ended.
+
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+use crate::balance::{EndpointKey, Outcome, Tried};
+use crate::connect::PoolKey;
+use crate::exchange::{Exchange, Phase};
+use crate::grpc::Code;
+use crate::http2::Reason;
+use crate::http2::slots::Key;
+use crate::route::ServiceKey;
+use crate::telemetry::{GrpcType, MethodId};
+
+/// The key of a call.
+pub(crate) type CallKey = Key<Call>;
+
+/// One RPC.
+pub(crate) struct Call {
+    pub(crate) exchange: Exchange,
+    pub(crate) inbound: bool,
+    /// Where the caller's connection was going.
+    pub(crate) meant: SocketAddr,
+    pub(crate) method: Option<MethodId>,
+    pub(crate) began: Instant,
+    pub(crate) deadline: Option<Deadline>,
+    pub(crate) service: ServiceKey,
+    pub(crate) choice: Option<Choice>,
+    pub(crate) tried: Tried,
+    /// What came of the last endpoint that was tried.
+    pub(crate) last_error: Option<String>,
+    /// Whether it was sent again already: that happens once.
+    pub(crate) resent: bool,
+    /// How it ended, if not by a status of the server's.
+    pub(crate) ended: Option<Code>,
+}
+
+/// What the caller allows.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Deadline {
+    pub(crate) at: Instant,
+    pub(crate) timeout: Duration,
+}
+
+/// The endpoint that was chosen.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Choice {
+    /// Its key in the service's balancer; `None` inbound, where there is no choice.
+    pub(crate) endpoint: Option<EndpointKey>,
+    pub(crate) addr: SocketAddr,
+    pub(crate) pool: PoolKey,
+    pub(crate) at: Instant,
+}
+
+impl Call {
+    /// What is being waited for, in words.
+    pub(crate) fn stage(&self) -> String {
+        match (self.exchange.phase, &self.choice) {
+            (Phase::Waiting, None) => "the service's addresses were being resolved".to_owned(),
+            (Phase::Waiting, Some(choice)) => format!("a connection to {} was being made", choice.addr),
+            (Phase::Asked, Some(choice)) => format!("{} had not begun to answer", choice.addr),
+            (_, Some(choice)) => format!("{} was answering", choice.addr),
+            (_, None) => "the call was ending".to_owned(),
+        }
+    }
+
+    /// The status that the call ends with.
+    pub(crate) fn code(&self) -> Code {
+        let exchange = &self.exchange;
+        match (self.ended, exchange.code) {
+            (Some(code), _) | (None, Some(code)) => code,
+            (None, None) if exchange.phase == Phase::Answered && exchange.http_status == 200 && !exchange.is_grpc => {
+                Code::Ok
+            }
+            (None, None) if exchange.http_status != 0 => Code::from_http(exchange.http_status),
+            (None, None) => Code::Unknown,
+        }
+    }
+
+    /// What the call's messages looked like.
+    pub(crate) fn kind(&self) -> GrpcType {
+        match (
+            self.exchange.asked.messages() > 1,
+            self.exchange.answered.messages() > 1,
+        ) {
+            (false, false) => GrpcType::Unary,
+            (true, false) => GrpcType::ClientStream,
+            (false, true) => GrpcType::ServerStream,
+            (true, true) => GrpcType::BidiStream,
+        }
+    }
+
+    /// What its endpoint is to be judged by.
+    pub(crate) fn outcome(&self, now: Instant) -> Outcome {
+        let answered = self.exchange.http_status != 0;
+        match self.code() {
+            Code::Unavailable | Code::Internal if !answered || self.ended.is_some() => Outcome::Failed,
+            Code::Unavailable => Outcome::Failed,
+            Code::Cancelled | Code::DeadlineExceeded if !answered => {
+                let since = self.choice.map_or(now, |choice| choice.at);
+                Outcome::Abandoned {
+                    waited: now.saturating_duration_since(since),
+                }
+            }
+            _ => Outcome::Done,
+        }
+    }
+}
+
+/// The status that gRPC gives to a reset (gRPC's `doc/PROTOCOL-HTTP2.md`, Errors).
+pub(crate) fn code_of_reset(reason: Reason) -> Code {
+    match reason {
+        Reason::REFUSED_STREAM => Code::Unavailable,
+        Reason::CANCEL => Code::Cancelled,
+        Reason::ENHANCE_YOUR_CALM => Code::ResourceExhausted,
+        Reason::INADEQUATE_SECURITY => Code::PermissionDenied,
+        _ => Code::Internal,
+    }
+}

@@ -1,0 +1,179 @@
+//! Connections to one address, used by all who call it: a further one opens when the peer's stream limit is reached or
+//! one drains.
+
+use std::collections::{HashMap, VecDeque};
+use std::net::SocketAddr;
+
+use super::wire::{WireKey, Wires};
+use crate::http2::slots::{Key, Slots};
+
+/// The key of a pool.
+pub type PoolKey = Key<Pool>;
+
+/// Connections that one address gets from one worker at most.
+const MOST_WIRES: usize = 64;
+/// Calls that wait for a connection to one address at most.
+const MOST_WAITING: usize = 10_000;
+/// A peer may take this many resets for an attack: the connection is replaced before.
+const RESETS_TO_REPLACE: u32 = 80;
+
+/// Connections to one address.
+pub struct Pool {
+    /// Where they lead.
+    pub addr: SocketAddr,
+    /// Whether that is the pod's own application.
+    pub own: bool,
+    wires: Vec<WireKey>,
+    dialling: usize,
+    waiting: VecDeque<u64>,
+}
+
+/// How an address is reached.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Reach {
+    /// By this wire, now.
+    Wire(WireKey),
+    /// The call waits; somebody is dialling, or a stream will end.
+    Wait,
+    /// The call waits; a connection is to be dialled.
+    Dial,
+    /// Too many wait already.
+    Full,
+}
+
+/// The pools of one worker.
+#[derive(Default)]
+pub struct Pools {
+    pools: Slots<Pool>,
+    by_key: HashMap<(bool, SocketAddr), PoolKey>,
+}
+
+impl Pools {
+    /// The pool of an address. Calls to the pod's own application (`own`) and to others never share one.
+    pub fn of(&mut self, own: bool, addr: SocketAddr) -> PoolKey {
+        *self.by_key.entry((own, addr)).or_insert_with(|| {
+            self.pools.insert(Pool {
+                addr,
+                own,
+                wires: Vec::new(),
+                dialling: 0,
+                waiting: VecDeque::new(),
+            })
+        })
+    }
+
+    /// The pool, if it is there.
+    pub fn get(&self, key: PoolKey) -> Option<&Pool> {
+        self.pools.get(key)
+    }
+
+    /// A wire with room for one more stream, or what is to be done to get one. A call that has to wait is remembered.
+    pub fn reach(&mut self, key: PoolKey, call: u64, wires: &Wires) -> Reach {
+        let Some(pool) = self.pools.get_mut(key) else {
+            return Reach::Full;
+        };
+        if let Some(wire) = pool.usable(wires) {
+            return Reach::Wire(wire);
+        }
+        if pool.waiting.len() >= MOST_WAITING {
+            return Reach::Full;
+        }
+        pool.waiting.push_back(call);
+        // One connection serves many calls: so many are dialled as those who wait are likely to need.
+        let wanted = pool.waiting.len().div_ceil(100);
+        if pool.dialling < wanted && pool.wires.len() + pool.dialling < MOST_WIRES {
+            pool.dialling += 1;
+            return Reach::Dial;
+        }
+        Reach::Wait
+    }
+
+    /// A dialled connection is here.
+    pub fn dialled(&mut self, key: PoolKey, wire: WireKey) {
+        if let Some(pool) = self.pools.get_mut(key) {
+            pool.dialling = pool.dialling.saturating_sub(1);
+            pool.wires.push(wire);
+        }
+    }
+
+    /// A dial failed: the calls that waited are returned, unless another dial or a wire may still serve them.
+    pub fn dial_failed(&mut self, key: PoolKey) -> Vec<u64> {
+        let Some(pool) = self.pools.get_mut(key) else {
+            return Vec::new();
+        };
+        pool.dialling = pool.dialling.saturating_sub(1);
+        if pool.dialling > 0 || !pool.wires.is_empty() {
+            return Vec::new();
+        }
+        pool.waiting.drain(..).collect()
+    }
+
+    /// A wire is gone.
+    pub fn closed(&mut self, key: PoolKey, wire: WireKey) {
+        if let Some(pool) = self.pools.get_mut(key) {
+            pool.wires.retain(|w| *w != wire);
+        }
+    }
+
+    /// The next call that waits, if there is a wire for it now.
+    pub fn next_waiting(&mut self, key: PoolKey, wires: &Wires) -> Option<u64> {
+        let pool = self.pools.get_mut(key)?;
+        if pool.waiting.is_empty() {
+            return None;
+        }
+        pool.usable(wires)?;
+        pool.waiting.pop_front()
+    }
+
+    /// Whether calls wait while nobody dials and no wire could take them: a dial is due, and counted.
+    pub fn needs_dial(&mut self, key: PoolKey, wires: &Wires) -> bool {
+        let Some(pool) = self.pools.get_mut(key) else {
+            return false;
+        };
+        let needs = !pool.waiting.is_empty()
+            && pool.dialling == 0
+            && pool.usable(wires).is_none()
+            && pool.wires.len() < MOST_WIRES;
+        if needs {
+            pool.dialling += 1;
+        }
+        needs
+    }
+
+    /// A call no longer waits.
+    pub fn forget(&mut self, key: PoolKey, call: u64) {
+        if let Some(pool) = self.pools.get_mut(key) {
+            pool.waiting.retain(|waiting| *waiting != call);
+        }
+    }
+
+    /// The wires of a pool.
+    pub fn wires(&self, key: PoolKey) -> &[WireKey] {
+        self.pools.get(key).map_or(&[], |pool| &pool.wires)
+    }
+
+    /// Removes a pool that nobody uses.
+    pub fn remove_if_idle(&mut self, key: PoolKey) {
+        if let Some(pool) = self.pools.get(key)
+            && pool.wires.is_empty()
+            && pool.dialling == 0
+            && pool.waiting.is_empty()
+        {
+            let addr = pool.addr;
+            self.pools.remove(key);
+            self.by_key.retain(|(_, of), pool| *of != addr || *pool != key);
+        }
+    }
+}
+
+impl Pool {
+    fn usable(&self, wires: &Wires) -> Option<WireKey> {
+        let usable = |key: &WireKey| wires.slots.get(*key).is_some_and(|wire| wire.engine.has_capacity());
+        self.wires.iter().copied().find(usable)
+    }
+}
+
+/// Whether a wire has sent so many resets that its peer may soon cut it for that.
+pub fn is_worn(wire: &super::wire::Wire) -> bool {
+    wire.engine.early_resets() >= RESETS_TO_REPLACE
+}

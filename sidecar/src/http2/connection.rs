@@ -1,0 +1,616 @@
+//! One HTTP/2 connection, in either role: bytes in, events out; commands in, bytes out. No socket, no clock.
+//!
+//! The owner feeds what it read to [`Connection::receive`] until that returns `None`, answers events by the commands of
+//! `send.rs`, lets [`Connection::pump`] move what is held when the turn ends, and writes [`Connection::output`].
+
+use std::collections::HashMap;
+use std::hash::{BuildHasherDefault, Hasher};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::Settings;
+use super::abuse::{Abuse, Ledger};
+use super::closed::{Closed, How};
+use super::frame::{self, DEFAULT_WINDOW, MAX_STREAM_ID, Reason, setting};
+use super::held::{Budget, Held, Pool};
+use super::hpack::{Decoder, Encoder, Fields, Interner};
+use super::message::Wrong;
+use super::path::Path;
+use super::receive::Parser;
+use super::slots::Slots;
+use super::stream::{Half, Stream, StreamKey};
+
+/// What the connections of one worker have in common.
+pub struct Shared {
+    /// Header fields that some table of some connection holds.
+    pub interner: Interner,
+    /// The header list of the event that was returned last.
+    pub fields: Fields,
+    /// Memory that may be used.
+    pub budget: Budget,
+    pub(crate) pool: Pool,
+    /// Output buffers of connections that have nothing to write.
+    pub(crate) outputs: Vec<Vec<u8>>,
+}
+
+impl Shared {
+    /// The tables of a worker that may hold `budget` bytes for its connections.
+    pub fn new(budget: u64) -> Shared {
+        Shared {
+            interner: Interner::new(),
+            fields: Fields::new(),
+            budget: Budget::new(budget),
+            pool: Pool::default(),
+            outputs: Vec::new(),
+        }
+    }
+
+    /// Holds a copy of `bytes`, counted in the budget.
+    pub fn hold(&mut self, held: &mut Held, bytes: &[u8]) {
+        held.push(bytes, &mut self.pool);
+        self.budget.add(bytes.len() as u64);
+    }
+
+    /// Throws away what is held.
+    pub fn drop_held(&mut self, held: &mut Held) {
+        let dropped = held.clear(&mut self.pool);
+        self.budget.release(dropped as u64);
+    }
+}
+
+/// Which end of the connection we are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Role {
+    /// The peer asks.
+    Server,
+    /// We ask.
+    Client,
+}
+
+/// What kind of header list came.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Head {
+    /// A new stream's request.
+    Request,
+    /// A final response, with its `:status`.
+    Response(u16),
+    /// An informational response (1xx).
+    Informational(u16),
+    /// Fields behind the last DATA.
+    Trailers,
+}
+
+/// What the peer did.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Event<'a> {
+    /// A header list: it stands in [`Shared::fields`] until the next call.
+    Headers {
+        /// The stream.
+        key: StreamKey,
+        /// What the owner hung on it (0 for a request).
+        user: u64,
+        /// What the list is.
+        head: Head,
+        /// Whether the peer's half ends with it.
+        end: bool,
+    },
+    /// A piece of payload. A frame may come in several pieces.
+    Data {
+        /// The stream.
+        key: StreamKey,
+        /// What the owner hung on it.
+        user: u64,
+        /// The payload.
+        bytes: &'a [u8],
+        /// Whether the peer's half ends with it.
+        end: bool,
+    },
+    /// The stream is gone: the peer reset it, or did something to it that the RFC answers with a reset.
+    Reset {
+        /// What the owner hung on it.
+        user: u64,
+        /// The code that was sent or came.
+        reason: Reason,
+        /// Why we reset it; `None` if the peer did.
+        fault: Option<StreamFault>,
+        /// Whether the peer's half had ended before.
+        theirs_ended: bool,
+    },
+    /// The peer granted more on a stream.
+    Room {
+        /// What the owner hung on it.
+        user: u64,
+    },
+    /// The peer's SETTINGS changed; `rooms` if the windows of streams did.
+    Settings {
+        /// Whether the window of every stream changed.
+        rooms: bool,
+    },
+    /// The peer will take no new streams; those above `last` were not processed ([`Connection::take_unprocessed`]).
+    GoAway {
+        /// The last stream that the peer may have processed.
+        last: u32,
+        /// Why it goes.
+        reason: Reason,
+    },
+    /// The answer to our PING.
+    Pong([u8; 8]),
+    /// A request was refused by the engine itself.
+    Refused {
+        /// The code that was sent.
+        reason: Reason,
+        /// What was wrong with it; `None` if there were too many streams.
+        wrong: Option<Wrong>,
+    },
+}
+
+/// What a peer did to a stream that we answer with RST_STREAM.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum StreamFault {
+    /// A malformed message.
+    #[error("the peer sent {0}")]
+    Malformed(Wrong),
+    /// More than the stream's window allowed, or an update that overflows it.
+    #[error("the peer broke the stream's flow control")]
+    FlowControl,
+    /// Something after its half had ended.
+    #[error("the peer sent a frame on a half that it had ended")]
+    AfterEnd,
+    /// An update of nothing, or a stream that depends on itself.
+    #[error("the peer sent a frame that a stream cannot have")]
+    Protocol,
+}
+
+/// Why the connection is over. GOAWAY stands in the output.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{reason}: {why}")]
+pub struct Fatal {
+    /// The code that we told the peer.
+    pub reason: Reason,
+    /// A sentence for the log.
+    pub why: &'static str,
+}
+
+pub(crate) fn fatal<T>(reason: Reason, why: &'static str) -> Result<T, Fatal> {
+    Err(Fatal { reason, why })
+}
+
+/// What the peer announced.
+#[derive(Debug)]
+pub(crate) struct Peer {
+    pub(crate) said: bool,
+    pub(crate) initial_window: u32,
+    pub(crate) max_streams: u32,
+    pub(crate) max_header_list: u32,
+}
+
+/// An HTTP/2 connection without its socket.
+pub struct Connection {
+    pub(crate) role: Role,
+    pub(crate) settings: Arc<Settings>,
+    pub(crate) streams: Slots<Stream>,
+    pub(crate) ids: HashMap<u32, StreamKey, BuildHasherDefault<IdHasher>>,
+    pub(crate) parser: Parser,
+    pub(crate) decoder: Decoder,
+    pub(crate) encoder: Encoder,
+    pub(crate) peer: Peer,
+    /// Whether the peer acknowledged our SETTINGS.
+    pub(crate) acked: bool,
+    /// What the peer may still send on the connection.
+    pub(crate) recv_window: i64,
+    /// What the connection's window is restored to.
+    pub(crate) recv_target: i64,
+    /// How much of `recv_window` stands in the worker's budget.
+    pub(crate) reserved: u64,
+    pub(crate) send_window: i64,
+    /// Streams that hold bytes and have room, in their turn.
+    pub(crate) ready: std::collections::VecDeque<StreamKey>,
+    pub(crate) out: Vec<u8>,
+    /// How much of `out` the socket took.
+    pub(crate) out_taken: usize,
+    /// The DATA frame that `out` ends with.
+    pub(crate) tail: Tail,
+    /// The highest stream that the peer opened.
+    pub(crate) last_theirs: u32,
+    /// The next stream that we open.
+    pub(crate) next_ours: u32,
+    pub(crate) going: Going,
+    /// The last stream that the peer's GOAWAY lets through.
+    pub(crate) their_goaway: Option<u32>,
+    pub(crate) closed: Closed,
+    pub(crate) ledger: Ledger,
+    /// Whether the peer is the pod's own application, which may cancel as it likes.
+    pub(crate) own_application: bool,
+    pub(crate) path: Path,
+    /// What the peer did too much of.
+    pub(crate) unruly: Option<Abuse>,
+    /// Resets that we sent on streams that had no response: a peer may take many of them for an attack.
+    pub(crate) early_resets: u32,
+}
+
+/// A DATA frame at the end of the output, which can still grow.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Tail {
+    pub(crate) stream: u32,
+    /// Where its header stands in the output.
+    pub(crate) at: usize,
+    /// Where it ends.
+    pub(crate) end: usize,
+}
+
+/// How far our own going away is (RFC 9113, 6.8).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Going {
+    /// We stay.
+    No,
+    /// 2^31-1 was said, and a PING asked whether it was heard.
+    Announced,
+    /// The last stream was said: later ones are ignored.
+    Last(u32),
+}
+
+/// The payload of the PING that stands between the two steps of a graceful GOAWAY.
+pub(crate) const DRAIN_PING: [u8; 8] = *b"ptn-gone";
+/// The payload of the PING that measures the path.
+pub(crate) const PATH_PING: [u8; 8] = *b"ptn-path";
+/// Output that DATA may fill up to; headers and control frames may exceed it.
+pub(crate) const OUTPUT_BYTES: usize = 64 << 10;
+/// Output that a peer does not read, at which it is cut.
+const OUTPUT_CEILING: usize = 1 << 20;
+/// Streams that we open before the peer's SETTINGS said how many it takes.
+const STREAMS_BEFORE_SETTINGS: u32 = 100;
+
+impl Connection {
+    /// A connection whose peer asks. Our SETTINGS stand in the output at once.
+    pub fn server(settings: Arc<Settings>, own_application: bool, now: Instant, shared: &mut Shared) -> Connection {
+        Connection::new(Role::Server, settings, own_application, now, shared)
+    }
+
+    /// A connection on which we ask. The preface and our SETTINGS stand in the output at once.
+    pub fn client(settings: Arc<Settings>, own_application: bool, now: Instant, shared: &mut Shared) -> Connection {
+        Connection::new(Role::Client, settings, own_application, now, shared)
+    }
+
+    fn new(
+        role: Role,
+        settings: Arc<Settings>,
+        own_application: bool,
+        now: Instant,
+        shared: &mut Shared,
+    ) -> Connection {
+        let mut connection = Connection {
+            role,
+            streams: Slots::default(),
+            ids: HashMap::default(),
+            parser: Parser::new(role),
+            decoder: Decoder::new(settings.header_table_bytes),
+            encoder: Encoder::new(),
+            peer: Peer {
+                said: false,
+                initial_window: DEFAULT_WINDOW,
+                max_streams: STREAMS_BEFORE_SETTINGS,
+                max_header_list: u32::MAX,
+            },
+            acked: false,
+            recv_window: DEFAULT_WINDOW as i64,
+            recv_target: DEFAULT_WINDOW as i64,
+            reserved: 0,
+            send_window: DEFAULT_WINDOW as i64,
+            ready: Default::default(),
+            out: Vec::new(),
+            out_taken: 0,
+            tail: Tail::default(),
+            last_theirs: 0,
+            next_ours: 1,
+            going: Going::No,
+            their_goaway: None,
+            closed: Closed::default(),
+            ledger: Ledger::new(now),
+            own_application,
+            path: Path::new(now),
+            unruly: None,
+            early_resets: 0,
+            settings,
+        };
+        connection.say_settings(shared);
+        connection
+    }
+
+    fn say_settings(&mut self, shared: &mut Shared) {
+        self.borrow_output(shared);
+        let settings = &self.settings;
+        let mut values = Vec::with_capacity(4);
+        if settings.header_table_bytes != 4_096 {
+            values.push((setting::HEADER_TABLE_SIZE, settings.header_table_bytes));
+        }
+        match self.role {
+            Role::Server => values.push((setting::MAX_CONCURRENT_STREAMS, settings.max_concurrent_streams)),
+            Role::Client => values.push((setting::ENABLE_PUSH, 0)),
+        }
+        if settings.first_stream_window != DEFAULT_WINDOW {
+            values.push((setting::INITIAL_WINDOW_SIZE, settings.first_stream_window));
+        }
+        if self.role == Role::Client {
+            self.out.extend_from_slice(frame::PREFACE);
+        }
+        frame::put_settings(&mut self.out, &values);
+    }
+
+    /// Whether a new stream may be opened now (client role).
+    pub fn has_capacity(&self) -> bool {
+        self.their_goaway.is_none()
+            && self.going == Going::No
+            && (self.streams.len() as u32) < self.peer.max_streams
+            && self.next_ours <= MAX_STREAM_ID
+    }
+
+    /// What it announces and tolerates.
+    pub fn settings(&self) -> &Settings {
+        &self.settings
+    }
+
+    /// How many streams are open.
+    pub fn open_streams(&self) -> usize {
+        self.streams.len()
+    }
+
+    /// How many streams the peer takes at once, as far as it said.
+    pub fn max_streams(&self) -> u32 {
+        self.peer.max_streams
+    }
+
+    /// Whether no new stream will begin here: either side said GOAWAY, or the identifiers are used up.
+    pub fn is_draining(&self) -> bool {
+        self.their_goaway.is_some() || self.going != Going::No || self.next_ours > MAX_STREAM_ID
+    }
+
+    /// Whether the peer's SETTINGS came.
+    pub fn heard_settings(&self) -> bool {
+        self.peer.said
+    }
+
+    /// Whether the peer acknowledged our SETTINGS.
+    pub fn settings_acknowledged(&self) -> bool {
+        self.acked
+    }
+
+    /// Whether a header block has begun and not ended: the owner bounds how long that may last.
+    pub fn is_inside_headers(&self) -> bool {
+        self.parser.is_inside_block()
+    }
+
+    /// The largest header list that the peer takes, as RFC 9113, 6.5.2 counts.
+    pub fn max_header_list(&self) -> usize {
+        self.peer.max_header_list as usize
+    }
+
+    /// What the peer did too much of since this was last asked: it was sent a GOAWAY.
+    pub fn take_unruly(&mut self) -> Option<Abuse> {
+        self.unruly.take()
+    }
+
+    /// Streams that we reset before a response came, since the connection began.
+    pub fn early_resets(&self) -> u32 {
+        self.early_resets
+    }
+
+    /// Whether the stream is there still: one of its halves is open, or holds bytes.
+    pub fn is_open(&self, key: StreamKey) -> bool {
+        self.streams.contains(key)
+    }
+
+    /// Hangs `user` on the stream: it comes back with each of its events.
+    pub fn set_user(&mut self, key: StreamKey, user: u64) {
+        if let Some(stream) = self.streams.get_mut(key) {
+            stream.user = user;
+        }
+    }
+
+    /// What the peer may still send on the stream; `None` once its half has ended.
+    pub fn recv_window(&self, key: StreamKey) -> Option<i64> {
+        self.streams
+            .get(key)
+            .filter(|s| s.theirs != Half::Ended)
+            .map(|s| s.recv_window)
+    }
+
+    /// Bytes of ours that the stream holds.
+    pub fn held(&self, key: StreamKey) -> usize {
+        self.streams.get(key).map_or(0, |s| s.held.len())
+    }
+
+    /// What the peer still takes on the stream.
+    pub fn room(&self, key: StreamKey) -> i64 {
+        self.streams.get(key).map_or(0, |s| s.send_window)
+    }
+
+    /// Credit that the path to the peer needs to stay full.
+    pub fn path_need(&self) -> i64 {
+        self.path.need()
+    }
+
+    /// Everything that is to be written, in order.
+    pub fn output(&self) -> &[u8] {
+        &self.out[self.out_taken..]
+    }
+
+    /// The socket took `n` bytes of [`Connection::output`].
+    pub fn written(&mut self, n: usize, shared: &mut Shared) {
+        self.out_taken += n;
+        self.tail = Tail::default();
+        if self.out_taken == self.out.len() {
+            self.out_taken = 0;
+            self.out.clear();
+            let mut buffer = std::mem::take(&mut self.out);
+            if shared.outputs.len() < 64 {
+                if buffer.capacity() > 4 * OUTPUT_BYTES {
+                    buffer.shrink_to(OUTPUT_BYTES);
+                }
+                shared.outputs.push(buffer);
+            }
+        } else if self.out_taken > OUTPUT_BYTES {
+            self.out.drain(..self.out_taken);
+            self.out_taken = 0;
+        }
+    }
+
+    /// Whether the peer has left more unread than any peer needs to.
+    pub fn output_overflows(&self) -> bool {
+        self.out.len() - self.out_taken > OUTPUT_CEILING
+    }
+
+    /// Whether held bytes could be moved into the output now.
+    pub fn wants_pump(&self) -> bool {
+        !self.ready.is_empty() && self.send_window > 0 && self.out.len() - self.out_taken < OUTPUT_BYTES
+    }
+
+    /// The owners' marks of all streams.
+    pub fn users(&self) -> Vec<u64> {
+        self.streams.iter().map(|(_, stream)| stream.user).collect()
+    }
+
+    /// The streams that the peer's GOAWAY says it did not process: they are gone, and their marks are returned.
+    pub fn take_unprocessed(&mut self, shared: &mut Shared) -> Vec<u64> {
+        let Some(last) = self.their_goaway else {
+            return Vec::new();
+        };
+        let keys: Vec<_> = self
+            .streams
+            .iter()
+            .filter(|(_, s)| s.id > last || s.id == 0)
+            .map(|(key, _)| key)
+            .collect();
+        keys.into_iter()
+            .filter_map(|key| self.remove(key, How::OurReset, shared))
+            .map(|stream| stream.user)
+            .collect()
+    }
+
+    /// Gives back what the connection holds of the worker's tables. To be called before it is dropped.
+    pub fn release(&mut self, shared: &mut Shared) {
+        for key in self.streams.keys() {
+            self.remove(key, How::OurReset, shared);
+        }
+        self.decoder.release(&mut shared.interner);
+        self.encoder.release(&mut shared.interner);
+        shared.budget.release(std::mem::take(&mut self.reserved));
+    }
+
+    pub(crate) fn borrow_output(&mut self, shared: &mut Shared) {
+        if self.out.capacity() == 0 {
+            self.out = shared.outputs.pop().unwrap_or_default();
+        }
+    }
+
+    pub(crate) fn by_id(&self, id: u32) -> Option<StreamKey> {
+        self.ids.get(&id).copied()
+    }
+
+    /// Whether `id` was never opened.
+    pub(crate) fn is_idle(&self, id: u32) -> bool {
+        let theirs = (id % 2 == 1) == (self.role == Role::Server);
+        if theirs {
+            id > self.last_theirs
+        } else {
+            id >= self.next_ours
+        }
+    }
+
+    /// Takes a stream out, with all that it holds, and remembers how it ended.
+    pub(crate) fn remove(&mut self, key: StreamKey, how: How, shared: &mut Shared) -> Option<Stream> {
+        let mut stream = self.streams.remove(key)?;
+        if stream.id != 0 {
+            self.ids.remove(&stream.id);
+            self.closed.remember(stream.id, how);
+        }
+        shared.drop_held(&mut stream.held);
+        if let super::stream::Ending::Trailers(fields) = &mut stream.ending {
+            fields.clear(&mut shared.interner);
+        }
+        Some(stream)
+    }
+
+    /// Removes the stream if both halves have ended, and sends the reset that waited for that.
+    pub(crate) fn settle(&mut self, key: StreamKey, shared: &mut Shared) {
+        let Some(stream) = self.streams.get(key) else { return };
+        if stream.is_done() {
+            self.remove(key, How::EndStream, shared);
+        } else if stream.ours == Half::Ended && stream.reset_after.is_some() {
+            let (id, reason) = (stream.id, stream.reset_after.unwrap_or(Reason::NO_ERROR));
+            frame::put_rst_stream(&mut self.out, id, reason);
+            self.remove(key, How::OurReset, shared);
+        }
+    }
+
+    /// The window that a stream's sender starts with. A lower one than the default counts once it is acknowledged.
+    pub(crate) fn first_recv_window(&self) -> i64 {
+        let ours = self.settings.first_stream_window;
+        if self.acked {
+            ours as i64
+        } else {
+            ours.max(DEFAULT_WINDOW) as i64
+        }
+    }
+
+    /// Restores the connection's window, at the latest when half of it is used, while the budget lasts.
+    pub(crate) fn restore_window(&mut self, shared: &mut Shared) {
+        if self.recv_target - self.recv_window < self.recv_target / 2 {
+            self.settle_reservation(shared);
+            return;
+        }
+        let wanted = (self.settings.connection_window as i64)
+            .max(self.path.need().min(self.settings.connection_window_ceiling as i64));
+        // A connection grows when it has used half of what it had, as one that is not idle.
+        let mut target = wanted.max(self.recv_target);
+        let extra = |target: i64| (target - DEFAULT_WINDOW as i64).max(0) as u64;
+        if extra(target) > self.reserved && !shared.budget.reserve(extra(target) - self.reserved) {
+            target = DEFAULT_WINDOW as i64;
+            if target <= self.recv_window {
+                self.settle_reservation(shared);
+                return;
+            }
+        } else {
+            self.reserved = self.reserved.max(extra(target));
+        }
+        let increment = target - self.recv_window;
+        self.recv_target = target;
+        self.recv_window = target;
+        self.settle_reservation(shared);
+        frame::put_window_update(&mut self.out, 0, increment as u32);
+    }
+
+    /// The reservation follows the credit that is out: what came is counted as held, or has left already.
+    fn settle_reservation(&mut self, shared: &mut Shared) {
+        let out = (self.recv_window - DEFAULT_WINDOW as i64).max(0) as u64;
+        if out < self.reserved {
+            shared.budget.release(self.reserved - out);
+            self.reserved = out;
+        }
+    }
+
+    /// How long the peer may be silent before it is asked whether it lives; a constant of the protocol's users.
+    pub const KEEPALIVE_PAYLOAD: [u8; 8] = *b"ptn-live";
+
+    /// How long the graceful GOAWAY waits for its PING before it names the last stream anyway.
+    pub const GOAWAY_PATIENCE: Duration = Duration::from_secs(1);
+}
+
+/// Hashes stream identifiers, which count up by two.
+#[derive(Default)]
+pub(crate) struct IdHasher(u64);
+
+impl Hasher for IdHasher {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+
+    fn write(&mut self, bytes: &[u8]) {
+        for &byte in bytes {
+            self.write_u32(byte as u32);
+        }
+    }
+
+    fn write_u32(&mut self, id: u32) {
+        self.0 = (self.0 ^ id as u64).wrapping_mul(0x9E37_79B9_7F4A_7C15).rotate_left(32);
+    }
+}

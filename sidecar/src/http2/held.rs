@@ -1,0 +1,239 @@
+//! Bytes that wait for a reader, in pooled chunks: memory near the bytes themselves, and given back as they leave.
+
+use smallvec::SmallVec;
+
+/// A first chunk is small, since most streams that hold anything hold little.
+const SMALL: usize = 512;
+/// Every further chunk holds a frame.
+const LARGE: usize = 16 << 10;
+/// Free chunks kept for the next who needs one.
+const KEPT: usize = 64;
+
+/// Free chunks of one worker.
+#[derive(Default)]
+pub struct Pool {
+    small: Vec<Vec<u8>>,
+    large: Vec<Vec<u8>>,
+}
+
+impl Pool {
+    fn take(&mut self, size: usize) -> Vec<u8> {
+        let list = if size == SMALL {
+            &mut self.small
+        } else {
+            &mut self.large
+        };
+        list.pop().unwrap_or_else(|| Vec::with_capacity(size))
+    }
+
+    fn give(&mut self, mut chunk: Vec<u8>) {
+        chunk.clear();
+        let list = match chunk.capacity() {
+            SMALL => &mut self.small,
+            LARGE => &mut self.large,
+            _ => return,
+        };
+        if list.len() < KEPT {
+            list.push(chunk);
+        }
+    }
+}
+
+/// The bytes that one direction of a stream holds, in order.
+#[derive(Default)]
+pub struct Held {
+    /// One chunk, which most make do with, needs no memory of its own here.
+    chunks: SmallVec<[Vec<u8>; 1]>,
+    /// How much of the first chunk has left.
+    taken: usize,
+    len: usize,
+}
+
+impl Held {
+    /// How many bytes are held.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether nothing is held.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// Keeps a copy of `bytes` behind what is held already.
+    pub fn push(&mut self, mut bytes: &[u8], pool: &mut Pool) {
+        self.len += bytes.len();
+        while !bytes.is_empty() {
+            let fits = match self.chunks.last() {
+                Some(last) => last.capacity() - last.len(),
+                None => 0,
+            };
+            if fits == 0 {
+                let small = self.chunks.is_empty() && bytes.len() <= SMALL;
+                self.chunks.push(pool.take(if small { SMALL } else { LARGE }));
+                continue;
+            }
+            let (now, later) = bytes.split_at(fits.min(bytes.len()));
+            self.chunks
+                .last_mut()
+                .expect("it was just looked at")
+                .extend_from_slice(now);
+            bytes = later;
+        }
+    }
+
+    /// Moves the first `n` bytes (or all, if fewer are held) to the end of `out`.
+    pub fn pop_into(&mut self, mut n: usize, out: &mut Vec<u8>, pool: &mut Pool) {
+        n = n.min(self.len);
+        self.len -= n;
+        while n > 0 {
+            let first = self.chunks.first().expect("held bytes are in chunks");
+            let now = n.min(first.len() - self.taken);
+            out.extend_from_slice(&first[self.taken..self.taken + now]);
+            self.taken += now;
+            n -= now;
+            if self.taken == first.len() {
+                self.drop_first(pool);
+            }
+        }
+        if self.len == 0 {
+            self.clear(pool);
+        }
+    }
+
+    /// Everything that is held, chunk by chunk.
+    pub fn slices(&self) -> impl Iterator<Item = &[u8]> {
+        self.chunks
+            .iter()
+            .enumerate()
+            .map(|(i, chunk)| if i == 0 { &chunk[self.taken..] } else { &chunk[..] })
+    }
+
+    /// Throws away what is held, and says how much it was.
+    pub fn clear(&mut self, pool: &mut Pool) -> usize {
+        while !self.chunks.is_empty() {
+            self.drop_first(pool);
+        }
+        // An empty stream keeps no memory of a burst that it once held.
+        self.chunks = SmallVec::new();
+        std::mem::take(&mut self.len)
+    }
+
+    fn drop_first(&mut self, pool: &mut Pool) {
+        if !self.chunks.is_empty() {
+            pool.give(self.chunks.remove(0));
+        }
+        self.taken = 0;
+    }
+}
+
+/// What one worker may keep for its connections, in bytes.
+///
+/// Credit cannot be taken back, so it is reserved when it is given; bytes that are held are counted while they are.
+#[derive(Debug)]
+pub struct Budget {
+    limit: u64,
+    used: u64,
+}
+
+impl Budget {
+    /// A budget of `limit` bytes.
+    pub fn new(limit: u64) -> Budget {
+        Budget { limit, used: 0 }
+    }
+
+    /// Reserves `n` bytes if they fit.
+    pub fn reserve(&mut self, n: u64) -> bool {
+        let fits = self.used + n <= self.limit;
+        if fits {
+            self.used += n;
+        }
+        fits
+    }
+
+    /// Counts `n` bytes that are here already, whether they fit or not.
+    pub fn add(&mut self, n: u64) {
+        self.used += n;
+    }
+
+    /// Gives `n` bytes back.
+    pub fn release(&mut self, n: u64) {
+        debug_assert!(n <= self.used, "more given back than taken");
+        self.used = self.used.saturating_sub(n);
+    }
+
+    /// Whether nothing more fits.
+    pub fn is_spent(&self) -> bool {
+        self.used >= self.limit
+    }
+
+    /// Bytes in use.
+    pub fn used(&self) -> u64 {
+        self.used
+    }
+
+    /// Bytes that may be in use.
+    pub fn limit(&self) -> u64 {
+        self.limit
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_held_leaves_in_order_whatever_the_sizes() {
+        let mut pool = Pool::default();
+        let mut held = Held::default();
+        let all: Vec<u8> = (0..100_000u32).map(|i| (i * 7 % 251) as u8).collect();
+        let mut rest = &all[..];
+        for size in (1..).map(|i| i * 37 % 5_000 + 1) {
+            if rest.is_empty() {
+                break;
+            }
+            let (now, later) = rest.split_at(size.min(rest.len()));
+            held.push(now, &mut pool);
+            rest = later;
+        }
+        assert_eq!(held.len(), all.len());
+        let mut out = Vec::new();
+        while !held.is_empty() {
+            held.pop_into(1 + out.len() % 3_001, &mut out, &mut pool);
+        }
+        assert_eq!(out, all);
+        assert!(held.chunks.is_empty());
+    }
+
+    #[test]
+    fn many_small_messages_cost_near_their_own_bytes() {
+        let mut pool = Pool::default();
+        let mut held = Held::default();
+        for _ in 0..10_000 {
+            held.push(&[7; 10], &mut pool);
+        }
+        let memory: usize = held.chunks.iter().map(Vec::capacity).sum();
+        assert!(memory < 100_000 + LARGE + SMALL, "{memory} bytes for 100,000");
+    }
+
+    #[test]
+    fn what_is_thrown_away_is_counted() {
+        let mut pool = Pool::default();
+        let mut held = Held::default();
+        held.push(&[1; 20_000], &mut pool);
+        held.pop_into(5_000, &mut Vec::new(), &mut pool);
+        assert_eq!(held.clear(&mut pool), 15_000);
+        assert!(held.is_empty());
+    }
+
+    #[test]
+    fn a_spent_budget_reserves_nothing() {
+        let mut budget = Budget::new(100);
+        assert!(budget.reserve(60));
+        assert!(!budget.reserve(41));
+        budget.add(50);
+        assert!(budget.is_spent());
+        budget.release(110);
+        assert!(budget.reserve(100));
+    }
+}

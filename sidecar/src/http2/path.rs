@@ -1,0 +1,102 @@
+//! How much credit the path to a peer needs to stay full: its bandwidth-delay product, measured by PING.
+//!
+//! A near peer needs no more than the first window, and gets no more: credit beyond need only moves bytes out of the
+//! processor's cache. So a path that answers within a millisecond is near, and asked again only now and then.
+
+use std::time::{Duration, Instant};
+
+/// A path that is quicker than this needs nothing beyond the first windows.
+const NEAR: Duration = Duration::from_millis(1);
+/// Bytes that must come before it is worth asking.
+const WORTH_ASKING: u64 = 32 << 10;
+/// How soon a near peer is asked again.
+const NEAR_PAUSE: Duration = Duration::from_secs(10);
+
+/// The path from a peer that sends.
+#[derive(Debug)]
+pub(crate) struct Path {
+    /// Bytes of DATA since the last PING was sent, or since the last answer.
+    bytes: u64,
+    asked: Option<Instant>,
+    next: Instant,
+    need: i64,
+    shortest: Duration,
+}
+
+impl Path {
+    pub(crate) fn new(now: Instant) -> Path {
+        Path {
+            bytes: 0,
+            asked: None,
+            next: now,
+            need: 0,
+            shortest: Duration::MAX,
+        }
+    }
+
+    /// Credit that keeps the path full; 0 for a near one.
+    pub(crate) fn need(&self) -> i64 {
+        self.need
+    }
+
+    /// DATA came: whether a PING should measure the path now. (gRPC servers count pings, but DATA that they send clears
+    /// the count.)
+    pub(crate) fn data(&mut self, bytes: u64, now: Instant) -> bool {
+        self.bytes += bytes;
+        if self.asked.is_some() || self.bytes < WORTH_ASKING || now < self.next {
+            return false;
+        }
+        self.asked = Some(now);
+        self.bytes = 0;
+        true
+    }
+
+    /// The PING was answered.
+    pub(crate) fn answered(&mut self, now: Instant) {
+        let Some(asked) = self.asked.take() else { return };
+        let took = now.saturating_duration_since(asked);
+        self.shortest = self.shortest.min(took);
+        let arrived = std::mem::take(&mut self.bytes);
+        if self.shortest < NEAR {
+            self.need = 0;
+            self.next = now + NEAR_PAUSE;
+            return;
+        }
+        // What came in one round trip could come because there was credit for it: twice as much lets it grow.
+        self.need = self.need.max(arrived as i64 * 2);
+        self.next = now + took;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_near_peer_needs_nothing() {
+        let mut now = Instant::now();
+        let mut path = Path::new(now);
+        assert!(path.data(100_000, now));
+        path.data(1_000_000, now);
+        now += Duration::from_micros(80);
+        path.answered(now);
+        assert_eq!(path.need(), 0);
+        assert!(!path.data(100_000, now), "a near peer is not asked again at once");
+    }
+
+    #[test]
+    fn a_far_peer_needs_what_came_in_a_round_trip_and_room_to_grow() {
+        let mut now = Instant::now();
+        let mut path = Path::new(now);
+        let mut carried = 65_535;
+        for _ in 0..6 {
+            assert!(path.data(40_000, now));
+            path.data(carried, now);
+            now += Duration::from_millis(20);
+            path.answered(now);
+            assert_eq!(path.need(), 2 * carried as i64);
+            carried = path.need() as u64;
+        }
+        assert!(path.need() > 4 << 20);
+    }
+}

@@ -1,0 +1,317 @@
+//! What we say: header lists, DATA in turns, resets, credit, GOAWAY.
+//!
+//! A block is encoded when it is written, never earlier: the peer's table follows the order of the bytes.
+
+use super::closed::How;
+use super::connection::{Connection, DRAIN_PING, Going, OUTPUT_BYTES, Role, Shared, Tail};
+use super::frame::{self, END_HEADERS, END_STREAM, HEADER_BYTES, MAX_PAYLOAD, MAX_STREAM_ID, Reason, kind};
+use super::hpack::Fields;
+use super::stream::{Ending, Half, Stream, StreamKey};
+
+impl Connection {
+    /// Opens a stream (client role), with `user` as its owner's mark; `None` without capacity. It gets its identifier
+    /// when its HEADERS are written.
+    pub fn open(&mut self, user: u64, is_head: bool) -> Option<StreamKey> {
+        if self.role != Role::Client || !self.has_capacity() {
+            return None;
+        }
+        let mut stream = Stream::new(
+            user,
+            Half::Head,
+            self.first_recv_window(),
+            self.peer.initial_window as i64,
+        );
+        stream.head_request = is_head;
+        Some(self.streams.insert(stream))
+    }
+
+    /// Sends a request, a final response, or a 1xx (`informational`), and END_STREAM with it if `end`.
+    pub fn send_headers(
+        &mut self,
+        key: StreamKey,
+        fields: &Fields,
+        informational: bool,
+        end: bool,
+        shared: &mut Shared,
+    ) {
+        self.borrow_output(shared);
+        let Some(stream) = self.streams.get_mut(key) else {
+            return;
+        };
+        if stream.id == 0 {
+            stream.id = self.next_ours;
+            self.ids.insert(stream.id, key);
+            self.next_ours += 2;
+        }
+        let id = stream.id;
+        if !informational {
+            stream.ours = if end { Half::Ended } else { Half::Body };
+        }
+        self.put_block(id, fields, end, shared);
+        self.ledger.useful();
+        if end {
+            self.ended(key, shared);
+        }
+    }
+
+    /// Sends `bytes`, as far as there is room at once, and holds the rest. END_STREAM follows the last byte if `end`.
+    ///
+    /// Returns how much left at once. What is held leaves by [`Connection::pump`], which says so.
+    pub fn send_data(&mut self, key: StreamKey, bytes: &[u8], end: bool, shared: &mut Shared) -> usize {
+        self.borrow_output(shared);
+        let Some(stream) = self.streams.get_mut(key) else {
+            return 0;
+        };
+        if stream.ours != Half::Body || stream.is_ending() {
+            return 0;
+        }
+        let mut sent = 0;
+        // Whoever waits for the output or the connection's window was first.
+        if stream.held.is_empty() && self.ready.is_empty() {
+            let room = stream.send_window.min(self.send_window).max(0) as usize;
+            let output = OUTPUT_BYTES.saturating_sub(self.out.len() - self.out_taken);
+            sent = bytes.len().min(room).min(output);
+            stream.send_window -= sent as i64;
+            self.send_window -= sent as i64;
+        }
+        let all = sent == bytes.len() && stream.held.is_empty();
+        let id = stream.id;
+        if !all {
+            shared.hold(&mut stream.held, &bytes[sent..]);
+            if end {
+                stream.ending = Ending::Data;
+            }
+            if !stream.scheduled && stream.send_window > 0 {
+                stream.scheduled = true;
+                self.ready.push_back(key);
+            }
+        } else if end {
+            stream.ours = Half::Ended;
+        }
+        if sent > 0 || (all && end) {
+            self.put_data(id, &bytes[..sent], all && end);
+            self.ledger.useful();
+        }
+        if all && end {
+            self.ended(key, shared);
+        }
+        sent
+    }
+
+    /// Sends trailers, behind the last held byte. `fields` is left empty.
+    pub fn send_trailers(&mut self, key: StreamKey, fields: &mut Fields, shared: &mut Shared) {
+        self.borrow_output(shared);
+        let Some(stream) = self.streams.get_mut(key) else {
+            return;
+        };
+        if stream.ours != Half::Body || stream.is_ending() {
+            return;
+        }
+        if !stream.held.is_empty() {
+            stream.ending = Ending::Trailers(Box::new(std::mem::take(fields)));
+            return;
+        }
+        stream.ours = Half::Ended;
+        let id = stream.id;
+        self.put_block(id, fields, true, shared);
+        self.ended(key, shared);
+    }
+
+    /// Resets the stream: what it held is thrown away, and the key finds nothing from now on.
+    pub fn reset(&mut self, key: StreamKey, reason: Reason, shared: &mut Shared) {
+        self.borrow_output(shared);
+        let Some(stream) = self.remove(key, How::OurReset, shared) else {
+            return;
+        };
+        if stream.id == 0 {
+            return;
+        }
+        if self.role == Role::Client && stream.theirs == Half::Head {
+            self.early_resets += 1;
+        }
+        frame::put_rst_stream(&mut self.out, stream.id, reason);
+    }
+
+    /// Resets the stream once all that was said on our half has left (RFC 9113, 8.1).
+    pub fn reset_after_end(&mut self, key: StreamKey, reason: Reason, shared: &mut Shared) {
+        self.borrow_output(shared);
+        if let Some(stream) = self.streams.get_mut(key) {
+            stream.reset_after = Some(reason);
+            self.settle(key, shared);
+        }
+    }
+
+    /// Lets the peer send `n` bytes more on the stream.
+    pub fn grant(&mut self, key: StreamKey, n: u32, shared: &mut Shared) {
+        self.borrow_output(shared);
+        let Some(stream) = self.streams.get_mut(key) else {
+            return;
+        };
+        if n == 0 || stream.theirs == Half::Ended {
+            return;
+        }
+        stream.recv_window += n as i64;
+        frame::put_window_update(&mut self.out, stream.id, n);
+    }
+
+    /// Asks whether the peer is there.
+    pub fn ping(&mut self, payload: [u8; 8], shared: &mut Shared) {
+        self.borrow_output(shared);
+        frame::put_ping(&mut self.out, 0, payload);
+    }
+
+    /// Moves held bytes into the output while there is room, one frame a stream in turn. The marks of the streams that
+    /// moved are appended to `moved`.
+    pub fn pump(&mut self, shared: &mut Shared, moved: &mut Vec<u64>) {
+        while self.wants_pump() {
+            let Some(key) = self.ready.pop_front() else { return };
+            let Some(stream) = self.streams.get_mut(key) else {
+                continue;
+            };
+            let room = stream.send_window.min(self.send_window).max(0) as usize;
+            let n = stream.held.len().min(room).min(MAX_PAYLOAD);
+            if n == 0 {
+                stream.scheduled = false;
+                continue;
+            }
+            self.borrow_output(shared);
+            let Some(stream) = self.streams.get_mut(key) else {
+                continue;
+            };
+            stream.send_window -= n as i64;
+            self.send_window -= n as i64;
+            let last = n == stream.held.len();
+            let end = last && matches!(stream.ending, Ending::Data);
+            self.out.extend_from_slice(&frame::header(
+                n,
+                kind::DATA,
+                if end { END_STREAM } else { 0 },
+                stream.id,
+            ));
+            stream.held.pop_into(n, &mut self.out, &mut shared.pool);
+            shared.budget.release(n as u64);
+            moved.push(stream.user);
+            self.ledger.useful();
+            if !last {
+                if stream.send_window > 0 {
+                    self.ready.push_back(key);
+                } else {
+                    stream.scheduled = false;
+                }
+                continue;
+            }
+            stream.scheduled = false;
+            match std::mem::replace(&mut stream.ending, Ending::Open) {
+                Ending::Open => continue,
+                Ending::Data => stream.ours = Half::Ended,
+                Ending::Trailers(mut fields) => {
+                    stream.ours = Half::Ended;
+                    let id = stream.id;
+                    self.put_block(id, &fields, true, shared);
+                    fields.clear(&mut shared.interner);
+                }
+            }
+            self.ended(key, shared);
+        }
+    }
+
+    /// The first step of a graceful end (RFC 9113, 6.8): no identifier is excluded yet, since requests may be under way;
+    /// the answer to a PING says that the peer has heard it. Client role: no stream is opened any more.
+    pub fn begin_goaway(&mut self) {
+        if self.going != Going::No {
+            return;
+        }
+        self.going = Going::Announced;
+        if self.role == Role::Client {
+            frame::put_goaway(&mut self.out, 0, Reason::NO_ERROR, "");
+            self.going = Going::Last(0);
+            return;
+        }
+        frame::put_goaway(&mut self.out, MAX_STREAM_ID, Reason::NO_ERROR, "");
+        frame::put_ping(&mut self.out, 0, DRAIN_PING);
+    }
+
+    /// The second step: the last stream is named, later ones are ignored.
+    pub fn finish_goaway(&mut self) {
+        if self.going == Going::Announced {
+            self.going = Going::Last(self.last_theirs);
+            frame::put_goaway(&mut self.out, self.last_theirs, Reason::NO_ERROR, "");
+        }
+    }
+
+    /// The end of the connection for `reason`, with a sentence for the peer's log.
+    pub fn say_goaway(&mut self, last: u32, reason: Reason, why: &str) {
+        frame::put_goaway(&mut self.out, last, reason, why);
+        self.going = Going::Last(last);
+    }
+
+    /// Whether a graceful end is over: the last stream was named, and none is left.
+    pub fn is_drained(&self) -> bool {
+        matches!(self.going, Going::Last(_)) && self.streams.is_empty()
+    }
+
+    fn ended(&mut self, key: StreamKey, shared: &mut Shared) {
+        if self.role == Role::Server {
+            self.ledger.answered();
+        }
+        self.settle(key, shared);
+    }
+
+    /// A DATA frame; or more of the one that the output ends with, if that is this stream's.
+    fn put_data(&mut self, id: u32, bytes: &[u8], end: bool) {
+        let tail = self.tail;
+        let grows = tail.stream == id && tail.end == self.out.len() && tail.end > 0;
+        let len = if grows { tail.end - tail.at - HEADER_BYTES } else { 0 };
+        if grows && len + bytes.len() <= MAX_PAYLOAD {
+            let header = frame::header(len + bytes.len(), kind::DATA, if end { END_STREAM } else { 0 }, id);
+            self.out[tail.at..tail.at + HEADER_BYTES].copy_from_slice(&header);
+            self.out.extend_from_slice(bytes);
+            self.tail.end = self.out.len();
+            return;
+        }
+        let mut rest = bytes;
+        loop {
+            let (now, later) = rest.split_at(rest.len().min(MAX_PAYLOAD));
+            let flags = if end && later.is_empty() { END_STREAM } else { 0 };
+            let at = self.out.len();
+            self.out
+                .extend_from_slice(&frame::header(now.len(), kind::DATA, flags, id));
+            self.out.extend_from_slice(now);
+            self.tail = Tail {
+                stream: id,
+                at,
+                end: self.out.len(),
+            };
+            rest = later;
+            if rest.is_empty() {
+                return;
+            }
+        }
+    }
+
+    /// A header block, in as many frames as it needs.
+    fn put_block(&mut self, id: u32, fields: &Fields, end: bool, shared: &mut Shared) {
+        let at = self.out.len();
+        self.out.extend_from_slice(&[0; HEADER_BYTES]);
+        self.encoder.encode(fields, &mut shared.interner, &mut self.out);
+        let len = self.out.len() - at - HEADER_BYTES;
+        let end_stream = if end { END_STREAM } else { 0 };
+        if len <= MAX_PAYLOAD {
+            let header = frame::header(len, kind::HEADERS, end_stream | END_HEADERS, id);
+            self.out[at..at + HEADER_BYTES].copy_from_slice(&header);
+            return;
+        }
+        // Rare: the block is cut into HEADERS and CONTINUATION, which nothing may come between.
+        let block = self.out.split_off(at + HEADER_BYTES);
+        self.out.truncate(at);
+        let mut pieces = block.chunks(MAX_PAYLOAD).peekable();
+        let mut kind_and_flags = (kind::HEADERS, end_stream);
+        while let Some(piece) = pieces.next() {
+            let last = if pieces.peek().is_none() { END_HEADERS } else { 0 };
+            let header = frame::header(piece.len(), kind_and_flags.0, kind_and_flags.1 | last, id);
+            self.out.extend_from_slice(&header);
+            self.out.extend_from_slice(piece);
+            kind_and_flags = (kind::CONTINUATION, 0);
+        }
+    }
+}

@@ -1,0 +1,246 @@
+//! A door: a listener, and what becomes of each connection until it is a wire or a tunnel.
+
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Instant;
+
+use tokio::net::{TcpListener, TcpStream};
+use tokio_util::sync::CancellationToken;
+
+use super::run::{Inbox, Message, Parts, Stop, Tunnels};
+use crate::accept::{self, Accepted, Original, OwnPorts, PodAddresses};
+use crate::connect;
+use crate::detect::{self, Declared, Detected, Guess, Protocol, SpeaksFirst, Waiting};
+use crate::telemetry::{CONNECTIONS, Counter, DETECTED, Gauge, PROXY_ERRORS, Recorder, TUNNEL_BYTES};
+use crate::tunnel::{self, Carried};
+
+/// One direction's listeners on one worker.
+pub(super) struct Door {
+    inbound: bool,
+    own: PodAddresses,
+    own_ports: OwnPorts,
+    default: Option<SocketAddr>,
+    protocols: HashMap<u16, Declared>,
+    accept: accept::Settings,
+    detect: detect::Settings,
+    tunnel: tunnel::Settings,
+    dial: connect::Settings,
+    waiting: Waiting,
+    speaks_first: SpeaksFirst,
+    inbox: Arc<Inbox>,
+    cut: CancellationToken,
+    tunnels: Tunnels,
+    counts: Counts,
+}
+
+struct Counts {
+    guesses: Vec<(Guess, Counter)>,
+    errors: Vec<(&'static str, Counter)>,
+    up: Counter,
+    down: Counter,
+    tunnels: Gauge,
+}
+
+/// Why a connection ends here: every word that a metric may show.
+const ERRORS: [&str; 11] = [
+    "loop",
+    "not_redirected",
+    "loopback_destination",
+    "foreign_destination",
+    "no_destination",
+    "client_gone",
+    "dial",
+    "upstream_reset",
+    "preface_timeout",
+    "crowded",
+    "tunnel_unreachable",
+];
+
+impl Door {
+    /// Opens the listeners of both directions, and serves them in tasks of this thread.
+    pub(super) fn open_all(
+        parts: &Parts,
+        inbox: &Arc<Inbox>,
+        recorder: &Recorder,
+        stop: &Stop,
+    ) -> anyhow::Result<Tunnels> {
+        let tunnels = Tunnels::default();
+        for inbound in [true, false] {
+            let door = Rc::new(Door {
+                inbound,
+                own: PodAddresses::new(),
+                own_ports: parts.own_ports,
+                default: if inbound {
+                    parts.inbound_default
+                } else {
+                    parts.outbound_default
+                },
+                protocols: if inbound {
+                    parts.inbound_protocols.clone()
+                } else {
+                    parts.outbound_protocols.clone()
+                },
+                accept: parts.accept.clone(),
+                detect: parts.detect.clone(),
+                tunnel: parts.tunnel.clone(),
+                dial: parts.dial.clone(),
+                waiting: Waiting::new(&parts.detect),
+                speaks_first: SpeaksFirst::new(&parts.detect),
+                inbox: inbox.clone(),
+                cut: stop.cut.clone(),
+                tunnels: tunnels.clone(),
+                counts: Counts::new(recorder, inbound),
+            });
+            let addresses = if inbound { &parts.inbound } else { &parts.outbound };
+            let closes = if inbound { &stop.inbound } else { &stop.cut };
+            for addr in addresses {
+                let listener = accept::listen(*addr, &parts.accept)?;
+                tokio::task::spawn_local(door.clone().take_all(listener, closes.clone()));
+            }
+        }
+        Ok(tunnels)
+    }
+
+    async fn take_all(self: Rc<Self>, listener: TcpListener, closes: CancellationToken) {
+        loop {
+            let accepted = tokio::select! {
+                () = closes.cancelled() => return,
+                accepted = accept::accept(&listener, &self.accept) => accepted,
+            };
+            match accepted {
+                Ok(accepted) => drop(tokio::task::spawn_local(self.clone().take(accepted))),
+                Err(error) if error.is_passing() => tracing::warn!("{error}"),
+                Err(error) => {
+                    tracing::error!("{error}");
+                    return;
+                }
+            }
+        }
+    }
+
+    /// One connection: where it was going, what it speaks, who carries it.
+    async fn take(self: Rc<Self>, accepted: Accepted) {
+        let meant = match self.destination(accepted.original) {
+            Ok(meant) => meant,
+            Err(refusal) => {
+                tracing::info!(peer = %accepted.peer, inbound = self.inbound, "connection ended: {refusal}");
+                self.counts.error(refusal.reason());
+                tunnel::reset(accepted.socket);
+                return;
+            }
+        };
+        let declared = self.protocols.get(&meant.port()).copied().unwrap_or(Declared::Nothing);
+        let known = self.speaks_first.knows(meant, Instant::now());
+        let dial = async || connect::dial(meant, &self.dial).await;
+        let found = tokio::select! {
+            () = self.cut.cancelled() => return,
+            found = detect::detect(&accepted.socket, declared, known, dial, &self.waiting, &self.detect) => found,
+        };
+        let detected = match found {
+            Ok(detected) => detected,
+            Err(error) => {
+                tracing::debug!(peer = %accepted.peer, %meant, "{error}");
+                self.counts.error(error.reason());
+                if !matches!(error, detect::Error::Client(_)) {
+                    tunnel::reset(accepted.socket);
+                }
+                return;
+            }
+        };
+        self.speaks_first.learn(meant, detected.guess, Instant::now());
+        self.counts.guess(detected.guess);
+        if detected.protocol == Protocol::Http2 {
+            let (socket, first, peer) = (accepted.socket, detected.client_bytes, accepted.peer);
+            self.inbox.send(Message::Adopt {
+                socket,
+                first,
+                peer,
+                meant,
+                inbound: self.inbound,
+            });
+            return;
+        }
+        self.tunnel(accepted.socket, detected, meant).await;
+    }
+
+    fn destination(&self, original: Original) -> Result<SocketAddr, accept::Refusal> {
+        if let (Original::Direct(_), Some(default)) = (original, self.default) {
+            return Ok(default);
+        }
+        let is_own = |ip| self.own.contains(ip, Instant::now());
+        if self.inbound {
+            accept::inbound(original, &self.own_ports, is_own)
+        } else {
+            accept::outbound(original, &self.own_ports, is_own)
+        }
+    }
+
+    async fn tunnel(&self, client: TcpStream, detected: Detected, meant: SocketAddr) {
+        let (upstream, server_bytes) = match detected.upstream {
+            Some(opened) => (opened.socket, opened.server_bytes),
+            None => match connect::dial(meant, &self.dial).await {
+                Ok(socket) => (socket, Vec::new()),
+                Err(error) => {
+                    tracing::debug!(%meant, "{error}");
+                    self.counts.error("tunnel_unreachable");
+                    tunnel::reset(client);
+                    return;
+                }
+            },
+        };
+        let open = if self.inbound {
+            &self.tunnels.inbound
+        } else {
+            &self.tunnels.outbound
+        };
+        open.set(open.get() + 1);
+        let held = self.counts.tunnels.hold();
+        let carried = Carried::default();
+        let summary = tunnel::carry(
+            client,
+            detected.client_bytes,
+            upstream,
+            server_bytes,
+            &self.tunnel,
+            &carried,
+            &self.cut,
+        )
+        .await;
+        drop(held);
+        open.set(open.get() - 1);
+        self.counts.up.add(summary.bytes_up);
+        self.counts.down.add(summary.bytes_down);
+        tracing::debug!(%meant, up = summary.bytes_up, down = summary.bytes_down, end = ?summary.end, "tunnel ended");
+    }
+}
+
+impl Counts {
+    fn new(recorder: &Recorder, inbound: bool) -> Counts {
+        let direction = if inbound { "inbound" } else { "outbound" };
+        let guess = |guess: &Guess| (*guess, recorder.resolve(&DETECTED, [direction, guess.name()]));
+        Counts {
+            guesses: Guess::ALL.iter().map(guess).collect(),
+            errors: ERRORS
+                .iter()
+                .map(|word| (*word, recorder.resolve(&PROXY_ERRORS, [direction, word])))
+                .collect(),
+            up: recorder.resolve(&TUNNEL_BYTES, [direction, "to_upstream"]),
+            down: recorder.resolve(&TUNNEL_BYTES, [direction, "to_downstream"]),
+            tunnels: recorder.resolve(&CONNECTIONS, [direction, "tunnel"]),
+        }
+    }
+
+    fn guess(&self, guess: Guess) {
+        if let Some((_, counter)) = self.guesses.iter().find(|(known, _)| *known == guess) {
+            counter.inc();
+        }
+    }
+
+    fn error(&self, word: &str) {
+        if let Some((_, counter)) = self.errors.iter().find(|(known, _)| *known == word) {
+            counter.inc();
+        }
+    }
+}

@@ -1,0 +1,394 @@
+//! What the wires say, and what follows from it: an event on one end becomes a command to the other.
+
+use std::mem;
+
+use super::Worker;
+use crate::call::code_of_reset;
+use crate::connect::wire::Read;
+use crate::connect::{Side, WireKey, pool};
+use crate::exchange::{End, Phase};
+use crate::failure::Failure;
+use crate::grpc::Code;
+use crate::http2::slots::Key;
+use crate::http2::{Event, Head, Reason, StreamFault};
+use crate::{inbound, outbound};
+
+impl Worker {
+    /// Reads what a wire has, once, and acts on it.
+    pub(super) fn read(&mut self, key: WireKey) {
+        let Some(wire) = self.wires.slots.get_mut(key) else {
+            return;
+        };
+        match wire.read(&mut self.buffer, self.now) {
+            Read::Bytes(n, more) => {
+                let buffer = mem::take(&mut self.buffer);
+                self.receive(key, &buffer[..n]);
+                self.buffer = buffer;
+                if more {
+                    self.unfinished.push_back(key);
+                }
+            }
+            Read::Nothing => {}
+            Read::End => self.close(key, "it was closed by the peer"),
+            Read::Broken(error) => self.close(key, &error.to_string()),
+        }
+    }
+
+    fn receive(&mut self, key: WireKey, mut input: &[u8]) {
+        loop {
+            let Some((wire, shared)) = self.wires.touch(key) else {
+                return;
+            };
+            match wire.engine.receive(&mut input, shared, self.now) {
+                Ok(Some(event)) => {
+                    let side = wire.side;
+                    if matches!(event, Event::Headers { .. } | Event::Data { .. }) {
+                        wire.pinged = None;
+                    }
+                    match side {
+                        Side::Caller { inbound, .. } => self.from_caller(key, inbound, event),
+                        Side::Server { .. } => self.from_server(key, event),
+                    }
+                }
+                Ok(None) => break,
+                Err(fatal) => {
+                    tracing::info!(peer = %wire.peer, reason = %fatal.reason, "connection ended: {}", fatal.why);
+                    self.count_unruly(key);
+                    self.write(key);
+                    self.close(key, fatal.why);
+                    return;
+                }
+            }
+        }
+        self.count_unruly(key);
+    }
+
+    fn from_caller(&mut self, wire: WireKey, inbound: bool, event: Event<'_>) {
+        match event {
+            Event::Headers {
+                key,
+                head: Head::Request,
+                end,
+                ..
+            } => {
+                let down = End { wire, stream: key };
+                if inbound {
+                    inbound::request(self, down, end);
+                } else {
+                    outbound::request(self, down, end);
+                }
+            }
+            Event::Headers { user, .. } => {
+                let Some(call) = self.calls.get_mut(Key::from_bits(user)) else {
+                    return;
+                };
+                if inbound {
+                    inbound::clean_trailers(&mut self.wires.shared);
+                }
+                call.exchange.request_trailers(&mut self.wires);
+                self.settle(Key::from_bits(user));
+            }
+            Event::Data { user, bytes, end, .. } => {
+                let Some(call) = self.calls.get_mut(Key::from_bits(user)) else {
+                    return;
+                };
+                call.exchange.request_data(bytes, end, &mut self.wires);
+                if end {
+                    self.settle(Key::from_bits(user));
+                }
+            }
+            Event::Reset { user, reason, .. } => self.caller_left(user, reason),
+            Event::Room { user } => self.refill(user, true),
+            Event::Settings { rooms } => {
+                if rooms {
+                    self.refill_all(wire, true);
+                }
+            }
+            Event::Refused { reason, wrong } => {
+                self.counts.refused(wrong.is_some());
+                tracing::debug!(%reason, inbound, "a request was refused: {}", match wrong {
+                    Some(wrong) => wrong.to_string(),
+                    None => "too many streams at once".to_owned(),
+                });
+            }
+            Event::GoAway { .. } | Event::Pong(_) => {}
+        }
+    }
+
+    /// The caller wants no answer any more.
+    fn caller_left(&mut self, user: u64, reason: Reason) {
+        let key = Key::from_bits(user);
+        let Some(call) = self.calls.get_mut(key) else { return };
+        if call.exchange.phase != Phase::Answered {
+            call.ended = Some(Code::Cancelled);
+        }
+        let waiting = call.exchange.phase == Phase::Waiting;
+        let pool = call.choice.map(|choice| choice.pool);
+        call.exchange.caller_reset(reason, &mut self.wires);
+        if let (true, Some(pool)) = (waiting, pool) {
+            self.pools.forget(pool, user);
+        }
+        self.settle(key);
+    }
+
+    fn from_server(&mut self, wire: WireKey, event: Event<'_>) {
+        match event {
+            Event::Headers { user, head, end, .. } => self.server_headers(user, head, end),
+            Event::Data { user, bytes, end, .. } => {
+                let Some(call) = self.calls.get_mut(Key::from_bits(user)) else {
+                    return;
+                };
+                call.exchange.response_data(bytes, end, &mut self.wires);
+                if end {
+                    self.settle(Key::from_bits(user));
+                }
+            }
+            Event::Reset {
+                user, reason, fault, ..
+            } => self.server_reset(user, reason, fault),
+            Event::Room { user } => self.refill(user, false),
+            Event::Settings { rooms } => {
+                if rooms {
+                    self.refill_all(wire, false);
+                }
+                self.serve_wire(wire);
+            }
+            Event::GoAway { reason, .. } => self.server_goes(wire, reason),
+            Event::Pong(_) | Event::Refused { .. } => {}
+        }
+    }
+
+    fn server_headers(&mut self, user: u64, head: Head, end: bool) {
+        let key = Key::from_bits(user);
+        let Some(call) = self.calls.get_mut(key) else { return };
+        if self.wires.shared.fields.over_limit() {
+            let addr = call.choice.map_or(call.meant, |choice| choice.addr);
+            let bytes = self.wires.shared.fields.list_size();
+            self.fail(key, Failure::ResponseHeadersTooLarge { addr, bytes });
+            return;
+        }
+        match head {
+            Head::Informational(status) => call.exchange.response_head(status, true, false, &mut self.wires),
+            Head::Response(status) => {
+                call.exchange.response_head(status, false, end, &mut self.wires);
+                let unavailable = call.exchange.code == Some(Code::Unavailable);
+                if let (Some(choice), false) = (call.choice, unavailable)
+                    && let (Some(endpoint), Some(service)) = (choice.endpoint, self.services.get_mut(call.service))
+                {
+                    let latency = self.now.saturating_duration_since(choice.at);
+                    service.balancer.answered(endpoint, latency, self.now);
+                }
+            }
+            Head::Trailers => call.exchange.response_trailers(&mut self.wires),
+            Head::Request => {}
+        }
+        if end {
+            self.settle(key);
+        }
+    }
+
+    fn server_reset(&mut self, user: u64, reason: Reason, fault: Option<StreamFault>) {
+        let key = Key::from_bits(user);
+        let Some(call) = self.calls.get_mut(key) else { return };
+        let addr = call.choice.map_or(call.meant, |choice| choice.addr);
+        if let Some(fault) = fault {
+            call.exchange.up = None;
+            self.fail(
+                key,
+                Failure::BadResponse {
+                    addr,
+                    why: fault.to_string(),
+                },
+            );
+            return;
+        }
+        if reason == Reason::REFUSED_STREAM && call.exchange.phase == Phase::Asked {
+            self.not_processed(user);
+            return;
+        }
+        if call.exchange.phase != Phase::Answered {
+            call.ended = Some(code_of_reset(reason));
+        }
+        call.exchange.server_reset(reason, &mut self.wires);
+        self.settle(key);
+    }
+
+    /// The server said that it did not process the request: it is sent again, once, elsewhere if there is an elsewhere.
+    fn not_processed(&mut self, user: u64) {
+        let key = Key::from_bits(user);
+        let Some(call) = self.calls.get_mut(key) else { return };
+        let addr = call.choice.map_or(call.meant, |choice| choice.addr);
+        if call.resent || !call.exchange.take_back() {
+            self.fail(key, Failure::Refused { addr });
+            return;
+        }
+        call.resent = true;
+        self.counts.retried.inc();
+        self.leave_for_another(key);
+    }
+
+    /// Looks for another endpoint; the same one, by another connection, if it is the only one.
+    fn leave_for_another(&mut self, key: crate::call::CallKey) {
+        let Some(call) = self.calls.get_mut(key) else { return };
+        if let Some(endpoint) = call.choice.and_then(|choice| choice.endpoint) {
+            let others = self
+                .services
+                .get(call.service)
+                .is_some_and(|service| service.balancer.len() > call.tried.len() + 1);
+            if others {
+                call.tried.insert(endpoint);
+            }
+        }
+        self.leave_endpoint(key);
+        self.send_again(key);
+    }
+
+    /// The server takes no new streams: those that it did not process go elsewhere, and a connection to replace this
+    /// one is opened when a call needs it.
+    fn server_goes(&mut self, key: WireKey, reason: Reason) {
+        let Some(wire) = self.wires.slots.get_mut(key) else {
+            return;
+        };
+        tracing::debug!(peer = %wire.peer, %reason, "GOAWAY");
+        let users = wire.engine.take_unprocessed(&mut self.wires.shared);
+        for user in users {
+            self.not_processed(user);
+        }
+        self.serve_wire(key);
+    }
+
+    fn serve_wire(&mut self, key: WireKey) {
+        let Some(wire) = self.wires.slots.get(key) else { return };
+        if let Side::Server { pool } = wire.side {
+            let addr = wire.peer;
+            self.serve(pool, addr);
+        }
+    }
+
+    /// A reader granted more, or took bytes: its sender gets credit. `caller` says which end the reader is.
+    fn refill(&mut self, user: u64, caller: bool) {
+        let Some(call) = self.calls.get(Key::from_bits(user)) else {
+            return;
+        };
+        if caller {
+            call.exchange.refill_response(&mut self.wires);
+        } else {
+            call.exchange.refill_request(&mut self.wires);
+        }
+    }
+
+    fn refill_all(&mut self, key: WireKey, caller: bool) {
+        let Some(wire) = self.wires.slots.get(key) else { return };
+        for user in wire.engine.users() {
+            self.refill(user, caller);
+        }
+    }
+
+    /// Ends the turn: held bytes move where there is room, and every wire that has output is written once.
+    pub(super) fn flush(&mut self) {
+        let mut moved = mem::take(&mut self.moved);
+        let mut i = 0;
+        // Moving bytes gives credit, which makes other wires dirty: the list grows under way.
+        while let Some(key) = self.wires.dirty().get(i).copied() {
+            i += 1;
+            let Some(wire) = self.wires.slots.get_mut(key) else {
+                continue;
+            };
+            if !wire.engine.wants_pump() {
+                continue;
+            }
+            wire.engine.pump(&mut self.wires.shared, &mut moved);
+            let caller = matches!(wire.side, Side::Caller { .. });
+            for user in moved.drain(..) {
+                self.refill(user, caller);
+                self.settle(Key::from_bits(user));
+            }
+        }
+        self.moved = moved;
+        while let Some(key) = self.wires.next_dirty() {
+            self.write(key);
+        }
+    }
+
+    fn write(&mut self, key: WireKey) {
+        let Some(wire) = self.wires.slots.get_mut(key) else {
+            return;
+        };
+        match wire.flush(&mut self.wires.shared) {
+            Ok(true) if wire.engine.wants_pump() => self.unfinished.push_back(key),
+            Ok(true) if wire.engine.is_drained() => self.close(key, "it was drained"),
+            Ok(_) if wire.engine.output_overflows() => {
+                self.close(key, "the peer does not read what it makes us say");
+            }
+            Ok(_) => self.replace_if_worn(key),
+            Err(error) => self.close(key, &error.to_string()),
+        }
+    }
+
+    /// A server that has had to take many resets may soon call that an attack, and cut all: it gets a new connection.
+    fn replace_if_worn(&mut self, key: WireKey) {
+        if let Some(wire) = self.wires.slots.get_mut(key)
+            && matches!(wire.side, Side::Server { .. })
+            && pool::is_worn(wire)
+            && !wire.engine.is_draining()
+        {
+            wire.engine.begin_goaway();
+            self.wires.touch(key);
+        }
+    }
+
+    /// A wire is over. Its callers' calls are cancelled; its servers' calls fail, but those of which nothing was sent.
+    pub(super) fn close(&mut self, key: WireKey, why: &str) {
+        let Some((wire, users)) = self.wires.close(key) else {
+            return;
+        };
+        match wire.side {
+            Side::Caller { inbound, .. } => {
+                self.counts.of(inbound).closed_downstream();
+                for user in users {
+                    self.caller_left(user, Reason::CANCEL);
+                }
+            }
+            Side::Server { pool } => {
+                let inbound = self.pools.get(pool).is_some_and(|pool| pool.own);
+                self.counts.of(inbound).closed_upstream();
+                self.pools.closed(pool, key);
+                for user in users {
+                    self.server_gone(user, wire.peer, wire.flushed, why);
+                }
+                self.serve(pool, wire.peer);
+                self.pools.remove_if_idle(pool);
+            }
+        }
+    }
+
+    fn server_gone(&mut self, user: u64, addr: std::net::SocketAddr, flushed: u64, why: &str) {
+        let key = Key::from_bits(user);
+        let Some(call) = self.calls.get_mut(key) else { return };
+        if call.exchange.phase == Phase::Answered {
+            call.exchange.server_reset(Reason::NO_ERROR, &mut self.wires);
+            self.settle(key);
+        } else if call.exchange.is_unsent(flushed) && call.exchange.take_back() {
+            call.last_error = Some(format!("the connection to {addr} ended: {why}"));
+            self.leave_for_another(key);
+        } else {
+            call.exchange.up = None;
+            self.fail(
+                key,
+                Failure::ConnectionLost {
+                    addr,
+                    why: why.to_owned(),
+                },
+            );
+        }
+    }
+
+    fn count_unruly(&mut self, key: WireKey) {
+        if let Some(wire) = self.wires.slots.get_mut(key)
+            && let Some(abuse) = wire.engine.take_unruly()
+        {
+            tracing::warn!(peer = %wire.peer, ?abuse, "the peer makes work that carries nothing");
+            self.counts.abuse(abuse);
+        }
+    }
+}

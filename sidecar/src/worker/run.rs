@@ -1,0 +1,471 @@
+//! Starting a worker's thread, waking it, and its loop of turns.
+
+use std::collections::HashMap;
+use std::future::poll_fn;
+use std::mem;
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::task::{Context, Poll};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
+use rand::SeedableRng;
+use tokio::net::TcpStream;
+use tokio::time::Sleep;
+use tokio_util::sync::CancellationToken;
+
+use super::counts::Counts;
+use super::door::Door;
+use super::{READ_BYTES, Worker, upkeep};
+use crate::accept::{self, OwnPorts};
+use crate::connect::resolve::{Answer, Names, Query};
+use crate::connect::{self, PoolKey, Pools, Ready, Side, WireKey, Wires};
+use crate::detect::{self, Declared};
+use crate::failure::Failure;
+use crate::http2::slots::Slots;
+use crate::route::{ServiceKey, Services};
+use crate::telemetry::Registry;
+use crate::{balance, http2, tunnel};
+
+/// How long a call waits for the first addresses of its name before it goes to the address that was dialled.
+const NAME_PATIENCE: Duration = Duration::from_secs(2);
+
+/// What a worker is given: settings of its rooms, and what all workers use.
+#[derive(Clone)]
+pub struct Parts {
+    /// Where it takes the application's connections.
+    pub outbound: Vec<SocketAddr>,
+    /// Where it takes the network's connections.
+    pub inbound: Vec<SocketAddr>,
+    /// Where the application's connections lead that no rule redirected; they are refused without it.
+    pub outbound_default: Option<SocketAddr>,
+    /// Where the network's connections lead that no rule redirected; they are refused without it.
+    pub inbound_default: Option<SocketAddr>,
+    /// The proxy's own ports, to which no connection may lead.
+    pub own_ports: OwnPorts,
+    /// What is spoken on the application's ports, where that was declared.
+    pub inbound_protocols: HashMap<u16, Declared>,
+    /// What is spoken on the ports that the application calls, where that was declared.
+    pub outbound_protocols: HashMap<u16, Declared>,
+    /// The SRV name that a host's endpoints are found by, where configuration names one.
+    pub srv: HashMap<String, String>,
+    /// Bytes that this worker may hold for its connections.
+    pub budget: u64,
+    /// HTTP/2 limits.
+    pub http2: Arc<http2::Settings>,
+    /// How listeners listen.
+    pub accept: accept::Settings,
+    /// How protocols are detected.
+    pub detect: detect::Settings,
+    /// How tunnels carry.
+    pub tunnel: tunnel::Settings,
+    /// How connections are opened.
+    pub dial: connect::Settings,
+    /// How endpoints are picked.
+    pub balance: balance::Settings,
+    /// Addresses of names.
+    pub names: Names,
+    /// Where numbers are recorded.
+    pub registry: Arc<Registry>,
+}
+
+/// What a worker is told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Command {
+    /// Take no new connections from the network, and say GOAWAY to those that are open.
+    DrainInbound,
+    /// Say GOAWAY to the application.
+    DrainOutbound,
+    /// End now. Calls that run are cut, and counted.
+    End,
+}
+
+/// A worker that runs.
+pub struct Handle {
+    inbox: Arc<Inbox>,
+    open: Arc<Open>,
+    /// The thread; it ends after [`Command::End`], with what that cut.
+    pub thread: JoinHandle<Cut>,
+}
+
+/// What is open, told once a turn.
+#[derive(Debug, Default)]
+pub struct Open {
+    /// Connections from the network, tunnels too.
+    pub inbound: AtomicU64,
+    /// Connections from the application, tunnels too.
+    pub outbound: AtomicU64,
+}
+
+/// What an end cut.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Cut {
+    /// Calls that had not ended.
+    pub calls: u64,
+    /// Connections that were open.
+    pub connections: u64,
+}
+
+impl Handle {
+    /// Tells the worker something; it acts at its next turn.
+    pub fn tell(&self, command: Command) {
+        self.inbox.send(Message::Command(command));
+    }
+
+    /// What is open.
+    pub fn open(&self) -> &Open {
+        &self.open
+    }
+
+    /// What its services' endpoints are, for the operator: one line of JSON each.
+    pub fn endpoints(&self) -> tokio::sync::oneshot::Receiver<Vec<EndpointView>> {
+        let (reply, receiver) = tokio::sync::oneshot::channel();
+        self.inbox.send(Message::Endpoints(reply));
+        receiver
+    }
+}
+
+/// An endpoint as the operator sees it.
+#[derive(Clone, Debug, serde::Serialize)]
+pub struct EndpointView {
+    /// What its service is called.
+    pub service: String,
+    /// Where it listens.
+    pub addr: SocketAddr,
+    /// Ready, backoff or draining.
+    pub state: String,
+    /// Calls that it serves now.
+    pub in_flight: u32,
+    /// Its peak EWMA of latency, in milliseconds.
+    pub latency_ms: f64,
+    /// Calls that were sent to it.
+    pub picked: u64,
+}
+
+/// What others tell a worker.
+pub(super) enum Message {
+    Adopt {
+        socket: TcpStream,
+        first: Vec<u8>,
+        peer: SocketAddr,
+        meant: SocketAddr,
+        inbound: bool,
+    },
+    Dialled {
+        pool: PoolKey,
+        addr: SocketAddr,
+        result: Result<TcpStream, connect::Error>,
+    },
+    Resolved {
+        service: ServiceKey,
+        answer: Arc<Answer>,
+    },
+    NamesAreLate(ServiceKey),
+    Endpoints(tokio::sync::oneshot::Sender<Vec<EndpointView>>),
+    Command(Command),
+}
+
+/// Where messages wait for a worker's next turn.
+pub(super) struct Inbox {
+    messages: Mutex<Vec<Message>>,
+    ready: Arc<Ready>,
+}
+
+impl Inbox {
+    pub(super) fn send(&self, message: Message) {
+        self.messages.lock().push(message);
+        self.ready.wake();
+    }
+}
+
+/// Starts a worker: its listeners are open when this returns.
+///
+/// # Errors
+/// When a listener cannot be had.
+pub fn start(name: String, parts: Parts) -> anyhow::Result<Handle> {
+    let (started, starting) = std::sync::mpsc::channel();
+    let thread = std::thread::Builder::new()
+        .name(name)
+        .spawn(move || run(parts, &started))?;
+    match starting.recv() {
+        Ok(Ok((inbox, open))) => Ok(Handle { inbox, open, thread }),
+        Ok(Err(error)) => Err(error),
+        Err(_) => Err(anyhow::anyhow!("the worker's thread ended before it listened")),
+    }
+}
+
+type Started = std::sync::mpsc::Sender<anyhow::Result<(Arc<Inbox>, Arc<Open>)>>;
+
+fn run(parts: Parts, started: &Started) -> Cut {
+    let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            // Whoever started us has gone only if the process is ending.
+            let _ = started.send(Err(error.into()));
+            return Cut::default();
+        }
+    };
+    let local = tokio::task::LocalSet::new();
+    local.block_on(&runtime, serve(parts, started))
+}
+
+async fn serve(parts: Parts, started: &Started) -> Cut {
+    let wires = Wires::new(parts.budget);
+    let ready = wires.ready();
+    let inbox = Arc::new(Inbox {
+        messages: Mutex::default(),
+        ready: ready.clone(),
+    });
+    let recorder = parts.registry.recorder();
+    let stop = Stop {
+        inbound: CancellationToken::new(),
+        cut: CancellationToken::new(),
+    };
+    let open = Arc::new(Open::default());
+    let tunnels = match Door::open_all(&parts, &inbox, &recorder, &stop) {
+        Ok(tunnels) => tunnels,
+        Err(error) => {
+            let _ = started.send(Err(error));
+            return Cut::default();
+        }
+    };
+    if started.send(Ok((inbox.clone(), open.clone()))).is_err() {
+        return Cut::default();
+    }
+    let worker = Worker {
+        now: Instant::now(),
+        wires,
+        calls: Slots::default(),
+        pools: Pools::default(),
+        services: Services::new(parts.balance.clone()),
+        counts: Counts::new(&recorder, parts.budget),
+        recorder,
+        rng: rand::rngs::StdRng::from_rng(&mut rand::rng()),
+        timers: Default::default(),
+        inbox,
+        parts,
+        buffer: vec![0; READ_BYTES].into_boxed_slice(),
+        unfinished: Default::default(),
+        moved: Vec::new(),
+        spare: Vec::new(),
+        draining_inbound: false,
+        draining_outbound: false,
+    };
+    Loop {
+        worker,
+        ready,
+        tunnels,
+        stop,
+        open,
+        turn: Vec::new(),
+        alarm: Box::pin(tokio::time::sleep(Duration::ZERO)),
+    }
+    .run()
+    .await
+}
+
+/// What ends a worker's tasks.
+#[derive(Clone)]
+pub(super) struct Stop {
+    /// No new connections from the network.
+    pub(super) inbound: CancellationToken,
+    /// Nothing goes on.
+    pub(super) cut: CancellationToken,
+}
+
+/// Tunnels that are open, by direction.
+#[derive(Clone, Default)]
+pub(super) struct Tunnels {
+    pub(super) inbound: std::rc::Rc<std::cell::Cell<u64>>,
+    pub(super) outbound: std::rc::Rc<std::cell::Cell<u64>>,
+}
+
+struct Loop {
+    worker: Worker,
+    ready: Arc<Ready>,
+    tunnels: Tunnels,
+    stop: Stop,
+    open: Arc<Open>,
+    turn: Vec<WireKey>,
+    alarm: Pin<Box<Sleep>>,
+}
+
+impl Loop {
+    async fn run(mut self) -> Cut {
+        let mut next_look = Instant::now() + upkeep::LOOK_EVERY;
+        loop {
+            // Unconstrained: tokio's budget would make it wait for sockets that are ready.
+            tokio::task::unconstrained(poll_fn(|cx| self.wait(cx, next_look))).await;
+            if let Some(cut) = self.turn() {
+                return cut;
+            }
+            if self.worker.now >= next_look {
+                self.worker.look_at_wires();
+                self.worker.flush();
+                next_look = self.worker.now + upkeep::LOOK_EVERY;
+            }
+            self.tell_what_is_open();
+            if !self.worker.unfinished.is_empty() {
+                // The kernel is asked once before the next turn, so that nobody waits for a busy neighbour.
+                tokio::task::yield_now().await;
+            }
+        }
+    }
+
+    /// Waits until a wire is ready, a message came, or something is due.
+    fn wait(&mut self, cx: &mut Context<'_>, next_look: Instant) -> Poll<()> {
+        self.ready.listen(cx.waker());
+        self.ready.take(&mut self.turn);
+        if !self.turn.is_empty() || !self.worker.unfinished.is_empty() || !self.worker.inbox.messages.lock().is_empty()
+        {
+            return Poll::Ready(());
+        }
+        let look = (!self.worker.wires.slots.is_empty()).then_some(next_look);
+        let Some(at) = [look, self.worker.timers.next()].into_iter().flatten().min() else {
+            return Poll::Pending;
+        };
+        if self.alarm.deadline().into_std() != at {
+            self.alarm.as_mut().reset(at.into());
+        }
+        self.alarm.as_mut().poll(cx)
+    }
+
+    /// One turn. Something is returned when it was the last.
+    fn turn(&mut self) -> Option<Cut> {
+        let worker = &mut self.worker;
+        worker.now = Instant::now();
+        let messages = mem::take(&mut *worker.inbox.messages.lock());
+        for message in messages {
+            match message {
+                Message::Command(command) => {
+                    if let Some(cut) = obey(worker, command, &self.stop, &self.tunnels) {
+                        return Some(cut);
+                    }
+                }
+                other => worker.hear(other),
+            }
+        }
+        for _ in 0..worker.unfinished.len() {
+            if let Some(key) = worker.unfinished.pop_front() {
+                self.turn.push(key);
+            }
+        }
+        for key in self.turn.drain(..) {
+            worker.read(key);
+            // A wire whose socket takes bytes again is written, too.
+            worker.wires.touch(key);
+        }
+        worker.on_time();
+        worker.flush();
+        None
+    }
+
+    fn tell_what_is_open(&self) {
+        let counts = &self.worker.counts;
+        counts.memory_held.set(self.worker.wires.shared.budget.used() as i64);
+        self.open
+            .inbound
+            .store(counts.of(true).open() + self.tunnels.inbound.get(), Relaxed);
+        self.open
+            .outbound
+            .store(counts.of(false).open() + self.tunnels.outbound.get(), Relaxed);
+    }
+}
+
+fn obey(worker: &mut Worker, command: Command, stop: &Stop, tunnels: &Tunnels) -> Option<Cut> {
+    match command {
+        Command::DrainInbound => {
+            stop.inbound.cancel();
+            worker.draining_inbound = true;
+            worker.say_goaway(true);
+        }
+        Command::DrainOutbound => {
+            worker.draining_outbound = true;
+            worker.say_goaway(false);
+        }
+        Command::End => {
+            stop.cut.cancel();
+            let connections = worker.wires.slots.len() as u64 + tunnels.inbound.get() + tunnels.outbound.get();
+            let calls = worker.calls.len() as u64;
+            for key in worker.calls.keys() {
+                worker.fail(key, Failure::Stopping);
+            }
+            worker.flush();
+            return Some(Cut { calls, connections });
+        }
+    }
+    None
+}
+
+impl Worker {
+    fn hear(&mut self, message: Message) {
+        match message {
+            Message::Adopt {
+                socket,
+                first,
+                peer,
+                meant,
+                inbound,
+            } => self.adopt(socket, first, peer, meant, inbound),
+            Message::Dialled { pool, addr, result } => self.dialled(pool, addr, result),
+            Message::Resolved { service, answer } => self.resolved(service, answer),
+            Message::NamesAreLate(service) => self.stop_waiting_for_names(service),
+            // Whoever asked may have gone.
+            Message::Endpoints(reply) => drop(reply.send(self.endpoints())),
+            Message::Command(_) => {}
+        }
+    }
+
+    fn say_goaway(&mut self, inbound_side: bool) {
+        for key in self.wires.slots.keys() {
+            let Some((wire, _)) = self.wires.touch(key) else {
+                continue;
+            };
+            if matches!(wire.side, Side::Caller { inbound, .. } if inbound == inbound_side) {
+                wire.engine.begin_goaway();
+            }
+        }
+    }
+
+    fn endpoints(&self) -> Vec<EndpointView> {
+        let mut views = Vec::new();
+        for (_, service) in self.services.iter() {
+            views.extend(service.balancer.endpoints(self.now).map(|view| EndpointView {
+                service: service.name.clone(),
+                addr: view.addr,
+                state: format!("{:?}", view.state),
+                in_flight: view.in_flight,
+                latency_ms: view.latency.map_or(0.0, |latency| latency.as_secs_f64() * 1e3),
+                picked: view.picked,
+            }));
+        }
+        views
+    }
+}
+
+/// Tells the worker the addresses of a name, now and whenever they change.
+pub(super) fn follow(names: Names, inbox: Arc<Inbox>, service: ServiceKey, query: Query) {
+    tokio::task::spawn_local(async move {
+        let Ok(mut answers) = names.watch(query) else {
+            inbox.send(Message::NamesAreLate(service));
+            return;
+        };
+        let patience = tokio::time::sleep(NAME_PATIENCE);
+        tokio::pin!(patience);
+        let mut patient = true;
+        loop {
+            let answer = answers.borrow_and_update().clone();
+            inbox.send(Message::Resolved { service, answer });
+            tokio::select! {
+                changed = answers.changed() => if changed.is_err() { return },
+                () = &mut patience, if patient => {
+                    patient = false;
+                    inbox.send(Message::NamesAreLate(service));
+                }
+            }
+        }
+    });
+}

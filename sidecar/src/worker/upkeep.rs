@@ -1,0 +1,140 @@
+//! What time brings: deadlines, silent peers, connections that nobody needs.
+
+use std::time::Duration;
+
+use super::Worker;
+use crate::connect::{Side, WireKey};
+use crate::failure::Failure;
+use crate::http2::slots::Key;
+use crate::http2::{Connection, Reason};
+
+/// How often all wires are looked at.
+pub(super) const LOOK_EVERY: Duration = Duration::from_millis(500);
+/// A server's silence, while calls wait on it, after which it is asked whether it lives.
+const ASK_AFTER: Duration = Duration::from_millis(1_500);
+/// How long it may take to say so.
+const ANSWER_WITHIN: Duration = Duration::from_millis(2_000);
+
+impl Worker {
+    /// Ends the calls whose deadline has passed.
+    pub(super) fn on_time(&mut self) {
+        while let Some(mark) = self.timers.due(self.now) {
+            let key = Key::from_bits(mark);
+            let Some(call) = self.calls.get(key) else { continue };
+            let Some(deadline) = call.deadline.filter(|deadline| deadline.at <= self.now) else {
+                continue;
+            };
+            let stage = call.stage();
+            if let Some(choice) = call.choice {
+                self.pools.forget(choice.pool, mark);
+            }
+            self.fail(
+                key,
+                Failure::Deadline {
+                    timeout: deadline.timeout,
+                    stage,
+                },
+            );
+        }
+        let calls = &self.calls;
+        self.timers
+            .tidy(calls.len(), |mark| calls.contains(Key::from_bits(mark)));
+    }
+
+    /// Looks at every wire: whom to ask whether it lives, whom to close.
+    pub(super) fn look_at_wires(&mut self) {
+        for key in self.wires.slots.keys() {
+            let Some(wire) = self.wires.slots.get_mut(key) else {
+                continue;
+            };
+            wire.inside_headers = match (wire.engine.is_inside_headers(), wire.inside_headers) {
+                (true, None) => Some(self.now),
+                (true, since) => since,
+                (false, _) => None,
+            };
+            if let Some((reason, why)) = self.overdue(key) {
+                if let Some((wire, _)) = self.wires.touch(key) {
+                    wire.engine.say_goaway(0, reason, why);
+                }
+                self.write_last(key);
+                self.close(key, why);
+                continue;
+            }
+            self.attend(key);
+        }
+        self.services.forget_idle(self.now);
+    }
+
+    /// Why a wire's time is over, if it is.
+    fn overdue(&self, key: WireKey) -> Option<(Reason, &'static str)> {
+        let wire = self.wires.slots.get(key)?;
+        let engine = &wire.engine;
+        let settings = engine.settings();
+        let age = self.now.saturating_duration_since(wire.born);
+        if !engine.heard_settings() && age > settings.preface_timeout {
+            return Some((
+                Reason::SETTINGS_TIMEOUT,
+                "the peer's preface and SETTINGS did not come in time",
+            ));
+        }
+        if !engine.settings_acknowledged() && age > settings.preface_timeout {
+            return Some((
+                Reason::SETTINGS_TIMEOUT,
+                "the peer did not acknowledge our SETTINGS in time",
+            ));
+        }
+        let inside = wire
+            .inside_headers
+            .map(|since| self.now.saturating_duration_since(since));
+        if inside.is_some_and(|inside| inside > settings.headers_timeout) {
+            return Some((Reason::ENHANCE_YOUR_CALM, "a header block took too long"));
+        }
+        let unanswered = wire.pinged.filter(|asked| wire.heard < *asked);
+        if unanswered.is_some_and(|asked| self.now.saturating_duration_since(asked) > ANSWER_WITHIN) {
+            return Some((Reason::NO_ERROR, "the peer did not answer a PING"));
+        }
+        None
+    }
+
+    fn attend(&mut self, key: WireKey) {
+        let Some(wire) = self.wires.slots.get(key) else { return };
+        let silence = self.now.saturating_duration_since(wire.heard);
+        let engine = &wire.engine;
+        let waits = engine.open_streams() > 0;
+        let ask = matches!(wire.side, Side::Server { .. }) && waits && silence > ASK_AFTER && wire.pinged.is_none();
+        let idle = !waits && silence > engine.settings().idle_timeout && !engine.is_draining();
+        let drained = engine.is_draining() && !waits && silence > Connection::GOAWAY_PATIENCE;
+        let lingering = engine.is_draining() && silence > Connection::GOAWAY_PATIENCE;
+        if !(ask || idle || drained || lingering) {
+            return;
+        }
+        let now = self.now;
+        let Some((wire, shared)) = self.wires.touch(key) else {
+            return;
+        };
+        if ask {
+            wire.pinged = Some(now);
+            wire.engine.ping(Connection::KEEPALIVE_PAYLOAD, shared);
+        }
+        if idle {
+            wire.engine.begin_goaway();
+        }
+        if lingering {
+            // The PING between the two steps of GOAWAY was not answered: the last stream is named all the same.
+            wire.engine.finish_goaway();
+        }
+        if drained {
+            self.write_last(key);
+            self.close(key, "it was drained");
+        }
+    }
+
+    fn write_last(&mut self, key: WireKey) {
+        if let Some(wire) = self.wires.slots.get_mut(key) {
+            // Best effort: the wire is closed next, whatever the socket says.
+            if let Err(error) = wire.flush(&mut self.wires.shared) {
+                tracing::debug!(peer = %wire.peer, "the last words did not leave: {error}");
+            }
+        }
+    }
+}
