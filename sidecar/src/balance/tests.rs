@@ -712,8 +712,10 @@ impl Town {
     ) {
         let mut pending = BinaryHeap::new();
         let mut running: Vec<Option<(Call, u16, Duration)>> = (0..callers).map(|_| None).collect();
+        // Callers that wait between calls do not call in step.
+        let apart = (self.gap / callers as u32).max(Duration::from_micros(1));
         for caller in 0..callers {
-            pending.push(Reverse((self.now + Duration::from_micros(caller as u64), caller)));
+            pending.push(Reverse((self.now + apart * caller as u32, caller)));
         }
         let mut made = 0;
         while let Some(Reverse((at, caller))) = pending.pop() {
