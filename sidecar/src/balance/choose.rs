@@ -94,7 +94,7 @@ impl Draw {
         let mean = total as f64 / self.keys.len() as f64;
         let mut cost = |at: usize| {
             let endpoint = slots.get_mut(self.keys[at])?;
-            let shared = 1.0 + f64::from(endpoint.in_flight) * mean / f64::from(endpoint.weight);
+            let shared = 1.0 + endpoint.load() * mean / f64::from(endpoint.weight);
             let ramp = endpoint.ramp(now, settings.slow_start);
             Some(endpoint.latency.nanos(norm, now, settings.decay) * shared / ramp)
         };

@@ -64,7 +64,10 @@ pub(super) struct Endpoint {
     pub(super) named_by: u64,
     pub(super) standing: Standing,
     pub(super) failures: u32,
-    pub(super) in_flight: u32,
+    /// RPCs without response headers yet.
+    pub(super) waiting: u32,
+    /// RPCs with response headers, not ended.
+    pub(super) streaming: u32,
     pub(super) picked: u64,
     pub(super) latency: Latency,
     /// Since when its share grows; nothing once it is whole.
@@ -125,11 +128,24 @@ impl Endpoint {
             named_by: 0,
             standing: Standing::Ready,
             failures: 0,
-            in_flight: 0,
+            waiting: 0,
+            streaming: 0,
             picked: 0,
             latency: Latency::default(),
             joined,
             turn: None,
+        }
+    }
+
+    pub(super) fn in_flight(&self) -> u32 {
+        self.waiting.saturating_add(self.streaming)
+    }
+
+    /// How many RPCs one more would share it with, as far as they count.
+    pub(super) fn load(&self) -> f64 {
+        match self.streaming {
+            0 => f64::from(self.waiting),
+            streaming => f64::from(self.waiting) + f64::from(streaming).ln_1p(),
         }
     }
 
@@ -168,7 +184,7 @@ impl Endpoint {
             weight: self.weight,
             priority: self.priority,
             state,
-            in_flight: self.in_flight,
+            in_flight: self.in_flight(),
             latency: self.latency.known(norm, now, decay),
             picked: self.picked,
             failures: self.failures,

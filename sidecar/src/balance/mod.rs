@@ -5,14 +5,17 @@
 //!
 //! ```text
 //! update(addresses) ------------------------------> Changes: added, draining, gone
-//! pick -> key -> started(key) -+-> dial_failed(key) -> finished(key, Unsent) -> pick again with `Tried`
-//!                              +-> dial_ok(key) -> answered(key, latency) -> finished(key, Done)
+//! pick -> key -> started -> call -+-> dial_failed(key) -> finished(call, Unsent) -> pick again with `Tried`
+//!                                 +-> dial_ok(key) -> answered(call, latency) -> finished(call, Done)
 //! ```
 //!
 //! # How it picks
 //!
 //! The cost of an endpoint is what an RPC may expect there: its latency (time to the first response headers), times the
-//! RPCs that it would share the endpoint with. The first endpoint is drawn by weight; the second, another one, as well.
+//! RPCs that it would share the endpoint with. Those that wait for their first response headers count whole: if an
+//! endpoint hangs, they are all there is to see. Those that have them (streams, perhaps for hours) count as the logarithm
+//! of their number: enough to spread streams evenly, and too little for a thousand idle ones on an old endpoint to send
+//! everything to a new one. The first endpoint is drawn by weight; the second, another one, as well.
 //! The RPC stays with the first unless the second is cheaper, and then goes over with probability `1 - (c2/c1)^2`.
 //!
 //! Power of two choices is usually written with a hard comparison. It was softened for two reasons. Endpoints that are
@@ -130,14 +133,35 @@ pub enum Outcome {
     Done,
     /// The endpoint failed it: a reset, a lost connection, `UNAVAILABLE`. Counts against it however fast it came.
     Failed,
-    /// The caller gave up, or its deadline passed, before any response headers came. Having waited that long says
-    /// that the endpoint is at least that slow.
+    /// The caller gave up, or its deadline passed. If no response headers had come, having waited that long says that
+    /// the endpoint is at least that slow.
     Abandoned {
         /// From [`Balancer::started`] to giving up.
         waited: Duration,
     },
     /// Nothing was sent to it, or it said that nothing was processed: says nothing of its speed.
     Unsent,
+}
+
+/// An RPC at an endpoint, from [`Balancer::started`] to [`Balancer::finished`]. Must be given back: until then it counts
+/// as load, and its endpoint cannot go.
+#[derive(Debug)]
+#[must_use = "it counts as load until it is finished"]
+pub struct Call {
+    key: EndpointKey,
+    answered: bool,
+}
+
+impl Call {
+    /// The endpoint that was picked.
+    pub fn key(&self) -> EndpointKey {
+        self.key
+    }
+
+    /// Whether the first response headers have come.
+    pub fn is_answered(&self) -> bool {
+        self.answered
+    }
 }
 
 /// The endpoints that one RPC has tried already.
@@ -272,7 +296,7 @@ impl Balancer {
                 continue;
             };
             endpoint.draining = true;
-            if endpoint.in_flight > 0 {
+            if endpoint.in_flight() > 0 {
                 changes.draining.push(key);
             } else {
                 changes.gone.extend(self.forget(key));
@@ -312,37 +336,45 @@ impl Balancer {
     }
 
     /// An RPC is on its way to the endpoint: it counts as load until [`Balancer::finished`].
-    pub fn started(&mut self, key: EndpointKey) {
+    pub fn started(&mut self, key: EndpointKey) -> Call {
         if let Some(endpoint) = self.slots.get_mut(key) {
-            endpoint.in_flight = endpoint.in_flight.saturating_add(1);
+            endpoint.waiting = endpoint.waiting.saturating_add(1);
         }
+        Call { key, answered: false }
     }
 
     /// The first response headers of an RPC came, `latency` after [`Balancer::started`]. This is all that counts for
-    /// the endpoint's speed. An answer that says the endpoint could not serve is none: report it as
+    /// the endpoint's speed, and it counts once. An answer that says the endpoint could not serve is none: report it as
     /// [`Outcome::Failed`] alone.
-    pub fn answered(&mut self, key: EndpointKey, latency: Duration, now: Instant) {
-        if let Some(endpoint) = self.slots.get_mut(key) {
+    pub fn answered(&mut self, call: &mut Call, latency: Duration, now: Instant) {
+        if let Some(endpoint) = self.slots.get_mut(call.key).filter(|_| !call.answered) {
+            endpoint.waiting = endpoint.waiting.saturating_sub(1);
+            endpoint.streaming = endpoint.streaming.saturating_add(1);
             endpoint.latency.heard(latency, &self.norm, now, self.settings.decay);
             self.norm.heard(latency);
         }
+        call.answered = true;
     }
 
-    /// An RPC that was [`Balancer::started`] has ended. Returns the endpoint if it was draining and this was the last:
-    /// its connections can be closed.
-    pub fn finished(&mut self, key: EndpointKey, outcome: Outcome, now: Instant) -> Option<Gone> {
-        let endpoint = self.slots.get_mut(key)?;
-        debug_assert!(endpoint.in_flight > 0, "finished without started");
-        endpoint.in_flight = endpoint.in_flight.saturating_sub(1);
+    /// An RPC has ended. Returns the endpoint if it was draining and this was the last: its connections can be closed.
+    pub fn finished(&mut self, call: Call, outcome: Outcome, now: Instant) -> Option<Gone> {
+        let endpoint = self.slots.get_mut(call.key)?;
+        let count = if call.answered {
+            &mut endpoint.streaming
+        } else {
+            &mut endpoint.waiting
+        };
+        *count = count.saturating_sub(1);
         match outcome {
             Outcome::Done | Outcome::Unsent => {}
             Outcome::Failed => endpoint.latency.failed(&self.norm, now, self.settings.decay),
+            Outcome::Abandoned { .. } if call.answered => {}
             Outcome::Abandoned { waited } => {
                 endpoint.latency.at_least(waited, &self.norm, now, self.settings.decay);
             }
         }
-        if endpoint.draining && endpoint.in_flight == 0 {
-            self.forget(key)
+        if endpoint.draining && endpoint.in_flight() == 0 {
+            self.forget(call.key)
         } else {
             None
         }

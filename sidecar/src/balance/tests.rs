@@ -182,6 +182,24 @@ fn a_killed_endpoint_is_out_after_one_failed_dial() {
 }
 
 #[test]
+fn an_endpoint_that_hangs_catches_few_calls_before_that_is_noticed() {
+    let mut town = Town::new(Settings::default(), 20, &[1; 5]);
+    // 1,000 calls a second; those that it catches never come back within the test's time.
+    town.gap = Duration::from_millis(200);
+    town.call_for(200, Duration::from_secs(1), |_, rng| busy_machine(rng, 500));
+    town.forget_calls();
+    town.call_for(200, Duration::from_secs(5), |endpoint, rng| {
+        if endpoint == 0 {
+            Duration::from_secs(60)
+        } else {
+            busy_machine(rng, 500)
+        }
+    });
+    let caught = town.calls[&0];
+    assert!(caught <= 25, "{caught} of {} calls", town.calls.values().sum::<u64>());
+}
+
+#[test]
 fn a_call_tries_every_endpoint_before_it_fails() {
     let mut town = Town::new(Settings::default(), 8, &[1; 5]);
     town.dead.extend(0..5);
@@ -313,8 +331,7 @@ fn a_lower_priority_is_used_only_while_no_other_can_be_reached() {
 fn a_removed_endpoint_takes_no_new_call_and_is_gone_after_its_last() {
     let mut town = Town::new(Settings::default(), 13, &[1, 1, 1]);
     let (busy, idle) = (town.key_of(0), town.key_of(1));
-    town.balancer.started(busy);
-    town.balancer.started(busy);
+    let (one, other) = (town.balancer.started(busy), town.balancer.started(busy));
     let changes = town.scale_to(&[2]);
     assert_eq!(changes.draining, [busy]);
     assert_eq!(
@@ -331,18 +348,14 @@ fn a_removed_endpoint_takes_no_new_call_and_is_gone_after_its_last() {
         );
     }
     assert_eq!(town.view(0).state, State::Draining);
-    assert_eq!(town.balancer.finished(busy, Outcome::Done, town.now), None);
+    assert_eq!(town.balancer.finished(one, Outcome::Done, town.now), None);
+    let gone = town.balancer.finished(other, Outcome::Done, town.now);
     assert_eq!(
-        town.balancer.finished(busy, Outcome::Done, town.now),
+        gone,
         Some(Gone {
             key: busy,
             addr: addr(0)
         })
-    );
-    assert_eq!(
-        town.balancer.finished(busy, Outcome::Done, town.now),
-        None,
-        "a stale key means nobody"
     );
     assert_eq!(town.balancer.endpoints(town.now).count(), 1);
 }
@@ -351,7 +364,7 @@ fn a_removed_endpoint_takes_no_new_call_and_is_gone_after_its_last() {
 fn an_address_that_returns_while_it_drains_is_the_same_endpoint() {
     let mut town = Town::new(Settings::default(), 14, &[1, 1]);
     let key = town.key_of(0);
-    town.balancer.started(key);
+    let call = town.balancer.started(key);
     town.scale_to(&[1]);
     let changes = town.scale_to(&[0, 1]);
     assert_eq!(
@@ -361,7 +374,7 @@ fn an_address_that_returns_while_it_drains_is_the_same_endpoint() {
             ..Changes::default()
         }
     );
-    assert_eq!(town.balancer.finished(key, Outcome::Done, town.now), None);
+    assert_eq!(town.balancer.finished(call, Outcome::Done, town.now), None);
     assert_eq!(town.balancer.addr(key), Some(addr(0)));
 }
 
@@ -373,10 +386,10 @@ fn a_key_of_a_gone_endpoint_never_means_its_successor() {
     town.scale_to(&[7]);
     let new = town.key_of(7);
     assert_ne!(old, new);
-    town.balancer.started(old);
-    town.balancer.answered(old, Duration::from_secs(9), town.now);
+    let mut call = town.balancer.started(old);
+    town.balancer.answered(&mut call, Duration::from_secs(9), town.now);
     town.balancer.dial_failed(old, town.now, &mut town.rng);
-    town.balancer.finished(old, Outcome::Failed, town.now);
+    assert_eq!(town.balancer.finished(call, Outcome::Failed, town.now), None);
     let view = town.view(7);
     assert_eq!((view.in_flight, view.state, view.latency), (0, State::Ready, None));
     assert_eq!(town.balancer.addr(old), None);
@@ -384,40 +397,78 @@ fn a_key_of_a_gone_endpoint_never_means_its_successor() {
 
 #[test]
 fn a_stream_that_lives_for_hours_leaves_the_estimate_alone() {
-    let mut town = Town::new(Settings::default(), 16, &[1, 1]);
-    let key = town.key_of(0);
-    town.balancer.started(key);
-    town.balancer.answered(key, Duration::from_millis(2), town.now);
-    assert_eq!(town.view(0).latency, Some(Duration::from_millis(2)));
-    town.now += Duration::from_secs(4 * 3600);
-    town.balancer.finished(key, Outcome::Done, town.now);
-    assert_eq!(town.view(0).latency, Some(Duration::from_millis(2)));
+    for outcome in [
+        Outcome::Done,
+        Outcome::Abandoned {
+            waited: Duration::from_secs(4 * 3600),
+        },
+    ] {
+        let mut town = Town::new(Settings::default(), 16, &[1, 1]);
+        let key = town.key_of(0);
+        let mut call = town.balancer.started(key);
+        town.balancer.answered(&mut call, Duration::from_millis(2), town.now);
+        town.balancer.answered(&mut call, Duration::from_secs(9), town.now);
+        assert_eq!(
+            town.view(0).latency,
+            Some(Duration::from_millis(2)),
+            "the first headers count, once"
+        );
+        town.now += Duration::from_secs(4 * 3600);
+        town.balancer.finished(call, outcome, town.now);
+        assert_eq!(town.view(0).latency, Some(Duration::from_millis(2)));
+    }
+}
+
+#[test]
+fn streams_are_spread_evenly() {
+    for seed in 0..10 {
+        let mut town = Town::new(Settings::default(), seed, &[1, 1, 1]);
+        let streams: Vec<Call> = (0..30).map(|_| town.open_stream()).collect();
+        let counts = [0, 1, 2].map(|at| town.view(at).in_flight);
+        assert!(
+            counts.iter().all(|count| (7..=13).contains(count)),
+            "seed {seed}: {counts:?}"
+        );
+        assert_eq!(streams.len(), 30);
+    }
+}
+
+#[test]
+fn a_thousand_idle_streams_on_an_old_endpoint_do_not_send_everything_to_the_new() {
+    let mut town = Town::new(Settings::default(), 19, &[1]);
+    let streams: Vec<Call> = (0..1_000).map(|_| town.open_stream()).collect();
+    town.scale(3);
+    town.call_for(60, Duration::from_secs(2), |_, rng| busy_machine(rng, 4_000));
+    town.forget_calls();
+    town.call_for(60, Duration::from_secs(4), |_, rng| busy_machine(rng, 4_000));
+    assert!(town.shares()[&0] > 0.2, "{:?}", town.shares());
+    assert_eq!(town.view(0).in_flight as usize, streams.len());
 }
 
 #[test]
 fn having_given_up_says_that_it_is_at_least_that_slow() {
     let mut town = Town::new(Settings::default(), 17, &[1, 1]);
     let key = town.key_of(0);
-    for waited in [1, 1, 100, 100, 100] {
-        town.balancer.started(key);
-        if waited == 1 {
-            town.balancer.answered(key, Duration::from_millis(waited), town.now);
-            town.balancer.finished(key, Outcome::Done, town.now);
-        } else {
-            town.balancer.finished(
-                key,
-                Outcome::Abandoned {
-                    waited: Duration::from_millis(waited),
-                },
-                town.now,
-            );
-        }
+    for _ in 0..2 {
+        let mut call = town.balancer.started(key);
+        town.balancer.answered(&mut call, Duration::from_millis(1), town.now);
+        town.balancer.finished(call, Outcome::Done, town.now);
     }
-    let slow = town.view(0).latency.expect("there is one");
+    for _ in 0..3 {
+        let call = town.balancer.started(key);
+        town.balancer.finished(
+            call,
+            Outcome::Abandoned {
+                waited: Duration::from_millis(100),
+            },
+            town.now,
+        );
+    }
+    let slow = town.view(0).latency.expect("it was heard of");
     assert!(slow > Duration::from_millis(10), "{slow:?}");
-    town.balancer.started(key);
+    let call = town.balancer.started(key);
     town.balancer.finished(
-        key,
+        call,
         Outcome::Abandoned {
             waited: Duration::from_micros(10),
         },
@@ -460,7 +511,7 @@ proptest! {
         let mut now = Instant::now();
         let mut balancer = Balancer::new(Settings { algorithm, ..Settings::default() });
         let mut named: HashSet<SocketAddr> = HashSet::new();
-        let mut running: BTreeMap<SocketAddr, (EndpointKey, u32)> = BTreeMap::new();
+        let mut running: BTreeMap<SocketAddr, Vec<Call>> = BTreeMap::new();
         let mut stale: Vec<EndpointKey> = Vec::new();
         for (step, a, b) in steps {
             now += Duration::from_millis(u64::from(b));
@@ -494,8 +545,7 @@ proptest! {
                             let addr = balancer.addr(key).expect("there is one");
                             prop_assert!(!tried.contains(key));
                             prop_assert!(named.contains(&addr), "picked {} which is not named", addr);
-                            balancer.started(key);
-                            running.entry(addr).or_insert((key, 0)).1 += 1;
+                            running.entry(addr).or_default().push(balancer.started(key));
                         }
                         Err(NoEndpoint::NoneKnown) => prop_assert!(named.is_empty()),
                         Err(NoEndpoint::AllTried { count }) => {
@@ -512,18 +562,23 @@ proptest! {
                 (5, Some(key)) => balancer.dial_ok(key, now),
                 (6 | 7, _) => {
                     let at = usize::from(a) % running.len().max(1);
-                    let Some((addr, (key, _))) = running.iter().nth(at).map(|(addr, entry)| (*addr, *entry)) else { continue };
-                    if b & 1 == 0 {
-                        balancer.answered(key, Duration::from_micros(u64::from(a)), now);
+                    let Some(addr) = running.keys().nth(at).copied() else { continue };
+                    let calls = running.get_mut(&addr).expect("it was there");
+                    let mut call = calls.swap_remove(usize::from(b) % calls.len());
+                    let key = call.key();
+                    if step == 6 {
+                        balancer.answered(&mut call, Duration::from_micros(u64::from(a)), now);
+                    }
+                    if step == 6 && b & 1 == 0 {
+                        calls.push(call);
+                        continue;
                     }
                     let outcome = [
                         Outcome::Done, Outcome::Failed, Outcome::Unsent,
                         Outcome::Abandoned { waited: Duration::from_micros(u64::from(a)) },
-                    ][usize::from(b) % 4];
-                    let gone = balancer.finished(key, outcome, now);
-                    let entry = running.get_mut(&addr).expect("there is one");
-                    entry.1 -= 1;
-                    if entry.1 == 0 {
+                    ][usize::from(b / 2) % 4];
+                    let gone = balancer.finished(call, outcome, now);
+                    if calls.is_empty() {
                         running.remove(&addr);
                     }
                     let should_go = !running.contains_key(&addr) && !named.contains(&addr);
@@ -532,11 +587,11 @@ proptest! {
                 }
                 (8, _) => {
                     let Some(key) = stale.get(usize::from(a) % stale.len().max(1)).copied() else { continue };
-                    balancer.started(key);
-                    balancer.answered(key, Duration::from_secs(1), now);
+                    let mut call = balancer.started(key);
+                    balancer.answered(&mut call, Duration::from_secs(1), now);
                     balancer.dial_failed(key, now, &mut rng);
                     balancer.dial_ok(key, now);
-                    prop_assert_eq!(balancer.finished(key, Outcome::Failed, now), None);
+                    prop_assert_eq!(balancer.finished(call, Outcome::Failed, now), None);
                     let after: Vec<View> = balancer.endpoints(now).collect();
                     prop_assert_eq!(&after, &known);
                 }
@@ -544,7 +599,7 @@ proptest! {
             }
             prop_assert_eq!(balancer.len(), named.len());
             for view in balancer.endpoints(now) {
-                prop_assert_eq!(view.in_flight, running.get(&view.addr).map_or(0, |entry| entry.1));
+                prop_assert_eq!(view.in_flight, running.get(&view.addr).map_or(0, |calls| calls.len() as u32));
                 prop_assert_eq!(view.state == State::Draining, !named.contains(&view.addr));
                 prop_assert!(view.latency.is_none_or(|latency| latency < Duration::from_secs(60)));
             }
@@ -656,23 +711,25 @@ impl Town {
         mut latency: impl FnMut(u16, &mut StdRng) -> Duration,
     ) {
         let mut pending = BinaryHeap::new();
+        let mut running: Vec<Option<(Call, u16, Duration)>> = (0..callers).map(|_| None).collect();
+        // Callers that wait between calls do not call in step.
+        let apart = (self.gap / callers as u32).max(Duration::from_micros(1));
         for caller in 0..callers {
-            pending.push(Reverse((self.now + Duration::from_micros(caller as u64), caller, None)));
+            pending.push(Reverse((self.now + apart * caller as u32, caller)));
         }
         let mut made = 0;
-        while let Some(Reverse((at, caller, call))) = pending.pop() {
+        while let Some(Reverse((at, caller))) = pending.pop() {
             self.now = at;
-            if let Some((endpoint, took)) = call {
-                let key = self.key_of(endpoint);
+            if let Some((mut call, endpoint, took)) = running[caller].take() {
                 let outcome = if self.failing.contains(&endpoint) {
                     Outcome::Failed
                 } else {
-                    self.balancer.answered(key, took, at);
+                    self.balancer.answered(&mut call, took, at);
                     Outcome::Done
                 };
-                self.balancer.finished(key, outcome, at);
+                self.balancer.finished(call, outcome, at);
                 *self.calls.entry(endpoint).or_default() += 1;
-                pending.push(Reverse((at + self.gap, caller, None)));
+                pending.push(Reverse((at + self.gap, caller)));
                 continue;
             }
             if made >= calls || until.is_some_and(|until| at >= until) {
@@ -680,37 +737,46 @@ impl Town {
             }
             made += 1;
             match self.reach() {
-                Some(endpoint) => {
+                Some((call, endpoint)) => {
                     let took = latency(endpoint, &mut self.rng);
-                    pending.push(Reverse((at + took, caller, Some((endpoint, took)))));
+                    running[caller] = Some((call, endpoint, took));
+                    pending.push(Reverse((at + took, caller)));
                 }
                 None => {
                     self.unreached += 1;
                     let next = at + self.gap.max(Duration::from_micros(100));
-                    pending.push(Reverse((next, caller, None)));
+                    pending.push(Reverse((next, caller)));
                 }
             }
         }
     }
 
-    fn reach(&mut self) -> Option<u16> {
+    fn reach(&mut self) -> Option<(Call, u16)> {
         let mut tried = Tried::default();
         loop {
             let key = self.balancer.pick(self.now, &mut self.rng, &tried).ok()?;
-            self.balancer.started(key);
+            let call = self.balancer.started(key);
             let endpoint = self.balancer.addr(key)?.port();
             if !self.dead.contains(&endpoint) {
                 if self.connected.insert(key) {
                     self.balancer.dial_ok(key, self.now);
                 }
-                return Some(endpoint);
+                return Some((call, endpoint));
             }
             self.connected.remove(&key);
             self.dials += 1;
             self.balancer.dial_failed(key, self.now, &mut self.rng);
-            self.balancer.finished(key, Outcome::Unsent, self.now);
+            self.balancer.finished(call, Outcome::Unsent, self.now);
             tried.insert(key);
         }
+    }
+
+    /// A stream that is answered after a millisecond and goes on.
+    fn open_stream(&mut self) -> Call {
+        let (mut call, _) = self.reach().expect("an endpoint");
+        self.now += Duration::from_millis(1);
+        self.balancer.answered(&mut call, Duration::from_millis(1), self.now);
+        call
     }
 }
 

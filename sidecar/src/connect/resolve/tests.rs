@@ -164,39 +164,45 @@ async fn what_was_known_is_served_through_nxdomain_servfail_and_silence() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_question_leaves_once_an_interval_however_many_ask_and_whatever_comes_back() {
-    for reply in [None, Some(Reply::Code(ResponseCode::ServFail)), Some(Reply::Silence)] {
-        let interval = Duration::from_millis(200);
-        let settings = Settings {
-            ask_interval: interval,
-            retry_ceiling: interval,
-            ..quick()
-        };
-        let (names, server) = start_with(settings).await;
-        server.has(NAME, 0, &["127.0.0.1", "::1"]);
-        server.always(reply.clone());
-        let threads: Vec<_> = (0..4)
-            .map(|thread| {
-                let names = names.clone();
-                std::thread::spawn(move || {
-                    let watch = |_| names.watch(Query::addresses(NAME, thread)).expect("a name");
-                    (0..250).map(watch).collect::<Vec<Answers>>()
-                })
+    let replies = [None, Some(Reply::Code(ResponseCode::ServFail)), Some(Reply::Silence)];
+    let runs = replies.map(|reply| tokio::spawn(ask_a_thousand_times(reply)));
+    for run in runs {
+        run.await.expect("it holds");
+    }
+}
+
+async fn ask_a_thousand_times(reply: Option<Reply>) {
+    let interval = Duration::from_millis(600);
+    let settings = Settings {
+        ask_interval: interval,
+        retry_ceiling: interval,
+        timeout: Some(Duration::from_millis(1_500)),
+        ..quick()
+    };
+    let (names, server) = start_with(settings).await;
+    server.has(NAME, 0, &["127.0.0.1", "::1"]);
+    server.always(reply.clone());
+    let threads: Vec<_> = (0..4)
+        .map(|thread| {
+            let names = names.clone();
+            std::thread::spawn(move || {
+                let watch = |_| names.watch(Query::addresses(NAME, thread)).expect("a name");
+                (0..250).map(watch).collect::<Vec<Answers>>()
             })
-            .collect();
-        let answers: Vec<_> = threads
-            .into_iter()
-            .flat_map(|thread| thread.join().expect("it ends"))
-            .collect();
-        assert_eq!(answers.len(), 1_000);
-        assert_eq!(names.len(), 4, "one for each port");
-        eventually(|| server.times_asked(NAME, RecordType::A) >= 6).await;
-        for kind in [RecordType::A, RecordType::AAAA] {
-            let least = gaps(&server, NAME, kind).into_iter().min().expect("some gaps");
-            assert!(
-                least + SLACK >= interval,
-                "{reply:?}: {kind} asked again after {least:?}"
-            );
-        }
+        })
+        .collect();
+    let answers: Vec<_> = threads
+        .into_iter()
+        .flat_map(|thread| thread.join().expect("it ends"))
+        .collect();
+    assert_eq!((answers.len(), names.len()), (1_000, 4), "one for each port");
+    eventually(|| server.times_asked(NAME, RecordType::A) >= 6).await;
+    for kind in [RecordType::A, RecordType::AAAA] {
+        let least = gaps(&server, NAME, kind).into_iter().min().expect("some gaps");
+        assert!(
+            least + SLACK >= interval,
+            "{reply:?}: {kind} asked again after {least:?}"
+        );
     }
 }
 
@@ -526,6 +532,20 @@ async fn addresses_that_nobody_can_listen_on_are_left_out() {
     until(&mut answers, |answer| ips(answer) == ["127.0.0.1"]).await;
     let mut answers = names.watch(Query::addresses("none.example.", 1)).expect("a name");
     until(&mut answers, |answer| matches!(answer.state, State::Failed { .. })).await;
+}
+
+#[tokio::test]
+async fn an_address_that_this_pod_has_no_route_to_does_not_count() {
+    let (names, server) = start().await;
+    // A link-local address without its link leads nowhere, on any machine.
+    server.has(NAME, 0, &["127.0.0.1", "fe80::1"]);
+    let mut answers = names.watch(Query::addresses(NAME, 1)).expect("a name");
+    let answer = until(&mut answers, |answer| answer.targets.len() == 2).await;
+    assert_eq!(ips(&answer), ["127.0.0.1"]);
+    assert!(
+        answer.has_or_had(ip("fe80::1"), Instant::now()),
+        "it is the name's all the same"
+    );
 }
 
 #[tokio::test]
