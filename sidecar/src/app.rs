@@ -1,1 +1,199 @@
 //! Start and stop.
+//!
+//! The main thread has what is not on the path of an RPC: the admin pages, signals, and the order in which things begin
+//! and end. Workers are threads of their own.
+
+mod crew;
+pub mod log;
+pub mod shutdown;
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::Context as _;
+use serde_json::json;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::mpsc::{Receiver, Sender, channel};
+use tracing::{info, warn};
+
+use crate::admin::{Condition, Door, Pages, Readiness};
+use crate::config::Config;
+use crate::telemetry::{self, Registry};
+use shutdown::{Action, Event, Shutdown};
+
+pub use crew::{Command, Crew, Cut, Open, Seat};
+
+/// Why the proxy ended otherwise than asked.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// It could not start: the system refused something.
+    #[error("the proxy cannot start: {0:#}")]
+    Start(anyhow::Error),
+    /// A worker failed; nothing that it carried can be relied on, so all ends.
+    #[error("the proxy ends: {0:#}")]
+    Worker(anyhow::Error),
+}
+
+impl Error {
+    /// The process's exit code (sysexits.h).
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            Error::Start(_) => 71,
+            Error::Worker(_) => 70,
+        }
+    }
+}
+
+/// Carries RPCs until somebody asks for the end.
+pub fn run(config: Config) -> Result<(), Error> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let runtime = runtime.context("there is no event loop").map_err(Error::Start)?;
+    runtime.block_on(async {
+        let (ask, asked) = channel(16);
+        hear_signals(ask.clone())
+            .context("signals cannot be heard")
+            .map_err(Error::Start)?;
+        carry(Arc::new(config), ask, asked, work).await
+    })
+}
+
+/// One worker's life, on its own thread, from opening its listeners to [`Command::End`].
+fn work(mut seat: Seat, _config: &Config, _registry: &Arc<Registry>) -> anyhow::Result<Cut> {
+    // The engine comes here: `worker::start(seat, config, registry.recorder())`.
+    seat.listening();
+    while seat
+        .commands
+        .blocking_recv()
+        .is_some_and(|command| command != Command::End)
+    {}
+    Ok(Cut::default())
+}
+
+/// The order of beginning and end: the admin pages first and last, so that somebody can always ask what goes on.
+async fn carry(
+    config: Arc<Config>,
+    ask: Sender<Event>,
+    asked: Receiver<Event>,
+    work: impl Fn(Seat, &Config, &Arc<Registry>) -> anyhow::Result<Cut> + Send + Sync + 'static,
+) -> Result<(), Error> {
+    let registry = Registry::new(&config.telemetry);
+    let readiness = Readiness::new();
+    let listening = readiness.condition("workers", "the workers do not listen yet");
+    let staying = readiness.condition("shutdown", "the proxy is starting");
+    staying.met();
+
+    let pages = Pages {
+        readiness,
+        registry: registry.clone(),
+        config: config.understood.clone(),
+        endpoints: Box::new(|| json!([])),
+        // A queue that is full has requests enough.
+        drain: Box::new(move || {
+            let _ = ask.try_send(Event::Asked);
+        }),
+    };
+    let door = Door::open(&config.admin, pages).map_err(|why| Error::Start(why.into()))?;
+
+    let worker = (config.clone(), registry.clone());
+    let crew = Crew::start(config.workers, move |seat| work(seat, &worker.0, &worker.1));
+    let mut crew = crew.context("worker threads cannot be made").map_err(Error::Start)?;
+    crew.listening().await.map_err(Error::Start)?;
+    listening.met();
+    info!(
+        version = env!("CARGO_PKG_VERSION"),
+        workers = config.workers,
+        "the proxy is ready"
+    );
+
+    let cut = until_the_end(Shutdown::new(config.shutdown), &mut crew, asked, &staying).await?;
+    record(&registry, cut);
+    if cut == Cut::default() {
+        info!("the proxy ends; nothing was cut");
+    } else {
+        warn!(cut.rpcs, cut.connections, "the proxy ends; what was still open was cut");
+    }
+    door.close().await;
+    Ok(())
+}
+
+fn record(registry: &Arc<Registry>, cut: Cut) {
+    let recorder = registry.recorder();
+    recorder.resolve(&telemetry::CUT, ["rpcs"]).add(cut.rpcs);
+    recorder.resolve(&telemetry::CUT, ["connections"]).add(cut.connections);
+}
+
+/// Turns signals into events, for as long as the process lives.
+fn hear_signals(ask: Sender<Event>) -> std::io::Result<()> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    tokio::spawn(async move {
+        loop {
+            let name = tokio::select! {
+                _ = terminate.recv() => "SIGTERM",
+                _ = interrupt.recv() => "SIGINT",
+            };
+            info!(signal = name, "asked to stop");
+            if ask.send(Event::Signalled).await.is_err() {
+                return;
+            }
+        }
+    });
+    Ok(())
+}
+
+/// Lives through the states of [`Shutdown`] and does what they ask for; returns what was cut.
+async fn until_the_end(
+    mut shutdown: Shutdown,
+    crew: &mut Crew,
+    mut asked: Receiver<Event>,
+    staying: &Condition,
+) -> Result<Cut, Error> {
+    let mut look = tokio::time::interval(LOOK_EVERY);
+    let mut open = (0, 0);
+    loop {
+        let event = tokio::select! {
+            biased;
+            ended = crew.ended() => {
+                let cut = ended.map_err(Error::Worker)?;
+                if !shutdown.has_begun() {
+                    return Err(Error::Worker(anyhow::anyhow!("all workers ended, and nobody had asked them to")));
+                }
+                info!(cut.rpcs, cut.connections, "the workers have ended");
+                Event::WorkersEnded
+            }
+            Some(event) = asked.recv() => event,
+            _ = look.tick(), if shutdown.has_begun() => {
+                open = crew.open();
+                Event::Looked { inbound: open.0, outbound: open.1 }
+            }
+        };
+        for action in shutdown.step(Instant::now(), event) {
+            let (inbound, outbound) = open;
+            match action {
+                Action::NotReady => staying.unmet("the proxy is stopping"),
+                Action::DrainInbound => {
+                    info!("inbound drains; outbound goes on while the application is connected");
+                    crew.tell(Command::DrainInbound);
+                }
+                Action::DrainOutbound => {
+                    info!(
+                        inbound,
+                        outbound, "outbound drains too: the grace period is almost over"
+                    );
+                    crew.tell(Command::DrainOutbound);
+                }
+                Action::EndWorkers(why) => {
+                    info!(?why, inbound, outbound, "the workers end");
+                    crew.tell(Command::End);
+                }
+                Action::Finish => return Ok(crew.cut()),
+            }
+        }
+    }
+}
+
+/// How often the main thread looks what is still open while the process stops.
+const LOOK_EVERY: Duration = Duration::from_millis(20);
+
+#[cfg(test)]
+mod tests;

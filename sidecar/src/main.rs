@@ -1,1 +1,88 @@
-fn main() {}
+//! The sidecar's command line.
+
+use std::collections::BTreeMap;
+use std::process::ExitCode;
+
+use portunus_sidecar::app;
+use portunus_sidecar::config::{self, Command, Config, Limits, Redirect, RedirectAction, Refusal};
+use tracing::{error, warn};
+
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+/// The command line or a setting is wrong (EX_USAGE of sysexits.h).
+const USAGE: u8 = 64;
+/// A fault in the proxy itself (EX_SOFTWARE).
+const SOFTWARE: u8 = 70;
+
+fn main() -> ExitCode {
+    match config::read(std::env::args_os(), &environment(), Limits::of_this_process()) {
+        Ok(Command::Proxy(config)) => proxy(*config),
+        Ok(Command::PrintConfig(config)) => {
+            println!("{:#}", config.understood);
+            ExitCode::SUCCESS
+        }
+        Ok(Command::Redirect(settings)) => redirect(&settings),
+        Ok(Command::Version) => {
+            println!("sidecar {}", env!("CARGO_PKG_VERSION"));
+            ExitCode::SUCCESS
+        }
+        Err(Refusal::Usage(said)) => {
+            // Help that was asked for comes by this way too; it goes to standard output and is no error.
+            let wrong = said.use_stderr();
+            match said.print() {
+                Ok(()) if !wrong => ExitCode::SUCCESS,
+                _ => ExitCode::from(USAGE),
+            }
+        }
+        Err(Refusal::Mistakes(mistakes)) => {
+            eprintln!("sidecar: {mistakes}");
+            ExitCode::from(USAGE)
+        }
+    }
+}
+
+fn proxy(config: Config) -> ExitCode {
+    if let Err(why) = app::log::start(config.log_level.clone(), config.log_format) {
+        eprintln!("sidecar: cannot log: {why}");
+        return ExitCode::from(SOFTWARE);
+    }
+    end_on_panic();
+    for warning in &config.warnings {
+        warn!("{warning}");
+    }
+    match app::run(config) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(why) => {
+            error!("{why}");
+            ExitCode::from(why.exit_code())
+        }
+    }
+}
+
+fn redirect(settings: &Redirect) -> ExitCode {
+    // The rules come here: `redirect::install`, `redirect::render` and `redirect::remove`.
+    let action = match settings.action {
+        RedirectAction::Install => "install",
+        RedirectAction::Print => "print",
+        RedirectAction::Remove => "remove",
+    };
+    eprintln!("sidecar: this build cannot {action} redirect rules");
+    ExitCode::from(SOFTWARE)
+}
+
+/// A panic anywhere ends the process: a proxy of which a part is dead would hold its pod's calls without carrying them,
+/// and nobody would start it again.
+fn end_on_panic() {
+    std::panic::set_hook(Box::new(|panic| {
+        error!("this is a fault in the proxy, which ends: {panic}");
+        std::process::exit(i32::from(SOFTWARE));
+    }));
+}
+
+/// The variables that may be settings.
+fn environment() -> BTreeMap<String, String> {
+    let text = |text: std::ffi::OsString| text.to_string_lossy().into_owned();
+    let all = std::env::vars_os().map(|(name, value)| (text(name), text(value)));
+    all.filter(|(name, _)| name.starts_with("PORTUNUS_")).collect()
+}

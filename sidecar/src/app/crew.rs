@@ -1,0 +1,232 @@
+//! The worker threads as the main thread sees them: it tells them what to do, and hears when they listen and when they end.
+
+use std::any::Any;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::{io, thread};
+
+use anyhow::{Context as _, anyhow};
+use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
+
+/// What a worker is told, each at most once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Command {
+    /// Inbound takes no more connections, says GOAWAY in two steps, and lets running RPCs end.
+    DrainInbound,
+    /// Outbound does the same.
+    DrainOutbound,
+    /// End now, and say what that cut.
+    End,
+}
+
+/// How much a worker has open. The worker alone writes, the main thread reads while the process stops.
+#[derive(Debug, Default)]
+pub struct Open {
+    /// Downstream connections from the network.
+    pub inbound: AtomicU64,
+    /// Downstream connections from the application.
+    pub outbound: AtomicU64,
+}
+
+/// What an end cut.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Cut {
+    /// RPCs that were running.
+    pub rpcs: u64,
+    /// Connections that were open, tunnels included.
+    pub connections: u64,
+}
+
+/// A worker's end of the line.
+#[derive(Debug)]
+pub struct Seat {
+    /// Which worker this is, from 0.
+    pub index: usize,
+    /// What the worker is told.
+    pub commands: UnboundedReceiver<Command>,
+    /// Where the worker says how much it has open.
+    pub open: Arc<Open>,
+    reports: UnboundedSender<Report>,
+}
+
+impl Seat {
+    /// Says that this worker's listeners are open. To be called once.
+    pub fn listening(&self) {
+        // Nobody hears it only when the main thread is gone, and then nobody needs to.
+        let _ = self.reports.send(Report::Listening);
+    }
+}
+
+#[derive(Debug)]
+enum Report {
+    Listening,
+    Ended(usize, anyhow::Result<Cut>),
+}
+
+/// All workers.
+#[derive(Debug)]
+pub struct Crew {
+    seats: Vec<(UnboundedSender<Command>, Arc<Open>)>,
+    reports: UnboundedReceiver<Report>,
+    running: usize,
+    cut: Cut,
+}
+
+impl Crew {
+    /// Starts the workers, each a thread that does `work`.
+    pub fn start(
+        workers: usize,
+        work: impl Fn(Seat) -> anyhow::Result<Cut> + Send + Sync + 'static,
+    ) -> io::Result<Crew> {
+        let work = Arc::new(work);
+        let (report, reports) = unbounded_channel();
+        let mut crew = Crew {
+            seats: Vec::new(),
+            reports,
+            running: workers,
+            cut: Cut::default(),
+        };
+        for index in 0..workers {
+            let (command, commands) = unbounded_channel();
+            let open = Arc::new(Open::default());
+            crew.seats.push((command, open.clone()));
+            let seat = Seat {
+                index,
+                commands,
+                open,
+                reports: report.clone(),
+            };
+            let (work, report) = (work.clone(), report.clone());
+            thread::Builder::new().name(format!("worker-{index}")).spawn(move || {
+                // A worker that panics has left its connections in who knows what state. The process says so and ends.
+                let ended = catch_unwind(AssertUnwindSafe(|| work(seat))).unwrap_or_else(|panic| Err(panicked(panic)));
+                let _ = report.send(Report::Ended(index, ended));
+            })?;
+        }
+        Ok(crew)
+    }
+
+    /// Waits until all workers listen. A worker that ends before is an error.
+    pub async fn listening(&mut self) -> anyhow::Result<()> {
+        let mut waiting = self.running;
+        while waiting > 0 {
+            match self.reports.recv().await {
+                Some(Report::Listening) => waiting -= 1,
+                Some(Report::Ended(index, Ok(_))) => return Err(anyhow!("worker {index} ended before it listened")),
+                Some(Report::Ended(index, Err(why))) => {
+                    return Err(why).context(format!("worker {index} cannot start"));
+                }
+                None => return Err(anyhow!("the workers are gone")),
+            }
+        }
+        Ok(())
+    }
+
+    /// Waits until all workers have ended, and says what that cut. The first that fails is an error.
+    ///
+    /// May be dropped and called again: what was heard is kept.
+    pub async fn ended(&mut self) -> anyhow::Result<Cut> {
+        while self.running > 0 {
+            match self.reports.recv().await {
+                Some(Report::Listening) => {}
+                Some(Report::Ended(_, Ok(cut))) => {
+                    self.running -= 1;
+                    self.cut.rpcs += cut.rpcs;
+                    self.cut.connections += cut.connections;
+                }
+                Some(Report::Ended(index, Err(why))) => return Err(why).context(format!("worker {index} failed")),
+                None => return Err(anyhow!("the workers are gone")),
+            }
+        }
+        Ok(self.cut)
+    }
+
+    /// What ended workers say that they cut.
+    pub fn cut(&self) -> Cut {
+        self.cut
+    }
+
+    /// Tells every worker.
+    pub fn tell(&self, command: Command) {
+        for (seat, _) in &self.seats {
+            // A worker that ended hears nothing more, and its end is reported.
+            let _ = seat.send(command);
+        }
+    }
+
+    /// How many connections all workers have open: inbound and outbound.
+    pub fn open(&self) -> (u64, u64) {
+        let sum = |of: fn(&Open) -> &AtomicU64| self.seats.iter().map(|(_, open)| of(open).load(Relaxed)).sum();
+        (sum(|open| &open.inbound), sum(|open| &open.outbound))
+    }
+}
+
+fn panicked(panic: Box<dyn Any + Send>) -> anyhow::Error {
+    let text = panic
+        .downcast_ref::<&str>()
+        .copied()
+        .or_else(|| panic.downcast_ref::<String>().map(String::as_str));
+    anyhow!("panicked: {}", text.unwrap_or("it did not say why"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn what_the_workers_cut_is_added_up_when_all_have_ended() {
+        let mut crew = Crew::start(3, |mut seat| {
+            seat.open.inbound.store(seat.index as u64, Relaxed);
+            seat.listening();
+            while seat.commands.blocking_recv() != Some(Command::End) {}
+            Ok(Cut {
+                rpcs: 10,
+                connections: seat.index as u64,
+            })
+        })
+        .expect("threads can be made");
+        crew.listening().await.expect("all listen");
+        assert_eq!(crew.open(), (3, 0));
+        crew.tell(Command::DrainInbound);
+        crew.tell(Command::End);
+        assert_eq!(
+            crew.ended().await.expect("all end"),
+            Cut {
+                rpcs: 30,
+                connections: 3
+            }
+        );
+    }
+
+    #[tokio::test]
+    async fn a_worker_that_cannot_start_says_why() {
+        let mut crew = Crew::start(2, |mut seat| {
+            if seat.index == 1 {
+                return Err(anyhow!("port 4140 is taken"));
+            }
+            seat.listening();
+            seat.commands.blocking_recv();
+            Ok(Cut::default())
+        })
+        .expect("threads can be made");
+        let why = crew.listening().await.expect_err("one does not listen");
+        assert_eq!(format!("{why:#}"), "worker 1 cannot start: port 4140 is taken");
+    }
+
+    #[tokio::test]
+    async fn a_worker_that_panics_is_heard_of() {
+        let mut crew = Crew::start(2, |mut seat| {
+            seat.listening();
+            assert_eq!(seat.index, 0, "the hull is leaking");
+            seat.commands.blocking_recv();
+            Ok(Cut::default())
+        })
+        .expect("threads can be made");
+        let why = format!("{:#}", crew.ended().await.expect_err("one panics"));
+        assert!(
+            why.starts_with("worker 1 failed: panicked: ") && why.contains("the hull is leaking"),
+            "{why}"
+        );
+    }
+}

@@ -1,0 +1,193 @@
+//! The order of beginning and end, with real threads and the real admin pages, and workers that do as they are told.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::sync::atomic::Ordering::Relaxed;
+
+use parking_lot::Mutex;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::task::JoinHandle;
+
+use super::*;
+use crate::config;
+
+/// A proxy that runs, the commands that its workers heard, and a hand on what they have open.
+struct Proxy {
+    admin: SocketAddr,
+    ask: Sender<Event>,
+    heard: Arc<Mutex<Vec<Command>>>,
+    open: Arc<Mutex<Option<Arc<Open>>>>,
+    end: JoinHandle<Result<(), Error>>,
+}
+
+fn settings(grace_period: &str) -> Config {
+    let admin = std::net::TcpListener::bind("127.0.0.1:0")
+        .and_then(|taken| taken.local_addr())
+        .expect("a free port");
+    let args = [
+        "sidecar".to_owned(),
+        "proxy".to_owned(),
+        format!("--admin-listen={admin}"),
+        format!("--shutdown-grace-period={grace_period}"),
+    ];
+    match config::read(args, &BTreeMap::new(), config::Limits::default()) {
+        Ok(config::Command::Proxy(config)) => *config,
+        other => panic!("{other:?}"),
+    }
+}
+
+async fn proxy(grace_period: &str) -> Proxy {
+    let config = settings(grace_period);
+    let admin = config.admin.listen[0];
+    let (ask, asked) = channel(16);
+    let heard = Arc::new(Mutex::new(Vec::new()));
+    let open = Arc::new(Mutex::new(None));
+    let (worker_heard, worker_open) = (heard.clone(), open.clone());
+    let work = move |mut seat: Seat, _: &Config, _: &Arc<Registry>| {
+        *worker_open.lock() = Some(seat.open.clone());
+        seat.listening();
+        while let Some(command) = seat.commands.blocking_recv() {
+            worker_heard.lock().push(command);
+            if command == Command::End {
+                break;
+            }
+        }
+        let connections = seat.open.inbound.load(Relaxed) + seat.open.outbound.load(Relaxed);
+        Ok(Cut {
+            rpcs: 2 * connections,
+            connections,
+        })
+    };
+    let end = tokio::spawn(carry(Arc::new(config), ask.clone(), asked, work));
+    let proxy = Proxy {
+        admin,
+        ask,
+        heard,
+        open,
+        end,
+    };
+    proxy.until("/ready", "HTTP/1.1 200").await;
+    proxy
+}
+
+impl Proxy {
+    async fn page(&self, method: &str, path: &str) -> std::io::Result<String> {
+        let mut stream = TcpStream::connect(self.admin).await?;
+        let request = format!("{method} {path} HTTP/1.1\r\nhost: localhost\r\ncontent-length: 0\r\n\r\n");
+        stream.write_all(request.as_bytes()).await?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await?;
+        Ok(answer)
+    }
+
+    /// Waits until a page answers so.
+    async fn until(&self, path: &str, part: &str) {
+        let wait = async {
+            while !self.page("GET", path).await.is_ok_and(|answer| answer.contains(part)) {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(10), wait)
+            .await
+            .unwrap_or_else(|_| panic!("{path} never says {part}"));
+    }
+
+    /// Waits until a worker hears this.
+    async fn until_heard(&self, command: Command) {
+        let begun = Instant::now();
+        while !self.heard.lock().contains(&command) {
+            assert!(begun.elapsed() < Duration::from_secs(10), "{command:?} is never heard");
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+
+    fn open(&self) -> Arc<Open> {
+        self.open.lock().clone().expect("a worker that listens has said so")
+    }
+
+    async fn end(self) -> (Result<(), Error>, Vec<Command>) {
+        let end = tokio::time::timeout(Duration::from_secs(10), self.end)
+            .await
+            .expect("it ends");
+        let heard = self.heard.lock().clone();
+        (end.expect("it does not panic"), heard)
+    }
+}
+
+#[tokio::test]
+async fn asked_to_stop_it_is_not_ready_drains_inbound_and_ends_when_nothing_is_open() {
+    let proxy = proxy("25s").await;
+    let open = proxy.open();
+    open.inbound.store(1, Relaxed);
+    open.outbound.store(1, Relaxed);
+    assert!(
+        proxy
+            .page("POST", "/drain")
+            .await
+            .expect("the door is open")
+            .starts_with("HTTP/1.1 202")
+    );
+    proxy.until("/ready", "not ready: the proxy is stopping").await;
+    proxy.until("/live", "HTTP/1.1 200").await;
+    proxy.until_heard(Command::DrainInbound).await;
+    open.inbound.store(0, Relaxed);
+    open.outbound.store(0, Relaxed);
+    let (end, heard) = proxy.end().await;
+    end.expect("it was asked to end");
+    assert_eq!(
+        heard,
+        [Command::DrainInbound, Command::End],
+        "outbound was served to its end"
+    );
+}
+
+#[tokio::test]
+async fn a_second_signal_cuts_what_is_open() {
+    let proxy = proxy("25s").await;
+    proxy.open().outbound.store(3, Relaxed);
+    let begun = Instant::now();
+    for _ in 0..2 {
+        proxy.ask.send(Event::Signalled).await.expect("somebody listens");
+    }
+    let (end, heard) = proxy.end().await;
+    end.expect("it was asked to end");
+    assert_eq!(heard.last(), Some(&Command::End));
+    assert!(begun.elapsed() < Duration::from_secs(5));
+}
+
+#[tokio::test]
+async fn late_in_the_grace_period_outbound_drains_and_at_its_end_all_is_cut() {
+    let proxy = proxy("1s").await;
+    proxy.open().outbound.store(1, Relaxed);
+    proxy.ask.send(Event::Signalled).await.expect("somebody listens");
+    let (end, heard) = proxy.end().await;
+    end.expect("it was asked to end");
+    assert_eq!(heard, [Command::DrainInbound, Command::DrainOutbound, Command::End]);
+}
+
+#[tokio::test]
+async fn a_worker_that_panics_ends_the_process_with_an_error() {
+    let config = settings("25s");
+    let (ask, asked) = channel(16);
+    let work = |seat: Seat, _: &Config, _: &Arc<Registry>| -> anyhow::Result<Cut> {
+        seat.listening();
+        panic!("the hull is leaking");
+    };
+    let why = carry(Arc::new(config), ask, asked, work)
+        .await
+        .expect_err("a worker failed");
+    assert_eq!(why.exit_code(), 70);
+    assert!(why.to_string().contains("the hull is leaking"), "{why}");
+}
+
+#[tokio::test]
+async fn a_port_that_is_taken_keeps_the_proxy_from_starting() {
+    let config = settings("25s");
+    let _taken = std::net::TcpListener::bind(config.admin.listen[0]).expect("it was free a moment ago");
+    let (ask, asked) = channel(16);
+    let why = carry(Arc::new(config), ask, asked, work)
+        .await
+        .expect_err("the port is taken");
+    assert_eq!(why.exit_code(), 71);
+}

@@ -1,0 +1,395 @@
+//! Every setting there is: its flag, its default, what it does. The environment variable follows from the flag.
+
+use std::collections::BTreeMap;
+
+use clap::{Arg, ArgAction};
+
+/// One setting.
+#[derive(Debug)]
+pub(super) struct Setting {
+    /// The flag without its dashes.
+    pub(super) flag: &'static str,
+    /// What stands for the value in the help.
+    value: &'static str,
+    /// The value when nothing is said; empty where that means something else, which `help` then says.
+    pub(super) default: &'static str,
+    help: &'static str,
+    /// Whether the flag may be repeated.
+    list: bool,
+}
+
+const fn one(flag: &'static str, value: &'static str, default: &'static str, help: &'static str) -> Setting {
+    Setting {
+        flag,
+        value,
+        default,
+        help,
+        list: false,
+    }
+}
+
+const fn many(flag: &'static str, value: &'static str, default: &'static str, help: &'static str) -> Setting {
+    Setting {
+        flag,
+        value,
+        default,
+        help,
+        list: true,
+    }
+}
+
+impl Setting {
+    /// The environment variable that says the same as the flag.
+    pub(super) fn variable(&self) -> String {
+        format!("PORTUNUS_{}", self.flag.to_uppercase().replace('-', "_"))
+    }
+
+    /// The flag as clap takes it. clap sees texts only: what they mean is decided once all are known.
+    pub(super) fn arg(&self, heading: &'static str) -> Arg {
+        let mut help = format!("{} [env: {}]", self.help, self.variable());
+        if !self.default.is_empty() {
+            help.push_str(&format!(" [default: {}]", self.default));
+        }
+        let action = if self.list { ArgAction::Append } else { ArgAction::Set };
+        Arg::new(self.flag)
+            .long(self.flag)
+            .value_name(self.value)
+            .help(help)
+            .help_heading(heading)
+            .action(action)
+    }
+}
+
+/// A group of settings under its heading.
+pub(super) type Group = (&'static str, &'static [Setting]);
+
+/// What `sidecar proxy` can be told.
+pub(super) const PROXY: &[Group] = &[
+    (
+        "Listening",
+        &[
+            many(
+                "outbound-listen",
+                "ADDRESS",
+                "127.0.0.1:4140,[::1]:4140",
+                "Where the application's own calls arrive: the kernel turns them to loopback",
+            ),
+            many(
+                "inbound-listen",
+                "ADDRESS",
+                "0.0.0.0:4143,[::]:4143",
+                "Where calls to the application arrive: the kernel turns them to the pod's address",
+            ),
+            many(
+                "admin-listen",
+                "ADDRESS",
+                "0.0.0.0:4191,[::]:4191",
+                "Where /live, /ready and /metrics are; and /config, /endpoints and /drain for loopback alone",
+            ),
+        ],
+    ),
+    (
+        "CPU and memory",
+        &[
+            one(
+                "workers",
+                "N",
+                "",
+                "Threads that carry calls. Unsaid: the cgroup's CPU limit rounded up, or one",
+            ),
+            one(
+                "memory-limit",
+                "BYTES",
+                "",
+                "What the process may use. Unsaid: the cgroup's memory limit, if any",
+            ),
+            one(
+                "memory-budget",
+                "BYTES",
+                "",
+                "What buffered data and granted credit may take. Unsaid: a quarter of the limit, or 256 MiB without one",
+            ),
+            one(
+                "max-methods",
+                "N",
+                "500",
+                "gRPC methods told apart in metrics, in each direction; the rest is _OTHER",
+            ),
+        ],
+    ),
+    (
+        "Protocols",
+        &[
+            many(
+                "protocol",
+                "PORT=PROTOCOL",
+                "",
+                "What a port of the application speaks: h2c, grpc, http2, grpc-web, http, tls, https, tcp. May be \
+                 repeated. Undeclared ports are detected",
+            ),
+            many(
+                "outbound-protocol",
+                "PORT=PROTOCOL",
+                "",
+                "The same for ports that the application calls",
+            ),
+            many(
+                "opaque-ports",
+                "PORTS",
+                "",
+                "Ports whose bytes are never looked at, both ways: 3306,9000-9010",
+            ),
+            one(
+                "detect-silence",
+                "DURATION",
+                "200ms",
+                "How long a client may be silent before the server is called, so that it may speak first",
+            ),
+        ],
+    ),
+    (
+        "Names and endpoints",
+        &[
+            one(
+                "resolv-conf",
+                "FILE",
+                "/etc/resolv.conf",
+                "Which DNS servers to ask; read again when it changes",
+            ),
+            many(
+                "dns-srv",
+                "HOST[=RECORD]",
+                "",
+                "A host whose endpoints stand in SRV records, by default those of _grpc._tcp.HOST. May be repeated",
+            ),
+            one("dns-ttl-floor", "DURATION", "1s", "How long an answer counts at least"),
+            one("dns-ttl-ceiling", "DURATION", "5m", "How long an answer counts at most"),
+            one(
+                "balancer",
+                "WAY",
+                "p2c-ewma",
+                "How endpoints are picked: p2c-ewma or round-robin",
+            ),
+            one(
+                "slow-start",
+                "DURATION",
+                "10s",
+                "How long a new endpoint takes to get its whole share",
+            ),
+            one(
+                "connect-timeout",
+                "DURATION",
+                "2s",
+                "How long a connection to an endpoint may take",
+            ),
+            one(
+                "replay-buffer",
+                "BYTES",
+                "64KiB",
+                "How much of a request is kept, to be sent again if it was refused",
+            ),
+        ],
+    ),
+    (
+        "HTTP/2",
+        &[
+            one(
+                "http2-max-concurrent-streams",
+                "N",
+                "1000",
+                "Calls that a peer may have open on one connection",
+            ),
+            one(
+                "http2-first-stream-window",
+                "BYTES",
+                "65535",
+                "What a stream may send before its reader grants more",
+            ),
+            one(
+                "http2-stream-window",
+                "BYTES",
+                "256KiB",
+                "The most credit of a stream without measured need",
+            ),
+            one(
+                "http2-connection-window",
+                "BYTES",
+                "1MiB",
+                "The most credit of a connection without measured need",
+            ),
+            one(
+                "http2-stream-window-ceiling",
+                "BYTES",
+                "4MiB",
+                "The most credit of a stream over a long path",
+            ),
+            one(
+                "http2-connection-window-ceiling",
+                "BYTES",
+                "16MiB",
+                "The most credit of a connection over a long path",
+            ),
+            one(
+                "http2-max-header-list-bytes",
+                "BYTES",
+                "64KiB",
+                "The size of a header list, 32 bytes a field included",
+            ),
+            one("http2-max-header-fields", "N", "256", "Fields of a header list"),
+            one(
+                "http2-max-continuations",
+                "N",
+                "64",
+                "CONTINUATION frames of a header block",
+            ),
+            one(
+                "http2-max-header-block-bytes",
+                "BYTES",
+                "256KiB",
+                "The size of a header block on the wire",
+            ),
+            one(
+                "http2-header-table-bytes",
+                "BYTES",
+                "4096",
+                "The HPACK table that a peer may use",
+            ),
+            one(
+                "http2-preface-timeout",
+                "DURATION",
+                "10s",
+                "How long the preface and the first SETTINGS may take",
+            ),
+            one(
+                "http2-headers-timeout",
+                "DURATION",
+                "10s",
+                "How long a header block may take",
+            ),
+            one(
+                "http2-idle-timeout",
+                "DURATION",
+                "15m",
+                "How long a connection without calls stays open",
+            ),
+        ],
+    ),
+    (
+        "Stopping",
+        &[one(
+            "shutdown-grace-period",
+            "DURATION",
+            "25s",
+            "How long running calls may go on after SIGTERM; keep it below the pod's terminationGracePeriodSeconds",
+        )],
+    ),
+    (
+        "Logs (on standard error)",
+        &[
+            one(
+                "log-level",
+                "LEVEL",
+                "info",
+                "off, error, warn, info, debug, trace; single modules: info,MODULE=debug",
+            ),
+            one("log-format", "FORM", "text", "text or json"),
+        ],
+    ),
+];
+
+/// What `sidecar redirect` can be told.
+pub(super) const REDIRECT: &[Group] = &[(
+    "What is turned to the proxy",
+    &[
+        one(
+            "proxy-outbound",
+            "PORT",
+            "4140",
+            "The proxy's port for what the application calls",
+        ),
+        one(
+            "proxy-inbound",
+            "PORT",
+            "4143",
+            "The proxy's port for what calls the application",
+        ),
+        one(
+            "proxy-admin",
+            "PORT",
+            "4191",
+            "The proxy's admin port, which is left alone",
+        ),
+        one(
+            "proxy-uid",
+            "UID",
+            "2102",
+            "The user that the proxy runs as, whose connections are left alone",
+        ),
+        many(
+            "skip-inbound-ports",
+            "PORTS",
+            "",
+            "Ports of the pod that are left alone: 22,9000-9010",
+        ),
+        many(
+            "skip-outbound-ports",
+            "PORTS",
+            "",
+            "Ports that may be called past the proxy",
+        ),
+        many(
+            "skip-subnets",
+            "SUBNETS",
+            "",
+            "Addresses that may be called past the proxy: 10.0.0.0/8,fd00::/8",
+        ),
+    ],
+)];
+
+/// Variables of the environment that look like settings and are none, with the nearest that is one.
+///
+/// Kubernetes makes variables such as `PORTUNUS_CONTROL_SERVICE_HOST` for a Service named `portunus-control`; these are
+/// nobody's mistake.
+pub(super) fn unknown_variables(environment: &BTreeMap<String, String>) -> Vec<String> {
+    let known: Vec<String> = [PROXY, REDIRECT]
+        .into_iter()
+        .flatten()
+        .flat_map(|(_, all)| *all)
+        .map(Setting::variable)
+        .collect();
+    let unknown = environment
+        .keys()
+        .filter(|name| !known.contains(name) && !is_service_link(name));
+    unknown
+        .map(
+            |name| match known.iter().map(|known| (distance(name, known), known)).min() {
+                Some((away, nearest)) if away <= 3 => format!("{name} is not a setting; did you mean {nearest}?"),
+                _ => format!("{name} is not a setting"),
+            },
+        )
+        .collect()
+}
+
+/// Whether Kubernetes makes variables of this form for Services.
+pub(super) fn is_service_link(name: &str) -> bool {
+    name.ends_with("_SERVICE_HOST")
+        || name.contains("_SERVICE_PORT")
+        || name.ends_with("_PORT")
+        || name.contains("_PORT_")
+}
+
+/// How many letters must be put in, left out or changed to come from one word to the other (Levenshtein).
+fn distance(a: &str, b: &str) -> usize {
+    let b: Vec<char> = b.chars().collect();
+    let mut row: Vec<usize> = (0..=b.len()).collect();
+    for (i, from) in a.chars().enumerate() {
+        let mut diagonal = row[0];
+        row[0] = i + 1;
+        for (j, to) in b.iter().enumerate() {
+            let changed = diagonal + usize::from(from != *to);
+            diagonal = row[j + 1];
+            row[j + 1] = changed.min(row[j] + 1).min(diagonal + 1);
+        }
+    }
+    row[b.len()]
+}

@@ -1,0 +1,308 @@
+//! What the command line and the environment come to mean.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use serde_json::json;
+
+use super::setting::is_service_link;
+use super::*;
+
+fn environment(variables: &[(&str, &str)]) -> BTreeMap<String, String> {
+    variables
+        .iter()
+        .map(|(name, value)| ((*name).to_owned(), (*value).to_owned()))
+        .collect()
+}
+
+fn proxy_with(args: &[&str], variables: &[(&str, &str)], limits: Limits) -> Result<Config, Refusal> {
+    match read([&["sidecar", "proxy"], args].concat(), &environment(variables), limits)? {
+        Command::Proxy(config) => Ok(*config),
+        other => panic!("{other:?}"),
+    }
+}
+
+fn proxy(args: &[&str]) -> Config {
+    proxy_with(args, &[], Limits::default()).expect("the settings are good")
+}
+
+fn mistakes(args: &[&str], variables: &[(&str, &str)]) -> Vec<String> {
+    match proxy_with(args, variables, Limits::default()) {
+        Err(Refusal::Mistakes(Mistakes(mistakes))) => mistakes,
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn without_a_word_the_defaults_are_those_that_every_room_has() {
+    let config = proxy(&[]);
+    assert_eq!(config.http2, http2::Settings::default());
+    assert_eq!(config.telemetry, telemetry::Settings::default());
+    assert_eq!(config.shutdown, app::shutdown::Settings::default());
+    assert_eq!(config.admin, admin::Settings::default());
+    assert_eq!(config.workers, 1);
+    assert_eq!(config.memory_budget, 256 << 20);
+    assert!(
+        config
+            .outbound_listen
+            .iter()
+            .all(|address| address.ip().is_loopback() && address.port() == 4140)
+    );
+    assert!(
+        config
+            .inbound_listen
+            .iter()
+            .all(|address| address.ip().is_unspecified() && address.port() == 4143)
+    );
+    assert!(config.warnings.is_empty());
+}
+
+#[test]
+fn workers_and_memory_follow_the_container_unless_said_otherwise() {
+    let limits = Limits {
+        cpus: Some(1.5),
+        memory: Some(400 << 20),
+    };
+    let config = proxy_with(&[], &[], limits).expect("nothing is wrong");
+    assert_eq!(
+        (config.workers, config.memory_limit, config.memory_budget),
+        (2, Some(400 << 20), 100 << 20)
+    );
+    let config = proxy_with(&["--workers=3", "--memory-limit=64MiB"], &[], limits).expect("nothing is wrong");
+    assert_eq!(
+        (config.workers, config.memory_limit, config.memory_budget),
+        (3, Some(64 << 20), 16 << 20)
+    );
+    let tiny = Limits {
+        cpus: Some(0.1),
+        memory: None,
+    };
+    assert_eq!(proxy_with(&[], &[], tiny).expect("nothing is wrong").workers, 1);
+}
+
+#[test]
+fn a_flag_wins_over_its_variable_and_an_empty_variable_says_nothing() {
+    let said = [
+        ("PORTUNUS_WORKERS", "4"),
+        ("PORTUNUS_BALANCER", ""),
+        ("PORTUNUS_LOG_FORMAT", "json"),
+    ];
+    let config = proxy_with(&["--workers", "2"], &said, Limits::default()).expect("nothing is wrong");
+    assert_eq!(config.workers, 2);
+    assert_eq!(config.balancer, Balancer::P2cEwma);
+    assert_eq!(config.log_format, LogFormat::Json);
+}
+
+#[test]
+fn all_mistakes_are_reported_together_each_by_the_name_it_was_said_under() {
+    let args = [
+        "--workers=0",
+        "--protocol=x=h2c",
+        "--protocol=1=quic",
+        "--shutdown-grace-period=10",
+        "--log-level=loud",
+    ];
+    let found = mistakes(
+        &args,
+        &[
+            ("PORTUNUS_HTTP2_STREAM_WINDOW", "lots"),
+            ("PORTUNUS_INBOUND_LISTEN", "4143"),
+        ],
+    );
+    let names = [
+        "PORTUNUS_INBOUND_LISTEN",
+        "--workers",
+        "--protocol",
+        "PORTUNUS_HTTP2_STREAM_WINDOW",
+        "--shutdown-grace-period",
+        "--log-level",
+    ];
+    assert_eq!(found.len(), names.len(), "{found:#?}");
+    for name in names {
+        assert!(
+            found
+                .iter()
+                .any(|mistake| mistake.starts_with(&format!("{name} is \""))),
+            "{name} in {found:#?}"
+        );
+    }
+    let text = Mistakes(found).to_string();
+    assert!(text.starts_with("6 settings are wrong:\n"), "{text}");
+}
+
+#[test]
+fn settings_that_contradict_each_other_are_mistakes_too() {
+    let found = mistakes(
+        &[
+            "--inbound-listen=0.0.0.0:4140",
+            "--admin-listen=,",
+            "--dns-ttl-floor=10s",
+            "--dns-ttl-ceiling=5s",
+            "--http2-stream-window=8MiB",
+            "--protocol=3306=h2c",
+            "--opaque-ports=3300-3310",
+            "--memory-limit=8MiB",
+            "--memory-budget=9MiB",
+        ],
+        &[],
+    );
+    for part in [
+        "both have port 4140",
+        "--admin-listen must",
+        "ttl-floor",
+        "stream-window-ceiling",
+        "port 3306",
+        "budget",
+    ] {
+        assert!(
+            found.iter().any(|mistake| mistake.contains(part)),
+            "{part} in {found:#?}"
+        );
+    }
+    assert_eq!(found.len(), 6, "{found:#?}");
+}
+
+#[test]
+fn what_the_form_forbids_is_a_usage_error() {
+    for args in [
+        &["sidecar", "proxy", "--wrokers", "2"][..],
+        &["sidecar", "proxy", "stray"],
+        &["sidecar", "proxy", "--workers", "1", "--workers", "2"],
+        &["sidecar", "redirect", "--dry-run", "--remove"],
+        &["sidecar", "dance"],
+        &["sidecar"],
+    ] {
+        let refusal = read(args, &environment(&[]), Limits::default()).expect_err("the form forbids it");
+        assert!(matches!(refusal, Refusal::Usage(_)), "{args:?}: {refusal:?}");
+    }
+}
+
+#[test]
+fn lists_may_be_repeated_and_may_have_commas() {
+    let config = proxy(&[
+        "--protocol",
+        "1=h2c,2=tcp",
+        "--protocol",
+        "3=http",
+        "--dns-srv",
+        "a.example",
+        "--dns-srv=b=c",
+    ]);
+    assert_eq!(config.inbound_protocols.len(), 3);
+    assert_eq!(config.dns_srv[0].record, "_grpc._tcp.a.example");
+    assert_eq!(config.dns_srv[1].record, "c");
+}
+
+#[test]
+fn what_was_understood_says_every_setting_its_value_and_who_said_it() {
+    let said = [("PORTUNUS_DETECT_SILENCE", "1000ms")];
+    let limits = Limits {
+        cpus: Some(2.0),
+        memory: None,
+    };
+    let config = proxy_with(&["--http2-stream-window=512Ki"], &said, limits).expect("nothing is wrong");
+    let understood = &config.understood;
+    let flags: usize = PROXY.iter().map(|(_, settings)| settings.len()).sum();
+    assert_eq!(
+        understood["settings"].as_object().map(Map::len),
+        Some(flags),
+        "every setting of the table is read"
+    );
+    assert_eq!(understood["settings"]["detect-silence"], "1s");
+    assert_eq!(understood["settings"]["http2-stream-window"], 512 << 10);
+    assert_eq!(understood["settings"]["workers"], 2);
+    assert_eq!(understood["settings"]["memory-limit"], json!(null));
+    assert_eq!(understood["said_by"]["detect-silence"], "PORTUNUS_DETECT_SILENCE");
+    assert_eq!(understood["said_by"]["http2-stream-window"], "--http2-stream-window");
+    assert_eq!(understood["said_by"]["balancer"], json!(null));
+}
+
+#[test]
+fn a_variable_that_is_no_setting_is_warned_of_unless_kubernetes_made_it() {
+    let said = [
+        ("PORTUNUS_WORKRES", "2"),
+        ("PORTUNUS_SOMETHING_ELSE", "x"),
+        ("PORTUNUS_CONTROL_SERVICE_HOST", "10.0.0.1"),
+        ("PORTUNUS_CONTROL_PORT_8080_TCP", "tcp://10.0.0.1:8080"),
+        ("PORTUNUS_SKIP_SUBNETS", "10.0.0.0/8"),
+    ];
+    let warnings = proxy_with(&[], &said, Limits::default())
+        .expect("nothing is wrong")
+        .warnings;
+    let expected = [
+        "PORTUNUS_SOMETHING_ELSE is not a setting",
+        "PORTUNUS_WORKRES is not a setting; did you mean PORTUNUS_WORKERS?",
+    ];
+    assert_eq!(warnings, expected);
+}
+
+#[test]
+fn no_service_can_give_a_setting_its_value_by_the_variables_that_kubernetes_makes() {
+    for setting in [PROXY, REDIRECT]
+        .into_iter()
+        .flatten()
+        .flat_map(|(_, settings)| *settings)
+    {
+        assert!(!is_service_link(&setting.variable()), "{}", setting.variable());
+    }
+}
+
+#[test]
+fn the_help_names_every_setting_with_its_variable_and_default() {
+    for (name, groups) in [("proxy", PROXY), ("redirect", REDIRECT)] {
+        let Err(Refusal::Usage(help)) = read(["sidecar", name, "--help"], &environment(&[]), Limits::default()) else {
+            panic!("help is not a command");
+        };
+        assert_eq!(help.exit_code(), 0);
+        let text: String = help.to_string().split_whitespace().collect::<Vec<_>>().join(" ");
+        for setting in groups.iter().flat_map(|(_, settings)| *settings) {
+            assert!(text.contains(&format!("--{} <", setting.flag)), "--{}", setting.flag);
+            assert!(
+                text.contains(&format!("[env: {}]", setting.variable())),
+                "{}",
+                setting.variable()
+            );
+            assert!(setting.default.is_empty() || text.contains(&format!("[default: {}]", setting.default)));
+        }
+    }
+}
+
+#[test]
+fn redirect_is_told_by_the_same_means() {
+    let args = [
+        "sidecar",
+        "redirect",
+        "--skip-inbound-ports=22",
+        "--skip-subnets=10.0.0.0/8",
+        "--skip-subnets=fd00::/8",
+    ];
+    let said = environment(&[("PORTUNUS_SKIP_OUTBOUND_PORTS", "53,9000-9010")]);
+    let Ok(Command::Redirect(redirect)) = read(args, &said, Limits::default()) else {
+        panic!("the settings are good")
+    };
+    assert_eq!(redirect.action, RedirectAction::Install);
+    assert!(redirect.skip_inbound_ports.contains(22) && redirect.skip_outbound_ports.contains(9005));
+    assert_eq!(redirect.skip_subnets.len(), 2);
+    assert_eq!(
+        [redirect.proxy_outbound, redirect.proxy_inbound, redirect.proxy_admin],
+        [4140, 4143, 4191]
+    );
+    assert_eq!(redirect.proxy_uid, 2102);
+    let refusal = read(
+        ["sidecar", "redirect", "--proxy-uid=0", "--proxy-admin=4140"],
+        &said,
+        Limits::default(),
+    );
+    let Err(Refusal::Mistakes(Mistakes(found))) = refusal else {
+        panic!("root cannot be left alone: {refusal:?}")
+    };
+    assert_eq!(found.len(), 2, "{found:?}");
+}
+
+#[test]
+fn the_grace_period_may_be_none() {
+    assert_eq!(
+        proxy(&["--shutdown-grace-period=0s"]).shutdown.grace_period,
+        Duration::ZERO
+    );
+}

@@ -1,0 +1,540 @@
+//! From the text of a setting to its type, and back to what `/config` shows. What is refused is refused in a sentence.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::net::{IpAddr, SocketAddr};
+use std::ops::RangeInclusive;
+use std::path::PathBuf;
+use std::str::FromStr;
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use tracing_subscriber::filter::Targets;
+
+/// What a text means, or why it means nothing.
+pub(super) type Parsed<T> = Result<T, String>;
+
+/// A whole number within a range.
+pub(super) fn number<T>(range: RangeInclusive<T>) -> impl Fn(&str) -> Parsed<T>
+where
+    T: FromStr + PartialOrd + fmt::Display,
+{
+    move |text| {
+        let number = text.parse().ok().filter(|number| range.contains(number));
+        number.ok_or_else(|| format!("it must be a whole number from {} to {}", range.start(), range.end()))
+    }
+}
+
+/// A number of bytes within a range: `65536`, `64KiB`, or as Kubernetes writes it, `64Ki`, `10M`.
+pub(super) fn bytes<T: TryFrom<u64>>(range: RangeInclusive<u64>) -> impl Fn(&str) -> Parsed<T> {
+    const UNITS: [(&str, u64); 10] = [
+        ("KiB", 1 << 10),
+        ("MiB", 1 << 20),
+        ("GiB", 1 << 30),
+        ("Ki", 1 << 10),
+        ("Mi", 1 << 20),
+        ("Gi", 1 << 30),
+        ("k", 1_000),
+        ("M", 1_000_000),
+        ("G", 1_000_000_000),
+        ("", 1),
+    ];
+    move |text| {
+        let (digits, unit) = UNITS
+            .iter()
+            .find_map(|(name, unit)| Some((text.strip_suffix(name)?, *unit)))
+            .unwrap_or(("", 1));
+        let bytes = digits
+            .trim_end()
+            .parse()
+            .ok()
+            .and_then(|number: u64| number.checked_mul(unit));
+        let bytes = bytes.ok_or("it must be a number of bytes, such as 65536, 64KiB or 1MiB")?;
+        if !range.contains(&bytes) {
+            return Err(format!("it must be from {} to {} bytes", range.start(), range.end()));
+        }
+        T::try_from(bytes).map_err(|_| "it is too large".to_owned())
+    }
+}
+
+/// A duration as the Gateway API writes it (GEP-2257), within a range: `500ms`, `1m30s`.
+pub(super) fn duration(range: RangeInclusive<Duration>) -> impl Fn(&str) -> Parsed<Duration> {
+    move |text| {
+        let duration = parse_duration(text).ok_or("it must be a duration, such as 500ms, 10s or 1m30s")?;
+        if !range.contains(&duration) {
+            return Err(format!(
+                "it must be from {} to {}",
+                write_duration(*range.start()),
+                write_duration(*range.end())
+            ));
+        }
+        Ok(duration)
+    }
+}
+
+fn parse_duration(mut text: &str) -> Option<Duration> {
+    let mut sum = Duration::ZERO;
+    for _ in 0..4 {
+        let digits = text.bytes().take_while(u8::is_ascii_digit).count();
+        if !(1..=5).contains(&digits) {
+            return None;
+        }
+        let number: u64 = text[..digits].parse().ok()?;
+        let unit = text[digits..].bytes().take_while(u8::is_ascii_alphabetic).count();
+        sum += match &text[digits..digits + unit] {
+            "h" => Duration::from_secs(number * 3600),
+            "m" => Duration::from_secs(number * 60),
+            "s" => Duration::from_secs(number),
+            "ms" => Duration::from_millis(number),
+            _ => return None,
+        };
+        text = &text[digits + unit..];
+        if text.is_empty() {
+            return Some(sum);
+        }
+    }
+    None
+}
+
+fn write_duration(duration: Duration) -> String {
+    let (seconds, millis) = (duration.as_secs(), duration.subsec_millis());
+    let parts = [
+        (seconds / 3600, "h"),
+        (seconds / 60 % 60, "m"),
+        (seconds % 60, "s"),
+        (u64::from(millis), "ms"),
+    ];
+    let text: String = parts
+        .iter()
+        .filter(|(n, _)| *n > 0)
+        .map(|(n, unit)| format!("{n}{unit}"))
+        .collect();
+    if text.is_empty() { "0s".to_owned() } else { text }
+}
+
+/// Several values with commas between them; none is none.
+pub(super) fn list<T>(each: impl Fn(&str) -> Parsed<T>) -> impl Fn(&str) -> Parsed<Vec<T>> {
+    move |text| {
+        let parts = text.split(',').map(str::trim).filter(|part| !part.is_empty());
+        parts
+            .map(|part| each(part).map_err(|why| format!("of {part:?}: {why}")))
+            .collect()
+    }
+}
+
+/// A value that may be left unsaid.
+pub(super) fn optional<T>(said: impl Fn(&str) -> Parsed<T>) -> impl Fn(&str) -> Parsed<Option<T>> {
+    move |text| {
+        if text.is_empty() {
+            Ok(None)
+        } else {
+            said(text).map(Some)
+        }
+    }
+}
+
+/// One or more addresses to listen at, each said once.
+pub(super) fn listen(text: &str) -> Parsed<Vec<SocketAddr>> {
+    let addresses = list(|text| {
+        let address: Result<SocketAddr, _> = text.parse();
+        address.map_err(|_| "it must be an address and a port, such as 127.0.0.1:4140 or [::1]:4140".to_owned())
+    })(text)?;
+    match addresses
+        .iter()
+        .enumerate()
+        .find(|(at, address)| addresses[..*at].contains(address))
+    {
+        Some((_, twice)) => Err(format!("{twice} stands there twice")),
+        None => Ok(addresses),
+    }
+}
+
+/// A file's path.
+pub(super) fn path(text: &str) -> Parsed<PathBuf> {
+    Ok(text.into())
+}
+
+/// One of a few words.
+pub(super) fn word<T: Copy>(words: &'static [(&'static str, T)]) -> impl Fn(&str) -> Parsed<T> {
+    move |text| match words.iter().find(|(word, _)| *word == text) {
+        Some((_, meaning)) => Ok(*meaning),
+        None => {
+            let words: Vec<_> = words.iter().map(|(word, _)| *word).collect();
+            Err(format!("it must be one of {}", words.join(", ")))
+        }
+    }
+}
+
+/// What a port speaks, as somebody declared it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Protocol {
+    /// HTTP/2 without TLS: gRPC, or any other.
+    Http2,
+    /// gRPC-Web, over HTTP/1 or HTTP/2.
+    GrpcWeb,
+    /// HTTP/1.
+    Http1,
+    /// TLS of the application's own.
+    Tls,
+    /// Anything; its bytes are not looked at.
+    Opaque,
+}
+
+const PROTOCOLS: &[(&str, Protocol)] = &[
+    ("h2c", Protocol::Http2),
+    ("kubernetes.io/h2c", Protocol::Http2),
+    ("grpc", Protocol::Http2),
+    ("http2", Protocol::Http2),
+    ("grpc-web", Protocol::GrpcWeb),
+    ("http", Protocol::Http1),
+    ("tls", Protocol::Tls),
+    ("https", Protocol::Tls),
+    ("tcp", Protocol::Opaque),
+    ("opaque", Protocol::Opaque),
+];
+
+/// `PORT=PROTOCOL`, any number of them, each port once.
+pub(super) fn protocols(text: &str) -> Parsed<BTreeMap<u16, Protocol>> {
+    let pairs = list(|text| {
+        let (port, protocol) = text
+            .split_once('=')
+            .ok_or("it must be PORT=PROTOCOL, such as 50051=h2c")?;
+        Ok((number(1..=u16::MAX)(port)?, word(PROTOCOLS)(protocol)?))
+    })(text)?;
+    let mut ports = BTreeMap::new();
+    for (port, protocol) in pairs {
+        if ports.insert(port, protocol).is_some_and(|before| before != protocol) {
+            return Err(format!("port {port} is declared in two ways"));
+        }
+    }
+    Ok(ports)
+}
+
+/// A set of ports.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Ports(Vec<RangeInclusive<u16>>);
+
+impl Ports {
+    /// Whether the port is one of them.
+    pub fn contains(&self, port: u16) -> bool {
+        self.0.iter().any(|range| range.contains(&port))
+    }
+
+    /// The ranges, as they were said.
+    pub fn ranges(&self) -> &[RangeInclusive<u16>] {
+        &self.0
+    }
+
+    pub(super) fn parse(text: &str) -> Parsed<Ports> {
+        list(|text| {
+            let (first, last) = text.split_once('-').unwrap_or((text, text));
+            let port = number(1..=u16::MAX);
+            let why = || "it must be a port or a range of ports, such as 3306 or 9000-9010".to_owned();
+            let (first, last) = (port(first).map_err(|_| why())?, port(last).map_err(|_| why())?);
+            if first > last {
+                Err("the range ends before it begins".to_owned())
+            } else {
+                Ok(first..=last)
+            }
+        })(text)
+        .map(Ports)
+    }
+}
+
+/// A range of addresses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Subnet {
+    /// The first address.
+    pub address: IpAddr,
+    /// How many leading bits all addresses share.
+    pub prefix: u8,
+}
+
+impl Subnet {
+    pub(super) fn parse(text: &str) -> Parsed<Subnet> {
+        let why = "it must be an address or a subnet, such as 10.0.0.0/8 or fd00::/8";
+        let (address, prefix) = text
+            .split_once('/')
+            .map_or((text, None), |(address, prefix)| (address, Some(prefix)));
+        let address: IpAddr = address.parse().map_err(|_| why.to_owned())?;
+        let (bits, width) = match address {
+            IpAddr::V4(v4) => (u128::from(v4.to_bits()) << 96, 32),
+            IpAddr::V6(v6) => (v6.to_bits(), 128),
+        };
+        let prefix = prefix.map_or(Ok(width), |text| number(0..=width)(text).map_err(|_| why.to_owned()))?;
+        if bits.checked_shl(u32::from(prefix)).unwrap_or(0) != 0 {
+            return Err(format!("{address} is not the first address of a /{prefix}"));
+        }
+        Ok(Subnet { address, prefix })
+    }
+}
+
+/// A host whose endpoints stand in SRV records.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SrvName {
+    /// The host, as callers name it.
+    pub host: String,
+    /// The name that has the records.
+    pub record: String,
+}
+
+impl SrvName {
+    /// `HOST` (its records are at `_grpc._tcp.HOST`), or `HOST=RECORD`.
+    pub(super) fn parse(text: &str) -> Parsed<SrvName> {
+        let record = |host: &str| format!("_grpc._tcp.{host}");
+        let (host, record) = text
+            .split_once('=')
+            .map_or((text, record(text)), |(host, name)| (host, name.to_owned()));
+        let is_name = |name: &str| {
+            let name = name.strip_suffix('.').unwrap_or(name);
+            name.len() <= 253
+                && name.split('.').all(|label| {
+                    (1..=63).contains(&label.len())
+                        && label
+                            .bytes()
+                            .all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_'))
+                })
+        };
+        if !is_name(host) || !is_name(&record) {
+            return Err("it must be a name of DNS, or HOST=RECORD with two of them".to_owned());
+        }
+        Ok(SrvName {
+            host: host.to_ascii_lowercase(),
+            record: record.to_ascii_lowercase(),
+        })
+    }
+}
+
+/// How an endpoint is picked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Balancer {
+    /// The better of two at random, by latency and by what is under way.
+    P2cEwma,
+    /// Each in turn.
+    RoundRobin,
+}
+
+pub(super) const BALANCERS: &[(&str, Balancer)] =
+    &[("p2c-ewma", Balancer::P2cEwma), ("round-robin", Balancer::RoundRobin)];
+
+/// The form of a log line.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LogFormat {
+    /// For people.
+    Text,
+    /// For programs: one JSON object a line.
+    Json,
+}
+
+pub(super) const LOG_FORMATS: &[(&str, LogFormat)] = &[("text", LogFormat::Text), ("json", LogFormat::Json)];
+
+/// `LEVEL`, or `LEVEL,MODULE=LEVEL,...`.
+pub(super) fn log_level(text: &str) -> Parsed<Targets> {
+    // Targets would take any word for a module, and log all of it.
+    const LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
+    for part in text.split(',') {
+        let level = part.rsplit_once('=').map_or(part, |(_, level)| level);
+        if !LEVELS.contains(&level.to_ascii_lowercase().as_str()) {
+            let levels = LEVELS.join(", ");
+            return Err(format!(
+                "it must be one of {levels}, or with MODULE=LEVEL for single modules: info,MODULE=debug"
+            ));
+        }
+    }
+    text.parse().map_err(|why| format!("{why}"))
+}
+
+/// Shows what a setting was understood as.
+pub(super) trait Show {
+    fn show(&self) -> Value;
+}
+
+macro_rules! show {
+    ($($type:ty => |$it:ident| $show:expr;)*) => {
+        $(impl Show for $type {
+            fn show(&self) -> Value {
+                let $it = self;
+                json!($show)
+            }
+        })*
+    };
+}
+
+show! {
+    u16 => |it| it;
+    u32 => |it| it;
+    u64 => |it| it;
+    usize => |it| it;
+    Duration => |it| write_duration(*it);
+    SocketAddr => |it| it.to_string();
+    PathBuf => |it| it.display().to_string();
+    Ports => |it| it.0.iter().map(|range| match (range.start(), range.end()) {
+        (first, last) if first == last => first.to_string(),
+        (first, last) => format!("{first}-{last}"),
+    }).collect::<Vec<_>>();
+    Subnet => |it| format!("{}/{}", it.address, it.prefix);
+    SrvName => |it| format!("{}={}", it.host, it.record);
+    BTreeMap<u16, Protocol> => |it| it.iter().map(|(port, of)| (port.to_string(), spelled(PROTOCOLS, *of))).collect::<BTreeMap<_, _>>();
+    Balancer => |it| spelled(BALANCERS, *it);
+    LogFormat => |it| spelled(LOG_FORMATS, *it);
+    Targets => |it| it.to_string();
+}
+
+impl<T: Show> Show for Option<T> {
+    fn show(&self) -> Value {
+        self.as_ref().map_or(Value::Null, T::show)
+    }
+}
+
+impl<T: Show> Show for Vec<T> {
+    fn show(&self) -> Value {
+        self.iter().map(T::show).collect()
+    }
+}
+
+/// The first word that has this meaning.
+fn spelled<T: PartialEq>(words: &'static [(&'static str, T)], meaning: T) -> &'static str {
+    words.iter().find(|(_, of)| *of == meaning).map_or("", |(word, _)| word)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn durations_are_read_as_the_gateway_api_writes_them() {
+        for (text, millis) in [
+            ("10s", 10_000),
+            ("500ms", 500),
+            ("1m30s", 90_000),
+            ("1h2m3s4ms", 3_723_004),
+            ("0s", 0),
+        ] {
+            assert_eq!(parse_duration(text), Some(Duration::from_millis(millis)), "{text}");
+            assert_eq!(write_duration(Duration::from_millis(millis)), text);
+        }
+        for text in [
+            "",
+            "10",
+            "s",
+            "1.5s",
+            "-1s",
+            "1 s",
+            "100000s",
+            "1h1m1s1ms1ms",
+            "1d",
+            "1S",
+            "\u{661}s",
+        ] {
+            assert_eq!(parse_duration(text), None, "{text}");
+        }
+    }
+
+    #[test]
+    fn bytes_are_read_with_the_units_of_computers_and_of_kubernetes() {
+        for (text, expected) in [
+            ("65536", 65_536),
+            ("64KiB", 65_536),
+            ("64Ki", 65_536),
+            ("1MiB", 1 << 20),
+            ("2M", 2_000_000),
+        ] {
+            assert_eq!(bytes::<u64>(0..=u64::MAX)(text), Ok(expected), "{text}");
+        }
+        for text in ["", "KiB", "1kb", "1.5MiB", "-1", "99999999999GiB"] {
+            assert!(bytes::<u64>(0..=u64::MAX)(text).is_err(), "{text}");
+        }
+        assert!(bytes::<u32>(1..=10)("11").is_err());
+        assert!(
+            bytes::<u32>(0..=u64::MAX)("4Gi").is_err(),
+            "a value that its type cannot hold is refused"
+        );
+    }
+
+    #[test]
+    fn ports_are_read_alone_and_in_ranges() {
+        let ports = Ports::parse("3306, 9000-9010").expect("both are good");
+        assert!(ports.contains(3306) && ports.contains(9000) && ports.contains(9010));
+        assert!(!ports.contains(9011) && !ports.contains(3305));
+        assert_eq!(Ports::parse(""), Ok(Ports::default()));
+        for text in ["0", "65536", "10-9", "a", "1-", "-1", "1-2-3"] {
+            assert!(Ports::parse(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_subnet_begins_where_its_prefix_says() {
+        for text in [
+            "10.0.0.0/8",
+            "10.1.2.3/32",
+            "0.0.0.0/0",
+            "::/0",
+            "fd00::/8",
+            "fd00::1/128",
+        ] {
+            assert_eq!(Subnet::parse(text).map(|subnet| subnet.show()), Ok(json!(text)));
+        }
+        assert_eq!(Subnet::parse("10.1.2.3").map(|subnet| subnet.prefix), Ok(32));
+        for text in [
+            "",
+            "10.0.0.0/33",
+            "10.0.0.1/8",
+            "fd00::1/8",
+            "10.0.0/8",
+            "host/8",
+            "10.0.0.0/",
+            "::/129",
+        ] {
+            assert!(Subnet::parse(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_port_is_declared_by_every_name_that_the_field_has_for_its_protocol() {
+        let ports =
+            protocols("1=h2c,2=kubernetes.io/h2c,3=grpc,4=http2,5=tcp,6=https,7=http,8=grpc-web").expect("all known");
+        assert!((1..=4).all(|port| ports[&port] == Protocol::Http2));
+        assert_eq!(
+            [ports[&5], ports[&6], ports[&7]],
+            [Protocol::Opaque, Protocol::Tls, Protocol::Http1]
+        );
+        for text in ["1", "1=", "1=quic", "0=h2c", "x=h2c", "1=h2c,1=tcp"] {
+            assert!(protocols(text).is_err(), "{text}");
+        }
+        assert!(
+            protocols("1=h2c,1=grpc").is_ok(),
+            "the same said twice is no contradiction"
+        );
+    }
+
+    #[test]
+    fn a_host_has_its_srv_records_where_grpc_has_them_unless_said_otherwise() {
+        let name = |text: &str| SrvName::parse(text).map(|name| name.record);
+        assert_eq!(name("Greeter.example"), Ok("_grpc._tcp.greeter.example".to_owned()));
+        assert_eq!(
+            name("a.example=_x._tcp.b.example."),
+            Ok("_x._tcp.b.example.".to_owned())
+        );
+        for text in ["", "=", "a=", "a..b", "a b", &"a".repeat(64)] {
+            assert!(name(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_log_level_is_a_level_and_not_any_word() {
+        for text in ["info", "warn,portunus_sidecar::http2=debug", "off"] {
+            assert!(log_level(text).is_ok(), "{text}");
+        }
+        for text in ["", "verbose", "info,portunus_sidecar", "info,x=loud", "3"] {
+            assert!(log_level(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn addresses_to_listen_at_are_whole_and_different() {
+        assert_eq!(listen("127.0.0.1:1,[::1]:1").map(|all| all.len()), Ok(2));
+        for text in ["4140", "localhost:4140", "::1:4140", "127.0.0.1", "1.1.1.1:1,1.1.1.1:1"] {
+            assert!(listen(text).is_err(), "{text}");
+        }
+    }
+}
