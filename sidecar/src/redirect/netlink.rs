@@ -227,10 +227,14 @@ impl Netfilter {
 
     /// One datagram, in `self.buffer`; its length.
     fn receive(&mut self) -> Result<usize, Failure> {
-        // With MSG_TRUNC the kernel tells how long the datagram was, not how much of it fitted.
-        match recv(self.socket.as_raw_fd(), &mut self.buffer, MsgFlags::MSG_TRUNC)? {
-            length if length <= self.buffer.len() => Ok(length),
-            _ => Err(Failure::Garbled),
+        loop {
+            // With MSG_TRUNC the kernel tells how long the datagram was, not how much of it fitted.
+            match recv(self.socket.as_raw_fd(), &mut self.buffer, MsgFlags::MSG_TRUNC) {
+                Ok(length) if length <= self.buffer.len() => return Ok(length),
+                Ok(_) => return Err(Failure::Garbled),
+                Err(Errno::EINTR) => {}
+                Err(errno) => return Err(errno.into()),
+            }
         }
     }
 }
