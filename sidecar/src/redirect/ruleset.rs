@@ -32,8 +32,9 @@
 //! # What is not here, and why
 //!
 //! - No match on SYN. It would let connections that are older than the rules live on. But tracking picks up connections
-//!   in the middle: a stranger's lone ACK would make an entry without redirection, and a SYN with the same ports would
-//!   then walk to the application past the proxy. Whatever comes first is redirected.
+//!   in the middle: a stranger's lone ACK that the pod drops without a word (one with an unasked-for MD5 signature, say)
+//!   makes an entry without redirection, and a SYN with the same ports then walks to the application past the proxy.
+//!   Whatever comes first is redirected.
 //! - No interception of what the application dials at IPv6 link-local addresses: such an address means something only
 //!   on its link, its socket is bound to that link, and so the way to the proxy on loopback is closed to it. (For the
 //!   same reason a socket that an application bound to a device by SO_BINDTODEVICE reaches nobody, neither the proxy
