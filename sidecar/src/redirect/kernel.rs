@@ -3,7 +3,7 @@
 use nix::{errno::Errno, libc};
 
 use super::{
-    attribute,
+    attribute::{self, Attribute},
     error::Error,
     message::{self, FAMILIES},
     netlink::{Entry, Failure, Message, Netfilter},
@@ -75,29 +75,35 @@ struct Present {
 impl Present {
     fn read(netfilter: &mut Netfilter) -> Result<Self, Failure> {
         let generation = netfilter.generation()?;
-        let mut ours = |kind, name| -> Result<Vec<Entry>, Failure> {
-            let mut entries = netfilter.list(kind)?;
-            entries
-                .retain(|entry| attribute::find(&entry.attributes, name).and_then(attribute::as_text) == Some(TABLE));
-            Ok(entries)
-        };
-        let tables = ours(libc::NFT_MSG_GETTABLE, message::NFTA_TABLE_NAME)?;
-        let there = |family: &Family| tables.iter().any(|table| table.family == message::number_of(*family));
-        let families: Vec<Family> = FAMILIES.into_iter().filter(there).collect();
-        let (chains, rules) = match families.is_empty() {
-            true => (Vec::new(), Vec::new()),
-            false => (
-                ours(libc::NFT_MSG_GETCHAIN, message::NFTA_CHAIN_TABLE)?,
-                ours(libc::NFT_MSG_GETRULE, message::NFTA_RULE_TABLE)?,
-            ),
-        };
-        Ok(Present {
+        let mut present = Present {
             generation,
-            families,
-            tables,
-            chains,
-            rules,
-        })
+            families: vec![],
+            tables: vec![],
+            chains: vec![],
+            rules: vec![],
+        };
+        for family in FAMILIES {
+            let mut ours = |kind, name| -> Result<Vec<Entry>, Failure> {
+                // Somebody else's tables may be large: where the kernel heeds the name, only ours come. (Asked for all
+                // families at once, it would stop at the first table of the name.)
+                let named = [Attribute::text(name, TABLE)];
+                let mut entries = netfilter.list(kind, message::number_of(family), &named)?;
+                entries.retain(|entry| attribute::holds(&entry.attributes, &named));
+                Ok(entries)
+            };
+            let tables = ours(libc::NFT_MSG_GETTABLE, message::NFTA_TABLE_NAME)?;
+            if !tables.is_empty() {
+                present.families.push(family);
+                present.tables.extend(tables);
+                present
+                    .chains
+                    .extend(ours(libc::NFT_MSG_GETCHAIN, message::NFTA_CHAIN_TABLE)?);
+                present
+                    .rules
+                    .extend(ours(libc::NFT_MSG_GETRULE, message::NFTA_RULE_TABLE)?);
+            }
+        }
+        Ok(present)
     }
 
     /// Whether the kernel's tables say exactly what these say.
@@ -120,7 +126,7 @@ impl Present {
 
 /// Whether the entries of the family say this, in this order. (The kernel lists a table's chains as they were made, and
 /// its rules chain by chain.)
-fn says(entries: &[Entry], family: Family, expected: &[Vec<attribute::Attribute>]) -> bool {
+fn says(entries: &[Entry], family: Family, expected: &[Vec<Attribute>]) -> bool {
     let entries: Vec<&Entry> = entries
         .iter()
         .filter(|entry| entry.family == message::number_of(family))

@@ -157,7 +157,8 @@ impl fmt::Display for Removal {
 /// Puts the rules into the calling thread's network namespace, all or none of them, and says what there was to do.
 ///
 /// Tables of ours that say something else are replaced in the same transaction; everybody else's are left alone.
-/// Connections that the rules led somewhere before go on as they are. Needs CAP_NET_ADMIN. Blocks for some
+/// Connections that the rules led somewhere before go on as they are; those that are older than any rule may be cut
+/// (`ruleset` says why): this is for a pod whose application has not started yet. Needs CAP_NET_ADMIN. Blocks for some
 /// milliseconds: it is the work of an init container, not of a worker.
 ///
 /// # Errors
@@ -192,6 +193,9 @@ pub fn install_as(settings: &Settings, layout: Layout) -> Result<Outcome, Error>
 }
 
 /// Takes the rules, of whatever layout, out of the calling thread's network namespace.
+///
+/// Connections that the rules led somewhere stand still then, unless somebody else has nat rules there: with the last
+/// of these the kernel stops translating.
 ///
 /// # Errors
 ///

@@ -91,16 +91,17 @@ impl Netfilter {
 
     /// The number of the present generation of rules.
     pub(super) fn generation(&mut self) -> Result<u32, Failure> {
-        let answer = self.ask(libc::NFT_MSG_GETGEN, libc::NLM_F_ACK)?;
+        let answer = self.ask(libc::NFT_MSG_GETGEN, libc::NLM_F_ACK, ALL_FAMILIES, &[])?;
         let entry = answer.first().ok_or(Failure::Garbled)?;
         attribute::find(&entry.attributes, super::message::NFTA_GEN_ID)
             .and_then(attribute::as_number)
             .ok_or(Failure::Garbled)
     }
 
-    /// Everything of a kind (NFT_MSG_GETTABLE and the like) that there is.
-    pub(super) fn list(&mut self, kind: libc::c_int) -> Result<Vec<Entry>, Failure> {
-        self.ask(kind, libc::NLM_F_DUMP)
+    /// Everything of a kind (NFT_MSG_GETTABLE and the like) in tables of the family; what does not fit to the
+    /// attributes may be left out.
+    pub(super) fn list(&mut self, kind: libc::c_int, family: u8, fitting: &[Attribute]) -> Result<Vec<Entry>, Failure> {
+        self.ask(kind, libc::NLM_F_DUMP, family, fitting)
     }
 
     /// Does all of it or nothing, if the rules are still of this generation.
@@ -109,7 +110,7 @@ impl Netfilter {
             return Ok(());
         };
         let mut batch = Vec::new();
-        let about_batch = [libc::AF_UNSPEC as u8, 0, 0, libc::NFNL_SUBSYS_NFTABLES as u8];
+        let about_batch = [ALL_FAMILIES, 0, 0, libc::NFNL_SUBSYS_NFTABLES as u8];
         let same_generation = [Attribute::number(libc::NFNL_BATCH_GENID as u16, generation)];
         let begin = self.append(&mut batch, libc::NFNL_MSG_BATCH_BEGIN, 0, about_batch, &same_generation);
         let mut bounds = Vec::with_capacity(messages.len());
@@ -160,15 +161,15 @@ impl Netfilter {
         }
     }
 
-    fn ask(&mut self, kind: libc::c_int, flags: libc::c_int) -> Result<Vec<Entry>, Failure> {
+    fn ask(
+        &mut self,
+        kind: libc::c_int,
+        flags: libc::c_int,
+        family: u8,
+        attributes: &[Attribute],
+    ) -> Result<Vec<Entry>, Failure> {
         let mut question = Vec::new();
-        let sequence = self.append(
-            &mut question,
-            nf_tables(kind),
-            flags,
-            [libc::AF_UNSPEC as u8, 0, 0, 0],
-            &[],
-        );
+        let sequence = self.append(&mut question, nf_tables(kind), flags, [family, 0, 0, 0], attributes);
         self.send(&question)?;
         let mut entries = Vec::new();
         loop {
@@ -227,10 +228,14 @@ impl Netfilter {
 
     /// One datagram, in `self.buffer`; its length.
     fn receive(&mut self) -> Result<usize, Failure> {
-        // With MSG_TRUNC the kernel tells how long the datagram was, not how much of it fitted.
-        match recv(self.socket.as_raw_fd(), &mut self.buffer, MsgFlags::MSG_TRUNC)? {
-            length if length <= self.buffer.len() => Ok(length),
-            _ => Err(Failure::Garbled),
+        loop {
+            // With MSG_TRUNC the kernel tells how long the datagram was, not how much of it fitted.
+            match recv(self.socket.as_raw_fd(), &mut self.buffer, MsgFlags::MSG_TRUNC) {
+                Ok(length) if length <= self.buffer.len() => return Ok(length),
+                Ok(_) => return Err(Failure::Garbled),
+                Err(Errno::EINTR) => {}
+                Err(errno) => return Err(errno.into()),
+            }
         }
     }
 }
@@ -335,6 +340,7 @@ fn nf_tables(kind: libc::c_int) -> libc::c_int {
     libc::NFNL_SUBSYS_NFTABLES << 8 | kind
 }
 
+const ALL_FAMILIES: u8 = libc::AF_UNSPEC as u8;
 const NETLINK_HEADER: usize = 16;
 const NETFILTER_HEADER: usize = 4;
 const NLMSGERR_ATTR_OFFS: u16 = 2;
@@ -376,6 +382,34 @@ mod tests {
         assert!(matches!(said(&(-2i32).to_ne_bytes()), Ok(Some(Some(Errno::ENOENT)))));
         assert!(matches!(said(&0i32.to_ne_bytes()), Ok(Some(None))));
         assert!(said(&i32::MIN.to_ne_bytes()).is_ok());
+    }
+
+    #[test]
+    fn where_the_kernel_stopped_is_told_whether_or_not_it_repeats_the_message() {
+        let message = [7; 36];
+        let mut where_it_stopped = Vec::new();
+        Attribute::Value(NLMSGERR_ATTR_OFFS, 20_u32.to_ne_bytes().to_vec()).append_to(&mut where_it_stopped);
+        let with_tlvs = libc::NLM_F_ACK_TLVS as u16;
+        let capped = libc::NLM_F_CAPPED as u16;
+        for (flags, repeated, told) in [
+            (with_tlvs, &message[..], Some(20)),
+            (with_tlvs | capped, &message[..NETLINK_HEADER], Some(20)),
+            (0, &message[..], None),
+        ] {
+            let payload = [&(-2i32).to_ne_bytes(), repeated, &where_it_stopped].concat();
+            let reply = Reply {
+                kind: libc::NLMSG_ERROR,
+                flags,
+                sequence: 0,
+                payload: &payload,
+            };
+            assert_eq!(reply.offset(message.len()), told);
+            let short = Reply {
+                payload: &payload[..10],
+                ..reply
+            };
+            assert_eq!(short.offset(message.len()), None);
+        }
     }
 
     #[test]

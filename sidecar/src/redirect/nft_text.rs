@@ -89,6 +89,7 @@ table inet portunus {
 		meta skuid 2102 return comment "the proxy's own connections"
 		ip daddr 127.0.0.0/8 return comment "loopback stays within the pod"
 		ip6 daddr ::1 return comment "loopback stays within the pod"
+		ip6 daddr fe80::/10 return comment "link-local sockets cannot reach the proxy"
 		tcp dport 25 return comment "skipped outbound port"
 		tcp dport 1000-2000 return comment "skipped outbound port"
 		ip daddr 10.0.0.0/8 return comment "skipped subnet"

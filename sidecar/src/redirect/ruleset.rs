@@ -2,7 +2,8 @@
 //!
 //! Both chains are of the type nat: only the first packet of a connection walks through them, and the kernel's
 //! connection tracking treats the rest, both ways, alike. Therefore connections that were led somewhere go on when the
-//! rules are replaced or removed. UDP, ICMP and all else match no rule that redirects.
+//! rules are replaced. (When they are removed and nobody else has nat there, the kernel stops translating, and those
+//! connections stand still.) UDP, ICMP and all else match no rule that redirects.
 //!
 //! # The walk of a packet
 //!
@@ -14,6 +15,7 @@
 //! proxy -> application          outbound: its user is exempt -> the pod's own address, over lo; inbound is not asked
 //!                               (below).
 //! application -> 127.0.0.1      outbound: exempt -> stays within the pod, as if there were no mesh.
+//! application -> fe80::/10      outbound: exempt -> leaves as it is.
 //! application -> own address    outbound: no exemption fits, though the kernel routes it over lo -> 127.0.0.1:4140
 //!                               with the pod's own address as original destination; the proxy treats it as any other
 //!                               RPC and, should it pick this very pod, dials the pod's own address: "proxy ->
@@ -30,8 +32,13 @@
 //! # What is not here, and why
 //!
 //! - No match on SYN. It would let connections that are older than the rules live on. But tracking picks up connections
-//!   in the middle: a stranger's lone ACK would make an entry without redirection, and a SYN with the same ports would
-//!   then walk to the application past the proxy. Whatever comes first is redirected.
+//!   in the middle: a stranger's lone ACK that the pod drops without a word (one with an unasked-for MD5 signature, say)
+//!   makes an entry without redirection, and a SYN with the same ports then walks to the application past the proxy.
+//!   Whatever comes first is redirected.
+//! - No interception of what the application dials at IPv6 link-local addresses: such an address means something only
+//!   on its link, its socket is bound to that link, and so the way to the proxy on loopback is closed to it. (For the
+//!   same reason a socket that an application bound to a device by SO_BINDTODEVICE reaches nobody, neither the proxy
+//!   nor its destination; no rule can tell it from others.) From the network they are redirected as all others.
 //! - No exemption by source address: a source is no proof of who is calling.
 //! - IPv4 loopback destinations from the network are not redirected, so that the kernel drops them as the martians they
 //!   are; redirected, they would arrive as a wish to reach what listens on loopback alone. (For IPv6 the kernel drops
@@ -186,6 +193,10 @@ fn outbound(settings: &Settings) -> Vec<Rule> {
         leave(vec![Match::User(settings.proxy_uid)], "the proxy's own connections"),
     ];
     rules.extend(loopback().map(|subnet| leave(vec![Match::To(subnet)], "loopback stays within the pod")));
+    rules.push(leave(
+        vec![Match::To(v6_link_local())],
+        "link-local sockets cannot reach the proxy",
+    ));
     let ports = settings.skip_outbound_ports.ranges().iter();
     rules.extend(ports.map(|ports| leave(vec![Match::TcpPorts(ports.clone())], "skipped outbound port")));
     rules.extend(
@@ -242,6 +253,10 @@ fn loopback() -> impl Iterator<Item = Subnet> {
 
 fn v4_loopback() -> Subnet {
     Subnet::new(V4_LOOPBACK, 8).expect("8 is at most 32")
+}
+
+fn v6_link_local() -> Subnet {
+    Subnet::new(Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 0).into(), 10).expect("10 is at most 128")
 }
 
 fn single(address: IpAddr) -> Subnet {
