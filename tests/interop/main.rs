@@ -51,10 +51,18 @@ fn pass_every_case(client_stack: Stack, server_stack: Stack, family: Family) {
         if let Some((outbound, inbound)) = sidecars {
             let carried = |sidecar: &Sidecar, name: &str| Ok::<_, anyhow::Error>(sidecar.metrics()?.sum(name, &[]));
             let least = cases.len() as f64;
-            let (out, into) =
-                (carried(&outbound, "grpc_client_started_total")?, carried(&inbound, "grpc_server_started_total")?);
-            ensure!(out >= least, "the client's sidecar has seen {out} calls of {least} cases: the rest went past it");
-            ensure!(into >= least, "the server's sidecar has seen {into} calls of {least} cases: the rest went past it");
+            let (out, into) = (
+                carried(&outbound, "grpc_client_started_total")?,
+                carried(&inbound, "grpc_server_started_total")?,
+            );
+            ensure!(
+                out >= least,
+                "the client's sidecar has seen {out} calls of {least} cases: the rest went past it"
+            );
+            ensure!(
+                into >= least,
+                "the server's sidecar has seen {into} calls of {least} cases: the rest went past it"
+            );
         }
         Ok(())
     });

@@ -35,8 +35,11 @@ fn two_pods_reach_each_other_by_both_families() {
 #[test]
 fn a_pod_of_one_family_has_no_address_of_the_other() {
     support::test(|mesh| {
-        let (only_v4, only_v6, both) =
-            (mesh.pod_of("v4", &[Family::V4])?, mesh.pod_of("v6", &[Family::V6])?, mesh.pod("both")?);
+        let (only_v4, only_v6, both) = (
+            mesh.pod_of("v4", &[Family::V4])?,
+            mesh.pod_of("v6", &[Family::V6])?,
+            mesh.pod("both")?,
+        );
         for (pod, family, other) in [(&only_v4, Family::V4, Family::V6), (&only_v6, Family::V6, Family::V4)] {
             let _listener = in_netns(&both, || TcpListener::bind("[::]:7000"))??;
             let (reached, unreachable) = (both.at(family, 7000)?, both.at(other, 7000)?);
@@ -57,12 +60,21 @@ fn two_meshes_know_nothing_of_each_other() {
     support::test(|one| {
         let two = Mesh::new()?;
         let (a, b) = (one.pod("a")?, two.pod("b")?);
-        ensure!(a.addresses() == b.addresses(), "this test wants two pods with the same address");
+        ensure!(
+            a.addresses() == b.addresses(),
+            "this test wants two pods with the same address"
+        );
         let c = two.pod("c")?;
         let address = c.at(Family::V4, 7000)?;
         let _listener = in_netns(&c, || TcpListener::bind(address))??;
-        ensure!(in_netns(&b, || TcpStream::connect_timeout(&address, SOON))?.is_ok(), "its own mesh reaches it");
-        ensure!(in_netns(&a, || TcpStream::connect_timeout(&address, SOON))?.is_err(), "the other mesh reached it");
+        ensure!(
+            in_netns(&b, || TcpStream::connect_timeout(&address, SOON))?.is_ok(),
+            "its own mesh reaches it"
+        );
+        ensure!(
+            in_netns(&a, || TcpStream::connect_timeout(&address, SOON))?.is_err(),
+            "the other mesh reached it"
+        );
         two.forget_logs();
         Ok(())
     });
@@ -77,10 +89,19 @@ fn programs_run_as_the_user_that_they_are_given_without_privilege() {
             command.args(["-c", "id -u; grep CapBnd /proc/self/status; cat /etc/resolv.conf; env"]);
             let said = pod.run("id", command)?;
             ensure!(said.lines().next() == Some(id), "the user is {said}");
-            ensure!(said.contains("nameserver 10.77.0.53") && said.contains("nameserver fd77::35"), "{said}");
-            ensure!(!said.contains("CARGO"), "the test's own environment came through: {said}");
+            ensure!(
+                said.contains("nameserver 10.77.0.53") && said.contains("nameserver fd77::35"),
+                "{said}"
+            );
+            ensure!(
+                !said.contains("CARGO"),
+                "the test's own environment came through: {said}"
+            );
             if user != User::Root {
-                ensure!(said.contains("CapBnd:\t0000000000000000"), "{user:?} can gain capabilities: {said}");
+                ensure!(
+                    said.contains("CapBnd:\t0000000000000000"),
+                    "{user:?} can gain capabilities: {said}"
+                );
             }
         }
         Ok(())
@@ -95,7 +116,7 @@ fn nothing_is_left_when_a_mesh_ends_also_not_what_runs_in_it() {
         let (namespace, folder) = (pod.namespace().to_string(), mesh.folder().to_path_buf());
         let mut command = pod.command(User::App, "sh");
         // The shell ends, and what it started goes on, in a session of its own.
-        command.args(["-c", "setsid sleep 600 & echo $! > /dev/stdout"]);
+        command.args(["-c", "setsid sleep 600 & echo $!"]);
         let orphan = pod.run("orphan", command)?.trim().to_string();
         ensure!(Path::new("/proc").join(&orphan).exists(), "the orphan {orphan} runs");
         mesh.forget_logs();
@@ -119,16 +140,29 @@ fn what_a_run_that_crashed_has_left_is_removed_and_what_a_live_run_has_is_not() 
         ended.wait()?;
         let crashed = format!("ptn-{pid}-0-pod");
         let ip = |args: &[&str]| Command::new("ip").args(args).status();
-        ensure!(ip(&["netns", "add", &crashed])?.success(), "a namespace of a run that crashed");
-        let mut left = Command::new("ip").args(["netns", "exec", &crashed, "sleep", "600"]).spawn()?;
+        ensure!(
+            ip(&["netns", "add", &crashed])?.success(),
+            "a namespace of a run that crashed"
+        );
+        let mut left = Command::new("ip")
+            .args(["netns", "exec", &crashed, "sleep", "600"])
+            .spawn()?;
+        wait_until(SOON, "a program of the crashed run is there", || {
+            !netns::programs_in(&crashed).is_empty()
+        })?;
         let folder = std::env::temp_dir().join(format!("ptn-{pid}-0"));
         std::fs::create_dir(&folder)?;
 
         netns::sweep()?;
         ensure!(!netns::all().contains(&crashed), "{crashed} is left");
         ensure!(!folder.exists(), "{} is left", folder.display());
-        wait_until(SOON, "its program has ended", || left.try_wait().is_ok_and(|status| status.is_some()))?;
-        ensure!(netns::all().contains(&alive.namespace().to_string()), "the pod of this very test is gone");
+        wait_until(SOON, "its program has ended", || {
+            left.try_wait().is_ok_and(|status| status.is_some())
+        })?;
+        ensure!(
+            netns::all().contains(&alive.namespace().to_string()),
+            "the pod of this very test is gone"
+        );
         Ok(())
     });
 }
@@ -139,10 +173,16 @@ fn a_closure_in_a_pod_opens_sockets_of_the_pod_and_hands_its_panic_on() {
         let pod = mesh.pod("pod")?;
         let address: SocketAddr = (Ipv4Addr::LOCALHOST, 7000).into();
         let _listener = in_netns(&pod, || TcpListener::bind(address))??;
-        ensure!(in_netns(&pod, || TcpStream::connect_timeout(&address, SOON))?.is_ok(), "the pod's own loopback");
+        ensure!(
+            in_netns(&pod, || TcpStream::connect_timeout(&address, SOON))?.is_ok(),
+            "the pod's own loopback"
+        );
         // Out here port 7000 may be somebody's, but not that of a listener in the pod.
         let name = pod.address(Family::V4)?;
-        ensure!(UdpSocket::bind((name, 0)).is_err(), "the pod's address is the machine's too");
+        ensure!(
+            UdpSocket::bind((name, 0)).is_err(),
+            "the pod's address is the machine's too"
+        );
         let panicked = std::panic::catch_unwind(|| in_netns(&pod, || panic!("inside")));
         ensure!(panicked.is_err(), "a panic inside was lost");
         Ok(())
@@ -156,16 +196,31 @@ fn the_dns_server_answers_what_the_test_says_at_once_and_by_ttl() {
         let (pod, only_v4) = (mesh.pod("pod")?, mesh.pod_of("v4", &[Family::V4])?);
         let addresses: Vec<IpAddr> = vec!["10.77.0.201".parse()?, "10.77.0.202".parse()?, "fd77::201".parse()?];
         dns.set("greeter.test", &addresses, 5)?;
-        ensure!(resolve(&pod, "greeter.test", "ahostsv4")? == addresses[..2], "the IPv4 addresses of greeter.test");
-        ensure!(resolve(&pod, "greeter.test", "ahostsv6")? == addresses[2..], "the IPv6 address of greeter.test");
-        ensure!(resolve(&only_v4, "greeter.test", "ahostsv4")? == addresses[..2], "as a pod without IPv6 sees it");
+        ensure!(
+            resolve(&pod, "greeter.test", "ahostsv4")? == addresses[..2],
+            "the IPv4 addresses of greeter.test"
+        );
+        ensure!(
+            resolve(&pod, "greeter.test", "ahostsv6")? == addresses[2..],
+            "the IPv6 address of greeter.test"
+        );
+        ensure!(
+            resolve(&only_v4, "greeter.test", "ahostsv4")? == addresses[..2],
+            "as a pod without IPv6 sees it"
+        );
         ensure!(dns.questions("greeter.test") >= 3, "the questions are counted");
         ensure!(dns.questions("reeter.test") == 0, "and those for other names are not");
 
         dns.set("greeter.test", &addresses[1..2], 5)?;
-        ensure!(resolve(&pod, "greeter.test", "ahostsv4")? == addresses[1..2], "an address was taken out");
+        ensure!(
+            resolve(&pod, "greeter.test", "ahostsv4")? == addresses[1..2],
+            "an address was taken out"
+        );
         dns.remove("greeter.test")?;
-        ensure!(resolve(&pod, "greeter.test", "ahostsv4")?.is_empty(), "the name was taken out");
+        ensure!(
+            resolve(&pod, "greeter.test", "ahostsv4")?.is_empty(),
+            "the name was taken out"
+        );
         Ok(())
     });
 }
@@ -177,7 +232,10 @@ fn the_dns_server_fails_in_each_way_that_a_test_asks_for() {
         let pod = mesh.pod("pod")?;
         dns.set("greeter.test", &["10.77.0.201".parse()?], 5)?;
         ensure!(code(&dns, "greeter.test")? == Some(0), "it answers");
-        ensure!(code(&dns, "nobody.test")? == Some(3), "a name that nobody set does not exist");
+        ensure!(
+            code(&dns, "nobody.test")? == Some(3),
+            "a name that nobody set does not exist"
+        );
         dns.break_name("greeter.test")?;
         ensure!(code(&dns, "greeter.test")? == Some(2), "a broken name is SERVFAIL");
         ensure!(code(&dns, "nobody.test")? == Some(3), "and no other is");
@@ -203,7 +261,10 @@ fn a_pod_that_swallows_packets_is_silent_and_comes_back() {
             b.swallow_packets()?;
             let began = Instant::now();
             let kind = dial(Duration::from_millis(300))?.err().map(|error| error.kind());
-            ensure!(kind == Some(ErrorKind::TimedOut), "a dial into silence gave {kind:?} by {family}");
+            ensure!(
+                kind == Some(ErrorKind::TimedOut),
+                "a dial into silence gave {kind:?} by {family}"
+            );
             ensure!(began.elapsed() >= Duration::from_millis(300), "and gave it too early");
             b.pass_packets()?;
             dial(SOON)?.with_context(|| format!("packets pass again by {family}"))?;
@@ -240,15 +301,33 @@ fn greeters_and_callers_of_both_stacks_speak_by_name() {
             dns.set("greeter.test", &pod.addresses(), 5)?;
             for client in [Stack::Python, Stack::Tonic] {
                 let mut program = peer::caller(&caller, client, "greeter.test:50051", 20, Duration::from_secs(1))?;
-                ensure!(program.wait(SOON * 4)?.success(), "the caller ended well: {}", program.output());
+                ensure!(
+                    program.wait(SOON * 4)?.success(),
+                    "the caller ended well: {}",
+                    program.output()
+                );
                 let said = program.output();
-                let answered = said.lines().filter(|line| line.contains("\"OK\"") && line.contains(pod.name())).count();
-                ensure!(answered == 20, "{client} was answered by {} {answered} times of 20: {said}", pod.name());
+                let answered = said
+                    .lines()
+                    .filter(|line| line.contains("\"OK\"") && line.contains(pod.name()))
+                    .count();
+                ensure!(
+                    answered == 20,
+                    "{client} was answered by {} {answered} times of 20: {said}",
+                    pod.name()
+                );
             }
             greeter.program.signal(Signal::SIGUSR1)?;
             let mut program = peer::caller(&caller, Stack::Tonic, "greeter.test:50051", 5, Duration::from_secs(1))?;
-            ensure!(program.wait(SOON * 4)?.success(), "the caller of a slow greeter ended well");
-            let slow = program.output().lines().filter(|line| milliseconds(line).is_some_and(|ms| ms >= 50.0)).count();
+            ensure!(
+                program.wait(SOON * 4)?.success(),
+                "the caller of a slow greeter ended well"
+            );
+            let slow = program
+                .output()
+                .lines()
+                .filter(|line| milliseconds(line).is_some_and(|ms| ms >= 50.0))
+                .count();
             ensure!(slow == 5, "{slow} of 5 calls were slow: {}", program.output());
         }
         Ok(())
@@ -266,8 +345,10 @@ fn resolve(pod: &Pod, name: &str, database: &str) -> Result<Vec<IpAddr>> {
     let mut program = pod.start("getent", command)?;
     program.wait(Duration::from_secs(15))?;
     let said = program.output();
-    let mut found: Vec<_> =
-        said.lines().filter_map(|line| line.split_whitespace().next()?.parse::<IpAddr>().ok()).collect();
+    let mut found: Vec<_> = said
+        .lines()
+        .filter_map(|line| line.split_whitespace().next()?.parse::<IpAddr>().ok())
+        .collect();
     found.sort();
     found.dedup();
     Ok(found)

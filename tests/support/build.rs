@@ -14,13 +14,20 @@ use crate::tools::once;
 /// The sidecar, built as it is released: `$PORTUNUS_SIDECAR`, which the suite sets, or what cargo builds.
 pub fn sidecar() -> Result<PathBuf> {
     static BUILT: OnceLock<Result<PathBuf, String>> = OnceLock::new();
-    once(&BUILT, || find("PORTUNUS_SIDECAR", &["--release", "--package", "portunus-sidecar", "--bin", "sidecar"]))
+    once(&BUILT, || {
+        find(
+            "PORTUNUS_SIDECAR",
+            &["--release", "--package", "portunus-sidecar", "--bin", "sidecar"],
+        )
+    })
 }
 
 /// The tonic application: `$PORTUNUS_PEER`, which the suite sets, or what cargo builds.
 pub fn peer() -> Result<PathBuf> {
     static BUILT: OnceLock<Result<PathBuf, String>> = OnceLock::new();
-    once(&BUILT, || find("PORTUNUS_PEER", &["--package", "portunus-tests", "--bin", "peer"]))
+    once(&BUILT, || {
+        find("PORTUNUS_PEER", &["--package", "portunus-tests", "--bin", "peer"])
+    })
 }
 
 fn find(variable: &str, args: &[&str]) -> Result<PathBuf> {
@@ -32,11 +39,17 @@ fn find(variable: &str, args: &[&str]) -> Result<PathBuf> {
 
 fn cargo_build(args: &[&str]) -> Result<PathBuf> {
     let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-    cargo.args(["build", "--quiet", "--message-format", "json-render-diagnostics"]).args(args);
+    cargo
+        .args(["build", "--quiet", "--message-format", "json-render-diagnostics"])
+        .args(args);
     cargo.current_dir(env!("CARGO_MANIFEST_DIR")).stdin(Stdio::null());
     let output = cargo.output().context("cannot run cargo")?;
     if !output.status.success() {
-        bail!("`cargo build {}` failed:\n{}", args.join(" "), String::from_utf8_lossy(&output.stderr));
+        bail!(
+            "`cargo build {}` failed:\n{}",
+            args.join(" "),
+            String::from_utf8_lossy(&output.stderr)
+        );
     }
     let messages = output.stdout.split(|byte| *byte == b'\n');
     let executables = messages

@@ -38,7 +38,11 @@ pub fn folder(name: &str, inputs: &[&[u8]], build: impl FnOnce(&Path) -> Result<
 /// `$PORTUNUS_CACHE`; else for root a folder of the machine, since root's own is closed to the users that programs in
 /// pods run as; else the user's cache.
 fn root() -> Result<PathBuf> {
-    let variable = |name| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+    let variable = |name| {
+        std::env::var_os(name)
+            .filter(|value| !value.is_empty())
+            .map(PathBuf::from)
+    };
     let root = match variable("PORTUNUS_CACHE") {
         Some(path) => path,
         None if nix::unistd::geteuid().is_root() => PathBuf::from("/var/cache/portunus"),

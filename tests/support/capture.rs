@@ -20,10 +20,17 @@ impl Capture {
     pub fn start(pod: &Pod, interface: &str, filter: &str) -> Result<Capture> {
         let file = pod.folder().join(format!("{interface}.pcap"));
         let mut command = pod.command(User::Root, "tcpdump");
-        command.args(["-i", interface, "-n", "-U", "--immediate-mode", "-Z", "root", "-w"]).arg(&file).arg(filter);
+        command
+            .args(["-i", interface, "-n", "-U", "--immediate-mode", "-Z", "root", "-w"])
+            .arg(&file)
+            .arg(filter);
         let mut program = pod.start("tcpdump", command)?;
         program.says("listening on", Duration::from_secs(5))?;
-        Ok(Capture { pod: pod.clone(), program, file })
+        Ok(Capture {
+            pod: pod.clone(),
+            program,
+            file,
+        })
     }
 
     /// Ends it, and returns a line for each packet, its payload in printable characters on the lines after it.

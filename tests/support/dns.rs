@@ -53,7 +53,10 @@ impl Dns {
             program: None,
             logged: String::new(),
         };
-        let dns = Dns { pod, state: Mutex::new(state) };
+        let dns = Dns {
+            pod,
+            state: Mutex::new(state),
+        };
         dns.restart(&mut dns.state.lock())?;
         Ok(dns)
     }
@@ -75,7 +78,13 @@ impl Dns {
     /// A name's instances from now on, such as `_grpc._tcp.greeter.test`.
     pub fn set_srv(&self, name: &str, instances: &[Srv<'_>], ttl: u32) -> Result<()> {
         let records = instances.iter().map(|srv| {
-            format!("{ttl} IN SRV {} {} {} {}.", srv.priority, srv.weight, srv.port, srv.target.trim_end_matches('.'))
+            format!(
+                "{ttl} IN SRV {} {} {} {}.",
+                srv.priority,
+                srv.weight,
+                srv.port,
+                srv.target.trim_end_matches('.')
+            )
         });
         self.publish(name, records.collect())
     }
@@ -114,7 +123,12 @@ impl Dns {
         let state = self.state.lock();
         let now = state.program.as_ref().map(Program::output).unwrap_or_default();
         let asked = format!(" {} question", absolute(name));
-        state.logged.lines().chain(now.lines()).filter(|line| line.contains(&asked)).count()
+        state
+            .logged
+            .lines()
+            .chain(now.lines())
+            .filter(|line| line.contains(&asked))
+            .count()
     }
 
     fn publish(&self, name: &str, records: Vec<String>) -> Result<()> {
@@ -175,13 +189,20 @@ impl Dns {
     }
 
     fn wait_for_serial(&self, serial: u32) -> Result<()> {
-        wait_until(Duration::from_secs(20), "CoreDNS answers from the zone just written", || {
-            in_netns(&self.pod, || exists(&witness(serial))).is_ok_and(|answered| answered.unwrap_or(false))
-        })
+        wait_until(
+            Duration::from_secs(20),
+            "CoreDNS answers from the zone just written",
+            || in_netns(&self.pod, || exists(&witness(serial))).is_ok_and(|answered| answered.unwrap_or(false)),
+        )
     }
 
     fn signal(&self, signal: Signal) -> Result<()> {
-        self.state.lock().program.as_ref().context("CoreDNS is not running")?.signal(signal)
+        self.state
+            .lock()
+            .program
+            .as_ref()
+            .context("CoreDNS is not running")?
+            .signal(signal)
     }
 
     fn zone_file(&self) -> std::path::PathBuf {

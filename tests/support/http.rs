@@ -39,8 +39,15 @@ fn exchange(address: SocketAddr, method: &str, path: &str) -> Result<Answer> {
     stream.read_to_end(&mut answer)?;
     let answer = String::from_utf8_lossy(&answer);
     let (head, body) = answer.split_once("\r\n\r\n").context("the answer has no header")?;
-    let status = head.split(' ').nth(1).and_then(|code| code.parse().ok()).context("the answer has no status")?;
-    Ok(Answer { status, body: body.to_string() })
+    let status = head
+        .split(' ')
+        .nth(1)
+        .and_then(|code| code.parse().ok())
+        .context("the answer has no status")?;
+    Ok(Answer {
+        status,
+        body: body.to_string(),
+    })
 }
 
 const PATIENCE: Duration = Duration::from_secs(5);

@@ -31,12 +31,20 @@ pub const BASE: [&str; 16] = [
 ];
 
 /// The cases of compressed messages, which grpc-go's interop programs do not have.
-pub const COMPRESSED: [&str; 4] =
-    ["client_compressed_unary", "server_compressed_unary", "client_compressed_streaming", "server_compressed_streaming"];
+pub const COMPRESSED: [&str; 4] = [
+    "client_compressed_unary",
+    "server_compressed_unary",
+    "client_compressed_streaming",
+    "server_compressed_streaming",
+];
 
 /// The cases that this client and this server share.
 pub fn cases(client: Stack, server: Stack) -> Vec<&'static str> {
-    let compressed = if client == Stack::Go || server == Stack::Go { &[][..] } else { &COMPRESSED };
+    let compressed = if client == Stack::Go || server == Stack::Go {
+        &[][..]
+    } else {
+        &COMPRESSED
+    };
     [&BASE, compressed].concat()
 }
 
@@ -47,7 +55,15 @@ pub fn run(pod: &Pod, client: Stack, target: &str, cases: &[&str]) -> Result<()>
         Stack::Go => {
             let mut failures = String::new();
             for case in cases {
-                if let Err(error) = go(pod, target, case) {
+                let mut ended = go(pod, target, case);
+                // grpc-go's client cancels and then closes, and on a busy machine its server, with nothing between
+                // them, is sometimes faster than its own cancel: only that answer is asked for again.
+                for _ in 0..3 {
+                    if *case == "cancel_after_begin" && ended.as_ref().is_err_and(|error| is_answered(error)) {
+                        ended = go(pod, target, case);
+                    }
+                }
+                if let Err(error) = ended {
                     let _ = writeln!(failures, "{case}: {error:#}");
                 }
             }
@@ -78,16 +94,30 @@ pub fn run(pod: &Pod, client: Stack, target: &str, cases: &[&str]) -> Result<()>
 }
 
 fn go(pod: &Pod, target: &str, case: &str) -> Result<()> {
-    let Some((host, port)) = target.rsplit_once(':') else { bail!("{target} is no host:port") };
+    let Some((host, port)) = target.rsplit_once(':') else {
+        bail!("{target} is no host:port")
+    };
     let mut command = pod.command(User::App, tools::go("client")?);
-    command.args(["--use_tls=false", "--soak_iterations=20", "--soak_per_iteration_max_acceptable_latency_ms=5000"]);
-    command.args([format!("--server_host={host}"), format!("--server_port={port}"), format!("--test_case={case}")]);
+    command.args([
+        "--use_tls=false",
+        "--soak_iterations=20",
+        "--soak_per_iteration_max_acceptable_latency_ms=5000",
+    ]);
+    command.args([
+        format!("--server_host={host}"),
+        format!("--server_port={port}"),
+        format!("--test_case={case}"),
+    ]);
     let mut program = pod.start(&format!("go-client-{case}"), command)?;
     let status = program.wait(CASE_TIME)?;
     if !status.success() {
         bail!("{status}: {}", program.output());
     }
     Ok(())
+}
+
+fn is_answered(error: &anyhow::Error) -> bool {
+    error.to_string().contains("CloseAndRecv() got error code 0, want 1")
 }
 
 const CASE_TIME: Duration = Duration::from_secs(20);

@@ -45,7 +45,11 @@ impl Mesh {
         let prefix = netns::prefix()?;
         let prefix = format!("{prefix}{}-", MESHES.fetch_add(1, Ordering::Relaxed));
         let bridge = Arc::new(Bridge::new(prefix)?);
-        Ok(Mesh { bridge, hosts: AtomicU8::new(FIRST_HOST), kept: Cell::new(true) })
+        Ok(Mesh {
+            bridge,
+            hosts: AtomicU8::new(FIRST_HOST),
+            kept: Cell::new(true),
+        })
     }
 
     /// A pod with an IPv4 and an IPv6 address.
@@ -61,7 +65,12 @@ impl Mesh {
 
     /// The DNS server that every pod's `resolv.conf` names, in a pod of its own.
     pub fn dns(&self) -> Result<Dns> {
-        Dns::start(Pod::new(Arc::clone(&self.bridge), "dns", DNS_HOST, &[Family::V4, Family::V6])?)
+        Dns::start(Pod::new(
+            Arc::clone(&self.bridge),
+            "dns",
+            DNS_HOST,
+            &[Family::V4, Family::V6],
+        )?)
     }
 
     /// Where the programs' output is.
@@ -99,24 +108,49 @@ impl Bridge {
         let folder = std::env::temp_dir().join(prefix.trim_end_matches('-'));
         open_folder(&folder)?;
         netns::add(&namespace)?;
-        let bridge = Bridge { prefix, namespace, folder };
+        let bridge = Bridge {
+            prefix,
+            namespace,
+            folder,
+        };
         let in_bridge = |args: &[&str]| ip(&[&["-n", &bridge.namespace], args].concat());
         in_bridge(&["link", "add", "br0", "type", "bridge"])?;
         // The pods' default route: what is sent beyond the mesh goes out, as it does in a cluster, and is lost here.
         in_bridge(&["addr", "add", &format!("{}/16", Family::V4.address(1)), "dev", "br0"])?;
-        in_bridge(&["addr", "add", &format!("{}/64", Family::V6.address(1)), "dev", "br0", "nodad"])?;
+        in_bridge(&[
+            "addr",
+            "add",
+            &format!("{}/64", Family::V6.address(1)),
+            "dev",
+            "br0",
+            "nodad",
+        ])?;
         in_bridge(&["link", "set", "br0", "up"])?;
         Ok(bridge)
     }
 
     fn show_logs(&self) {
-        let mut logs: Vec<_> = walk(&self.folder).into_iter().filter(|path| path.extension() == Some("log".as_ref())).collect();
+        let mut logs: Vec<_> = walk(&self.folder)
+            .into_iter()
+            .filter(|path| path.extension() == Some("log".as_ref()))
+            .collect();
         logs.sort();
         for log in logs {
-            let text = fs::read(&log).map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).unwrap_or_default();
+            let text = fs::read(&log)
+                .map(|bytes| String::from_utf8_lossy(&bytes).into_owned())
+                .unwrap_or_default();
+            if text.trim().is_empty() {
+                continue;
+            }
             let lines: Vec<_> = text.lines().collect();
             let shown = &lines[lines.len().saturating_sub(SHOWN_LINES)..];
-            eprintln!("--- {} (the last {} of {} lines)\n{}", log.display(), shown.len(), lines.len(), shown.join("\n"));
+            eprintln!(
+                "--- {} (the last {} of {} lines)\n{}",
+                log.display(),
+                shown.len(),
+                lines.len(),
+                shown.join("\n")
+            );
         }
     }
 }
@@ -135,8 +169,14 @@ pub(crate) fn open_folder(folder: &Path) -> Result<()> {
 }
 
 fn walk(folder: &Path) -> Vec<PathBuf> {
-    let entries = fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.path());
-    entries.flat_map(|path| if path.is_dir() { walk(&path) } else { vec![path] }).collect()
+    let entries = fs::read_dir(folder)
+        .into_iter()
+        .flatten()
+        .flatten()
+        .map(|entry| entry.path());
+    entries
+        .flat_map(|path| if path.is_dir() { walk(&path) } else { vec![path] })
+        .collect()
 }
 
 const DNS_HOST: u8 = 53;

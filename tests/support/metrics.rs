@@ -16,7 +16,12 @@ struct Sample {
 impl Metrics {
     /// Reads a scrape; a line that is no sample is passed over.
     pub fn parse(text: &str) -> Metrics {
-        Metrics(text.lines().filter(|line| !line.starts_with('#')).filter_map(sample).collect())
+        Metrics(
+            text.lines()
+                .filter(|line| !line.starts_with('#'))
+                .filter_map(sample)
+                .collect(),
+        )
     }
 
     /// The sum over the samples of a name that carry all these labels; 0 where there is none.
@@ -43,7 +48,9 @@ impl Metrics {
     fn of<'a>(&'a self, name: &'a str, labels: &'a [(&str, &str)]) -> impl Iterator<Item = &'a Sample> {
         self.0.iter().filter(move |sample| {
             sample.name == name
-                && labels.iter().all(|(label, value)| sample.labels.get(*label).is_some_and(|found| found == value))
+                && labels
+                    .iter()
+                    .all(|(label, value)| sample.labels.get(*label).is_some_and(|found| found == value))
         })
     }
 }
@@ -64,7 +71,11 @@ fn sample(line: &str) -> Option<Sample> {
         rest = &rest[1..];
     }
     let value = rest.split_whitespace().next()?.parse().ok()?;
-    Some(Sample { name: name.to_string(), labels, value })
+    Some(Sample {
+        name: name.to_string(),
+        labels,
+        value,
+    })
 }
 
 /// Up to the closing quote, with `\\`, `\"` and `\n` undone; and what follows it.
@@ -97,7 +108,10 @@ mod tests {
         assert_eq!(metrics.sum("calls", &[("code", "OK")]), 7.0);
         assert_eq!(metrics.sum("calls", &[("code", "OK"), ("to", "b")]), 4.0);
         assert_eq!(metrics.sum("up", &[]), 1.0);
-        assert_eq!(metrics.by_label("calls", "to"), BTreeMap::from([("a".into(), 3.0), ("b".into(), 4.5)]));
+        assert_eq!(
+            metrics.by_label("calls", "to"),
+            BTreeMap::from([("a".into(), 3.0), ("b".into(), 4.5)])
+        );
         assert!(!metrics.has("calls", &[("to", "c")]));
     }
 

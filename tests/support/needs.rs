@@ -25,7 +25,9 @@ pub fn root() -> Result<()> {
 
 /// The Debian packages of `tools/apt.txt`.
 fn packages(say: &impl Fn(&str)) -> Result<()> {
-    let missing: Vec<_> = tools::listed(include_str!("../tools/apt.txt")).filter(|name| !is_installed(name)).collect();
+    let missing: Vec<_> = tools::listed(include_str!("../tools/apt.txt"))
+        .filter(|name| !is_installed(name))
+        .collect();
     if missing.is_empty() {
         return Ok(());
     }
@@ -38,9 +40,18 @@ fn packages(say: &impl Fn(&str)) -> Result<()> {
             // A package's service is not for this machine to run.
             .env("RUNLEVEL", "1")
             .output()
-            .with_context(|| format!("cannot install {} without apt-get: install them by hand", missing.join(", ")))?;
+            .with_context(|| {
+                format!(
+                    "cannot install {} without apt-get: install them by hand",
+                    missing.join(", ")
+                )
+            })?;
         if !output.status.success() {
-            bail!("`apt-get {}` failed: {}", args.join(" "), String::from_utf8_lossy(&output.stderr).trim());
+            bail!(
+                "`apt-get {}` failed: {}",
+                args.join(" "),
+                String::from_utf8_lossy(&output.stderr).trim()
+            );
         }
         Ok(())
     };
@@ -49,7 +60,9 @@ fn packages(say: &impl Fn(&str)) -> Result<()> {
 }
 
 fn is_installed(package: &str) -> bool {
-    let query = Command::new("dpkg-query").args(["--show", "--showformat=${db:Status-Status}", package]).output();
+    let query = Command::new("dpkg-query")
+        .args(["--show", "--showformat=${db:Status-Status}", package])
+        .output();
     query.is_ok_and(|output| output.status.success() && output.stdout == b"installed")
 }
 

@@ -100,7 +100,9 @@ pub(crate) fn prefix() -> Result<&'static str> {
             sweep_where(|pid| pid == own || !is_alive(pid))?;
             listener.context("the name of this run is taken")
         };
-        claimed().map(|listener| (format!("{PREFIX}{own}-"), listener)).map_err(|error| format!("{error:#}"))
+        claimed()
+            .map(|listener| (format!("{PREFIX}{own}-"), listener))
+            .map_err(|error| format!("{error:#}"))
     });
     match claim {
         Ok((prefix, _)) => Ok(prefix),
@@ -120,7 +122,11 @@ pub fn all() -> Vec<String> {
 
 fn sweep_where(dead: impl Fn(u32) -> bool) -> Result<()> {
     let is_dead = |name: &str| owner(name).is_some_and(&dead);
-    for namespace in all().iter().chain(&entries(Path::new("/etc/netns"))).filter(|name| is_dead(name)) {
+    for namespace in all()
+        .iter()
+        .chain(&entries(Path::new("/etc/netns")))
+        .filter(|name| is_dead(name))
+    {
         // Another run may be sweeping the same one: only what is still there afterwards is a failure.
         let removed = remove(namespace);
         if path(namespace).exists() {
@@ -149,7 +155,10 @@ fn owner(name: &str) -> Option<u32> {
 
 fn entries(folder: &Path) -> Vec<String> {
     let names = fs::read_dir(folder).into_iter().flatten().flatten();
-    names.filter_map(|entry| entry.file_name().into_string().ok()).filter(|name| owner(name).is_some()).collect()
+    names
+        .filter_map(|entry| entry.file_name().into_string().ok())
+        .filter(|name| owner(name).is_some())
+        .collect()
 }
 
 pub(crate) fn path(namespace: &str) -> PathBuf {
@@ -172,9 +181,16 @@ pub(crate) fn remove_dir(folder: &Path) -> Result<()> {
 
 /// Runs `ip`, and fails with what it said.
 pub(crate) fn ip(args: &[&str]) -> Result<()> {
-    let output = Command::new("ip").args(args).output().context("cannot run `ip` (Debian package iproute2)")?;
+    let output = Command::new("ip")
+        .args(args)
+        .output()
+        .context("cannot run `ip` (Debian package iproute2)")?;
     if !output.status.success() {
-        bail!("`ip {}` failed: {}", args.join(" "), String::from_utf8_lossy(&output.stderr).trim());
+        bail!(
+            "`ip {}` failed: {}",
+            args.join(" "),
+            String::from_utf8_lossy(&output.stderr).trim()
+        );
     }
     Ok(())
 }

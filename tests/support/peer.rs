@@ -49,7 +49,9 @@ impl Peer {
             Stack::Go => bail!("there is no greeter in grpc-go here"),
             Stack::Tonic => tonic(pod, "greeter-server")?,
         };
-        command.arg(format!("--port={port}")).arg(format!("--name={}", pod.name()));
+        command
+            .arg(format!("--port={port}"))
+            .arg(format!("--name={}", pod.name()));
         command.arg(format!("--work-ms={}", work.as_millis()));
         Peer::launch(pod, &format!("{stack}-greeter"), command, port)
     }
@@ -78,8 +80,12 @@ pub fn caller(pod: &Pod, stack: Stack, target: &str, rate: u32, time: Duration) 
         Stack::Go => bail!("there is no greeter in grpc-go here"),
         Stack::Tonic => tonic(pod, "greeter-client")?,
     };
-    command.arg(format!("--target={target}")).arg(format!("--name={}", pod.name()));
-    command.arg(format!("--rate={rate}")).arg(format!("--seconds={}", time.as_secs()));
+    command
+        .arg(format!("--target={target}"))
+        .arg(format!("--name={}", pod.name()));
+    command
+        .arg(format!("--rate={rate}"))
+        .arg(format!("--seconds={}", time.as_secs()));
     pod.start(&format!("{stack}-caller"), command)
 }
 
@@ -87,7 +93,10 @@ pub fn caller(pod: &Pod, stack: Stack, target: &str, rate: u32, time: Duration) 
 pub fn python(pod: &Pod, script: &str) -> Result<Command> {
     let python = tools::python()?;
     let mut command = pod.command(User::App, python.interpreter);
-    command.env("PYTHONPATH", python.modules).env("PYTHONUNBUFFERED", "1").env("PYTHONDONTWRITEBYTECODE", "1");
+    command
+        .env("PYTHONPATH", python.modules)
+        .env("PYTHONUNBUFFERED", "1")
+        .env("PYTHONDONTWRITEBYTECODE", "1");
     command.arg(pod.place(&tools::here("apps/python").join(script))?);
     Ok(command)
 }

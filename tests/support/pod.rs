@@ -98,7 +98,11 @@ impl Pod {
 
     /// Its addresses.
     pub fn addresses(&self) -> Vec<IpAddr> {
-        self.0.families.iter().map(|family| family.address(self.0.host)).collect()
+        self.0
+            .families
+            .iter()
+            .map(|family| family.address(self.0.host))
+            .collect()
     }
 
     /// A port of it.
@@ -126,11 +130,22 @@ impl Pod {
         let mut command = Command::new("ip");
         command.args(["netns", "exec", self.namespace()]);
         if let Some(id) = user.id() {
-            command.args(["setpriv", "--reuid", id, "--regid", id, "--clear-groups", "--bounding-set", "-all"]);
+            command.args([
+                "setpriv",
+                "--reuid",
+                id,
+                "--regid",
+                id,
+                "--clear-groups",
+                "--bounding-set",
+                "-all",
+            ]);
             command.args(["--no-new-privs", "--"]);
         }
         command.arg(program);
-        command.env_clear().envs([("PATH", PATH), ("HOME", "/tmp"), ("LANG", "C.UTF-8")]);
+        command
+            .env_clear()
+            .envs([("PATH", PATH), ("HOME", "/tmp"), ("LANG", "C.UTF-8")]);
         // A terminal's Ctrl-C is ours to hear, and to act on in order.
         command.process_group(0);
         command
@@ -214,7 +229,9 @@ impl Pod {
         let state = &*self.0;
         let (bridge, own) = (state.bridge.namespace.as_str(), state.namespace.as_str());
         let link = format!("to{}", state.host);
-        ip(&["-n", bridge, "link", "add", &link, "type", "veth", "peer", "name", "eth0", "netns", own])?;
+        ip(&[
+            "-n", bridge, "link", "add", &link, "type", "veth", "peer", "name", "eth0", "netns", own,
+        ])?;
         ip(&["-n", bridge, "link", "set", &link, "master", "br0", "up"])?;
         if !state.families.contains(&Family::V6) {
             netns::inside(own, || fs::write("/proc/sys/net/ipv6/conf/eth0/disable_ipv6", "1"))??;
@@ -236,10 +253,24 @@ impl Pod {
     fn write_etc(&self) -> Result<()> {
         let etc = netns::etc(self.namespace());
         open_folder(&etc)?;
-        let servers = self.0.families.iter().map(|family| format!("nameserver {}\n", family.address(53)));
-        fs::write(etc.join("resolv.conf"), servers.collect::<String>() + "options timeout:1 attempts:2\n")?;
-        let hosts = self.addresses().iter().map(|address| format!("{address} {}\n", self.name())).collect::<String>();
-        fs::write(etc.join("hosts"), format!("127.0.0.1 localhost\n::1 localhost\n{hosts}"))?;
+        let servers = self
+            .0
+            .families
+            .iter()
+            .map(|family| format!("nameserver {}\n", family.address(53)));
+        fs::write(
+            etc.join("resolv.conf"),
+            servers.collect::<String>() + "options timeout:1 attempts:2\n",
+        )?;
+        let hosts = self
+            .addresses()
+            .iter()
+            .map(|address| format!("{address} {}\n", self.name()))
+            .collect::<String>();
+        fs::write(
+            etc.join("hosts"),
+            format!("127.0.0.1 localhost\n::1 localhost\n{hosts}"),
+        )?;
         Ok(())
     }
 }
@@ -296,4 +327,3 @@ impl fmt::Display for Family {
 }
 
 const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
-

@@ -32,7 +32,11 @@ impl Program {
             .stdout(output)
             .spawn()
             .with_context(|| format!("cannot start {name}"))?;
-        Ok(Program { name: name.to_string(), child, log })
+        Ok(Program {
+            name: name.to_string(),
+            child,
+            log,
+        })
     }
 
     /// Its process, which `ip netns exec` and `setpriv` have become.
@@ -42,7 +46,9 @@ impl Program {
 
     /// All that it wrote so far, to either stream.
     pub fn output(&self) -> String {
-        fs::read(&self.log).map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).unwrap_or_default()
+        fs::read(&self.log)
+            .map(|bytes| String::from_utf8_lossy(&bytes).into_owned())
+            .unwrap_or_default()
     }
 
     /// The file that [`Program::output`] reads.
@@ -62,8 +68,13 @@ impl Program {
 
     /// Ends it with SIGKILL, as a crash would.
     pub fn kill(&mut self) -> Result<()> {
-        self.child.kill().with_context(|| format!("cannot kill {}", self.name))?;
-        self.child.wait().map(drop).with_context(|| format!("cannot wait for {}", self.name))
+        self.child
+            .kill()
+            .with_context(|| format!("cannot kill {}", self.name))?;
+        self.child
+            .wait()
+            .map(drop)
+            .with_context(|| format!("cannot wait for {}", self.name))
     }
 
     /// Asks it to end, with SIGTERM, and waits for that.
@@ -93,7 +104,11 @@ impl Program {
             return Ok(());
         }
         match ended {
-            Some(status) => bail!("{} ended ({status}) before it said {text:?}:\n{}", self.name, self.output()),
+            Some(status) => bail!(
+                "{} ended ({status}) before it said {text:?}:\n{}",
+                self.name,
+                self.output()
+            ),
             None => waited.with_context(|| format!("its output:\n{}", self.output())),
         }
     }

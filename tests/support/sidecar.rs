@@ -23,12 +23,19 @@ pub struct Sidecar {
 
 impl Sidecar {
     pub(crate) fn start(pod: &Pod, settings: &[(&str, &str)]) -> Result<Sidecar> {
-        let settings: Vec<_> = settings.iter().map(|(key, value)| (key.to_string(), value.to_string())).collect();
+        let settings: Vec<_> = settings
+            .iter()
+            .map(|(key, value)| (key.to_string(), value.to_string()))
+            .collect();
         let mut redirect = pod.command(User::Root, pod.place(&build::sidecar()?)?);
         redirect.arg("redirect").envs(settings.iter().cloned());
         pod.run("redirect", redirect)?;
         let program = launch(pod, &settings)?;
-        Ok(Sidecar { pod: pod.clone(), settings, program })
+        Ok(Sidecar {
+            pod: pod.clone(),
+            settings,
+            program,
+        })
     }
 
     /// Starts the proxy again, with the rules as they are: after a crash, say.
@@ -42,7 +49,12 @@ impl Sidecar {
     pub fn metrics(&self) -> Result<Metrics> {
         let answer = self.admin("/metrics")?;
         if answer.status != 200 {
-            bail!("the sidecar of {} answers {} to /metrics: {}", self.pod.name(), answer.status, answer.body);
+            bail!(
+                "the sidecar of {} answers {} to /metrics: {}",
+                self.pod.name(),
+                answer.status,
+                answer.body
+            );
         }
         Ok(Metrics::parse(&answer.body))
     }
@@ -83,9 +95,19 @@ fn launch(pod: &Pod, settings: &[(String, String)]) -> Result<Program> {
         !running
     });
     if !running {
-        bail!("the sidecar of {} ended before it was ready:\n{}", pod.name(), program.output());
+        bail!(
+            "the sidecar of {} ended before it was ready:\n{}",
+            pod.name(),
+            program.output()
+        );
     }
-    ready.with_context(|| format!("pod {}: its last answer was: {last}; it wrote:\n{}", pod.name(), program.output()))?;
+    ready.with_context(|| {
+        format!(
+            "pod {}: its last answer was: {last}; it wrote:\n{}",
+            pod.name(),
+            program.output()
+        )
+    })?;
     Ok(program)
 }
 

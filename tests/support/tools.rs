@@ -39,7 +39,10 @@ pub fn python() -> Result<Python> {
         let inputs: Vec<_> = inputs.iter().map(Vec::as_slice).collect();
         cache::folder("python", &inputs, build_python)
     })?;
-    Ok(Python { interpreter: folder.join("venv/bin/python"), modules: folder.join("modules") })
+    Ok(Python {
+        interpreter: folder.join("venv/bin/python"),
+        modules: folder.join("modules"),
+    })
 }
 
 /// Builds what is missing of all of it; `say` hears of each step that takes time.
@@ -52,7 +55,9 @@ pub fn prepare(say: impl Fn(&str)) -> Result<()> {
 
 /// The entries of a list with comments.
 pub fn listed(text: &str) -> impl Iterator<Item = &str> {
-    text.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#'))
+    text.lines()
+        .map(str::trim)
+        .filter(|line| !line.is_empty() && !line.starts_with('#'))
 }
 
 fn go_folder() -> Result<PathBuf> {
@@ -62,7 +67,9 @@ fn go_folder() -> Result<PathBuf> {
         let (module, sums) = (fs::read(here("tools/go.mod"))?, fs::read(here("tools/go.sum"))?);
         cache::folder("go", &[&module, &sums, &version], |folder| {
             let mut go = Command::new("go");
-            go.args(["build", "-p", "2", "-trimpath", "-ldflags=-s -w", "-mod=readonly", "-o"]).arg(folder).arg("tool");
+            go.args(["build", "-p", "2", "-trimpath", "-ldflags=-s -w", "-mod=readonly", "-o"])
+                .arg(folder)
+                .arg("tool");
             go.current_dir(here("tools")).env("GOTOOLCHAIN", "local");
             run(&mut go)
         })
@@ -73,16 +80,33 @@ fn build_python(folder: &Path) -> Result<()> {
     // Debian's, wherever there is one: another user's version of Python may be closed to the users of a pod.
     let system = Path::new("/usr/bin/python3");
     let venv = folder.join("venv");
-    run(Command::new(if system.exists() { system } else { Path::new("python3") }).args(["-m", "venv"]).arg(&venv))?;
+    run(
+        Command::new(if system.exists() { system } else { Path::new("python3") })
+            .args(["-m", "venv"])
+            .arg(&venv),
+    )?;
     let python = venv.join("bin/python");
-    let pip = ["-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps", "--requirement"];
+    let pip = [
+        "-m",
+        "pip",
+        "install",
+        "--quiet",
+        "--disable-pip-version-check",
+        "--no-deps",
+        "--requirement",
+    ];
     run(Command::new(&python).args(pip).arg(here("tools/requirements.txt")))?;
     run(Command::new(&python).args(["-m", "pip", "check"]))?;
     let (modules, protos) = (folder.join("modules"), here("apps/proto"));
     fs::create_dir(&modules)?;
     let mut protoc = Command::new(&python);
     protoc.args(["-m", "grpc_tools.protoc", "--proto_path"]).arg(&protos);
-    protoc.arg("--python_out").arg(&modules).arg("--grpc_python_out").arg(&modules).args(PROTOS);
+    protoc
+        .arg("--python_out")
+        .arg(&modules)
+        .arg("--grpc_python_out")
+        .arg(&modules)
+        .args(PROTOS);
     run(protoc.current_dir(&protos))?;
     // `grpc` is the name of grpcio's own package: the generated ones move below a name of their own.
     move_generated(&modules)
@@ -104,13 +128,19 @@ fn move_generated(modules: &Path) -> Result<()> {
 /// Runs a build step, and fails with the end of what it wrote.
 pub(crate) fn run(command: &mut Command) -> Result<()> {
     let program = command.get_program().to_string_lossy().into_owned();
-    let output = command.stdin(Stdio::null()).output().with_context(|| format!("cannot run {program}"))?;
+    let output = command
+        .stdin(Stdio::null())
+        .output()
+        .with_context(|| format!("cannot run {program}"))?;
     if !output.status.success() {
         let said = [output.stdout, output.stderr].concat();
         let said = String::from_utf8_lossy(&said);
         let lines: Vec<_> = said.lines().collect();
         let tail = lines[lines.len().saturating_sub(30)..].join("\n");
-        bail!("{program} failed ({}): {tail}\n(the command was {command:?})", output.status);
+        bail!(
+            "{program} failed ({}): {tail}\n(the command was {command:?})",
+            output.status
+        );
     }
     Ok(())
 }
@@ -122,9 +152,15 @@ pub(crate) fn here(path: &str) -> PathBuf {
 
 /// Finds out once a process; what failed once fails again with the same words.
 pub(crate) fn once<T: Clone>(cell: &OnceLock<Result<T, String>>, find: impl FnOnce() -> Result<T>) -> Result<T> {
-    cell.get_or_init(|| find().map_err(|error| format!("{error:#}"))).clone().map_err(anyhow::Error::msg)
+    cell.get_or_init(|| find().map_err(|error| format!("{error:#}")))
+        .clone()
+        .map_err(anyhow::Error::msg)
 }
 
 static GO: OnceLock<Result<PathBuf, String>> = OnceLock::new();
 static PYTHON: OnceLock<Result<PathBuf, String>> = OnceLock::new();
-const PROTOS: [&str; 3] = ["grpc/testing/messages.proto", "grpc/testing/test.proto", "helloworld/greeter.proto"];
+const PROTOS: [&str; 3] = [
+    "grpc/testing/messages.proto",
+    "grpc/testing/test.proto",
+    "helloworld/greeter.proto",
+];

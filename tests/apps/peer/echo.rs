@@ -30,7 +30,10 @@ where
     }
 
     fn call(&mut self, request: Request<Body>) -> Self::Future {
-        let (initial, trailing) = (request.headers().get(INITIAL).cloned(), request.headers().get(TRAILING).cloned());
+        let (initial, trailing) = (
+            request.headers().get(INITIAL).cloned(),
+            request.headers().get(TRAILING).cloned(),
+        );
         let response = self.0.call(request);
         Box::pin(async move {
             let (mut parts, body) = response.await?.into_parts();

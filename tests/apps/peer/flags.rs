@@ -70,7 +70,8 @@ where
         let flags = Flags::default();
         let (mut parts, body) = request.into_parts();
         parts.extensions.insert(flags.clone());
-        self.0.call(Request::from_parts(parts, Body::new(Reads { body, flags })))
+        self.0
+            .call(Request::from_parts(parts, Body::new(Reads { body, flags })))
     }
 }
 
@@ -113,7 +114,11 @@ impl hyper::body::Body for Reads {
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
         let frame = ready!(Pin::new(&mut self.body).poll_frame(cx));
-        if let Some(bytes) = frame.as_ref().and_then(|frame| frame.as_ref().ok()).and_then(Frame::data_ref) {
+        if let Some(bytes) = frame
+            .as_ref()
+            .and_then(|frame| frame.as_ref().ok())
+            .and_then(Frame::data_ref)
+        {
             self.flags.read(bytes);
         }
         Poll::Ready(frame)
@@ -130,7 +135,12 @@ mod tests {
 
     #[test]
     fn flags_are_read_whatever_way_the_bytes_are_cut() {
-        let bytes = [[1, 0, 0, 0, 3, 9, 9, 9].as_slice(), &[0, 0, 0, 0, 0], &[1, 0, 0, 0, 1, 9]].concat();
+        let bytes = [
+            [1, 0, 0, 0, 3, 9, 9, 9].as_slice(),
+            &[0, 0, 0, 0, 0],
+            &[1, 0, 0, 0, 1, 9],
+        ]
+        .concat();
         for size in 1..bytes.len() {
             let flags = Flags::default();
             bytes.chunks(size).for_each(|chunk| flags.read(chunk));

@@ -44,8 +44,15 @@ pub(crate) struct Serve {
 impl Serve {
     pub(crate) async fn run(self) -> Result<()> {
         let factor = Arc::new(AtomicU32::new(1));
-        let greeter = Greets { name: self.name, work: Duration::from_millis(self.work_ms), factor: Arc::clone(&factor) };
-        let (mut slower, mut faster) = (signal(SignalKind::user_defined1())?, signal(SignalKind::user_defined2())?);
+        let greeter = Greets {
+            name: self.name,
+            work: Duration::from_millis(self.work_ms),
+            factor: Arc::clone(&factor),
+        };
+        let (mut slower, mut faster) = (
+            signal(SignalKind::user_defined1())?,
+            signal(SignalKind::user_defined2())?,
+        );
         let mut end = signal(SignalKind::terminate())?;
         let ended = async move {
             loop {
@@ -57,7 +64,9 @@ impl Serve {
             }
         };
         let server = Server::builder().add_service(GreeterServer::new(greeter));
-        Ok(server.serve_with_incoming_shutdown(listen(self.port).await?, ended).await?)
+        Ok(server
+            .serve_with_incoming_shutdown(listen(self.port).await?, ended)
+            .await?)
     }
 }
 
@@ -71,7 +80,9 @@ struct Greets {
 impl Greets {
     async fn reply(&self, name: &str) -> HelloReply {
         sleep(self.work * self.factor.load(Ordering::Relaxed)).await;
-        HelloReply { message: format!("Hello {name}, here is {}", self.name) }
+        HelloReply {
+            message: format!("Hello {name}, here is {}", self.name),
+        }
     }
 }
 
@@ -133,17 +144,26 @@ impl Call {
 }
 
 async fn call(mut client: GreeterClient<tonic::transport::Channel>, name: String) {
-    let at = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    let at = SystemTime::now()
+        .duration_since(SystemTime::UNIX_EPOCH)
+        .unwrap_or_default();
     let began = Instant::now();
     let mut request = Request::new(HelloRequest { name });
     request.set_timeout(Duration::from_secs(5));
     let answer = client.say_hello(request).await;
     let ms = began.elapsed().as_secs_f64() * 1000.0;
     let (from, code, why) = match &answer {
-        Ok(reply) => (reply.get_ref().message.rsplit(' ').next().unwrap_or_default(), "OK".to_string(), ""),
+        Ok(reply) => (
+            reply.get_ref().message.rsplit(' ').next().unwrap_or_default(),
+            "OK".to_string(),
+            "",
+        ),
         Err(status) => ("", screaming(&format!("{:?}", status.code())), status.message()),
     };
-    println!("{}", json!({"at": at.as_secs_f64(), "ms": ms, "from": from, "code": code, "why": why}));
+    println!(
+        "{}",
+        json!({"at": at.as_secs_f64(), "ms": ms, "from": from, "code": code, "why": why})
+    );
 }
 
 /// `DeadlineExceeded` as gRPC writes it: `DEADLINE_EXCEEDED`.

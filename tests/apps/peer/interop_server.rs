@@ -6,12 +6,13 @@ use anyhow::Result;
 use tokio::{
     signal::unix::{SignalKind, signal},
     sync::mpsc,
-    time::sleep,
+    time::{sleep, timeout},
 };
 use tonic::{
     Code, Request, Response, Status, Streaming,
     codec::CompressionEncoding::Gzip,
     codegen::tokio_stream::{Stream, StreamExt, wrappers::ReceiverStream},
+    metadata::MetadataMap,
     transport::Server,
 };
 
@@ -27,7 +28,9 @@ use crate::{
 };
 
 pub(crate) async fn serve(port: u16) -> Result<()> {
-    let service = TestServiceServer::new(Serves).accept_compressed(Gzip).send_compressed(Gzip);
+    let service = TestServiceServer::new(Serves)
+        .accept_compressed(Gzip)
+        .send_compressed(Gzip);
     let service = service.max_decoding_message_size(LARGEST);
     let mut end = signal(SignalKind::terminate())?;
     let ended = async move {
@@ -55,7 +58,10 @@ impl TestService for Serves {
             return Err(echoed_status(status));
         }
         let payload = payload(asked.response_size)?;
-        let mut response = Response::new(SimpleResponse { payload: Some(payload), ..SimpleResponse::default() });
+        let mut response = Response::new(SimpleResponse {
+            payload: Some(payload),
+            ..SimpleResponse::default()
+        });
         if !asked.response_compressed.is_some_and(|compressed| compressed.value) {
             response.disable_compression();
         }
@@ -71,7 +77,10 @@ impl TestService for Serves {
         let asked = request.into_inner();
         // tonic compresses all messages of a response or none.
         let is_asked = |compressed: &Option<BoolValue>| compressed.is_some_and(|compressed| compressed.value);
-        let compress = asked.response_parameters.iter().any(|parameters| is_asked(&parameters.compressed));
+        let compress = asked
+            .response_parameters
+            .iter()
+            .any(|parameters| is_asked(&parameters.compressed));
         let (sender, outputs) = mpsc::channel(1);
         tokio::spawn(async move { answer(&asked, &sender).await });
         let mut response = Response::new(Box::pin(ReceiverStream::new(outputs)) as Outputs);
@@ -92,7 +101,9 @@ impl TestService for Serves {
             number += 1;
         }
         let size = i32::try_from(size).map_err(|_| Status::out_of_range("more than 2 GiB were sent"))?;
-        let mut response = Response::new(StreamingInputCallResponse { aggregated_payload_size: size });
+        let mut response = Response::new(StreamingInputCallResponse {
+            aggregated_payload_size: size,
+        });
         response.disable_compression();
         Ok(response)
     }
@@ -103,17 +114,26 @@ impl TestService for Serves {
         &self,
         request: Request<Streaming<StreamingOutputCallRequest>>,
     ) -> Result<Response<Outputs>, Status> {
+        let deadline = deadline(request.metadata());
         let mut inputs = request.into_inner();
         let (sender, outputs) = mpsc::channel(1);
         tokio::spawn(async move {
-            while let Some(Ok(asked)) = inputs.next().await {
-                if let Some(status) = asked.response_status.as_ref().filter(|status| status.code != 0) {
-                    let _ = sender.send(Err(echoed_status(status))).await;
-                    return;
+            let answers = async {
+                while let Some(Ok(asked)) = inputs.next().await {
+                    if let Some(status) = asked.response_status.as_ref().filter(|status| status.code != 0) {
+                        let _ = sender.send(Err(echoed_status(status))).await;
+                        return;
+                    }
+                    if answer(&asked, &sender).await.is_none() {
+                        return;
+                    }
                 }
-                if answer(&asked, &sender).await.is_none() {
-                    return;
-                }
+            };
+            // tonic itself watches the time only until the headers of a response.
+            if timeout(deadline, answers).await.is_err() {
+                let _ = sender
+                    .send(Err(Status::deadline_exceeded("the caller's time is over")))
+                    .await;
             }
         });
         let mut response = Response::new(Box::pin(ReceiverStream::new(outputs)) as Outputs);
@@ -165,14 +185,20 @@ async fn answer(
 
 fn payload(size: i32) -> Result<Payload, Status> {
     match usize::try_from(size) {
-        Ok(size) if size <= LARGEST => Ok(Payload { r#type: 0, body: vec![0; size] }),
+        Ok(size) if size <= LARGEST => Ok(Payload {
+            r#type: 0,
+            body: vec![0; size],
+        }),
         _ => Err(Status::invalid_argument(format!("no response has {size} bytes here"))),
     }
 }
 
 /// The request's message came as the client says that it sent it, or the call is refused.
 fn check_flag<T>(request: &Request<T>, expected: Option<&BoolValue>, message: usize) -> Result<(), Status> {
-    let found = request.extensions().get::<Flags>().and_then(|flags| flags.seen().get(message).copied());
+    let found = request
+        .extensions()
+        .get::<Flags>()
+        .and_then(|flags| flags.seen().get(message).copied());
     match (expected, found) {
         (None, _) => Ok(()),
         (Some(expected), Some(found)) if expected.value == found => Ok(()),
@@ -181,6 +207,27 @@ fn check_flag<T>(request: &Request<T>, expected: Option<&BoolValue>, message: us
             expected.value
         ))),
     }
+}
+
+/// What `grpc-timeout` leaves: up to 8 digits and a unit.
+fn deadline(metadata: &MetadataMap) -> Duration {
+    let parse = |text: &str| {
+        let (digits, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
+        let unit = match unit {
+            "n" => Duration::from_nanos(1),
+            "u" => Duration::from_micros(1),
+            "m" => Duration::from_millis(1),
+            "S" => Duration::from_secs(1),
+            "M" => Duration::from_secs(60),
+            "H" => Duration::from_secs(3600),
+            _ => return None,
+        };
+        unit.checked_mul(digits.parse().ok()?)
+    };
+    metadata
+        .get("grpc-timeout")
+        .and_then(|value| parse(value.to_str().ok()?))
+        .unwrap_or(Duration::MAX)
 }
 
 fn echoed_status(status: &EchoStatus) -> Status {
