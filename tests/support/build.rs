@@ -52,8 +52,8 @@ fn cargo_build(args: &[&str]) -> Result<PathBuf> {
         );
     }
     let messages = output.stdout.split(|byte| *byte == b'\n');
-    let executables = messages
+    let mut executables = messages
         .filter_map(|line| serde_json::from_slice::<Value>(line).ok())
         .filter_map(|message| message["executable"].as_str().map(PathBuf::from));
-    executables.last().context("cargo built no program")
+    executables.next_back().context("cargo built no program")
 }

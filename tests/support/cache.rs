@@ -15,8 +15,7 @@ use crate::{mesh::open_folder, netns::remove_dir};
 /// `build` gets a folder to fill that only afterwards takes its name: a run that was cut leaves nothing that looks
 /// finished. Of several runs that want the same folder one builds, and the others wait.
 pub fn folder(name: &str, inputs: &[&[u8]], build: impl FnOnce(&Path) -> Result<()>) -> Result<PathBuf> {
-    let root = root()?;
-    let path = root.join(format!("{name}-{:016x}", hash(inputs)));
+    let path = root()?.join(format!("{name}-{:016x}", hash(inputs)));
     if path.exists() {
         return Ok(path);
     }

@@ -59,7 +59,7 @@ pub fn run(pod: &Pod, client: Stack, target: &str, cases: &[&str]) -> Result<()>
                 // grpc-go's client cancels and then closes, and on a busy machine its server, with nothing between
                 // them, is sometimes faster than its own cancel: only that answer is asked for again.
                 for _ in 0..3 {
-                    if *case == "cancel_after_begin" && ended.as_ref().is_err_and(|error| is_answered(error)) {
+                    if *case == "cancel_after_begin" && ended.as_ref().is_err_and(is_answered) {
                         ended = go(pod, target, case);
                     }
                 }

@@ -13,7 +13,7 @@ use crate::cache;
 
 /// A program of `tools/go.mod`: `h2spec`, `coredns`, and grpc-go's interop `client` and `server`.
 pub fn go(name: &str) -> Result<PathBuf> {
-    let program = go_folder()?.join(name);
+    let program = go_folder(&|_| ())?.join(name);
     if !program.exists() {
         bail!("tools/go.mod has no tool {name}");
     }
@@ -31,26 +31,31 @@ pub struct Python {
 
 /// The environment, built where it is missing.
 pub fn python() -> Result<Python> {
+    python_aloud(&|_| ())
+}
+
+/// Builds what is missing of all of it; `say` hears of each step that takes time.
+pub fn prepare(say: impl Fn(&str)) -> Result<()> {
+    python_aloud(&say)?;
+    go_folder(&say).map(drop)
+}
+
+fn python_aloud(say: &dyn Fn(&str)) -> Result<Python> {
     let folder = once(&PYTHON, || {
         let mut inputs = vec![fs::read(here("tools/requirements.txt"))?];
         for proto in PROTOS {
             inputs.push(fs::read(here("apps/proto").join(proto))?);
         }
         let inputs: Vec<_> = inputs.iter().map(Vec::as_slice).collect();
-        cache::folder("python", &inputs, build_python)
+        cache::folder("python", &inputs, |folder| {
+            say("building the Python environment, once, in about 20 seconds");
+            build_python(folder)
+        })
     })?;
     Ok(Python {
         interpreter: folder.join("venv/bin/python"),
         modules: folder.join("modules"),
     })
-}
-
-/// Builds what is missing of all of it; `say` hears of each step that takes time.
-pub fn prepare(say: impl Fn(&str)) -> Result<()> {
-    say("the Python environment (built once, in about 20 seconds)");
-    python()?;
-    say("the Go tools: h2spec, CoreDNS, grpc-go's interop client and server (built once, in about 3 minutes)");
-    go_folder().map(drop)
 }
 
 /// The entries of a list with comments.
@@ -60,12 +65,13 @@ pub fn listed(text: &str) -> impl Iterator<Item = &str> {
         .filter(|line| !line.is_empty() && !line.starts_with('#'))
 }
 
-fn go_folder() -> Result<PathBuf> {
+fn go_folder(say: &dyn Fn(&str)) -> Result<PathBuf> {
     once(&GO, || {
         let version = Command::new("go").arg("version").output();
         let version = version.context("there is no `go`: install Go 1.26 or later")?.stdout;
         let (module, sums) = (fs::read(here("tools/go.mod"))?, fs::read(here("tools/go.sum"))?);
         cache::folder("go", &[&module, &sums, &version], |folder| {
+            say("building h2spec, CoreDNS and grpc-go's interop client and server, once, in about 4 minutes");
             let mut go = Command::new("go");
             go.args(["build", "-p", "2", "-trimpath", "-ldflags=-s -w", "-mod=readonly", "-o"])
                 .arg(folder)
