@@ -1,3 +1,155 @@
-//! Filled in by the commit that follows.
+//! `cargo demo`: unmodified gRPC applications in pods of this machine, and what the mesh does for their calls.
 
-fn main() {}
+mod calls;
+mod pods;
+mod table;
+
+use std::{
+    io::IsTerminal,
+    process::ExitCode,
+    thread,
+    time::{Duration, Instant, SystemTime},
+};
+
+use anyhow::{Result, bail};
+use clap::Parser;
+use nix::sys::{
+    signal::Signal,
+    stat::{Mode, umask},
+};
+use support::{build, interrupt, needs, netns, tools};
+
+use crate::{
+    calls::{Calls, Killed},
+    pods::Pods,
+    table::Table,
+};
+
+/// Three greeters and two callers in pods, each with a sidecar; one greeter becomes slow, and one is killed.
+#[derive(Debug, Parser)]
+struct Args {
+    /// How many seconds of traffic to show.
+    #[arg(long, default_value_t = 15, value_parser = clap::value_parser!(u64).range(6..=3600))]
+    duration: u64,
+    /// Leave everything running afterwards, until Ctrl-C, and say how to look into a pod.
+    #[arg(long)]
+    keep: bool,
+}
+
+fn main() -> ExitCode {
+    match demo(&Args::parse()) {
+        Ok(_) if interrupt::heard() => ExitCode::from(130),
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            eprintln!("demo: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Whether the mesh did what it is there for.
+fn demo(args: &Args) -> Result<bool> {
+    interrupt::listen()?;
+    // What is built and copied here is read by programs of other users.
+    umask(Mode::from_bits_truncate(0o022));
+    prepare()?;
+    let mut pods = step(
+        "three greeters, two callers, a DNS server and five sidecars",
+        Pods::start,
+    )?;
+    let as_it_should = show(&mut pods, Duration::from_secs(args.duration));
+    if let (Ok(_), true, false) = (&as_it_should, args.keep, interrupt::heard()) {
+        println!(
+            "\nEverything goes on running until you press Ctrl-C. To look around:\n{}",
+            pods.directions()
+        );
+        while !interrupt::heard() {
+            thread::sleep(Duration::from_millis(100));
+        }
+    }
+    if as_it_should.is_ok() {
+        pods.mesh.forget_logs();
+    }
+    drop(pods);
+    println!("\nThe pods and all that ran in them are gone.");
+    as_it_should
+}
+
+fn prepare() -> Result<()> {
+    let earlier = netns::all().len();
+    step("what this machine needs for it", || {
+        needs::prepare(|piece| println!("  {piece}"))
+    })?;
+    if netns::all().len() < earlier {
+        println!("  removed the pods of an earlier run that had crashed");
+    }
+    step("a DNS server and a Python application's libraries", || {
+        tools::prepare(|piece| println!("  {piece}"))
+    })?;
+    step("the sidecar and a tonic application", || {
+        build::sidecar().and(build::peer())
+    })?;
+    Ok(())
+}
+
+/// The traffic, with what happens to the greeters on the way.
+fn show(pods: &mut Pods, duration: Duration) -> Result<bool> {
+    let mut table = Table::new(duration, std::io::stdout().is_terminal());
+    let mut calls = Calls::default();
+    let (slow_at, kill_at) = (duration / 3, duration * 2 / 3);
+    let mut killed = None;
+    println!("\n{}\n", pods.story(slow_at, kill_at));
+
+    pods.call()?;
+    let began = Instant::now();
+    while began.elapsed() < duration && !interrupt::heard() {
+        let elapsed = began.elapsed();
+        if elapsed >= slow_at && pods.slow.note.is_empty() {
+            pods.slow.program.signal(Signal::SIGUSR1)?;
+            pods.slow.note = format!("ten times slower since {} s", slow_at.as_secs());
+        }
+        if elapsed >= kill_at && killed.is_none() {
+            pods.killed.program.kill()?;
+            pods.killed.note = format!("killed at {} s", kill_at.as_secs());
+            killed = Some(Killed { at: now() });
+        }
+        for caller in &mut pods.callers {
+            if !caller.program.is_running() {
+                bail!("{} has ended:\n{}", caller.name, caller.program.output());
+            }
+            let lines = caller.new_lines()?;
+            calls.read(&caller.name, lines);
+        }
+        table.show(elapsed, pods, &calls, now());
+        thread::sleep(Duration::from_millis(100));
+    }
+    if interrupt::heard() {
+        return Ok(true);
+    }
+    table.finish(pods, &calls, now());
+    let verdict = calls.judge(&pods.greeters(), killed, &pods.killed.name);
+    for sentence in &verdict.sentences {
+        println!("{sentence}");
+    }
+    Ok(verdict.good)
+}
+
+fn step<T>(what: &str, work: impl FnOnce() -> Result<T>) -> Result<T> {
+    println!("{what} …");
+    let began = Instant::now();
+    let done = work()?;
+    if interrupt::heard() {
+        bail!("interrupted");
+    }
+    println!("  done in {:.1} s", began.elapsed().as_secs_f64());
+    Ok(done)
+}
+
+/// Seconds of the epoch, as the callers count.
+fn now() -> f64 {
+    SystemTime::now()
+        .duration_since(SystemTime::UNIX_EPOCH)
+        .unwrap_or_default()
+        .as_secs_f64()
+}

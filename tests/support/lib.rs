@@ -1,1 +1,46 @@
-//! A small vocabulary for tests on real components.
+//! A small vocabulary for tests on real components: pods, programs in them, sidecars, a DNS server, peers.
+//!
+//! ```no_run
+//! use support::{Mesh, Peer, Stack};
+//!
+//! support::test(|mesh| {
+//!     let dns = mesh.dns()?;
+//!     let (client, server) = (mesh.pod("client")?, mesh.pod("server")?);
+//!     let _sidecars = (client.sidecar()?, server.sidecar()?);
+//!     dns.set("server.test", &server.addresses(), 5)?;
+//!     let _app = Peer::start(&server, Stack::Python, 10000)?;
+//!     support::interop::run(&client, Stack::Tonic, "server.test:10000", &["empty_unary", "large_unary"])
+//! });
+//! ```
+//!
+//! A pod is a network namespace on a bridge of its own mesh: nothing of it appears in the machine's own network, and
+//! two meshes with the same addresses do not know of each other. Whatever a test starts ends when its handle drops.
+
+pub mod build;
+pub mod cache;
+pub mod capture;
+pub mod dns;
+pub mod http;
+pub mod interop;
+pub mod interrupt;
+pub mod mesh;
+pub mod metrics;
+pub mod needs;
+pub mod netns;
+pub mod peer;
+pub mod pod;
+pub mod program;
+pub mod sidecar;
+pub mod tools;
+pub mod wait;
+
+pub use capture::Capture;
+pub use dns::Dns;
+pub use mesh::{Mesh, test};
+pub use metrics::Metrics;
+pub use netns::in_netns;
+pub use peer::{Peer, Stack};
+pub use pod::{Family, Pod, User};
+pub use program::Program;
+pub use sidecar::Sidecar;
+pub use wait::wait_until;

@@ -1,0 +1,60 @@
+"""The greeter, as an application would write it with grpcio: it knows nothing of a mesh."""
+
+import argparse
+import asyncio
+import signal
+
+import grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_health.v1._async import HealthServicer
+
+from helloworld import greeter_pb2, greeter_pb2_grpc
+
+SLOWER = 10
+
+
+class Greeter(greeter_pb2_grpc.GreeterServicer):
+    def __init__(self, name, work):
+        self.name = name
+        self.work = work
+        self.factor = 1
+
+    async def SayHello(self, request, context):
+        await asyncio.sleep(self.work * self.factor)
+        return self.reply(request)
+
+    async def SayHelloStreamReply(self, request, context):
+        for _ in range(5):
+            await asyncio.sleep(self.work * self.factor)
+            yield self.reply(request)
+
+    def reply(self, request):
+        return greeter_pb2.HelloReply(message=f"Hello {request.name}, here is {self.name}")
+
+
+async def main():
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--port", type=int, required=True)
+    parser.add_argument("--name", required=True)
+    parser.add_argument("--work-ms", type=float, default=0)
+    args = parser.parse_args()
+
+    greeter = Greeter(args.name, args.work_ms / 1000)
+    server = grpc.aio.server()
+    greeter_pb2_grpc.add_GreeterServicer_to_server(greeter, server)
+    health = HealthServicer()
+    await health.set("", health_pb2.HealthCheckResponse.SERVING)
+    health_pb2_grpc.add_HealthServicer_to_server(health, server)
+    server.add_insecure_port(f"[::]:{args.port}")
+    await server.start()
+
+    loop = asyncio.get_running_loop()
+    stop = asyncio.Event()
+    loop.add_signal_handler(signal.SIGUSR1, setattr, greeter, "factor", SLOWER)
+    loop.add_signal_handler(signal.SIGUSR2, setattr, greeter, "factor", 1)
+    loop.add_signal_handler(signal.SIGTERM, stop.set)
+    await stop.wait()
+    await server.stop(grace=10)
+
+
+asyncio.run(main())

@@ -1,0 +1,77 @@
+//! Unmodified gRPC applications of three stacks understand each other through two sidecars, in every standard case.
+//!
+//! With `PORTUNUS_TEST_DIRECT=1` the same cases run with no mesh between: that is how to see whether an application or
+//! the mesh is at fault. `cargo suite` never sets it.
+
+use anyhow::{Result, ensure};
+use support::{Family, Peer, Pod, Sidecar, Stack, interop};
+
+/// A test for each family of a pair.
+macro_rules! pairs {
+    ($($name:ident: $client:ident, $server:ident;)*) => {$(
+        mod $name {
+            use super::{Family, Stack, pass_every_case};
+
+            #[test]
+            fn in_every_case_over_ipv4() {
+                pass_every_case(Stack::$client, Stack::$server, Family::V4);
+            }
+
+            #[test]
+            fn in_every_case_over_ipv6() {
+                pass_every_case(Stack::$client, Stack::$server, Family::V6);
+            }
+        }
+    )*};
+}
+
+pairs! {
+    python_is_served_by_python: Python, Python;
+    python_is_served_by_go: Python, Go;
+    python_is_served_by_tonic: Python, Tonic;
+    go_is_served_by_python: Go, Python;
+    go_is_served_by_go: Go, Go;
+    go_is_served_by_tonic: Go, Tonic;
+    tonic_is_served_by_python: Tonic, Python;
+    tonic_is_served_by_go: Tonic, Go;
+    tonic_is_served_by_tonic: Tonic, Tonic;
+}
+
+fn pass_every_case(client_stack: Stack, server_stack: Stack, family: Family) {
+    support::test(|mesh| {
+        let dns = mesh.dns()?;
+        let (client, server) = (mesh.pod_of("client", &[family])?, mesh.pod_of("server", &[family])?);
+        dns.set("server.test", &server.addresses(), 5)?;
+        let sidecars = sidecars(&client, &server)?;
+        let _app = Peer::start(&server, server_stack, 10000)?;
+
+        let cases = interop::cases(client_stack, server_stack);
+        interop::run(&client, client_stack, "server.test:10000", &cases)?;
+
+        if let Some((outbound, inbound)) = sidecars {
+            let carried = |sidecar: &Sidecar, name: &str| Ok::<_, anyhow::Error>(sidecar.metrics()?.sum(name, &[]));
+            let least = cases.len() as f64;
+            let (out, into) = (
+                carried(&outbound, "grpc_client_started_total")?,
+                carried(&inbound, "grpc_server_started_total")?,
+            );
+            ensure!(
+                out >= least,
+                "the client's sidecar has seen {out} calls of {least} cases: the rest went past it"
+            );
+            ensure!(
+                into >= least,
+                "the server's sidecar has seen {into} calls of {least} cases: the rest went past it"
+            );
+        }
+        Ok(())
+    });
+}
+
+fn sidecars(client: &Pod, server: &Pod) -> Result<Option<(Sidecar, Sidecar)>> {
+    if std::env::var_os("PORTUNUS_TEST_DIRECT").is_some_and(|value| value == "1") {
+        eprintln!("PORTUNUS_TEST_DIRECT is set: no mesh is between the applications, and nothing is shown of it");
+        return Ok(None);
+    }
+    Ok(Some((client.sidecar()?, server.sidecar()?)))
+}

@@ -1,0 +1,122 @@
+//! A program that runs in a pod, its output in a file, until its handle drops.
+
+use std::{
+    fs::{self, File},
+    path::{Path, PathBuf},
+    process::{Child, Command, ExitStatus, Stdio},
+    time::Duration,
+};
+
+use anyhow::{Context, Result, bail};
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
+
+use crate::wait_until;
+
+/// A running program; dropping it kills it.
+#[derive(Debug)]
+pub struct Program {
+    name: String,
+    child: Child,
+    log: PathBuf,
+}
+
+impl Program {
+    pub(crate) fn start(name: &str, mut command: Command, log: PathBuf) -> Result<Program> {
+        let output = File::create(&log).with_context(|| format!("cannot write {}", log.display()))?;
+        let child = command
+            .stdin(Stdio::null())
+            .stderr(output.try_clone()?)
+            .stdout(output)
+            .spawn()
+            .with_context(|| format!("cannot start {name}"))?;
+        Ok(Program {
+            name: name.to_string(),
+            child,
+            log,
+        })
+    }
+
+    /// Its process, which `ip netns exec` and `setpriv` have become.
+    pub fn pid(&self) -> Pid {
+        Pid::from_raw(self.child.id().cast_signed())
+    }
+
+    /// All that it wrote so far, to either stream.
+    pub fn output(&self) -> String {
+        fs::read(&self.log)
+            .map(|bytes| String::from_utf8_lossy(&bytes).into_owned())
+            .unwrap_or_default()
+    }
+
+    /// The file that [`Program::output`] reads.
+    pub fn log(&self) -> &Path {
+        &self.log
+    }
+
+    /// Whether it has not ended.
+    pub fn is_running(&mut self) -> bool {
+        matches!(self.child.try_wait(), Ok(None))
+    }
+
+    /// Sends a signal.
+    pub fn signal(&self, signal: Signal) -> Result<()> {
+        kill(self.pid(), signal).with_context(|| format!("cannot send {signal} to {}", self.name))
+    }
+
+    /// Ends it with SIGKILL, as a crash would.
+    pub fn kill(&mut self) -> Result<()> {
+        self.child
+            .kill()
+            .with_context(|| format!("cannot kill {}", self.name))?;
+        self.child
+            .wait()
+            .map(drop)
+            .with_context(|| format!("cannot wait for {}", self.name))
+    }
+
+    /// Asks it to end, with SIGTERM, and waits for that.
+    pub fn stop(&mut self, patience: Duration) -> Result<ExitStatus> {
+        self.signal(Signal::SIGTERM)?;
+        self.wait(patience)
+    }
+
+    /// Waits for its end.
+    pub fn wait(&mut self, patience: Duration) -> Result<ExitStatus> {
+        let mut status = None;
+        wait_until(patience, &format!("{} has ended", self.name), || {
+            status = self.child.try_wait().ok().flatten();
+            status.is_some()
+        })?;
+        status.context("it ended without a status")
+    }
+
+    /// Waits until it has written `text`, and fails at once when it ends without.
+    pub fn says(&mut self, text: &str, patience: Duration) -> Result<()> {
+        let mut ended = None;
+        let waited = wait_until(patience, &format!("{} said {text:?}", self.name), || {
+            ended = self.child.try_wait().ok().flatten();
+            self.output().contains(text) || ended.is_some()
+        });
+        if self.output().contains(text) {
+            return Ok(());
+        }
+        match ended {
+            Some(status) => bail!(
+                "{} ended ({status}) before it said {text:?}:\n{}",
+                self.name,
+                self.output()
+            ),
+            None => waited.with_context(|| format!("its output:\n{}", self.output())),
+        }
+    }
+}
+
+impl Drop for Program {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}

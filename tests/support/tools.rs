@@ -1,0 +1,172 @@
+//! The peers that are built for the tests: Go programs and a Python environment, each version pinned.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+    sync::OnceLock,
+};
+
+use anyhow::{Context, Result, bail};
+
+use crate::cache;
+
+/// A program of `tools/go.mod`: `h2spec`, `coredns`, and grpc-go's interop `client` and `server`.
+pub fn go(name: &str) -> Result<PathBuf> {
+    let program = go_folder(&|_| ())?.join(name);
+    if !program.exists() {
+        bail!("tools/go.mod has no tool {name}");
+    }
+    Ok(program)
+}
+
+/// The Python environment of `tools/requirements.txt`.
+#[derive(Debug, Clone)]
+pub struct Python {
+    /// What runs a script.
+    pub interpreter: PathBuf,
+    /// For PYTHONPATH: the modules generated from `apps/proto`.
+    pub modules: PathBuf,
+}
+
+/// The environment, built where it is missing.
+pub fn python() -> Result<Python> {
+    python_aloud(&|_| ())
+}
+
+/// Builds what is missing of all of it; `say` hears of each step that takes time.
+pub fn prepare(say: impl Fn(&str)) -> Result<()> {
+    python_aloud(&say)?;
+    go_folder(&say).map(drop)
+}
+
+fn python_aloud(say: &dyn Fn(&str)) -> Result<Python> {
+    let folder = once(&PYTHON, || {
+        let mut inputs = vec![fs::read(here("tools/requirements.txt"))?];
+        for proto in PROTOS {
+            inputs.push(fs::read(here("apps/proto").join(proto))?);
+        }
+        let inputs: Vec<_> = inputs.iter().map(Vec::as_slice).collect();
+        cache::folder("python", &inputs, |folder| {
+            say("building the Python environment, once, in about 20 seconds");
+            build_python(folder)
+        })
+    })?;
+    Ok(Python {
+        interpreter: folder.join("venv/bin/python"),
+        modules: folder.join("modules"),
+    })
+}
+
+/// The entries of a list with comments.
+pub fn listed(text: &str) -> impl Iterator<Item = &str> {
+    text.lines()
+        .map(str::trim)
+        .filter(|line| !line.is_empty() && !line.starts_with('#'))
+}
+
+fn go_folder(say: &dyn Fn(&str)) -> Result<PathBuf> {
+    once(&GO, || {
+        let version = Command::new("go").arg("version").output();
+        let version = version.context("there is no `go`: install Go 1.26 or later")?.stdout;
+        let (module, sums) = (fs::read(here("tools/go.mod"))?, fs::read(here("tools/go.sum"))?);
+        cache::folder("go", &[&module, &sums, &version], |folder| {
+            say("building h2spec, CoreDNS and grpc-go's interop client and server, once, in about 4 minutes");
+            let mut go = Command::new("go");
+            go.args(["build", "-p", "2", "-trimpath", "-ldflags=-s -w", "-mod=readonly", "-o"])
+                .arg(folder)
+                .arg("tool");
+            go.current_dir(here("tools")).env("GOTOOLCHAIN", "local");
+            run(&mut go)
+        })
+    })
+}
+
+fn build_python(folder: &Path) -> Result<()> {
+    // Debian's, wherever there is one: another user's version of Python may be closed to the users of a pod.
+    let system = Path::new("/usr/bin/python3");
+    let venv = folder.join("venv");
+    run(
+        Command::new(if system.exists() { system } else { Path::new("python3") })
+            .args(["-m", "venv"])
+            .arg(&venv),
+    )?;
+    let python = venv.join("bin/python");
+    let pip = [
+        "-m",
+        "pip",
+        "install",
+        "--quiet",
+        "--disable-pip-version-check",
+        "--no-deps",
+        "--requirement",
+    ];
+    run(Command::new(&python).args(pip).arg(here("tools/requirements.txt")))?;
+    run(Command::new(&python).args(["-m", "pip", "check"]))?;
+    let (modules, protos) = (folder.join("modules"), here("apps/proto"));
+    fs::create_dir(&modules)?;
+    let mut protoc = Command::new(&python);
+    protoc.args(["-m", "grpc_tools.protoc", "--proto_path"]).arg(&protos);
+    protoc
+        .arg("--python_out")
+        .arg(&modules)
+        .arg("--grpc_python_out")
+        .arg(&modules)
+        .args(PROTOS);
+    run(protoc.current_dir(&protos))?;
+    // `grpc` is the name of grpcio's own package: the generated ones move below a name of their own.
+    move_generated(&modules)
+}
+
+/// The generator names its modules after the protocol's folders; `grpc.testing` would hide the library `grpc`.
+fn move_generated(modules: &Path) -> Result<()> {
+    let target = modules.join("interop");
+    fs::rename(modules.join("grpc/testing"), &target)?;
+    fs::remove_dir(modules.join("grpc"))?;
+    for entry in fs::read_dir(&target)? {
+        let path = entry?.path();
+        let text = fs::read_to_string(&path)?.replace("from grpc.testing import", "from interop import");
+        fs::write(&path, text)?;
+    }
+    Ok(())
+}
+
+/// Runs a build step, and fails with the end of what it wrote.
+pub(crate) fn run(command: &mut Command) -> Result<()> {
+    let program = command.get_program().to_string_lossy().into_owned();
+    let output = command
+        .stdin(Stdio::null())
+        .output()
+        .with_context(|| format!("cannot run {program}"))?;
+    if !output.status.success() {
+        let said = [output.stdout, output.stderr].concat();
+        let said = String::from_utf8_lossy(&said);
+        let lines: Vec<_> = said.lines().collect();
+        let tail = lines[lines.len().saturating_sub(30)..].join("\n");
+        bail!(
+            "{program} failed ({}): {tail}\n(the command was {command:?})",
+            output.status
+        );
+    }
+    Ok(())
+}
+
+/// A path of this package.
+pub(crate) fn here(path: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join(path)
+}
+
+/// Finds out once a process; what failed once fails again with the same words.
+pub(crate) fn once<T: Clone>(cell: &OnceLock<Result<T, String>>, find: impl FnOnce() -> Result<T>) -> Result<T> {
+    cell.get_or_init(|| find().map_err(|error| format!("{error:#}")))
+        .clone()
+        .map_err(anyhow::Error::msg)
+}
+
+static GO: OnceLock<Result<PathBuf, String>> = OnceLock::new();
+static PYTHON: OnceLock<Result<PathBuf, String>> = OnceLock::new();
+const PROTOS: [&str; 3] = [
+    "grpc/testing/messages.proto",
+    "grpc/testing/test.proto",
+    "helloworld/greeter.proto",
+];
