@@ -1,0 +1,374 @@
+//! Reads header blocks (RFC 7541, 3), keeping in step with the peer's encoder.
+
+use std::collections::VecDeque;
+
+use super::{
+    Error, OVERHEAD,
+    fields::{Fields, Item, Literal},
+    huffman, integer,
+    intern::{FieldId, Interner},
+    name::{self, Class, Keep, Malformed},
+    private::Private,
+    static_table,
+};
+
+/// How much of a header list is kept. What is beyond is read, for the table's sake, and forgotten.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Limits {
+    /// The size of the list, as RFC 9113, 6.5.2 counts it.
+    pub list_bytes: u32,
+    /// The number of fields.
+    pub fields: u32,
+}
+
+/// The decoder of one connection: its dynamic table. [`release`](Self::release) it before it is dropped.
+///
+/// A fresh one has allocated nothing; then it takes what the peer puts in.
+pub struct Decoder {
+    /// The youngest entry first. Interned entries hold a reference each.
+    pub(super) entries: VecDeque<Item>,
+    /// The text of the entries that are literals.
+    private: Private,
+    /// What the entries count together (RFC 7541, 4.1).
+    pub(super) bytes: u32,
+    /// The most that they may: what the peer's encoder chose.
+    pub(super) max: u32,
+    /// The most that it may choose.
+    allowed: u32,
+    /// The least that was allowed since the last block, where the peer must say that it has heard of it.
+    must_shrink_to: Option<u32>,
+}
+
+/// One literal, as far as it is known before its text is read.
+struct Form {
+    indexing: bool,
+    never_indexed: bool,
+    prefix_bits: u32,
+}
+
+impl Decoder {
+    /// The decoder of a peer that may use `max_table_bytes`: [`DEFAULT_TABLE_BYTES`](super::DEFAULT_TABLE_BYTES), until
+    /// a SETTINGS of ours says otherwise and is acknowledged.
+    pub fn new(max_table_bytes: u32) -> Decoder {
+        Decoder {
+            entries: VecDeque::new(),
+            private: Private::new(),
+            bytes: 0,
+            max: max_table_bytes,
+            allowed: max_table_bytes,
+            must_shrink_to: None,
+        }
+    }
+
+    /// The peer has acknowledged another SETTINGS_HEADER_TABLE_SIZE. If it is less than the peer uses, the next block
+    /// must begin with a size update.
+    pub fn set_max_table_bytes(&mut self, max_table_bytes: u32) {
+        self.allowed = max_table_bytes;
+        if max_table_bytes < self.max {
+            let least = self.must_shrink_to.unwrap_or(max_table_bytes);
+            self.must_shrink_to = Some(least.min(max_table_bytes));
+        }
+    }
+
+    /// Reads a whole block into `out`, which is emptied first. After an error `out` is empty and the decoder is of no more
+    /// use: the tables are out of step.
+    pub fn decode(
+        &mut self,
+        block: &[u8],
+        limits: &Limits,
+        interner: &mut Interner,
+        out: &mut Fields,
+    ) -> Result<(), Error> {
+        out.clear(interner);
+        let result = self.read(block, limits, interner, out);
+        if result.is_err() {
+            out.clear(interner);
+        }
+        result
+    }
+
+    /// Empties the table and gives its references back.
+    pub fn release(&mut self, interner: &mut Interner) {
+        self.shrink_to(0, interner);
+    }
+
+    fn read(&mut self, block: &[u8], limits: &Limits, interner: &mut Interner, out: &mut Fields) -> Result<(), Error> {
+        let mut input = block;
+        self.size_updates(&mut input, interner)?;
+        while let Some((&first, rest)) = input.split_first() {
+            input = rest;
+            // RFC 7541, 6.
+            match first {
+                0x80.. => {
+                    let index = integer::decode(first, 7, &mut input)?;
+                    self.indexed(index, limits, interner, out)?;
+                }
+                0x40.. => {
+                    let form = Form {
+                        indexing: true,
+                        never_indexed: false,
+                        prefix_bits: 6,
+                    };
+                    self.literal(first, form, &mut input, limits, interner, out)?;
+                }
+                0x20.. => return Err(Error::SizeUpdateMisplaced),
+                _ => {
+                    let form = Form {
+                        indexing: false,
+                        never_indexed: first & 0x10 != 0,
+                        prefix_bits: 4,
+                    };
+                    self.literal(first, form, &mut input, limits, interner, out)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// At the beginning of a block: none, one, or two of which the first is the least (RFC 7541, 4.2).
+    fn size_updates(&mut self, input: &mut &[u8], interner: &mut Interner) -> Result<(), Error> {
+        for _ in 0..2 {
+            let Some((&first @ 0x20..0x40, rest)) = input.split_first() else {
+                break;
+            };
+            *input = rest;
+            let asked = integer::decode(first, 5, input)?;
+            let allowed = self.must_shrink_to.take().unwrap_or(self.allowed);
+            if asked > allowed {
+                return Err(Error::SizeUpdateTooLarge { asked, allowed });
+            }
+            self.max = asked;
+            self.shrink_to(asked, interner);
+        }
+        match self.must_shrink_to {
+            Some(allowed) => Err(Error::SizeUpdateMissing { allowed }),
+            None => Ok(()),
+        }
+    }
+
+    #[inline]
+    fn indexed(&mut self, index: u32, limits: &Limits, interner: &mut Interner, out: &mut Fields) -> Result<(), Error> {
+        match self.entry(index)? {
+            Item::Interned { id, .. } => {
+                let (name, size, malformed) = interner.refer(id);
+                if out.count(size, limits.list_bytes, limits.fields) {
+                    out.note(malformed);
+                    out.items.push(Item::Interned { name, id });
+                } else {
+                    interner.release(id);
+                }
+            }
+            Item::Literal(literal) => {
+                if out.count(literal.size(), limits.list_bytes, limits.fields) {
+                    let place = out.text.len() as u32;
+                    self.private.copy_to(literal.place, literal.text_len(), &mut out.text);
+                    out.note(literal.malformed);
+                    out.items.push(Item::Literal(Literal { place, ..literal }));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn literal(
+        &mut self,
+        first: u8,
+        form: Form,
+        input: &mut &[u8],
+        limits: &Limits,
+        interner: &mut Interner,
+        out: &mut Fields,
+    ) -> Result<(), Error> {
+        let name_index = integer::decode(first, form.prefix_bits, input)?;
+        if out.over_limit() && !form.indexing {
+            // Neither kept nor put into the table: only its length matters.
+            if name_index == 0 {
+                take_string(input)?;
+            } else {
+                self.entry(name_index)?;
+            }
+            let value = take_string(input)?;
+            out.count(value.coded.len() as u32 + OVERHEAD, limits.list_bytes, limits.fields);
+            return Ok(());
+        }
+
+        let place = out.text.len();
+        let (class, name_malformed) = if name_index == 0 {
+            read_string(input, &mut out.text)?;
+            name::judge(&out.text[place..])
+        } else {
+            self.copy_name(name_index, interner, &mut out.text)?
+        };
+        let name_len = out.text.len() - place;
+        read_string(input, &mut out.text)?;
+        let text = &out.text[place..];
+        let size = text.len() as u32 + OVERHEAD;
+
+        let value = &text[name_len..];
+        let of_static_table = if form.never_indexed {
+            None
+        } else {
+            static_table::find(class.static_index, value)
+        };
+        let into_table = form.indexing && size <= self.max;
+        let item = if let Some(index) = of_static_table {
+            Item::Interned {
+                name: class.name,
+                id: FieldId(index),
+            }
+        } else if into_table && class.keep == Keep::Shared {
+            // Before the table makes room: the text may be that of the entry that goes.
+            Item::Interned {
+                name: class.name,
+                id: interner.intern(text, name_len, class, name_malformed),
+            }
+        } else {
+            Item::Literal(Literal {
+                place: place as u32,
+                name_len: name_len as u32,
+                value_len: value.len() as u32,
+                name: class.name,
+                static_index: class.static_index,
+                never_indexed: form.never_indexed || class.keep == Keep::Secret,
+                malformed: name_malformed.or_else(|| name::value_malformed(value)),
+            })
+        };
+        if form.indexing {
+            // An entry that is larger than the table empties it, and that is all (RFC 7541, 4.4).
+            self.shrink_to(self.max.saturating_sub(size), interner);
+        }
+        if into_table {
+            let entry = match item {
+                Item::Interned { id, .. } => {
+                    if of_static_table.is_some() {
+                        interner.retain(id);
+                    }
+                    item
+                }
+                Item::Literal(literal) => Item::Literal(Literal {
+                    place: self.private.push(text),
+                    ..literal
+                }),
+            };
+            self.bytes += size;
+            self.entries.push_front(entry);
+        }
+
+        let kept = out.count(size, limits.list_bytes, limits.fields);
+        if kept {
+            match item {
+                Item::Interned { id, .. } => {
+                    interner.retain(id);
+                    out.note(interner.view(id).malformed);
+                }
+                Item::Literal(literal) => out.note(literal.malformed),
+            }
+            out.items.push(item);
+        }
+        if !kept || matches!(item, Item::Interned { .. }) {
+            out.text.truncate(place);
+        }
+        Ok(())
+    }
+
+    /// What stands at an index of either table.
+    #[inline]
+    fn entry(&self, index: u32) -> Result<Item, Error> {
+        if index > static_table::LEN {
+            match self.entries.get((index - static_table::LEN - 1) as usize) {
+                Some(item) => Ok(*item),
+                None => Err(Error::NoSuchIndex {
+                    index,
+                    last: static_table::LEN + self.entries.len() as u32,
+                }),
+            }
+        } else if index > 0 {
+            Ok(Item::Interned {
+                name: static_table::class(index).name,
+                id: FieldId(index),
+            })
+        } else {
+            Err(Error::IndexZero)
+        }
+    }
+
+    /// Appends the name of the entry at `index`, and says what it is.
+    fn copy_name(
+        &self,
+        index: u32,
+        interner: &Interner,
+        text: &mut Vec<u8>,
+    ) -> Result<(Class, Option<Malformed>), Error> {
+        let (class, malformed) = match self.entry(index)? {
+            Item::Interned { id, .. } => {
+                let view = interner.view(id);
+                text.extend_from_slice(view.name_text);
+                (interner.class(id), view.malformed)
+            }
+            Item::Literal(literal) => {
+                self.private.copy_to(literal.place, literal.name_len, text);
+                // What is shared is interned.
+                let keep = if literal.never_indexed {
+                    Keep::Secret
+                } else {
+                    Keep::PerCall
+                };
+                (
+                    Class {
+                        name: literal.name,
+                        static_index: literal.static_index,
+                        keep,
+                    },
+                    literal.malformed,
+                )
+            }
+        };
+        Ok((class, malformed.filter(|malformed| malformed.is_of_the_name())))
+    }
+
+    fn shrink_to(&mut self, bytes: u32, interner: &mut Interner) {
+        while self.bytes > bytes
+            && let Some(oldest) = self.entries.pop_back()
+        {
+            match oldest {
+                Item::Interned { id, .. } => {
+                    self.bytes -= interner.size(id);
+                    interner.release(id);
+                }
+                Item::Literal(literal) => {
+                    self.bytes -= literal.size();
+                    self.private.pop(literal.text_len());
+                }
+            }
+        }
+    }
+}
+
+/// A string as it stands in the block.
+struct Coded<'a> {
+    huffman: bool,
+    coded: &'a [u8],
+}
+
+fn take_string<'a>(input: &mut &'a [u8]) -> Result<Coded<'a>, Error> {
+    let (&first, rest) = input.split_first().ok_or(Error::Truncated)?;
+    *input = rest;
+    let length = integer::decode(first, 7, input)?;
+    let (coded, rest) = input.split_at_checked(length as usize).ok_or(Error::Truncated)?;
+    *input = rest;
+    Ok(Coded {
+        huffman: first & 0x80 != 0,
+        coded,
+    })
+}
+
+/// Appends the next string of the block.
+fn read_string(input: &mut &[u8], out: &mut Vec<u8>) -> Result<(), Error> {
+    let Coded { huffman, coded } = take_string(input)?;
+    if huffman {
+        huffman::decode(coded, out)
+    } else {
+        out.extend_from_slice(coded);
+        Ok(())
+    }
+}

@@ -1,0 +1,373 @@
+//! A list of header fields: ids where the peer referred to its table, texts where it did not.
+
+use super::{
+    OVERHEAD,
+    intern::{FieldId, Interner},
+    name::{self, Keep, Malformed, Name},
+};
+
+/// One field, lent.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct FieldView<'a> {
+    /// What the field is.
+    pub name: Name,
+    /// The name as it stands on the wire.
+    pub name_text: &'a [u8],
+    /// The value.
+    pub value: &'a [u8],
+    /// Whether it goes on as a literal that nobody may index: its sender said so, or it is a secret.
+    pub never_indexed: bool,
+    /// What makes its message malformed, if anything.
+    pub malformed: Option<Malformed>,
+    /// Its number, when it is interned.
+    pub id: Option<FieldId>,
+}
+
+/// A header list: its fields in order. Interned ones hold a reference each, so a list is emptied with
+/// [`clear`](Self::clear) before it is dropped. It is made to be used again: what it has allocated it keeps.
+#[derive(Default)]
+pub struct Fields {
+    pub(super) items: Vec<Item>,
+    /// The literals' names and values.
+    pub(super) text: Vec<u8>,
+    list_size: usize,
+    malformed: Option<Malformed>,
+    over_limit: bool,
+}
+
+/// A field of a list, or an entry of a table.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Item {
+    Interned { name: Name, id: FieldId },
+    Literal(Literal),
+}
+
+/// A text of the list's (or the table's) own, at a place that its owner understands.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Literal {
+    pub(super) place: u32,
+    pub(super) name_len: u32,
+    pub(super) value_len: u32,
+    pub(super) name: Name,
+    /// The entry of the static table that has this name, or 0.
+    pub(super) static_index: u8,
+    pub(super) never_indexed: bool,
+    pub(super) malformed: Option<Malformed>,
+}
+
+/// A cleared list keeps buffers of up to this many bytes.
+const SPARE_TEXT: usize = 16 << 10;
+const SPARE_ITEMS: usize = SPARE_TEXT / size_of::<Item>();
+
+impl Fields {
+    /// A list without fields, and without memory until it has some.
+    pub const fn new() -> Fields {
+        Fields {
+            items: Vec::new(),
+            text: Vec::new(),
+            list_size: 0,
+            malformed: None,
+            over_limit: false,
+        }
+    }
+
+    /// How many fields there are.
+    pub fn len(&self) -> usize {
+        self.items.len()
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.items.is_empty()
+    }
+
+    /// The fields in order.
+    pub fn iter<'a>(&'a self, interner: &'a Interner) -> impl Iterator<Item = FieldView<'a>> {
+        self.items.iter().map(|item| item.view(&self.text, interner))
+    }
+
+    /// The field at a position.
+    pub fn get<'a>(&'a self, at: usize, interner: &'a Interner) -> Option<FieldView<'a>> {
+        self.items.get(at).map(|item| item.view(&self.text, interner))
+    }
+
+    /// The first field of this name.
+    pub fn find<'a>(&'a self, name: Name, interner: &'a Interner) -> Option<FieldView<'a>> {
+        self.items
+            .iter()
+            .find(|item| item.name() == name)
+            .map(|item| item.view(&self.text, interner))
+    }
+
+    /// The name of each field in order, without a look at the interner.
+    pub fn names(&self) -> impl Iterator<Item = Name> {
+        self.items.iter().map(Item::name)
+    }
+
+    /// Takes out every field of this name and says how many there were.
+    pub fn remove_all(&mut self, name: Name, interner: &mut Interner) -> usize {
+        let before = self.items.len();
+        self.items.retain(|item| {
+            let stays = item.name() != name;
+            if let (false, Item::Interned { id, .. }) = (stays, item) {
+                interner.release(*id);
+            }
+            stays
+        });
+        before - self.items.len()
+    }
+
+    /// Takes out every field for which `stays` is false.
+    pub fn retain(&mut self, interner: &mut Interner, mut stays: impl FnMut(&FieldView<'_>) -> bool) {
+        let Fields { items, text, .. } = self;
+        items.retain(|item| {
+            let stays = stays(&item.view(text, interner));
+            if let (false, Item::Interned { id, .. }) = (stays, item) {
+                interner.release(*id);
+            }
+            stays
+        });
+    }
+
+    /// Appends a field of our own as a literal: it will be sent as one that nobody indexes, and a secret as one that nobody
+    /// may index.
+    pub fn push(&mut self, name_text: &[u8], value: &[u8], never_indexed: bool) {
+        let (class, name_malformed) = name::judge(name_text);
+        let malformed = name_malformed.or_else(|| name::value_malformed(value));
+        let place = self.text.len() as u32;
+        self.text.extend_from_slice(name_text);
+        self.text.extend_from_slice(value);
+        self.list_size += name_text.len() + value.len() + OVERHEAD as usize;
+        self.malformed = self.malformed.or(malformed);
+        self.items.push(Item::Literal(Literal {
+            place,
+            name_len: name_text.len() as u32,
+            value_len: value.len() as u32,
+            name: class.name,
+            static_index: class.static_index,
+            never_indexed: never_indexed || class.keep == Keep::Secret,
+            malformed,
+        }));
+    }
+
+    /// Appends a field that is interned already: a constant, or one of another list.
+    pub fn push_id(&mut self, id: FieldId, interner: &mut Interner) {
+        interner.retain(id);
+        let FieldView { name, malformed, .. } = interner.view(id);
+        self.list_size += interner.size(id) as usize;
+        self.malformed = self.malformed.or(malformed);
+        self.items.push(Item::Interned { name, id });
+    }
+
+    /// Makes `other` an equal list.
+    pub fn copy_to(&self, other: &mut Fields, interner: &mut Interner) {
+        for item in &self.items {
+            if let Item::Interned { id, .. } = item {
+                interner.retain(*id);
+            }
+        }
+        other.clear(interner);
+        other.items.extend_from_slice(&self.items);
+        other.text.extend_from_slice(&self.text);
+        other.list_size = self.list_size;
+        other.malformed = self.malformed;
+        other.over_limit = self.over_limit;
+    }
+
+    /// Takes out all fields and gives their references back.
+    pub fn clear(&mut self, interner: &mut Interner) {
+        for item in &self.items {
+            if let Item::Interned { id, .. } = item {
+                interner.release(*id);
+            }
+        }
+        self.items.clear();
+        self.text.clear();
+        self.list_size = 0;
+        self.malformed = None;
+        self.over_limit = false;
+        if self.text.capacity() > SPARE_TEXT {
+            self.text.shrink_to(SPARE_TEXT);
+        }
+        if self.items.capacity() > SPARE_ITEMS {
+            self.items.shrink_to(SPARE_ITEMS);
+        }
+    }
+
+    /// The size of the list as RFC 9113, 6.5.2 counts it: names, values and 32 bytes each, of all fields that were decoded
+    /// or pushed: also of those that were not kept, and of those that were removed since.
+    pub fn list_size(&self) -> usize {
+        self.list_size
+    }
+
+    /// The same of the fields that are here now: what a peer's SETTINGS_MAX_HEADER_LIST_SIZE is about.
+    pub fn kept_size(&self, interner: &Interner) -> usize {
+        let size = |item: &Item| match item {
+            Item::Interned { id, .. } => interner.size(*id) as usize,
+            Item::Literal(literal) => literal.size() as usize,
+        };
+        self.items.iter().map(size).sum()
+    }
+
+    /// Whether the block had more than the limits allowed. Only the fields up to there were kept.
+    pub fn over_limit(&self) -> bool {
+        self.over_limit
+    }
+
+    /// What is wrong with the first malformed field that was decoded or pushed, also if it has been removed since.
+    pub fn malformed(&self) -> Option<Malformed> {
+        self.malformed
+    }
+
+    /// Counts a decoded field; false if it is beyond the limits, like all that follow it.
+    #[inline]
+    pub(super) fn count(&mut self, size: u32, list_bytes: u32, fields: u32) -> bool {
+        self.list_size += size as usize;
+        self.over_limit |= self.list_size > list_bytes as usize || self.items.len() >= fields as usize;
+        !self.over_limit
+    }
+
+    #[inline]
+    pub(super) fn note(&mut self, malformed: Option<Malformed>) {
+        if malformed.is_some() && self.malformed.is_none() {
+            self.malformed = malformed;
+        }
+    }
+}
+
+impl Item {
+    #[inline]
+    fn name(&self) -> Name {
+        match self {
+            Item::Interned { name, .. } => *name,
+            Item::Literal(literal) => literal.name,
+        }
+    }
+
+    #[inline]
+    fn view<'a>(&self, text: &'a [u8], interner: &'a Interner) -> FieldView<'a> {
+        match self {
+            Item::Interned { id, .. } => interner.view(*id),
+            Item::Literal(literal) => {
+                let (name_text, value) = literal.texts(text);
+                let &Literal {
+                    name,
+                    never_indexed,
+                    malformed,
+                    ..
+                } = literal;
+                FieldView {
+                    name,
+                    name_text,
+                    value,
+                    never_indexed,
+                    malformed,
+                    id: None,
+                }
+            }
+        }
+    }
+}
+
+impl Literal {
+    /// What the field counts in a table or a list.
+    #[inline]
+    pub(super) fn size(&self) -> u32 {
+        self.text_len() + OVERHEAD
+    }
+
+    #[inline]
+    pub(super) fn text_len(&self) -> u32 {
+        self.name_len + self.value_len
+    }
+
+    /// Name and value, in the text of the list.
+    #[inline]
+    pub(super) fn texts<'a>(&self, text: &'a [u8]) -> (&'a [u8], &'a [u8]) {
+        let text = &text[self.place as usize..][..self.text_len() as usize];
+        text.split_at(self.name_len as usize)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_field_of_a_list_takes_sixteen_bytes() {
+        assert_eq!(size_of::<Item>(), 16);
+    }
+
+    fn shown(fields: &Fields, interner: &Interner) -> Vec<String> {
+        fields
+            .iter(interner)
+            .map(|field| format!("{}={}", field.name_text.escape_ascii(), field.value.escape_ascii()))
+            .collect()
+    }
+
+    #[test]
+    fn fields_are_found_removed_and_copied_with_their_references() {
+        let mut interner = Interner::new();
+        let agent = interner.constant(b"user-agent", b"x");
+        let mut fields = Fields::new();
+        fields.push_id(FieldId::METHOD_POST, &mut interner);
+        fields.push(b"grpc-timeout", b"1S", false);
+        fields.push_id(agent, &mut interner);
+        fields.push(b"x-a", b"1", true);
+        fields.push(b"grpc-timeout", b"2S", false);
+        assert_eq!(fields.list_size(), fields.kept_size(&interner));
+
+        let mut copy = Fields::new();
+        copy.push_id(agent, &mut interner);
+        fields.copy_to(&mut copy, &mut interner);
+        assert_eq!(shown(&copy, &interner), shown(&fields, &interner));
+        assert_eq!(
+            copy.find(Name::GrpcTimeout, &interner).map(|field| field.value),
+            Some(b"1S".as_slice())
+        );
+        assert_eq!(
+            copy.find(Name::UserAgent, &interner).and_then(|field| field.id),
+            Some(agent)
+        );
+        assert!(copy.get(3, &interner).is_some_and(|field| field.never_indexed));
+
+        assert_eq!(copy.remove_all(Name::GrpcTimeout, &mut interner), 2);
+        assert_eq!(copy.remove_all(Name::UserAgent, &mut interner), 1);
+        assert_eq!(shown(&copy, &interner), [":method=POST", "x-a=1"]);
+        assert!(copy.kept_size(&interner) < copy.list_size());
+        fields.retain(&mut interner, |field| {
+            field.name != Name::Method && field.value != b"1S"
+        });
+        assert_eq!(shown(&fields, &interner), ["user-agent=x", "x-a=1", "grpc-timeout=2S"]);
+        assert_eq!(
+            fields.names().collect::<Vec<_>>(),
+            [Name::UserAgent, Name::Other, Name::GrpcTimeout]
+        );
+        copy.clear(&mut interner);
+        fields.clear(&mut interner);
+        assert_eq!((fields.len(), fields.list_size()), (0, 0));
+        interner.release(agent);
+        assert_eq!(interner.live(), 0);
+    }
+
+    #[test]
+    fn a_pushed_secret_is_never_indexed() {
+        let mut fields = Fields::new();
+        for name_text in ["authorization", "cookie", "set-cookie", "proxy-authorization"] {
+            fields.push(name_text.as_bytes(), b"secret", false);
+        }
+        let interner = Interner::new();
+        assert!(fields.iter(&interner).all(|field| field.never_indexed));
+    }
+
+    #[test]
+    fn a_list_that_was_large_once_does_not_stay_so() {
+        let mut interner = Interner::new();
+        let mut fields = Fields::new();
+        for _ in 0..5_000 {
+            fields.push(b"x-large", &[b'x'; 100], false);
+        }
+        fields.clear(&mut interner);
+        assert!(fields.text.capacity() <= SPARE_TEXT && fields.items.capacity() <= SPARE_ITEMS);
+    }
+}

@@ -1,0 +1,348 @@
+//! Huffman coding of strings (RFC 7541, 5.2 and appendix B).
+//!
+//! Most symbols of a header have codes of 5 to 7 bits. So decoding looks at 12 bits at once and mostly finds two symbols
+//! there; a code longer than that is found by its length, since the code is canonical.
+
+use super::{Error, huffman_codes::CODES};
+
+const WINDOW_BITS: u32 = 12;
+const LONGEST: usize = 30;
+
+/// Appends what `src` stands for. On an error nothing has been appended.
+pub fn decode(src: &[u8], out: &mut Vec<u8>) -> Result<(), Error> {
+    let start = out.len();
+    // The shortest code has 5 bits; the last look-up may write one byte that does not count.
+    out.resize(start + src.len() * 8 / 5 + 2, 0);
+    let written = decode_into(src, &mut out[start..]);
+    out.truncate(start + written.as_ref().copied().unwrap_or(0));
+    written.map(|_| ())
+}
+
+/// Appends `src`, coded.
+pub fn encode(src: &[u8], out: &mut Vec<u8>) {
+    let mut bits = 0u64;
+    let mut count = 0u32;
+    for &byte in src {
+        let (code, length) = CODES[usize::from(byte)];
+        bits = bits << length | u64::from(code);
+        count += u32::from(length);
+        if count >= 32 {
+            count -= 32;
+            out.extend_from_slice(&((bits >> count) as u32).to_be_bytes());
+        }
+    }
+    if count > 0 {
+        // Padding is the beginning of EOS: ones.
+        let last = (bits << 32 | u64::from(u32::MAX)) >> count;
+        out.extend_from_slice(&(last as u32).to_be_bytes()[..count.div_ceil(8) as usize]);
+    }
+}
+
+/// How many bytes [`encode`] would append.
+pub fn encoded_len(src: &[u8]) -> usize {
+    let bits: usize = src.iter().map(|&byte| usize::from(CODES[usize::from(byte)].1)).sum();
+    bits.div_ceil(8)
+}
+
+/// The bits that are not yet decoded, at the top of a word; below them are zeros.
+struct Bits {
+    word: u64,
+    count: u32,
+}
+
+impl Bits {
+    #[inline]
+    fn window(&self) -> Window {
+        WINDOWS[(self.word >> (64 - WINDOW_BITS)) as usize]
+    }
+
+    #[inline]
+    fn skip(&mut self, count: u32) {
+        self.word <<= count;
+        self.count -= count;
+    }
+}
+
+fn decode_into(src: &[u8], out: &mut [u8]) -> Result<usize, Error> {
+    let mut bits = Bits { word: 0, count: 0 };
+    let mut rest = src;
+    let mut at = 0;
+    while let Some(next) = rest.first_chunk::<8>() {
+        // Whole bytes only; bits of a byte that is not yet counted are read again, equal, by the next turn.
+        bits.word |= u64::from_be_bytes(*next) >> bits.count;
+        let bytes = (63 - bits.count) >> 3;
+        bits.count += bytes * 8;
+        rest = &rest[bytes as usize..];
+        for _ in 0..4 {
+            let window = bits.window();
+            if window.symbols() == 0 {
+                if bits.count >= LONGEST as u32 {
+                    let (symbol, length) = long_code(bits.word);
+                    out[at] = u8::try_from(symbol).map_err(|_| Error::HuffmanEos)?;
+                    at += 1;
+                    bits.skip(length);
+                }
+                break;
+            }
+            out[at..at + 2].copy_from_slice(&window.text);
+            at += window.symbols();
+            bits.skip(u32::from(window.bits));
+        }
+        // Only counted bits may stay: the tail below adds its bytes behind them.
+        bits.word &= !(u64::MAX >> bits.count);
+    }
+    loop {
+        while bits.count < 56
+            && let Some((&byte, after)) = rest.split_first()
+        {
+            bits.word |= u64::from(byte) << (56 - bits.count);
+            bits.count += 8;
+            rest = after;
+        }
+        // The end looks as if padding went on for ever, so a look-up never finds a symbol in missing bits unnoticed.
+        let padded = Bits {
+            word: bits.word | (u64::MAX >> bits.count),
+            count: bits.count,
+        };
+        let window = padded.window();
+        if window.symbols() == 0 {
+            if padded.word == u64::MAX && bits.count < 8 {
+                return Ok(at);
+            }
+            let (symbol, length) = long_code(padded.word);
+            if length > bits.count {
+                return Err(Error::HuffmanPadding);
+            }
+            out[at] = u8::try_from(symbol).map_err(|_| Error::HuffmanEos)?;
+            at += 1;
+            bits.skip(length);
+        } else if u32::from(window.bits) <= bits.count {
+            out[at..at + 2].copy_from_slice(&window.text);
+            at += window.symbols();
+            bits.skip(u32::from(window.bits));
+        } else if window.first_bits() <= bits.count {
+            out[at] = window.text[0];
+            at += 1;
+            bits.skip(window.first_bits());
+        } else {
+            return Err(Error::HuffmanPadding);
+        }
+    }
+}
+
+/// Finds the code of more than [`WINDOW_BITS`] bits that `word` begins with, and its length.
+#[cold]
+fn long_code(word: u64) -> (u16, u32) {
+    for (run, length) in LENGTHS.iter().zip(0..).skip(WINDOW_BITS as usize + 1) {
+        let code = (word >> (64 - length)) as u32;
+        let offset = code.wrapping_sub(run.first);
+        if offset < run.count {
+            return (SYMBOLS[(run.symbols_at + offset) as usize], length);
+        }
+    }
+    unreachable!("the code is complete: 30 bits always begin with a code")
+}
+
+/// What stands in the next 12 bits: two whole symbols, one, or none (the beginning of a longer code).
+#[derive(Clone, Copy)]
+struct Window {
+    text: [u8; 2],
+    /// Bits of all the symbols here.
+    bits: u8,
+    /// How many symbols, and in the lower half the bits of the first: four bytes a window keep the table in the cache.
+    symbols_and_first_bits: u8,
+}
+
+impl Window {
+    const NONE: Window = Window {
+        text: [0; 2],
+        bits: 0,
+        symbols_and_first_bits: 0,
+    };
+
+    #[inline]
+    const fn symbols(self) -> usize {
+        (self.symbols_and_first_bits >> 4) as usize
+    }
+
+    #[inline]
+    const fn first_bits(self) -> u32 {
+        (self.symbols_and_first_bits & 15) as u32
+    }
+}
+
+static WINDOWS: [Window; 1 << WINDOW_BITS] = windows();
+
+const fn windows() -> [Window; 1 << WINDOW_BITS] {
+    let mut single = [Window::NONE; 1 << WINDOW_BITS];
+    let mut symbol = 0;
+    while symbol < 256 {
+        let (code, length) = CODES[symbol];
+        if length as u32 <= WINDOW_BITS {
+            let free = WINDOW_BITS - length as u32;
+            let mut fill = 0;
+            while fill < 1 << free {
+                single[((code << free) | fill) as usize] = Window {
+                    text: [symbol as u8, 0],
+                    bits: length,
+                    symbols_and_first_bits: 1 << 4 | length,
+                };
+                fill += 1;
+            }
+        }
+        symbol += 1;
+    }
+    let mut windows = single;
+    let mut at = 0;
+    while at < 1 << WINDOW_BITS {
+        let first = single[at];
+        let second = single[(at << first.bits) & ((1 << WINDOW_BITS) - 1)];
+        if first.symbols() == 1 && second.symbols() == 1 && (first.bits + second.bits) as u32 <= WINDOW_BITS {
+            windows[at] = Window {
+                text: [first.text[0], second.text[0]],
+                bits: first.bits + second.bits,
+                symbols_and_first_bits: 2 << 4 | first.bits,
+            };
+        }
+        at += 1;
+    }
+    windows
+}
+
+/// The codes of one length: a run of numbers from `first`, for the symbols from `symbols_at` in [`SYMBOLS`].
+#[derive(Clone, Copy)]
+struct Lengths {
+    first: u32,
+    count: u32,
+    symbols_at: u32,
+}
+
+static LENGTHS: [Lengths; LONGEST + 1] = CANON.0;
+static SYMBOLS: [u16; 257] = CANON.1;
+
+const CANON: ([Lengths; LONGEST + 1], [u16; 257]) = {
+    let mut lengths = [Lengths {
+        first: 0,
+        count: 0,
+        symbols_at: 0,
+    }; LONGEST + 1];
+    let mut symbols = [0; 257];
+    let mut at = 0;
+    let mut length = 1;
+    while length <= LONGEST {
+        lengths[length].symbols_at = at as u32;
+        let mut symbol = 0;
+        while symbol < 257 {
+            let (code, its_length) = CODES[symbol];
+            if its_length as usize == length {
+                let run = &mut lengths[length];
+                if run.count == 0 {
+                    run.first = code;
+                }
+                assert!(code == run.first + run.count, "within a length, codes ascend by one");
+                run.count += 1;
+                symbols[at] = symbol as u16;
+                at += 1;
+            }
+            symbol += 1;
+        }
+        length += 1;
+    }
+    (lengths, symbols)
+};
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn decoded(src: &[u8]) -> Result<Vec<u8>, Error> {
+        let mut out = b"before".to_vec();
+        let result = decode(src, &mut out);
+        assert!(out.starts_with(b"before"));
+        assert!(result.is_ok() || out.len() == 6, "an error leaves nothing behind");
+        result.map(|()| out.split_off(6))
+    }
+
+    fn encoded(src: &[u8]) -> Vec<u8> {
+        let mut out = Vec::new();
+        encode(src, &mut out);
+        assert_eq!(out.len(), encoded_len(src));
+        out
+    }
+
+    /// Bits written out, padded with ones.
+    fn bytes(bits: &str) -> Vec<u8> {
+        let bits: Vec<u8> = bits.bytes().filter(|bit| *bit != b' ').map(|bit| bit - b'0').collect();
+        bits.chunks(8)
+            .map(|byte| (0..8).fold(0, |all, at| all << 1 | byte.get(at).unwrap_or(&1)))
+            .collect()
+    }
+
+    #[test]
+    fn every_pair_of_symbols_is_read_back() {
+        for first in 0..=255 {
+            for second in 0..=255 {
+                let text = [first, second];
+                assert_eq!(decoded(&encoded(&text)), Ok(text.to_vec()));
+                let text = [b"a long run before".as_slice(), &text, b"and one after it"].concat();
+                assert_eq!(decoded(&encoded(&text)), Ok(text));
+            }
+        }
+    }
+
+    #[test]
+    fn the_examples_of_appendix_c_4() {
+        let text = [0xf1, 0xe3, 0xc2, 0xe5, 0xf2, 0x3a, 0x6b, 0xa0, 0xab, 0x90, 0xf4, 0xff];
+        assert_eq!(encoded(b"www.example.com"), text);
+        assert_eq!(encoded(b"no-cache"), [0xa8, 0xeb, 0x10, 0x64, 0x9c, 0xbf]);
+        assert!(encoded(b"").is_empty());
+    }
+
+    #[test]
+    fn padding_is_at_most_seven_ones() {
+        assert_eq!(decoded(&[]), Ok(vec![]));
+        assert_eq!(decoded(&bytes("00011")), Ok(b"a".to_vec()));
+        assert_eq!(decoded(&bytes("00011 110")), Err(Error::HuffmanPadding));
+        assert_eq!(decoded(&bytes("00011 000")), Err(Error::HuffmanPadding));
+        assert_eq!(decoded(&bytes("00011 111 11111111")), Err(Error::HuffmanPadding));
+        assert_eq!(decoded(&[0xff]), Err(Error::HuffmanPadding));
+        assert_eq!(decoded(&[0xff; 3]), Err(Error::HuffmanPadding));
+        assert_eq!(
+            decoded(&[&encoded(b"a run of text before the padding"), [0xff].as_slice()].concat()),
+            Err(Error::HuffmanPadding)
+        );
+    }
+
+    #[test]
+    fn the_end_symbol_is_an_error_wherever_it_stands() {
+        assert_eq!(decoded(&[0xff; 4]), Err(Error::HuffmanEos));
+        assert_eq!(decoded(&[0xff; 64]), Err(Error::HuffmanEos));
+        let eos = "111111111111111111111111111111";
+        assert_eq!(decoded(&bytes(&format!("00011 {eos} 00011"))), Err(Error::HuffmanEos));
+        assert_eq!(
+            decoded(&bytes(&format!("{}{eos}{}", "00011".repeat(30), "00011".repeat(30)))),
+            Err(Error::HuffmanEos)
+        );
+    }
+
+    proptest! {
+        #[test]
+        fn text_is_read_back(text in prop::collection::vec(any::<u8>(), 0..200)) {
+            prop_assert_eq!(decoded(&encoded(&text)), Ok(text));
+        }
+
+        #[test]
+        fn plain_text_is_read_back(text in "[ -~]{0,200}") {
+            prop_assert_eq!(decoded(&encoded(text.as_bytes())), Ok(text.into_bytes()));
+        }
+
+        #[test]
+        fn what_is_accepted_is_what_encoding_gives(src in prop::collection::vec(any::<u8>(), 0..40)) {
+            if let Ok(text) = decoded(&src) {
+                prop_assert_eq!(encoded(&text), src);
+            }
+        }
+    }
+}
