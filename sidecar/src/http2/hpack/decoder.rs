@@ -1,8 +1,9 @@
 //! Reads header blocks (RFC 7541, 3), keeping in step with the peer's encoder.
 
+use std::collections::VecDeque;
+
 use super::{
     Error, OVERHEAD,
-    entries::Entries,
     fields::{Fields, Item, Literal},
     huffman, integer,
     intern::{FieldId, Interner},
@@ -24,8 +25,8 @@ pub struct Limits {
 ///
 /// A fresh one has allocated nothing; then it takes what the peer puts in.
 pub struct Decoder {
-    /// Interned entries hold a reference each.
-    entries: Entries,
+    /// The youngest entry first. Interned entries hold a reference each.
+    pub(super) entries: VecDeque<Item>,
     /// The text of the entries that are literals.
     private: Private,
     /// What the entries count together (RFC 7541, 4.1).
@@ -50,7 +51,7 @@ impl Decoder {
     /// a SETTINGS of ours says otherwise and is acknowledged.
     pub fn new(max_table_bytes: u32) -> Decoder {
         Decoder {
-            entries: Entries::new(),
+            entries: VecDeque::new(),
             private: Private::new(),
             bytes: 0,
             max: max_table_bytes,
@@ -95,22 +96,9 @@ impl Decoder {
         let mut input = block;
         self.size_updates(&mut input, interner)?;
         while let Some((&first, rest)) = input.split_first() {
-            let input_from_first = input;
             input = rest;
             // RFC 7541, 6.
             match first {
-                // Nearly all that a peer sends again is this.
-                0x81..0xff if !out.over_limit() => {
-                    let room = (limits.fields as usize).saturating_sub(out.items.len());
-                    let run = &input_from_first[..input_from_first.len().min(room)];
-                    let (taken, size) = take_ids(&self.entries, run, interner, out);
-                    if taken == 0 {
-                        self.indexed(u32::from(first & 0x7f), limits, interner, out)?;
-                    } else {
-                        input = &input_from_first[taken..];
-                        out.count_ids(taken, size, limits.list_bytes, interner);
-                    }
-                }
                 0x80.. => {
                     let index = integer::decode(first, 7, &mut input)?;
                     self.indexed(index, limits, interner, out)?;
@@ -161,11 +149,11 @@ impl Decoder {
     #[inline]
     fn indexed(&mut self, index: u32, limits: &Limits, interner: &mut Interner, out: &mut Fields) -> Result<(), Error> {
         match self.entry(index)? {
-            item @ Item::Interned { id, .. } => {
-                let (text_len, malformed) = interner.refer(id);
-                if out.count(text_len as u32 + OVERHEAD, limits.list_bytes, limits.fields) {
+            Item::Interned { id, .. } => {
+                let (name, size, malformed) = interner.refer(id);
+                if out.count(size, limits.list_bytes, limits.fields) {
                     out.note(malformed);
-                    out.items.push(item);
+                    out.items.push(Item::Interned { name, id });
                 } else {
                     interner.release(id);
                 }
@@ -263,7 +251,7 @@ impl Decoder {
                 }),
             };
             self.bytes += size;
-            self.entries.push(entry);
+            self.entries.push_front(entry);
         }
 
         let kept = out.count(size, limits.list_bytes, limits.fields);
@@ -287,13 +275,18 @@ impl Decoder {
     #[inline]
     fn entry(&self, index: u32) -> Result<Item, Error> {
         if index > static_table::LEN {
-            let last = static_table::LEN + self.entries.len();
-            self.entries
-                .get(index - static_table::LEN - 1)
-                .copied()
-                .ok_or(Error::NoSuchIndex { index, last })
+            match self.entries.get((index - static_table::LEN - 1) as usize) {
+                Some(item) => Ok(*item),
+                None => Err(Error::NoSuchIndex {
+                    index,
+                    last: static_table::LEN + self.entries.len() as u32,
+                }),
+            }
         } else if index > 0 {
-            Ok(static_table::ITEMS[index as usize])
+            Ok(Item::Interned {
+                name: static_table::class(index).name,
+                id: FieldId(index),
+            })
         } else {
             Err(Error::IndexZero)
         }
@@ -335,7 +328,7 @@ impl Decoder {
 
     fn shrink_to(&mut self, bytes: u32, interner: &mut Interner) {
         while self.bytes > bytes
-            && let Some(oldest) = self.entries.pop()
+            && let Some(oldest) = self.entries.pop_back()
         {
             match oldest {
                 Item::Interned { id, .. } => {
@@ -349,35 +342,6 @@ impl Decoder {
             }
         }
     }
-}
-
-/// Takes from the front of `run` the indices of one byte that mean interned fields, and puts their ids into the list.
-///
-/// Says how many, and what they count. This is the hottest loop of the product: what need not be done for each field is done
-/// by the caller, once.
-#[inline(never)]
-fn take_ids(entries: &Entries, run: &[u8], interner: &mut Interner, out: &mut Fields) -> (usize, usize) {
-    let mut text = 0;
-    let mut taken = 0;
-    for &byte in run {
-        let item = match byte {
-            0x81..0xbe => &static_table::ITEMS[usize::from(byte - 0x80)],
-            0xbe..=0xfe => match entries.get(u32::from(byte - 0xbe)) {
-                Some(item) => item,
-                None => break,
-            },
-            _ => break,
-        };
-        let Item::Interned { id, .. } = *item else { break };
-        let (text_len, malformed) = interner.refer(id);
-        text += text_len;
-        if malformed.is_some() {
-            out.note(malformed);
-        }
-        out.items.push(*item);
-        taken += 1;
-    }
-    (taken, text + taken * OVERHEAD as usize)
 }
 
 /// A string as it stands in the block.
@@ -406,12 +370,5 @@ fn read_string(input: &mut &[u8], out: &mut Vec<u8>) -> Result<(), Error> {
     } else {
         out.extend_from_slice(coded);
         Ok(())
-    }
-}
-
-#[cfg(test)]
-impl Decoder {
-    pub(super) fn allocated(&self) -> usize {
-        self.entries.allocated() + self.private.allocated()
     }
 }

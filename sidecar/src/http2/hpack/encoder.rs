@@ -254,10 +254,3 @@ fn put_shorter(text: &[u8], out: &mut Vec<u8>) {
         put_raw(text, out);
     }
 }
-
-#[cfg(test)]
-impl Encoder {
-    pub(super) fn allocated(&self) -> usize {
-        self.entries.capacity() + self.places.places.capacity()
-    }
-}

@@ -227,30 +227,6 @@ impl Fields {
         !self.over_limit
     }
 
-    /// Counts the last `taken` fields, which are interned, after they were put in; takes out those that are beyond the limit.
-    #[inline]
-    pub(super) fn count_ids(&mut self, taken: usize, size: usize, list_bytes: u32, interner: &mut Interner) {
-        self.list_size += size;
-        if self.list_size > list_bytes as usize {
-            self.cut_ids(taken, list_bytes, interner);
-        }
-    }
-
-    #[cold]
-    fn cut_ids(&mut self, taken: usize, list_bytes: u32, interner: &mut Interner) {
-        self.over_limit = true;
-        let mut size = self.list_size;
-        for _ in 0..taken {
-            if size <= list_bytes as usize {
-                break;
-            }
-            if let Some(Item::Interned { id, .. }) = self.items.pop() {
-                size -= interner.size(id) as usize;
-                interner.release(id);
-            }
-        }
-    }
-
     #[inline]
     pub(super) fn note(&mut self, malformed: Option<Malformed>) {
         if malformed.is_some() && self.malformed.is_none() {

@@ -218,13 +218,13 @@ impl Interner {
         self.slot_mut(id).references += 1;
     }
 
-    /// One reference more, for a peer that referred to the field again; and the length of its text, and what is wrong with it.
+    /// One reference more, for a peer that referred to the field again; and what the decoder must know of it.
     #[inline]
-    pub(super) fn refer(&mut self, id: FieldId) -> (usize, Option<Malformed>) {
+    pub(super) fn refer(&mut self, id: FieldId) -> (Name, u32, Option<Malformed>) {
         let slot = self.slot_mut(id);
         slot.references += 1;
         slot.met_again = true;
-        (slot.text.len(), slot.malformed)
+        (slot.name, slot.size(), slot.malformed)
     }
 
     /// One reference less.

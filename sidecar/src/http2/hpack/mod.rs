@@ -15,7 +15,6 @@
 
 mod decoder;
 mod encoder;
-mod entries;
 mod fields;
 pub mod huffman;
 mod huffman_codes;

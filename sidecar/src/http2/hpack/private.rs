@@ -70,13 +70,6 @@ impl Private {
 }
 
 #[cfg(test)]
-impl Private {
-    pub(super) fn allocated(&self) -> usize {
-        self.ring.capacity()
-    }
-}
-
-#[cfg(test)]
 mod tests {
     use std::collections::VecDeque;
 
