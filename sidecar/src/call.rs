@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
-use crate::balance::{EndpointKey, Outcome, Tried};
+use crate::balance::{self, Outcome, Tried};
 use crate::connect::PoolKey;
 use crate::exchange::{Exchange, Phase};
 use crate::grpc::Code;
@@ -43,16 +43,21 @@ pub(crate) struct Deadline {
 }
 
 /// The endpoint that was chosen.
-#[derive(Clone, Copy, Debug)]
+#[derive(Debug)]
 pub(crate) struct Choice {
-    /// Its key in the service's balancer; `None` inbound, where there is no choice.
-    pub(crate) endpoint: Option<EndpointKey>,
+    /// Its place in the service's balancer; `None` inbound, where there is no choice.
+    pub(crate) place: Option<balance::Call>,
     pub(crate) addr: SocketAddr,
     pub(crate) pool: PoolKey,
     pub(crate) at: Instant,
 }
 
 impl Call {
+    /// Who is asked, as far as that is known.
+    pub(crate) fn server(&self) -> SocketAddr {
+        self.choice.as_ref().map_or(self.meant, |choice| choice.addr)
+    }
+
     /// What is being waited for, in words.
     pub(crate) fn stage(&self) -> String {
         match (self.exchange.phase, &self.choice) {
@@ -97,7 +102,7 @@ impl Call {
             Code::Unavailable | Code::Internal if !answered || self.ended.is_some() => Outcome::Failed,
             Code::Unavailable => Outcome::Failed,
             Code::Cancelled | Code::DeadlineExceeded if !answered => {
-                let since = self.choice.map_or(now, |choice| choice.at);
+                let since = self.choice.as_ref().map_or(now, |choice| choice.at);
                 Outcome::Abandoned {
                     waited: now.saturating_duration_since(since),
                 }

@@ -36,7 +36,7 @@ fn go(worker: &mut Worker, key: CallKey) -> Result<(), Failure> {
     let addr = call.meant;
     let pool = worker.pools.of(true, addr);
     call.choice = Some(Choice {
-        endpoint: None,
+        place: None,
         addr,
         pool,
         at: worker.now,

@@ -5,9 +5,11 @@
 //! picked, reached, and from then on the two streams are carried by their exchange, until both have ended and the call
 //! is recorded.
 
+use std::net::SocketAddr;
+
 use crate::balance::NoEndpoint;
 use crate::call::{Call, CallKey, Choice};
-use crate::connect::Reach;
+use crate::connect::{PoolKey, Reach};
 use crate::exchange::End;
 use crate::failure::Failure;
 use crate::grpc::timeout;
@@ -80,20 +82,20 @@ pub(crate) fn again(worker: &mut Worker, key: CallKey) {
 
 /// Pick an endpoint, reach it, carry the call there.
 fn go(worker: &mut Worker, key: CallKey) -> Result<(), Failure> {
-    let choice = pick(worker, key)?;
-    match worker.pools.reach(choice.pool, key.to_bits(), &worker.wires) {
+    let (pool, addr) = pick(worker, key)?;
+    match worker.pools.reach(pool, key.to_bits(), &worker.wires) {
         Reach::Wire(wire) => worker.carry(key, wire),
         Reach::Dial => {
-            worker.dial(choice.pool, choice.addr);
+            worker.dial(pool, addr);
             Ok(())
         }
         Reach::Wait => Ok(()),
-        Reach::Full => Err(Failure::TooManyWaiting { addr: choice.addr }),
+        Reach::Full => Err(Failure::TooManyWaiting { addr }),
     }
 }
 
 /// Pick: the better of two endpoints, among those that this call has not tried.
-fn pick(worker: &mut Worker, key: CallKey) -> Result<Choice, Failure> {
+fn pick(worker: &mut Worker, key: CallKey) -> Result<(PoolKey, SocketAddr), Failure> {
     let now = worker.now;
     let no_call = || Failure::Stopping;
     let call = worker.calls.get_mut(key).ok_or_else(no_call)?;
@@ -103,16 +105,15 @@ fn pick(worker: &mut Worker, key: CallKey) -> Result<Choice, Failure> {
         Err(why) => return Err(no_endpoint(service.name.clone(), why, call)),
     };
     let addr = service.balancer.addr(endpoint).ok_or_else(no_call)?;
-    service.balancer.started(endpoint);
+    let place = service.balancer.started(endpoint);
     let pool = worker.pools.of(false, addr);
-    let choice = Choice {
-        endpoint: Some(endpoint),
+    call.choice = Some(Choice {
+        place: Some(place),
         addr,
         pool,
         at: now,
-    };
-    call.choice = Some(choice);
-    Ok(choice)
+    });
+    Ok((pool, addr))
 }
 
 fn no_endpoint(service: String, why: NoEndpoint, call: &Call) -> Failure {

@@ -20,7 +20,7 @@ use std::time::{Duration, Instant};
 use rand::rngs::StdRng;
 use tokio::net::TcpStream;
 
-use crate::balance::EndpointSpec;
+use crate::balance::{EndpointKey, EndpointSpec, Outcome};
 use crate::call::{Call, CallKey, Deadline};
 use crate::connect::resolve::{Answer, Query, State, Target};
 use crate::connect::{self, PoolKey, Pools, Side, WireKey, Wires};
@@ -149,7 +149,8 @@ impl Worker {
         let Some(call) = self.calls.get_mut(key) else {
             return Ok(());
         };
-        let Some(choice) = call.choice else { return Ok(()) };
+        let Some(choice) = &call.choice else { return Ok(()) };
+        let (pool, addr) = (choice.pool, choice.addr);
         if let Some(deadline) = call.deadline {
             let left = deadline.at.saturating_duration_since(self.now);
             if left.is_zero() {
@@ -169,21 +170,17 @@ impl Worker {
         if let Some(to) = self.wires.slots.get(wire) {
             let (bytes, max) = (call.exchange.head.list_size(), to.engine.max_header_list());
             if bytes > max {
-                return Err(Failure::NextHopHeaders {
-                    addr: choice.addr,
-                    bytes,
-                    max,
-                });
+                return Err(Failure::NextHopHeaders { addr, bytes, max });
             }
         }
         if call.exchange.connect(wire, key.to_bits(), &mut self.wires) {
             return Ok(());
         }
         // The wire was full after all: the call waits with the others.
-        match self.pools.reach(choice.pool, key.to_bits(), &self.wires) {
-            connect::Reach::Dial => self.dial(choice.pool, choice.addr),
+        match self.pools.reach(pool, key.to_bits(), &self.wires) {
+            connect::Reach::Dial => self.dial(pool, addr),
             connect::Reach::Wire(_) | connect::Reach::Wait => {}
-            connect::Reach::Full => return Err(Failure::TooManyWaiting { addr: choice.addr }),
+            connect::Reach::Full => return Err(Failure::TooManyWaiting { addr }),
         }
         Ok(())
     }
@@ -217,10 +214,10 @@ impl Worker {
         let Some(call) = self.calls.get_mut(key) else { return };
         let Some(choice) = call.choice.take() else { return };
         self.pools.forget(choice.pool, key.to_bits());
-        if let (Some(endpoint), Some(service)) = (choice.endpoint, self.services.get_mut(call.service)) {
-            service
-                .balancer
-                .finished(endpoint, crate::balance::Outcome::Unsent, self.now);
+        if let (Some(place), Some(service)) = (choice.place, self.services.get_mut(call.service))
+            && let Some(gone) = service.balancer.finished(place, Outcome::Unsent, self.now)
+        {
+            self.retire(gone.addr);
         }
     }
 
@@ -238,9 +235,10 @@ impl Worker {
         if let Some(method) = call.method {
             self.recorder.handled(method, call.kind(), call.code(), elapsed);
         }
+        let outcome = call.outcome(self.now);
         if let Some(choice) = call.choice {
-            if let (Some(endpoint), Some(service)) = (choice.endpoint, self.services.get_mut(call.service)) {
-                let gone = service.balancer.finished(endpoint, call.outcome(self.now), self.now);
+            if let (Some(place), Some(service)) = (choice.place, self.services.get_mut(call.service)) {
+                let gone = service.balancer.finished(place, outcome, self.now);
                 if let Some(gone) = gone {
                     self.retire(gone.addr);
                 }
@@ -402,11 +400,11 @@ impl Worker {
     }
 
     /// The endpoint that a call waited for cannot be reached: it tries the others, one after another.
-    fn dial_failed(&mut self, key: CallKey, why: &str, judged: &mut Vec<(ServiceKey, crate::balance::EndpointKey)>) {
+    fn dial_failed(&mut self, key: CallKey, why: &str, judged: &mut Vec<(ServiceKey, EndpointKey)>) {
         let Some(call) = self.calls.get_mut(key) else { return };
         call.last_error = Some(why.to_owned());
-        let Some(choice) = call.choice else { return };
-        let (service, Some(endpoint)) = (call.service, choice.endpoint) else {
+        let Some(choice) = &call.choice else { return };
+        let (service, Some(endpoint)) = (call.service, choice.place.as_ref().map(|place| place.key())) else {
             self.fail(key, Failure::Unreachable { why: why.to_owned() });
             return;
         };

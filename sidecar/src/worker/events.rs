@@ -123,7 +123,7 @@ impl Worker {
             call.ended = Some(Code::Cancelled);
         }
         let waiting = call.exchange.phase == Phase::Waiting;
-        let pool = call.choice.map(|choice| choice.pool);
+        let pool = call.choice.as_ref().map(|choice| choice.pool);
         call.exchange.caller_reset(reason, &mut self.wires);
         if let (true, Some(pool)) = (waiting, pool) {
             self.pools.forget(pool, user);
@@ -162,7 +162,7 @@ impl Worker {
         let key = Key::from_bits(user);
         let Some(call) = self.calls.get_mut(key) else { return };
         if self.wires.shared.fields.over_limit() {
-            let addr = call.choice.map_or(call.meant, |choice| choice.addr);
+            let addr = call.server();
             let bytes = self.wires.shared.fields.list_size();
             self.fail(key, Failure::ResponseHeadersTooLarge { addr, bytes });
             return;
@@ -172,11 +172,11 @@ impl Worker {
             Head::Response(status) => {
                 call.exchange.response_head(status, false, end, &mut self.wires);
                 let unavailable = call.exchange.code == Some(Code::Unavailable);
-                if let (Some(choice), false) = (call.choice, unavailable)
-                    && let (Some(endpoint), Some(service)) = (choice.endpoint, self.services.get_mut(call.service))
+                if let (Some(choice), false) = (&mut call.choice, unavailable)
+                    && let (Some(place), Some(service)) = (&mut choice.place, self.services.get_mut(call.service))
                 {
                     let latency = self.now.saturating_duration_since(choice.at);
-                    service.balancer.answered(endpoint, latency, self.now);
+                    service.balancer.answered(place, latency, self.now);
                 }
             }
             Head::Trailers => call.exchange.response_trailers(&mut self.wires),
@@ -190,7 +190,7 @@ impl Worker {
     fn server_reset(&mut self, user: u64, reason: Reason, fault: Option<StreamFault>) {
         let key = Key::from_bits(user);
         let Some(call) = self.calls.get_mut(key) else { return };
-        let addr = call.choice.map_or(call.meant, |choice| choice.addr);
+        let addr = call.server();
         if let Some(fault) = fault {
             call.exchange.up = None;
             self.fail(
@@ -217,7 +217,7 @@ impl Worker {
     fn not_processed(&mut self, user: u64) {
         let key = Key::from_bits(user);
         let Some(call) = self.calls.get_mut(key) else { return };
-        let addr = call.choice.map_or(call.meant, |choice| choice.addr);
+        let addr = call.server();
         if call.resent || !call.exchange.take_back() {
             self.fail(key, Failure::Refused { addr });
             return;
@@ -230,7 +230,12 @@ impl Worker {
     /// Looks for another endpoint; the same one, by another connection, if it is the only one.
     fn leave_for_another(&mut self, key: crate::call::CallKey) {
         let Some(call) = self.calls.get_mut(key) else { return };
-        if let Some(endpoint) = call.choice.and_then(|choice| choice.endpoint) {
+        if let Some(endpoint) = call
+            .choice
+            .as_ref()
+            .and_then(|choice| choice.place.as_ref())
+            .map(|place| place.key())
+        {
             let others = self
                 .services
                 .get(call.service)

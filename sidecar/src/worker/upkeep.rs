@@ -25,7 +25,7 @@ impl Worker {
                 continue;
             };
             let stage = call.stage();
-            if let Some(choice) = call.choice {
+            if let Some(choice) = &call.choice {
                 self.pools.forget(choice.pool, mark);
             }
             self.fail(
