@@ -10,7 +10,7 @@ pub mod shutdown;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use anyhow::Context as _;
+use anyhow::{Context as _, anyhow};
 use serde_json::json;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc::{Receiver, Sender, channel};
@@ -92,7 +92,7 @@ async fn carry(
             let _ = ask.try_send(Event::Asked);
         }),
     };
-    let door = Door::open(&config.admin, pages).map_err(|why| Error::Start(why.into()))?;
+    let door = Door::open(&config.admin, pages).map_err(|why| Error::Start(anyhow!("{why}")))?;
 
     let worker = (config.clone(), registry.clone());
     let crew = Crew::start(config.workers, move |seat| work(seat, &worker.0, &worker.1));
@@ -110,7 +110,11 @@ async fn carry(
     if cut == Cut::default() {
         info!("the proxy ends; nothing was cut");
     } else {
-        warn!(cut.rpcs, cut.connections, "the proxy ends; what was still open was cut");
+        warn!(
+            rpcs = cut.rpcs,
+            connections = cut.connections,
+            "the proxy ends; what was still open was cut"
+        );
     }
     door.close().await;
     Ok(())
@@ -156,9 +160,9 @@ async fn until_the_end(
             ended = crew.ended() => {
                 let cut = ended.map_err(Error::Worker)?;
                 if !shutdown.has_begun() {
-                    return Err(Error::Worker(anyhow::anyhow!("all workers ended, and nobody had asked them to")));
+                    return Err(Error::Worker(anyhow!("all workers ended, and nobody had asked them to")));
                 }
-                info!(cut.rpcs, cut.connections, "the workers have ended");
+                info!(rpcs = cut.rpcs, connections = cut.connections, "the workers have ended");
                 Event::WorkersEnded
             }
             Some(event) = asked.recv() => event,

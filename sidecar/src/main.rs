@@ -48,6 +48,7 @@ fn proxy(config: Config) -> ExitCode {
         return ExitCode::from(SOFTWARE);
     }
     end_on_panic();
+    keep_small();
     for warning in &config.warnings {
         warn!("{warning}");
     }
@@ -78,6 +79,12 @@ fn end_on_panic() {
         error!("this is a fault in the proxy, which ends: {panic}");
         std::process::exit(i32::from(SOFTWARE));
     }));
+}
+
+/// Asks the kernel for small pages. Where it gives huge ones to everybody, each part of the heap that is begun costs 2 MiB;
+/// that is more than an idle proxy has altogether. A kernel that cannot is no reason not to start.
+fn keep_small() {
+    let _ = nix::sys::prctl::set_thp_disable(true);
 }
 
 /// The variables that may be settings.

@@ -190,4 +190,5 @@ async fn a_port_that_is_taken_keeps_the_proxy_from_starting() {
         .await
         .expect_err("the port is taken");
     assert_eq!(why.exit_code(), 71);
+    assert_eq!(why.to_string().matches("in use").count(), 1, "{why}");
 }

@@ -116,9 +116,14 @@ fn write_duration(duration: Duration) -> String {
 pub(super) fn list<T>(each: impl Fn(&str) -> Parsed<T>) -> impl Fn(&str) -> Parsed<Vec<T>> {
     move |text| {
         let parts = text.split(',').map(str::trim).filter(|part| !part.is_empty());
-        parts
-            .map(|part| each(part).map_err(|why| format!("of {part:?}: {why}")))
-            .collect()
+        let which = |part: &str, why| {
+            if text.contains(',') {
+                format!("of {part:?}: {why}")
+            } else {
+                why
+            }
+        };
+        parts.map(|part| each(part).map_err(|why| which(part, why))).collect()
     }
 }
 
