@@ -65,8 +65,43 @@ struct Slot {
     older: u32,
     name: Name,
     static_index: u8,
-    malformed: Option<Malformed>,
-    met_again: bool,
+    note: Note,
+}
+
+/// What is wrong with a field, and whether it was met again.
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct Note(u8);
+
+impl Note {
+    const NEW: Note = Note(0);
+    const MET_AGAIN: Note = Note(0x80);
+
+    fn new(malformed: Option<Malformed>) -> Note {
+        Note(malformed.map_or(0, |malformed| malformed as u8 + 1))
+    }
+
+    fn malformed(self) -> Option<Malformed> {
+        [
+            Malformed::EmptyName,
+            Malformed::UpperCaseName,
+            Malformed::BadNameByte,
+            Malformed::BadValueByte,
+            Malformed::ValueSpace,
+        ]
+        .into_iter()
+        .find(|malformed| Note::new(Some(*malformed)).0 == self.0 & !Note::MET_AGAIN.0)
+    }
+
+    fn is_met_again(self) -> bool {
+        self.0 & Note::MET_AGAIN.0 != 0
+    }
+
+    /// Meets the field again, and says what is wrong with it.
+    #[cold]
+    fn met(&mut self) -> Option<Malformed> {
+        self.0 |= Note::MET_AGAIN.0;
+        self.malformed()
+    }
 }
 
 struct Idle {
@@ -102,7 +137,7 @@ impl Interner {
                 references: 1,
                 name,
                 static_index,
-                met_again: true,
+                note: Note::MET_AGAIN,
                 ..Slot::unused()
             }
         }));
@@ -131,7 +166,7 @@ impl Interner {
             name_text,
             value,
             never_indexed: false,
-            malformed: slot.malformed,
+            malformed: slot.note.malformed(),
             id: Some(id),
         }
     }
@@ -157,7 +192,7 @@ impl Interner {
         }
         let text = [name_text, value].concat();
         let id = self.intern(&text, name_text.len(), class, malformed);
-        self.slot_mut(id).met_again = true;
+        self.slot_mut(id).note.met();
         id
     }
 
@@ -188,7 +223,7 @@ impl Interner {
                 }
                 let slot = self.slot_mut(id);
                 slot.references += 1;
-                slot.met_again = true;
+                slot.note.met();
                 id
             }
             None => {
@@ -202,8 +237,7 @@ impl Interner {
                 slot.hash = hash;
                 slot.name = class.name;
                 slot.static_index = class.static_index;
-                slot.malformed = name_malformed.or_else(|| name::value_malformed(&text[name_len..]));
-                slot.met_again = false;
+                slot.note = Note::new(name_malformed.or_else(|| name::value_malformed(&text[name_len..])));
                 self.live += 1;
                 self.bytes += text.len();
                 self.chain(id);
@@ -218,13 +252,18 @@ impl Interner {
         self.slot_mut(id).references += 1;
     }
 
-    /// One reference more, for a peer that referred to the field again; and what the decoder must know of it.
+    /// One reference more, for a peer that referred to the field again; and the length of its text, and what is wrong with it.
     #[inline]
-    pub(super) fn refer(&mut self, id: FieldId) -> (Name, u32, Option<Malformed>) {
+    pub(super) fn refer(&mut self, id: FieldId) -> (usize, Option<Malformed>) {
         let slot = self.slot_mut(id);
         slot.references += 1;
-        slot.met_again = true;
-        (slot.name, slot.size(), slot.malformed)
+        // One comparison for what is nearly always so.
+        let malformed = if slot.note == Note::MET_AGAIN {
+            None
+        } else {
+            slot.note.met()
+        };
+        (slot.text.len(), malformed)
     }
 
     /// One reference less.
@@ -247,7 +286,7 @@ impl Interner {
     /// Whether a peer has sent the field more than once, as far as can be known.
     #[inline]
     pub(super) fn met_again(&self, id: FieldId) -> bool {
-        self.slot(id).met_again
+        self.slot(id).note.is_met_again()
     }
 
     /// All that follows from the field's name.
@@ -441,8 +480,7 @@ impl Slot {
             older: NONE,
             name: Name::Other,
             static_index: 0,
-            malformed: None,
-            met_again: false,
+            note: Note::NEW,
         }
     }
 

@@ -170,9 +170,8 @@ pub(super) fn judge(text: &[u8]) -> (Class, Option<Malformed>) {
 #[inline]
 pub(super) fn value_malformed(value: &[u8]) -> Option<Malformed> {
     // Without an early end, so that the compiler takes many bytes at once.
-    let bad = value.iter().fold(false, |bad, &byte| {
-        bad | ((byte < b' ') & (byte != b'\t')) | (byte == 0x7f)
-    });
+    let is_bad = |byte: u8| u8::from((byte < b' ') & (byte != b'\t')) | u8::from(byte == 0x7f);
+    let bad = value.iter().fold(0, |bad, &byte| bad | is_bad(byte)) != 0;
     let space = |byte: Option<&u8>| matches!(byte, Some(b' ' | b'\t'));
     if bad {
         Some(Malformed::BadValueByte)
