@@ -11,8 +11,8 @@ const LONGEST: usize = 30;
 /// Appends what `src` stands for. On an error nothing has been appended.
 pub fn decode(src: &[u8], out: &mut Vec<u8>) -> Result<(), Error> {
     let start = out.len();
-    // The shortest code has 5 bits; a look-up writes two bytes, also where one or none of them counts.
-    out.resize(start + src.len() * 8 / 5 + 4, 0);
+    // The shortest code has 5 bits; and eight bytes are written at a time, also where only the first counts.
+    out.resize(start + src.len() * 8 / 5 + 8, 0);
     let written = decode_into(src, &mut out[start..]);
     out.truncate(start + written.as_ref().copied().unwrap_or(0));
     written.map(|_| ())
@@ -68,10 +68,12 @@ fn decode_into(src: &[u8], out: &mut [u8]) -> Result<usize, Error> {
             continue;
         }
         // Four windows of 12 bits are less than 57. Where a longer code begins, the next turn of the outer loop finds it
-        // in front.
+        // in front. The text goes through a word of its own, so that its bounds are checked once for all four.
+        let mut text = [0; 10];
+        let mut len = 0;
         for _ in 0..4 {
-            out[at..at + 2].copy_from_slice(&window.text());
-            at += window.symbols();
+            text[len & 7..][..2].copy_from_slice(&window.text());
+            len += window.symbols();
             used += window.bits() as usize;
             bits <<= window.bits();
             window = self::window(bits);
@@ -79,6 +81,8 @@ fn decode_into(src: &[u8], out: &mut [u8]) -> Result<usize, Error> {
                 break;
             }
         }
+        out[at..][..8].copy_from_slice(&text[..8]);
+        at += len;
     }
     // Ones never make a symbol, so a symbol that reaches behind the end had begun with wrong padding.
     if used == end {
