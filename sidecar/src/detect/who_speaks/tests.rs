@@ -372,6 +372,29 @@ async fn a_closed_upstream_is_handed_to_the_tunnel_which_passes_it_on() {
 }
 
 #[tokio::test]
+async fn what_a_server_said_before_it_closed_is_kept() {
+    let scene = Scene::quick().await;
+    let closes = async { says(&dialled(&scene.server).await, SETTINGS_OF_GRPC_GO).await };
+    let (detected, ()) = tokio::join!(scene.detect(), closes);
+    let detected = detected.expect("detected");
+    assert_eq!(
+        (detected.protocol, detected.guess),
+        (Protocol::Opaque, Guess::ServerClosed)
+    );
+    assert_eq!(
+        detected.upstream.expect("was dialled").server_bytes,
+        SETTINGS_OF_GRPC_GO
+    );
+}
+
+#[tokio::test]
+async fn a_waiting_connection_costs_less_than_two_kibibytes() {
+    let scene = Scene::quick().await;
+    let size = size_of_val(&scene.detect());
+    assert!(size < 2_048, "{size} bytes");
+}
+
+#[tokio::test]
 async fn a_client_that_closes_its_side_before_speaking_still_reaches_its_server() {
     let mut scene = Scene::new(Settings {
         silence: Duration::from_secs(3_600),
