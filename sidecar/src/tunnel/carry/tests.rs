@@ -363,8 +363,8 @@ async fn a_reader_that_stops_stops_its_writer_and_loses_nothing() {
             ..
         } = Ends::after("", "", Some(16 << 10)).await;
         let taken = fill(&mut client).await;
-        // Four socket buffers (the kernel doubles what is asked for) and what one direction of the tunnel keeps.
-        assert!(taken <= 4 * (32 << 10) + A_TURN, "{taken} bytes were taken");
+        // Four socket buffers, which the kernel doubles and overdraws, and what one direction of the tunnel keeps.
+        assert!(taken <= 8 * (32 << 10) + A_TURN, "{taken} bytes were taken");
 
         // The other direction goes on meanwhile.
         server.write_all(b"still here").await.expect("written");
