@@ -523,11 +523,13 @@ impl Connection {
         shared: &mut Shared,
         now: Instant,
     ) -> Result<Option<Event<'a>>, Fatal> {
-        if matches!(self.going, Going::Last(_)) {
-            // Our last GOAWAY named the last stream: the peer knows that this one is not processed (6.8).
-            return Ok(None);
-        }
         self.last_theirs = id;
+        if matches!(self.going, Going::Last(_)) {
+            // Our last GOAWAY named the last stream: the peer knows that this one is not processed (6.8). What else
+            // belongs to it is under way, and harmless.
+            self.closed.remember(id, How::OurReset);
+            return self.check_control(now).map(|()| None);
+        }
         if self.streams.len() >= self.settings.max_concurrent_streams as usize {
             return self.refuse(id, Reason::REFUSED_STREAM, None, now);
         }

@@ -241,6 +241,11 @@ impl Connection {
 
     /// The end of the connection for `reason`, with a sentence for the peer's log.
     pub fn say_goaway(&mut self, last: u32, reason: Reason, why: &str) {
+        // What was said once is not taken back: streams above it count as not processed (RFC 9113, 6.8).
+        let last = match self.going {
+            Going::Last(before) => last.min(before),
+            Going::No | Going::Announced => last,
+        };
         frame::put_goaway(&mut self.out, last, reason, why);
         self.going = Going::Last(last);
     }
