@@ -483,15 +483,15 @@ impl Connection {
         {
             return fatal(Reason::COMPRESSION_ERROR, "a header block that cannot be decoded");
         }
-        if depends_on_itself {
-            return fatal(Reason::PROTOCOL_ERROR, "a stream that depends on itself");
-        }
         self.ledger.useful();
         match self.by_id(id) {
+            Some(key) if depends_on_itself => {
+                self.fault(key, StreamFault::Protocol, Reason::PROTOCOL_ERROR, shared, now)
+            }
             Some(key) if self.role == Role::Server => self.on_trailers(key, end, shared, now),
             Some(key) => self.on_response(key, end, shared, now),
             None if self.role == Role::Server && id % 2 == 1 && id > self.last_theirs => {
-                self.on_request(id, end, shared, now)
+                self.on_request(id, end, depends_on_itself, shared, now)
             }
             None => self.block_on_closed(id, now),
         }
@@ -520,6 +520,7 @@ impl Connection {
         &mut self,
         id: u32,
         end: bool,
+        depends_on_itself: bool,
         shared: &mut Shared,
         now: Instant,
     ) -> Result<Option<Event<'a>>, Fatal> {
@@ -532,6 +533,9 @@ impl Connection {
         }
         if self.streams.len() >= self.settings.max_concurrent_streams as usize {
             return self.refuse(id, Reason::REFUSED_STREAM, None, now);
+        }
+        if depends_on_itself {
+            return self.refuse(id, Reason::PROTOCOL_ERROR, Some(Wrong::DependsOnItself), now);
         }
         let head = match message::request(&shared.fields, &shared.interner) {
             Ok(head) => head,
@@ -666,13 +670,19 @@ impl Connection {
         let Some(priority) = payload.first_chunk::<5>().filter(|_| payload.len() == 5) else {
             return match self.by_id(header.stream) {
                 Some(key) => self.fault(key, StreamFault::Protocol, Reason::FRAME_SIZE_ERROR, shared, now),
-                None => fatal(Reason::FRAME_SIZE_ERROR, "PRIORITY that is not 5 bytes"),
+                None if self.is_idle(header.stream) => {
+                    fatal(Reason::FRAME_SIZE_ERROR, "PRIORITY that is not 5 bytes")
+                }
+                None => self.check_control(now).map(|()| None),
             };
         };
         if dependency(priority) == header.stream {
             return match self.by_id(header.stream) {
                 Some(key) => self.fault(key, StreamFault::Protocol, Reason::PROTOCOL_ERROR, shared, now),
-                None => fatal(Reason::PROTOCOL_ERROR, "a stream that depends on itself"),
+                None if self.is_idle(header.stream) => {
+                    fatal(Reason::PROTOCOL_ERROR, "a stream that depends on itself")
+                }
+                None => self.check_control(now).map(|()| None),
             };
         }
         self.check_control(now).map(|()| None)
