@@ -724,10 +724,11 @@ impl Connection {
         // A stranger that resets what it has just asked for makes work for nothing (CVE-2023-44487).
         let premature = self.role == Role::Server && !self.own_application && stream.ours == Half::Head;
         let user = stream.user;
-        self.remove(key, How::TheirReset, shared);
         if premature {
+            // Before the stream is taken out: after the last straw, too, its owner finds it among those to be ended.
             self.check_resets(now)?;
         }
+        self.remove(key, How::TheirReset, shared);
         Ok(Some(Event::Reset {
             user,
             reason,
