@@ -636,8 +636,9 @@ impl Connection {
                 end,
             }));
         }
-        let no_body = stream.head_request || head.status == 204 || head.status == 304;
-        stream.length_left = if no_body { None } else { head.length };
+        // What has no content may say how long it would be, but DATA with payload makes it malformed (8.1.1).
+        let no_content = stream.head_request || head.status == 204 || head.status == 304;
+        stream.length_left = if no_content { Some(0) } else { head.length };
         if end && stream.length_left.is_some_and(|left| left != 0) {
             let fault = StreamFault::Malformed(Wrong::ContentLengthMismatch);
             return self.fault(key, fault, Reason::PROTOCOL_ERROR, shared, now);
