@@ -763,7 +763,11 @@ impl Connection {
         if !payload.len().is_multiple_of(6) {
             return fatal(Reason::FRAME_SIZE_ERROR, "SETTINGS that are no multiple of 6 bytes");
         }
-        self.peer.said = true;
+        if !self.peer.said {
+            self.peer.said = true;
+            // No limit, until one is named (6.5.2).
+            self.peer.max_streams = u32::MAX;
+        }
         let window_before = self.peer.initial_window;
         for entry in payload.chunks_exact(6) {
             let id = u16::from_be_bytes([entry[0], entry[1]]);
