@@ -257,6 +257,8 @@ pub(crate) const PATH_PING: [u8; 8] = *b"ptn-path";
 pub(crate) const OUTPUT_BYTES: usize = 64 << 10;
 /// Output that a peer does not read, at which it is cut.
 const OUTPUT_CEILING: usize = 1 << 20;
+/// Turns of streams that are gone, which are not worth looking for.
+const STALE_TURNS: usize = 64;
 /// Streams that we open before the peer's SETTINGS said how many it takes.
 const STREAMS_BEFORE_SETTINGS: u32 = 100;
 
@@ -522,6 +524,10 @@ impl Connection {
         if stream.id != 0 {
             self.ids.remove(&stream.id);
             self.closed.remember(stream.id, how);
+        }
+        if stream.scheduled && self.ready.len() > STALE_TURNS && self.ready.len() > 2 * self.streams.len() {
+            // While the connection has no room nobody takes turns, and streams that come and go would pile up here.
+            self.ready.retain(|key| self.streams.contains(*key));
         }
         shared.drop_held(&mut stream.held);
         if let super::stream::Ending::Trailers(fields) = &mut stream.ending {
