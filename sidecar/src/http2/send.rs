@@ -38,6 +38,9 @@ impl Connection {
         let Some(stream) = self.streams.get_mut(key) else {
             return;
         };
+        if stream.ours != Half::Head {
+            return;
+        }
         if stream.id == 0 {
             stream.id = self.next_ours;
             self.ids.insert(stream.id, key);
@@ -147,7 +150,8 @@ impl Connection {
         let Some(stream) = self.streams.get_mut(key) else {
             return;
         };
-        if n == 0 || stream.theirs == Half::Ended {
+        // Without an identifier it would be credit for the connection.
+        if n == 0 || stream.id == 0 || stream.theirs == Half::Ended {
             return;
         }
         stream.recv_window += n as i64;
