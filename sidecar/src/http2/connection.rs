@@ -441,15 +441,7 @@ impl Connection {
         self.out_taken += n;
         self.tail = Tail::default();
         if self.out_taken == self.out.len() {
-            self.out_taken = 0;
-            self.out.clear();
-            let mut buffer = std::mem::take(&mut self.out);
-            if shared.outputs.len() < 64 {
-                if buffer.capacity() > 4 * OUTPUT_BYTES {
-                    buffer.shrink_to(OUTPUT_BYTES);
-                }
-                shared.outputs.push(buffer);
-            }
+            self.return_output(shared);
         } else if self.out_taken > OUTPUT_BYTES {
             self.out.drain(..self.out_taken);
             self.out_taken = 0;
@@ -501,6 +493,19 @@ impl Connection {
     pub(crate) fn borrow_output(&mut self, shared: &mut Shared) {
         if self.out.capacity() == 0 {
             self.out = shared.outputs.pop().unwrap_or_default();
+        }
+    }
+
+    /// Gives the output's memory to whoever has something to say next; nothing may stand in it.
+    pub(crate) fn return_output(&mut self, shared: &mut Shared) {
+        self.out_taken = 0;
+        self.out.clear();
+        let mut buffer = std::mem::take(&mut self.out);
+        if buffer.capacity() > 0 && shared.outputs.len() < 64 {
+            if buffer.capacity() > 4 * OUTPUT_BYTES {
+                buffer.shrink_to(OUTPUT_BYTES);
+            }
+            shared.outputs.push(buffer);
         }
     }
 

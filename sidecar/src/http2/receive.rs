@@ -78,8 +78,11 @@ impl Connection {
     ) -> Result<Option<Event<'a>>, Fatal> {
         self.borrow_output(shared);
         let result = self.next_event(input, shared, now);
-        if let Err(error) = &result {
-            self.say_goaway(self.last_theirs, error.reason, error.why);
+        match &result {
+            Err(error) => self.say_goaway(self.last_theirs, error.reason, error.why),
+            // What came needed no answer: the memory for one is not kept by a connection that may be idle now.
+            Ok(None) if self.out.is_empty() => self.return_output(shared),
+            Ok(_) => {}
         }
         result
     }
