@@ -51,7 +51,7 @@ impl Connection {
             stream.ours = if end { Half::Ended } else { Half::Body };
         }
         self.put_block(id, fields, end, shared);
-        self.ledger.useful();
+        self.ledger.useful(0);
         if end {
             self.ended(key, shared);
         }
@@ -93,7 +93,7 @@ impl Connection {
         }
         if sent > 0 || (all && end) {
             self.put_data(id, &bytes[..sent], all && end);
-            self.ledger.useful();
+            self.ledger.useful(sent);
         }
         if all && end {
             self.ended(key, shared);
@@ -195,7 +195,7 @@ impl Connection {
             stream.held.pop_into(n, &mut self.out, &mut shared.pool);
             shared.budget.release(n as u64);
             moved.push(stream.user);
-            self.ledger.useful();
+            self.ledger.useful(n);
             if !last {
                 if stream.send_window > 0 {
                     self.ready.push_back(key);
