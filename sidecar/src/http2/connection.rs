@@ -18,7 +18,7 @@ use super::message::Wrong;
 use super::path::Path;
 use super::receive::Parser;
 use super::slots::Slots;
-use super::stream::{Half, Stream, StreamKey};
+use super::stream::{Ending, Half, Stream, StreamKey};
 
 /// What the connections of one worker have in common.
 pub struct Shared {
@@ -45,16 +45,22 @@ impl Shared {
         }
     }
 
-    /// Holds a copy of `bytes`, counted in the budget.
+    /// Holds a copy of `bytes`, whose memory is counted in the budget.
     pub fn hold(&mut self, held: &mut Held, bytes: &[u8]) {
-        held.push(bytes, &mut self.pool);
-        self.budget.add(bytes.len() as u64);
+        let taken = held.push(bytes, &mut self.pool);
+        self.budget.add(taken as u64);
     }
 
     /// Throws away what is held.
     pub fn drop_held(&mut self, held: &mut Held) {
-        let dropped = held.clear(&mut self.pool);
-        self.budget.release(dropped as u64);
+        let freed = held.clear(&mut self.pool);
+        self.budget.release(freed as u64);
+    }
+
+    /// Throws away trailers that were held.
+    pub(crate) fn drop_trailers(&mut self, mut trailers: Box<Fields>) {
+        self.budget.release(trailers.list_size() as u64);
+        trailers.clear(&mut self.interner);
     }
 }
 
@@ -535,8 +541,8 @@ impl Connection {
             self.ready.retain(|key| self.streams.contains(*key));
         }
         shared.drop_held(&mut stream.held);
-        if let super::stream::Ending::Trailers(fields) = &mut stream.ending {
-            fields.clear(&mut shared.interner);
+        if let Ending::Trailers(fields) = std::mem::replace(&mut stream.ending, Ending::Open) {
+            shared.drop_trailers(fields);
         }
         Some(stream)
     }
