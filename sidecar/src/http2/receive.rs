@@ -690,18 +690,14 @@ impl Connection {
         let Some(priority) = payload.first_chunk::<5>().filter(|_| payload.len() == 5) else {
             return match self.by_id(header.stream) {
                 Some(key) => self.fault(key, StreamFault::Protocol, Reason::FRAME_SIZE_ERROR, shared, now),
-                None if self.is_idle(header.stream) => {
-                    fatal(Reason::FRAME_SIZE_ERROR, "PRIORITY that is not 5 bytes")
-                }
+                None if self.is_idle(header.stream) => fatal(Reason::FRAME_SIZE_ERROR, "PRIORITY that is not 5 bytes"),
                 None => self.check_control(now).map(|()| None),
             };
         };
         if dependency(priority) == header.stream {
             return match self.by_id(header.stream) {
                 Some(key) => self.fault(key, StreamFault::Protocol, Reason::PROTOCOL_ERROR, shared, now),
-                None if self.is_idle(header.stream) => {
-                    fatal(Reason::PROTOCOL_ERROR, "a stream that depends on itself")
-                }
+                None if self.is_idle(header.stream) => fatal(Reason::PROTOCOL_ERROR, "a stream that depends on itself"),
                 None => self.check_control(now).map(|()| None),
             };
         }

@@ -1,0 +1,12 @@
+//! The engine's promises: by section of RFC 9113, against a model, and against another implementation.
+//!
+//! `peer.rs` is the vocabulary: a peer that writes raw frames, and sees what the engine makes of them.
+
+mod abuse;
+mod frames;
+mod messages;
+mod peer;
+mod sending;
+mod settings;
+mod streams;
+mod windows;
