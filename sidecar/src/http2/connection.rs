@@ -58,7 +58,7 @@ impl Shared {
     }
 
     /// Throws away trailers that were held.
-    pub(crate) fn drop_trailers(&mut self, mut trailers: Box<Fields>) {
+    pub(crate) fn drop_trailers(&mut self, mut trailers: Fields) {
         self.budget.release(trailers.list_size() as u64);
         trailers.clear(&mut self.interner);
     }
@@ -542,7 +542,7 @@ impl Connection {
         }
         shared.drop_held(&mut stream.held);
         if let Ending::Trailers(fields) = std::mem::replace(&mut stream.ending, Ending::Open) {
-            shared.drop_trailers(fields);
+            shared.drop_trailers(*fields);
         }
         Some(stream)
     }

@@ -213,7 +213,7 @@ impl Connection {
                     stream.ours = Half::Ended;
                     let id = stream.id;
                     self.put_block(id, &fields, true, shared);
-                    shared.drop_trailers(fields);
+                    shared.drop_trailers(*fields);
                 }
             }
             self.ended(key, shared);
