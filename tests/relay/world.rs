@@ -11,7 +11,7 @@ use h2::{Reason, RecvStream, SendStream};
 use http::{HeaderMap, Request, Response};
 use portunus_sidecar::connect::resolve::{self, Names};
 use portunus_sidecar::telemetry::Registry;
-use portunus_sidecar::worker::{self, Command, Handle, Parts};
+use portunus_sidecar::worker::{self, Command, Cut, Open, Orders, Parts};
 use portunus_sidecar::{http2, telemetry};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_util::sync::CancellationToken;
@@ -21,7 +21,8 @@ use crate::bytes::Bytes;
 
 /// A worker of ours, and a server behind it.
 pub struct World {
-    worker: Option<Handle>,
+    worker: Option<std::thread::JoinHandle<Cut>>,
+    commands: tokio::sync::mpsc::UnboundedSender<Command>,
     /// Where the worker takes calls.
     pub proxy: SocketAddr,
     seeds: Arc<AtomicU64>,
@@ -106,9 +107,21 @@ impl World {
             names,
             registry: registry.clone(),
         };
-        let worker = worker::start("worker".to_owned(), parts).expect("a worker");
+        let (commands, told) = tokio::sync::mpsc::unbounded_channel();
+        let (listens, listening) = tokio::sync::oneshot::channel();
+        let worker = std::thread::spawn(move || {
+            let listening = Box::new(move || listens.send(()).expect("the test waits"));
+            let orders = Orders {
+                commands: told,
+                open: Arc::new(Open::default()),
+                listening,
+            };
+            worker::run(parts, orders).expect("it can listen")
+        });
+        listening.await.expect("it listens");
         World {
             worker: Some(worker),
+            commands,
             proxy,
             seeds: Arc::default(),
             stop,
@@ -145,8 +158,8 @@ impl Drop for World {
     fn drop(&mut self) {
         self.stop.cancel();
         if let Some(worker) = self.worker.take() {
-            worker.tell(Command::End);
-            worker.thread.join().expect("the worker does not panic");
+            self.commands.send(Command::End).expect("the worker lives");
+            worker.join().expect("the worker does not panic");
         }
     }
 }

@@ -13,7 +13,7 @@ use super::abuse::{Abuse, Ledger};
 use super::closed::{Closed, How};
 use super::frame::{self, DEFAULT_WINDOW, MAX_STREAM_ID, Reason, setting};
 use super::held::{Budget, Held, Pool};
-use super::hpack::{Decoder, Encoder, Fields, Interner};
+use super::hpack::{self, Decoder, Encoder, Fields, Interner};
 use super::message::Wrong;
 use super::path::Path;
 use super::receive::Parser;
@@ -291,7 +291,7 @@ impl Connection {
             streams: Slots::default(),
             ids: HashMap::default(),
             parser: Parser::new(role),
-            decoder: Decoder::new(settings.header_table_bytes),
+            decoder: Decoder::new(hpack::DEFAULT_TABLE_BYTES),
             encoder: Encoder::new(),
             peer: Peer {
                 said: false,

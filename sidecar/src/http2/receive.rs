@@ -848,6 +848,7 @@ impl Connection {
             return;
         }
         self.acked = true;
+        self.decoder.set_max_table_bytes(self.settings.header_table_bytes);
         let lowered = self.settings.first_stream_window as i64 - DEFAULT_WINDOW as i64;
         if lowered < 0 {
             for (_, stream) in self.streams.iter_mut() {
