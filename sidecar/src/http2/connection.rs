@@ -132,6 +132,9 @@ pub enum Event<'a> {
         /// Whether the window of every stream changed.
         rooms: bool,
     },
+    /// The peer acknowledged SETTINGS of ours that lowered the windows of streams that were open: what they had used of
+    /// the higher one may have left them without credit.
+    Lowered,
     /// The peer will take no new streams; those above `last` were not processed ([`Connection::take_unprocessed`]).
     GoAway {
         /// The last stream that the peer may have processed.

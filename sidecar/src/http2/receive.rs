@@ -61,6 +61,12 @@ impl Parser {
         }
     }
 
+    /// Whether the rest of a DATA frame is still to come, which counts already.
+    #[cfg(test)]
+    pub(crate) fn is_inside_data(&self) -> bool {
+        self.data.is_some()
+    }
+
     pub(crate) fn is_inside_block(&self) -> bool {
         self.block.is_some() || self.partial.len() > HEADER_BYTES
     }
@@ -772,8 +778,8 @@ impl Connection {
                     "an acknowledgement of SETTINGS with a payload",
                 );
             }
-            self.on_settings_ack();
-            return self.check_control(now).map(|()| None);
+            self.check_control(now)?;
+            return Ok(self.on_settings_ack().then_some(Event::Lowered));
         }
         if !payload.len().is_multiple_of(6) {
             return fatal(Reason::FRAME_SIZE_ERROR, "SETTINGS that are no multiple of 6 bytes");
@@ -843,9 +849,10 @@ impl Connection {
         Ok(())
     }
 
-    fn on_settings_ack(&mut self) {
+    /// Whether that lowered the window of a stream.
+    fn on_settings_ack(&mut self) -> bool {
         if self.acked {
-            return;
+            return false;
         }
         self.acked = true;
         self.decoder.set_max_table_bytes(self.settings.header_table_bytes);
@@ -855,6 +862,7 @@ impl Connection {
                 stream.recv_window += lowered;
             }
         }
+        lowered < 0 && !self.streams.is_empty()
     }
 
     // ---- PING, GOAWAY, WINDOW_UPDATE (6.7 to 6.9) ----

@@ -5,7 +5,9 @@
 mod abuse;
 mod frames;
 mod messages;
+mod model;
 mod peer;
+mod relay;
 mod sending;
 mod settings;
 mod streams;

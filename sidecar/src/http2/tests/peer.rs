@@ -43,6 +43,7 @@ pub(crate) enum Seen {
     Settings {
         rooms: bool,
     },
+    Lowered,
     GoAway {
         last: u32,
         reason: Reason,
@@ -289,6 +290,7 @@ fn own(event: Event<'_>, conn: &mut Connection, shared: &Shared) -> Seen {
         },
         Event::Room { user } => Seen::Room(user),
         Event::Settings { rooms } => Seen::Settings { rooms },
+        Event::Lowered => Seen::Lowered,
         Event::GoAway { last, reason } => Seen::GoAway { last, reason },
         Event::Pong(payload) => Seen::Pong(payload),
         Event::Refused { reason, wrong } => Seen::Refused { reason, wrong },

@@ -283,7 +283,11 @@ fn a_lower_window_of_ours_counts_once_it_is_acknowledged() {
         server.feed(&[data(1, &[0; 16_000], false)]),
         [got(1, &[0; 16_000], false)]
     );
-    server.feed(&[settings_ack()]);
+    assert_eq!(
+        server.feed(&[settings_ack()]),
+        [Seen::Lowered],
+        "its owner may have to give credit"
+    );
     assert_eq!(server.conn.recv_window(server.key(1)), Some(100 - 16_000));
     assert!(matches!(
         server.feed(&[data(1, b"x", false)])[..],
