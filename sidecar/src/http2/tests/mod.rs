@@ -10,5 +10,6 @@ mod peer;
 mod relay;
 mod sending;
 mod settings;
+mod states;
 mod streams;
 mod windows;

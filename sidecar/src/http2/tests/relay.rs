@@ -312,7 +312,11 @@ pub(crate) struct Seen {
     pub(crate) theirs: Said,
     pub(crate) sent: u64,
     pub(crate) got: u64,
+    /// Somebody reset it.
     pub(crate) reset: bool,
+    reset_by_me: bool,
+    /// I said all that I had to say.
+    finished: bool,
     may_send: i64,
     they_may: i64,
 }
@@ -400,6 +404,8 @@ impl Player {
             sent: 0,
             got: 0,
             reset: false,
+            reset_by_me: false,
+            finished: mine == Said::Ended,
             may_send: self.first,
             they_may: self.announced,
         };
@@ -441,6 +447,7 @@ impl Player {
         self.may_send -= n as i64 + extra;
         if end {
             stream.mine = Said::Ended;
+            stream.finished = true;
         }
         let frame = match padding {
             Some(padding) => padded_data(id, &bytes, padding, end),
@@ -455,6 +462,7 @@ impl Player {
         };
         if stream.mine == Said::Head {
             stream.mine = Said::Ended;
+            stream.finished = true;
             self.say(&peer::trailers(id));
         }
     }
@@ -467,6 +475,7 @@ impl Player {
             return;
         }
         stream.end();
+        stream.reset_by_me = true;
         self.say(&rst(id, reason));
     }
 
@@ -735,6 +744,10 @@ impl Stage {
                 assert_eq!((below.sent, above.sent), (above.got, below.got), "tag {}", above.tag);
             }
             assert!(below.got <= above.sent && above.got <= below.sent);
+            // RFC 9113, 8.1: a whole answer is not lost to a reset that came behind it.
+            if above.finished && !below.reset_by_me {
+                assert_eq!(below.got, above.sent, "the answer of tag {} was whole", above.tag);
+            }
         }
         for below in self.asking.streams.values() {
             let reached = self.answering.streams.values().any(|above| above.tag == below.tag);
