@@ -61,6 +61,12 @@ impl Parser {
         }
     }
 
+    /// Whether the rest of a DATA frame is still to come, which counts already.
+    #[cfg(test)]
+    pub(crate) fn is_inside_data(&self) -> bool {
+        self.data.is_some()
+    }
+
     pub(crate) fn is_inside_block(&self) -> bool {
         self.block.is_some() || self.partial.len() > HEADER_BYTES
     }
@@ -95,7 +101,7 @@ impl Connection {
     ) -> Result<Option<Event<'a>>, Fatal> {
         loop {
             if let Some(data) = self.parser.data {
-                match self.go_on_with_data(data, input, shared)? {
+                match self.go_on_with_data(data, input, shared, now)? {
                     Step::Event(event) => return Ok(Some(event)),
                     Step::Again => continue,
                     Step::Hungry => return Ok(None),
@@ -219,7 +225,7 @@ impl Connection {
             kind::RST_STREAM => self.on_rst_stream(header, payload, shared, now),
             kind::SETTINGS => self.on_settings(header, payload, shared, now),
             kind::PING => self.on_ping(header, payload, now),
-            kind::GOAWAY => self.on_goaway(header, payload),
+            kind::GOAWAY => self.on_goaway(header, payload, now),
             kind::PRIORITY => self.on_priority(header, payload, shared, now),
             kind::PUSH_PROMISE => fatal(Reason::PROTOCOL_ERROR, "PUSH_PROMISE, which was never allowed"),
             _ => self.check_control(now).map(|()| None),
@@ -259,7 +265,7 @@ impl Connection {
         // The connection's window goes back at once, whatever becomes of the bytes: no stream blocks another.
         self.restore_window(shared);
         let Some(key) = self.by_id(header.stream) else {
-            return self.data_on_closed(header.stream, shared, now);
+            return self.data_on_closed(header.stream, header.len, now);
         };
         let stream = self.streams.get_mut(key).expect("ids lead to streams that are open");
         match stream.theirs {
@@ -288,7 +294,9 @@ impl Connection {
                 return self.check_control(now).map(|()| None);
             }
         } else {
-            self.ledger.useful();
+            if !padded {
+                self.ledger.useful(header.len as usize);
+            }
             if self.path.data(len as u64, now) {
                 frame::put_ping(&mut self.out, 0, PATH_PING);
             }
@@ -297,11 +305,12 @@ impl Connection {
     }
 
     /// DATA of a stream that is gone counts in the connection's window, and is thrown away.
-    fn data_on_closed<'a>(&mut self, id: u32, _shared: &mut Shared, now: Instant) -> Result<Option<Event<'a>>, Fatal> {
+    fn data_on_closed<'a>(&mut self, id: u32, len: u32, now: Instant) -> Result<Option<Event<'a>>, Fatal> {
         if self.is_idle(id) {
             return fatal(Reason::PROTOCOL_ERROR, "DATA on a stream that was never opened");
         }
         match self.closed.how(id) {
+            Some(How::OurReset) if len == 0 => self.check_control(now).map(|()| None),
             Some(How::OurReset) => Ok(None),
             Some(How::TheirReset) => {
                 frame::put_rst_stream(&mut self.out, id, Reason::STREAM_CLOSED);
@@ -317,7 +326,9 @@ impl Connection {
         mut data: Data,
         input: &mut &'a [u8],
         shared: &mut Shared,
+        now: Instant,
     ) -> Result<Step<'a>, Fatal> {
+        let mut only_padding = false;
         if data.pad_length_due {
             let Some((&padding, rest)) = input.split_first() else {
                 return Ok(Step::Hungry);
@@ -330,6 +341,12 @@ impl Connection {
             data.left -= data.padding;
             data.pad_length_due = false;
             self.parser.data = Some(data);
+            if data.left > 0 {
+                self.ledger.useful(data.left as usize);
+            } else if !data.end {
+                self.check_control(now)?;
+                only_padding = true;
+            }
         }
         if data.left > 0 && input.is_empty() {
             return Ok(Step::Hungry);
@@ -356,10 +373,12 @@ impl Connection {
                     data.key = Key::NONE;
                 }
                 let fault = StreamFault::Malformed(Wrong::ContentLengthMismatch);
-                return Ok(match self.reset_for(data.key, fault, Reason::PROTOCOL_ERROR, shared) {
-                    Some(event) => Step::Event(event),
-                    None => Step::Again,
-                });
+                return Ok(
+                    match self.fault(data.key, fault, Reason::PROTOCOL_ERROR, shared, now)? {
+                        Some(event) => Step::Event(event),
+                        None => Step::Again,
+                    },
+                );
             }
             stream.length_left = fits;
         }
@@ -367,7 +386,8 @@ impl Connection {
             stream.theirs = Half::Ended;
         }
         let user = stream.user;
-        if bytes.is_empty() && !end {
+        // Padding alone is told, too: the owner gives its credit back.
+        if bytes.is_empty() && !end && !only_padding {
             return Ok(Step::Again);
         }
         if end {
@@ -486,7 +506,6 @@ impl Connection {
         {
             return fatal(Reason::COMPRESSION_ERROR, "a header block that cannot be decoded");
         }
-        self.ledger.useful();
         match self.by_id(id) {
             Some(key) if depends_on_itself => {
                 self.fault(key, StreamFault::Protocol, Reason::PROTOCOL_ERROR, shared, now)
@@ -506,7 +525,7 @@ impl Connection {
             return fatal(Reason::PROTOCOL_ERROR, "HEADERS on a stream that cannot be opened so");
         }
         match self.closed.how(id) {
-            Some(How::OurReset) => Ok(None),
+            Some(How::OurReset) => self.check_control(now).map(|()| None),
             Some(How::TheirReset) => {
                 frame::put_rst_stream(&mut self.out, id, Reason::STREAM_CLOSED);
                 self.check_resets(now).map(|()| None)
@@ -553,6 +572,7 @@ impl Connection {
         stream.length_left = head.length;
         let key = self.streams.insert(stream);
         self.ids.insert(id, key);
+        self.ledger.useful(0);
         Ok(Some(Event::Headers {
             key,
             user: 0,
@@ -570,8 +590,8 @@ impl Connection {
     ) -> Result<Option<Event<'a>>, Fatal> {
         frame::put_rst_stream(&mut self.out, id, reason);
         self.closed.remember(id, How::OurReset);
-        // A stream over the limit is a race that a fast client may lose; a malformed one is its own doing.
-        if wrong.is_some() {
+        // Who does not know the limit yet may pass it; what comes later, or malformed, is its own doing.
+        if wrong.is_some() || self.acked {
             self.check_resets(now)?;
         }
         Ok(Some(Event::Refused { reason, wrong }))
@@ -599,6 +619,7 @@ impl Connection {
         }
         stream.theirs = Half::Ended;
         let user = stream.user;
+        self.ledger.useful(0);
         self.settle(key, shared);
         Ok(Some(Event::Headers {
             key,
@@ -648,6 +669,7 @@ impl Connection {
         }
         stream.theirs = if end { Half::Ended } else { Half::Body };
         let user = stream.user;
+        self.ledger.useful(0);
         if end {
             self.settle(key, shared);
         }
@@ -756,8 +778,8 @@ impl Connection {
                     "an acknowledgement of SETTINGS with a payload",
                 );
             }
-            self.on_settings_ack();
-            return self.check_control(now).map(|()| None);
+            self.check_control(now)?;
+            return Ok(self.on_settings_ack().then_some(Event::Lowered));
         }
         if !payload.len().is_multiple_of(6) {
             return fatal(Reason::FRAME_SIZE_ERROR, "SETTINGS that are no multiple of 6 bytes");
@@ -778,7 +800,11 @@ impl Connection {
             self.move_send_windows(moved)?;
         }
         self.out.extend_from_slice(&frame::header(0, kind::SETTINGS, ACK, 0));
-        self.check_control(now)?;
+        if moved == 0 {
+            self.check_control(now)?;
+        } else {
+            self.check_work_on_all(now)?;
+        }
         Ok(Some(Event::Settings { rooms: moved != 0 }))
     }
 
@@ -823,9 +849,10 @@ impl Connection {
         Ok(())
     }
 
-    fn on_settings_ack(&mut self) {
+    /// Whether that lowered the window of a stream.
+    fn on_settings_ack(&mut self) -> bool {
         if self.acked {
-            return;
+            return false;
         }
         self.acked = true;
         self.decoder.set_max_table_bytes(self.settings.header_table_bytes);
@@ -835,6 +862,7 @@ impl Connection {
                 stream.recv_window += lowered;
             }
         }
+        lowered < 0 && !self.streams.is_empty()
     }
 
     // ---- PING, GOAWAY, WINDOW_UPDATE (6.7 to 6.9) ----
@@ -850,6 +878,7 @@ impl Connection {
             frame::put_ping(&mut self.out, ACK, payload);
             return self.check_control(now).map(|()| None);
         }
+        self.check_control(now)?;
         match payload {
             PATH_PING => self.path.answered(now),
             DRAIN_PING => self.finish_goaway(),
@@ -858,7 +887,7 @@ impl Connection {
         Ok(Some(Event::Pong(payload)))
     }
 
-    fn on_goaway<'a>(&mut self, header: Header, payload: &[u8]) -> Result<Option<Event<'a>>, Fatal> {
+    fn on_goaway<'a>(&mut self, header: Header, payload: &[u8], now: Instant) -> Result<Option<Event<'a>>, Fatal> {
         if header.stream != 0 {
             return fatal(Reason::PROTOCOL_ERROR, "GOAWAY on a stream");
         }
@@ -872,6 +901,7 @@ impl Connection {
         if self.their_goaway.is_some_and(|before| last > before) {
             return fatal(Reason::PROTOCOL_ERROR, "GOAWAY that takes back what the last one said");
         }
+        self.check_work_on_all(now)?;
         // A server has no streams of its own here, so the identifier matters to the client role alone.
         self.their_goaway = Some(last);
         Ok(Some(Event::GoAway {
@@ -966,18 +996,25 @@ impl Connection {
     fn check_resets(&mut self, now: Instant) -> Result<(), Fatal> {
         self.judge(
             Abuse::Resets,
+            1,
             "too many streams that were reset before they were answered",
             now,
         )
     }
 
     fn check_control(&mut self, now: Instant) -> Result<(), Fatal> {
-        self.judge(Abuse::ControlFrames, "too many frames that carry nothing", now)
+        self.judge(Abuse::ControlFrames, 1, "too many frames that carry nothing", now)
+    }
+
+    /// A frame that makes us look at every stream costs as much.
+    fn check_work_on_all(&mut self, now: Instant) -> Result<(), Fatal> {
+        let cost = 1 + self.streams.len() as i32 / 16;
+        self.judge(Abuse::ControlFrames, cost, "too many frames that carry nothing", now)
     }
 
     /// First a graceful GOAWAY, which lets a clumsy peer start afresh; then the end.
-    fn judge(&mut self, what: Abuse, why: &'static str, now: Instant) -> Result<(), Fatal> {
-        match self.ledger.spend(what, now) {
+    fn judge(&mut self, what: Abuse, cost: i32, why: &'static str, now: Instant) -> Result<(), Fatal> {
+        match self.ledger.spend(what, cost, now) {
             Verdict::Fine => Ok(()),
             Verdict::Warn => {
                 self.unruly = Some(what);

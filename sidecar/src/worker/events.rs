@@ -105,6 +105,7 @@ impl Worker {
                     self.refill_all(wire, true);
                 }
             }
+            Event::Lowered => self.refill_all(wire, false),
             Event::Refused { reason, wrong } => {
                 self.counts.refused(wrong.is_some());
                 tracing::debug!(%reason, inbound, "a request was refused: {}", match wrong {
@@ -154,6 +155,7 @@ impl Worker {
                 }
                 self.serve_wire(wire);
             }
+            Event::Lowered => self.refill_all(wire, true),
             Event::GoAway { reason, .. } => self.server_goes(wire, reason),
             Event::Pong(_) | Event::Refused { .. } => {}
         }
