@@ -1,6 +1,7 @@
 //! What the wires say, and what follows from it: an event on one end becomes a command to the other.
 
 use std::mem;
+use std::time::Duration;
 
 use super::Worker;
 use crate::call::{CallKey, code_of_reset};
@@ -13,6 +14,10 @@ use crate::http2::hpack::Name;
 use crate::http2::slots::Key;
 use crate::http2::{Event, Head, Reason, StreamFault};
 use crate::{inbound, outbound};
+
+/// A server's cancel so shortly before the deadline is its way to say that the deadline passed: timers tick in
+/// milliseconds, and what remained was rounded on its way.
+const DEADLINE_IS_NEAR: Duration = Duration::from_millis(5);
 
 impl Worker {
     /// Reads what a wire has, once, and acts on it.
@@ -245,6 +250,15 @@ impl Worker {
         }
         if reason == Reason::REFUSED_STREAM && call.exchange.phase == Phase::Asked {
             self.not_processed(user);
+            return;
+        }
+        // Servers that keep the deadline themselves, such as grpc-go's, may end the stream before our own clock is read.
+        let overdue = call.deadline.filter(|deadline| deadline.at <= self.now + DEADLINE_IS_NEAR);
+        if let (Reason::CANCEL, Some(deadline), true) = (reason, overdue, call.exchange.phase != Phase::Answered) {
+            let stage = call.stage();
+            call.exchange.up = None;
+            let timeout = deadline.timeout;
+            self.fail(key, Failure::Deadline { timeout, stage });
             return;
         }
         if call.exchange.phase != Phase::Answered {
