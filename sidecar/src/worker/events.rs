@@ -253,7 +253,9 @@ impl Worker {
             return;
         }
         // Servers that keep the deadline themselves, such as grpc-go's, may end the stream before our own clock is read.
-        let overdue = call.deadline.filter(|deadline| deadline.at <= self.now + DEADLINE_IS_NEAR);
+        let overdue = call
+            .deadline
+            .filter(|deadline| deadline.at <= self.now + DEADLINE_IS_NEAR);
         if let (Reason::CANCEL, Some(deadline), true) = (reason, overdue, call.exchange.phase != Phase::Answered) {
             let stage = call.stage();
             call.exchange.up = None;
