@@ -9,7 +9,7 @@ mod events;
 mod run;
 mod upkeep;
 
-pub use run::{Command, Handle, Parts, start};
+pub use run::{Command, Cut, EndpointView, Handle, Open, Parts, start};
 
 use std::collections::VecDeque;
 use std::mem;
