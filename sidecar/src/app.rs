@@ -5,23 +5,30 @@
 
 mod crew;
 pub mod log;
+mod parts;
 pub mod shutdown;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use anyhow::Context as _;
+use anyhow::{Context as _, anyhow};
+use arc_swap::ArcSwapOption;
 use serde_json::json;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc::{Receiver, Sender, channel};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 use tracing::{info, warn};
 
 use crate::admin::{Condition, Door, Pages, Readiness};
 use crate::config::Config;
+use crate::connect::resolve::Names;
+use crate::redirect;
 use crate::telemetry::{self, Registry};
+use crate::worker::{self, Command, Cut, Orders};
 use shutdown::{Action, Event, Shutdown};
 
-pub use crew::{Command, Crew, Cut, Open, Seat};
+pub use crew::{Crew, Opens, Seat};
 
 /// Why the proxy ended otherwise than asked.
 #[derive(Debug, thiserror::Error)]
@@ -53,20 +60,21 @@ pub fn run(config: Config) -> Result<(), Error> {
         hear_signals(ask.clone())
             .context("signals cannot be heard")
             .map_err(Error::Start)?;
+        let names = Names::start(parts::names(&config), &TaskTracker::new(), CancellationToken::new());
+        let work = move |seat: Seat, config: &Config, registry: &Arc<Registry>| {
+            let parts = parts::of(config, names.clone(), registry.clone());
+            let listening = seat.listening_hook();
+            worker::run(
+                parts,
+                Orders {
+                    commands: seat.commands,
+                    open: seat.open,
+                    listening,
+                },
+            )
+        };
         carry(Arc::new(config), ask, asked, work).await
     })
-}
-
-/// One worker's life, on its own thread, from opening its listeners to [`Command::End`].
-fn work(mut seat: Seat, _config: &Config, _registry: &Arc<Registry>) -> anyhow::Result<Cut> {
-    // The engine comes here: `worker::start(seat, config, registry.recorder())`.
-    seat.listening();
-    while seat
-        .commands
-        .blocking_recv()
-        .is_some_and(|command| command != Command::End)
-    {}
-    Ok(Cut::default())
 }
 
 /// The order of beginning and end: the admin pages first and last, so that somebody can always ask what goes on.
@@ -82,27 +90,42 @@ async fn carry(
     let staying = readiness.condition("shutdown", "the proxy is starting");
     staying.met();
 
+    let redirected = readiness.condition("redirect", "the redirect rules were not looked for yet");
+    let opens = Arc::new(ArcSwapOption::<Opens>::empty());
+    let shown = opens.clone();
     let pages = Pages {
         readiness,
         registry: registry.clone(),
         config: config.understood.clone(),
-        endpoints: Box::new(|| json!([])),
+        endpoints: Box::new(move || {
+            shown
+                .load()
+                .as_ref()
+                .map_or_else(|| json!([]), |opens| json!(opens.endpoints()))
+        }),
         // A queue that is full has requests enough.
         drain: Box::new(move || {
             let _ = ask.try_send(Event::Asked);
         }),
     };
-    let door = Door::open(&config.admin, pages).map_err(|why| Error::Start(why.into()))?;
+    let door = Door::open(&config.admin, pages).map_err(|why| Error::Start(anyhow!("{why}")))?;
 
     let worker = (config.clone(), registry.clone());
     let crew = Crew::start(config.workers, move |seat| work(seat, &worker.0, &worker.1));
     let mut crew = crew.context("worker threads cannot be made").map_err(Error::Start)?;
     crew.listening().await.map_err(Error::Start)?;
+    opens.store(Some(Arc::new(crew.opens())));
     listening.met();
+    if config.outbound_default.is_some() || config.inbound_default.is_some() {
+        // Whoever says where unredirected connections lead does without rules.
+        redirected.met();
+    } else {
+        tokio::spawn(look_for_rules(redirected, config.clone()));
+    }
     info!(
         version = env!("CARGO_PKG_VERSION"),
         workers = config.workers,
-        "the proxy is ready"
+        "the proxy listens"
     );
 
     let cut = until_the_end(Shutdown::new(config.shutdown), &mut crew, asked, &staying).await?;
@@ -110,11 +133,46 @@ async fn carry(
     if cut == Cut::default() {
         info!("the proxy ends; nothing was cut");
     } else {
-        warn!(cut.rpcs, cut.connections, "the proxy ends; what was still open was cut");
+        warn!(
+            rpcs = cut.rpcs,
+            connections = cut.connections,
+            "the proxy ends; what was still open was cut"
+        );
     }
     door.close().await;
     Ok(())
 }
+
+/// Not ready while the redirect rules are missing: the pod's traffic would go past the proxy. Looked for often until
+/// they are there, then seldom.
+async fn look_for_rules(redirected: Condition, config: Arc<Config>) {
+    let settings = parts::redirect_probe(&config);
+    let mut said = String::new();
+    loop {
+        let pause = match redirect::installed(&settings).await {
+            Ok(()) => {
+                redirected.met();
+                said.clear();
+                RULES_SEEN_PAUSE
+            }
+            Err(missing) => {
+                let sentence = missing.to_string();
+                if said != sentence {
+                    warn!("{sentence}");
+                    redirected.unmet(sentence.clone());
+                    said = sentence;
+                }
+                RULES_MISSING_PAUSE
+            }
+        };
+        tokio::time::sleep(pause).await;
+    }
+}
+
+/// How soon the rules are looked for again while they are missing.
+const RULES_MISSING_PAUSE: Duration = Duration::from_millis(50);
+/// How soon they are looked at again once they were seen.
+const RULES_SEEN_PAUSE: Duration = Duration::from_secs(30);
 
 fn record(registry: &Arc<Registry>, cut: Cut) {
     let recorder = registry.recorder();
@@ -156,9 +214,9 @@ async fn until_the_end(
             ended = crew.ended() => {
                 let cut = ended.map_err(Error::Worker)?;
                 if !shutdown.has_begun() {
-                    return Err(Error::Worker(anyhow::anyhow!("all workers ended, and nobody had asked them to")));
+                    return Err(Error::Worker(anyhow!("all workers ended, and nobody had asked them to")));
                 }
-                info!(cut.rpcs, cut.connections, "the workers have ended");
+                info!(rpcs = cut.rpcs, connections = cut.connections, "the workers have ended");
                 Event::WorkersEnded
             }
             Some(event) = asked.recv() => event,

@@ -20,12 +20,16 @@ use serde_json::{Map, Value, json};
 use tracing_subscriber::filter::Targets;
 
 pub use cgroup::Limits;
-pub use value::{Balancer, LogFormat, Ports, Protocol, SrvName, Subnet};
+pub use value::{LogFormat, SrvName};
 
+use crate::balance::Algorithm;
+use crate::detect::Declared;
+use crate::redirect::{Ports, Subnets};
 use crate::{admin, app, http2, telemetry};
 use setting::{Group, PROXY, REDIRECT, Setting, unknown_variables};
 use value::{
-    BALANCERS, LOG_FORMATS, Show, bytes, duration, list, listen, log_level, number, optional, path, protocols, word,
+    BALANCERS, LOG_FORMATS, Show, bytes, duration, list, listen, log_level, number, optional, parsed, path, protocols,
+    word,
 };
 
 /// What the command line asks for.
@@ -57,9 +61,9 @@ pub struct Config {
     /// Bytes that buffered data and granted credit may take, all workers together.
     pub memory_budget: u64,
     /// What the ports of the application speak, as declared.
-    pub inbound_protocols: BTreeMap<u16, Protocol>,
+    pub inbound_protocols: BTreeMap<u16, Declared>,
     /// What the ports that the application calls speak, as declared.
-    pub outbound_protocols: BTreeMap<u16, Protocol>,
+    pub outbound_protocols: BTreeMap<u16, Declared>,
     /// Ports whose bytes are never looked at.
     pub opaque_ports: Ports,
     /// How long a client may be silent before the server is called.
@@ -73,13 +77,15 @@ pub struct Config {
     /// How long an answer of DNS counts at most.
     pub dns_ttl_ceiling: Duration,
     /// How an endpoint is picked.
-    pub balancer: Balancer,
+    pub balancer: Algorithm,
     /// How long a new endpoint takes to get its whole share.
     pub slow_start: Duration,
     /// How long a connection to an endpoint may take.
     pub connect_timeout: Duration,
-    /// Bytes of a request that are kept, to be sent again.
-    pub replay_buffer: usize,
+    /// Where the application's connections lead that no rule redirected.
+    pub outbound_default: Option<SocketAddr>,
+    /// Where the network's connections lead that no rule redirected.
+    pub inbound_default: Option<SocketAddr>,
     /// The limits of HTTP/2 connections.
     pub http2: http2::Settings,
     /// How much telemetry remembers.
@@ -114,7 +120,7 @@ pub struct Redirect {
     /// Ports that may be called past the proxy.
     pub skip_outbound_ports: Ports,
     /// Addresses that may be called past the proxy.
-    pub skip_subnets: Vec<Subnet>,
+    pub skip_subnets: Subnets,
 }
 
 /// What to do with the redirect rules.
@@ -250,7 +256,7 @@ impl Config {
             memory_budget: 0,
             inbound_protocols: said.read("protocol", protocols),
             outbound_protocols: said.read("outbound-protocol", protocols),
-            opaque_ports: said.read("opaque-ports", Ports::parse),
+            opaque_ports: said.read("opaque-ports", parsed),
             detect_silence: said.read(
                 "detect-silence",
                 duration(Duration::from_millis(1)..=Duration::from_secs(60)),
@@ -265,7 +271,8 @@ impl Config {
                 "connect-timeout",
                 duration(Duration::from_millis(10)..=Duration::from_secs(60)),
             ),
-            replay_buffer: said.read("replay-buffer", bytes(0..=16 << 20)),
+            outbound_default: said.read("outbound-default", optional(parsed)),
+            inbound_default: said.read("inbound-default", optional(parsed)),
             http2: http2::Settings {
                 max_concurrent_streams: said.read("http2-max-concurrent-streams", number(1..=1_000_000)),
                 first_stream_window: said.read("http2-first-stream-window", bytes(window.clone())),
@@ -368,7 +375,7 @@ impl Config {
             ("--outbound-protocol", &self.outbound_protocols),
         ] {
             for (port, protocol) in declared {
-                if *protocol != Protocol::Opaque && self.opaque_ports.contains(*port) {
+                if *protocol != Declared::Opaque && self.opaque_ports.contains(*port) {
                     said.wrong(format!(
                         "port {port} has a protocol by {flag} and is opaque by --opaque-ports"
                     ));
@@ -387,9 +394,9 @@ impl Redirect {
             proxy_inbound: said.read("proxy-inbound", port()),
             proxy_admin: said.read("proxy-admin", port()),
             proxy_uid: said.read("proxy-uid", number(1..=u32::MAX)),
-            skip_inbound_ports: said.read("skip-inbound-ports", Ports::parse),
-            skip_outbound_ports: said.read("skip-outbound-ports", Ports::parse),
-            skip_subnets: said.read("skip-subnets", list(Subnet::parse)),
+            skip_inbound_ports: said.read("skip-inbound-ports", parsed),
+            skip_outbound_ports: said.read("skip-outbound-ports", parsed),
+            skip_subnets: said.read("skip-subnets", parsed),
         };
         let Redirect {
             proxy_outbound: outbound,

@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 use std::process::ExitCode;
 
-use portunus_sidecar::app;
 use portunus_sidecar::config::{self, Command, Config, Limits, Redirect, RedirectAction, Refusal};
+use portunus_sidecar::{app, redirect};
 use tracing::{error, warn};
 
 #[global_allocator]
@@ -14,6 +14,8 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 const USAGE: u8 = 64;
 /// A fault in the proxy itself (EX_SOFTWARE).
 const SOFTWARE: u8 = 70;
+/// The system refused something (EX_OSERR).
+const SYSTEM: u8 = 71;
 
 fn main() -> ExitCode {
     match config::read(std::env::args_os(), &environment(), Limits::of_this_process()) {
@@ -48,6 +50,7 @@ fn proxy(config: Config) -> ExitCode {
         return ExitCode::from(SOFTWARE);
     }
     end_on_panic();
+    keep_small();
     for warning in &config.warnings {
         warn!("{warning}");
     }
@@ -60,15 +63,32 @@ fn proxy(config: Config) -> ExitCode {
     }
 }
 
-fn redirect(settings: &Redirect) -> ExitCode {
-    // The rules come here: `redirect::install`, `redirect::render` and `redirect::remove`.
-    let action = match settings.action {
-        RedirectAction::Install => "install",
-        RedirectAction::Print => "print",
-        RedirectAction::Remove => "remove",
+fn redirect(said: &Redirect) -> ExitCode {
+    let settings = redirect::Settings {
+        outbound_port: said.proxy_outbound,
+        inbound_port: said.proxy_inbound,
+        admin_port: said.proxy_admin,
+        proxy_uid: said.proxy_uid,
+        skip_inbound_ports: said.skip_inbound_ports.clone(),
+        skip_outbound_ports: said.skip_outbound_ports.clone(),
+        skip_subnets: said.skip_subnets.clone(),
+        ..Default::default()
     };
-    eprintln!("sidecar: this build cannot {action} redirect rules");
-    ExitCode::from(SOFTWARE)
+    let done = match said.action {
+        RedirectAction::Install => redirect::install(&settings).map(|outcome| outcome.to_string()),
+        RedirectAction::Print => redirect::render(&settings),
+        RedirectAction::Remove => redirect::remove().map(|removal| removal.to_string()),
+    };
+    match done {
+        Ok(text) => {
+            println!("{}", text.trim_end());
+            ExitCode::SUCCESS
+        }
+        Err(why) => {
+            eprintln!("sidecar: {why}");
+            ExitCode::from(SYSTEM)
+        }
+    }
 }
 
 /// A panic anywhere ends the process: a proxy of which a part is dead would hold its pod's calls without carrying them,
@@ -78,6 +98,12 @@ fn end_on_panic() {
         error!("this is a fault in the proxy, which ends: {panic}");
         std::process::exit(i32::from(SOFTWARE));
     }));
+}
+
+/// Asks the kernel for small pages. Where it gives huge ones to everybody, each part of the heap that is begun costs 2 MiB;
+/// that is more than an idle proxy has altogether. A kernel that cannot is no reason not to start.
+fn keep_small() {
+    let _ = nix::sys::prctl::set_thp_disable(true);
 }
 
 /// The variables that may be settings.

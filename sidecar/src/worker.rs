@@ -9,7 +9,7 @@ mod events;
 mod run;
 mod upkeep;
 
-pub use run::{Command, Cut, EndpointView, Handle, Open, Parts, start};
+pub use run::{Command, Cut, EndpointView, Open, Orders, Parts, run};
 
 use std::collections::VecDeque;
 use std::mem;
@@ -168,7 +168,10 @@ impl Worker {
             call.exchange.head.push(b"grpc-timeout", &text, false);
         }
         if let Some(to) = self.wires.slots.get(wire) {
-            let (bytes, max) = (call.exchange.head.list_size(), to.engine.max_header_list());
+            let (bytes, max) = (
+                call.exchange.head.kept_size(&self.wires.shared.interner),
+                to.engine.max_header_list(),
+            );
             if bytes > max {
                 return Err(Failure::NextHopHeaders { addr, bytes, max });
             }

@@ -1,3 +1,128 @@
-//! Filled in by the commit that follows.
+//! `cargo measure`: what a call costs through Portunus, beside Envoy, HAProxy, nginx and a raw TCP copy.
 
-fn main() {}
+mod backend;
+mod floor;
+mod hpack;
+mod huffman;
+mod load;
+mod payload;
+mod peers;
+mod process;
+mod report;
+mod rows;
+mod wire;
+
+use std::{net::SocketAddr, path::PathBuf, process::ExitCode, time::Instant};
+
+use anyhow::{Context, Result, ensure};
+use clap::Parser;
+
+use peers::{Peer, Programs};
+use rows::{Bench, Row};
+
+/// Measures Portunus beside Envoy, HAProxy, nginx and a raw TCP copy.
+///
+/// All peers are started at once and take turns in every round, so that what changes on the machine changes for all.
+/// Load generator and backend are threads of this program on CPU 0, the proxy runs on CPU 1 (T2: everything on CPU 1).
+/// Every answer is checked, byte by byte. What is reported is the proxy's own CPU time (user and system) a call, as
+/// the kernel's clock of its process says, the median of the rounds and their range.
+///
+/// Targets are printed beside the results. A missed target does not fail the command; a peer that fails does.
+#[derive(Parser)]
+#[command(name = "measure", after_help = EXAMPLES)]
+struct Arguments {
+    /// What to measure; everything if none is named.
+    rows: Vec<Row>,
+    /// Also write the results here, one JSON object a line.
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+    /// How many rounds the median is taken of.
+    #[arg(long, value_name = "N", default_value_t = 5)]
+    rounds: usize,
+    /// Two short rounds: to see that everything works, not to quote.
+    #[arg(long)]
+    quick: bool,
+    /// Which peers take part.
+    #[arg(long, value_delimiter = ',', default_values_t = Peer::ALL)]
+    peers: Vec<Peer>,
+    /// Measure this sidecar instead of building one from the checkout.
+    #[arg(long, value_name = "PROGRAM")]
+    sidecar: Option<PathBuf>,
+    /// Be the raw copy from one address to another: how this program starts the floor.
+    #[arg(long, hide = true, num_args = 2, value_names = ["LISTEN", "TO"])]
+    copy: Vec<SocketAddr>,
+}
+
+const EXAMPLES: &str = "Examples:
+  cargo measure                                      every row, about fifteen minutes
+  cargo measure T1 T6 --rounds 9 --json results.json  two rows, well
+  cargo measure --quick                              everything, roughly, in a few minutes
+  cargo measure T1 --peers portunus,floor             while working on the sidecar
+  cargo measure T9 T2s --peers portunus               what the suite's gates count";
+
+fn main() -> ExitCode {
+    match run(Arguments::parse()) {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("measure: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(arguments: Arguments) -> Result<ExitCode> {
+    if let [listen, to] = arguments.copy[..] {
+        floor::run(listen, to)?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    ensure!(
+        arguments.rounds > 0,
+        "no rounds, no medians: --rounds must be at least 1"
+    );
+    let cpus = std::thread::available_parallelism().context("how many CPUs are there?")?;
+    ensure!(
+        cpus.get() >= 2,
+        "this needs two CPUs: one for the load, one for the proxy"
+    );
+
+    let rows = if arguments.rows.is_empty() {
+        Row::ALL.to_vec()
+    } else {
+        arguments.rows
+    };
+    let tools: Vec<&str> = rows.iter().flat_map(|row| row.tools()).copied().collect();
+    let programs = Programs::prepare(&arguments.peers, &tools, arguments.sidecar)?;
+    let mut bench = Bench {
+        programs,
+        peers: arguments.peers,
+        rounds: if arguments.quick { 2 } else { arguments.rounds },
+        quick: arguments.quick,
+        failures: Vec::new(),
+    };
+
+    let mut lines = String::new();
+    for row in rows {
+        let began = Instant::now();
+        let measured = bench.row(row).with_context(|| format!("{row:?}"))?;
+        bench.say(
+            &format!("{row:?}"),
+            &format!("done in {:.0} s\n", began.elapsed().as_secs_f64()),
+        );
+        for series in measured {
+            print!("{}", series.table());
+            lines.push_str(&series.json().to_string());
+            lines.push('\n');
+        }
+        if let Some(file) = &arguments.json {
+            std::fs::write(file, &lines).with_context(|| format!("cannot write {}", file.display()))?;
+        }
+    }
+    for failure in &bench.failures {
+        eprintln!("measure: {failure}");
+    }
+    Ok(if bench.failures.is_empty() {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
+}

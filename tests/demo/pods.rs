@@ -15,7 +15,7 @@ pub(crate) struct Pods {
     pub(crate) killed: Greeter,
     waiting: Vec<(Pod, Stack, Sidecar)>,
     sidecars: Vec<Sidecar>,
-    dns: Dns,
+    _dns: Dns,
     /// Last: the pods in it end first.
     pub(crate) mesh: Mesh,
 }
@@ -81,7 +81,7 @@ impl Pods {
             killed,
             waiting,
             sidecars,
-            dns,
+            _dns: dns,
             mesh,
         })
     }

@@ -123,7 +123,7 @@ async fn chaos(http2: http2::Settings, caller: (u32, u32), server: (u32, u32), c
     let wires = world.metric("portunus_connections", &["upstream"]);
     let held = world.metric("portunus_memory_held_bytes", &[]);
     assert!(held <= wires * f64::from(1 << 20), "{held} bytes are held for nobody");
-    assert_eq!(world.end().calls, 0);
+    assert_eq!(world.end().rpcs, 0);
 }
 
 fn small_first(first: u32) -> http2::Settings {
@@ -183,7 +183,7 @@ async fn a_slot_that_is_used_again_never_gets_the_bytes_of_the_stream_before() {
     let caller = world.caller().await;
     load(&[caller], 6_000, 100, 300, 7).await;
     world.until_all_ended().await;
-    assert_eq!(world.end().calls, 0);
+    assert_eq!(world.end().rpcs, 0);
 }
 
 #[tokio::test]

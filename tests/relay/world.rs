@@ -13,7 +13,7 @@ use http::{HeaderMap, Request, Response};
 use portunus_sidecar::connect::resolve::{self, Names};
 use portunus_sidecar::detect::{self, Declared};
 use portunus_sidecar::telemetry::{Format, Registry};
-use portunus_sidecar::worker::{self, Command, Cut, Handle, Parts};
+use portunus_sidecar::worker::{self, Command, Cut, Open, Orders, Parts};
 use portunus_sidecar::{http2, telemetry};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_util::sync::CancellationToken;
@@ -26,7 +26,8 @@ pub const PATIENCE: Duration = Duration::from_secs(30);
 
 /// A worker of ours, and a server behind it.
 pub struct World {
-    worker: Option<Handle>,
+    worker: Option<std::thread::JoinHandle<Cut>>,
+    commands: tokio::sync::mpsc::UnboundedSender<Command>,
     /// Where the worker takes calls.
     pub proxy: SocketAddr,
     /// What the server saw.
@@ -113,13 +114,13 @@ impl World {
         let server = listener.local_addr().expect("an address");
         let seen = Arc::new(Seen::default());
         tokio::spawn(serve(listener, setup.clone(), seen.clone()));
-        let mut world = World::before(server, setup);
+        let mut world = World::before(server, setup).await;
         world.server = seen;
         world
     }
 
     /// A world whose server is somebody else's.
-    pub fn before(server: SocketAddr, setup: Setup) -> World {
+    pub async fn before(server: SocketAddr, setup: Setup) -> World {
         let proxy = free_port();
         let stop = CancellationToken::new();
         let registry = Registry::new(&telemetry::Settings::default());
@@ -148,9 +149,21 @@ impl World {
             names,
             registry: registry.clone(),
         };
-        let worker = worker::start("worker".to_owned(), parts).expect("a worker");
+        let (commands, told) = tokio::sync::mpsc::unbounded_channel();
+        let (listens, listening) = tokio::sync::oneshot::channel();
+        let worker = std::thread::spawn(move || {
+            let listening = Box::new(move || listens.send(()).expect("the test waits"));
+            let orders = Orders {
+                commands: told,
+                open: Arc::new(Open::default()),
+                listening,
+            };
+            worker::run(parts, orders).expect("it can listen")
+        });
+        listening.await.expect("it listens");
         World {
             worker: Some(worker),
+            commands,
             proxy,
             server: Arc::default(),
             seeds: Arc::default(),
@@ -193,7 +206,7 @@ impl World {
 
     /// Tells the worker something.
     pub fn tell(&self, command: Command) {
-        self.worker.as_ref().expect("it runs").tell(command);
+        self.commands.send(command).expect("the worker lives");
     }
 
     /// The sum of a metric's samples that have all of `labels` in their text.
@@ -239,8 +252,8 @@ impl World {
     pub fn end(mut self) -> Cut {
         self.stop.cancel();
         let worker = self.worker.take().expect("it ends once");
-        worker.tell(Command::End);
-        worker.thread.join().expect("the worker does not panic")
+        self.commands.send(Command::End).expect("the worker lives");
+        worker.join().expect("the worker does not panic")
     }
 }
 
@@ -248,8 +261,9 @@ impl Drop for World {
     fn drop(&mut self) {
         self.stop.cancel();
         if let Some(worker) = self.worker.take() {
-            worker.tell(Command::End);
-            let ended = worker.thread.join();
+            // A worker that has ended already hears nothing; its thread says how it ended.
+            let _ = self.commands.send(Command::End);
+            let ended = worker.join();
             if !std::thread::panicking() {
                 ended.expect("the worker does not panic");
             }

@@ -29,7 +29,7 @@ fn main() -> ExitCode {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::FAILURE,
         Err(error) => {
-            eprintln!("suite: {error:#}");
+            eprintln!("\nsuite: {error:#}");
             ExitCode::FAILURE
         }
     }

@@ -9,7 +9,6 @@ use std::{
 };
 
 use anyhow::{Context, Result};
-use nix::sys::signal::Signal;
 use parking_lot::Mutex;
 
 use crate::{Pod, Program, User, in_netns, tools, wait_until};
@@ -110,12 +109,12 @@ impl Dns {
 
     /// From now on nothing is answered at all.
     pub fn fall_silent(&self) -> Result<()> {
-        self.signal(Signal::SIGSTOP)
+        self.state.lock().program()?.pause()
     }
 
     /// Ends [`Dns::fall_silent`].
     pub fn speak(&self) -> Result<()> {
-        self.signal(Signal::SIGCONT)
+        self.state.lock().program()?.resume()
     }
 
     /// How many questions for a name it has heard, of every type.
@@ -196,17 +195,14 @@ impl Dns {
         )
     }
 
-    fn signal(&self, signal: Signal) -> Result<()> {
-        self.state
-            .lock()
-            .program
-            .as_ref()
-            .context("CoreDNS is not running")?
-            .signal(signal)
-    }
-
     fn zone_file(&self) -> std::path::PathBuf {
         self.pod.folder().join("zone")
+    }
+}
+
+impl State {
+    fn program(&self) -> Result<&Program> {
+        self.program.as_ref().context("CoreDNS is not running")
     }
 }
 

@@ -6,23 +6,38 @@ use std::{
 };
 
 use anyhow::{Context, Result};
-use nix::sys::signal::{SigSet, Signal};
+use tokio::{
+    runtime::Builder,
+    signal::unix::{SignalKind, signal},
+};
 
 static HEARD: AtomicBool = AtomicBool::new(false);
 
-/// From now on these signals are noted. Call it before any other thread starts: threads inherit what is blocked.
+/// From now on these signals are noted; a second one ends this process at once.
 ///
-/// Programs that are started afterwards are not affected. A second signal ends this process at once.
+/// They are heard by a thread's own runtime, and not blocked: programs that we start would inherit what is blocked.
 pub fn listen() -> Result<()> {
-    let mut signals = SigSet::empty();
-    signals.extend([Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP]);
-    signals.thread_block().context("cannot block signals")?;
+    let runtime = Builder::new_current_thread()
+        .enable_io()
+        .build()
+        .context("cannot listen for signals")?;
+    let _inside = runtime.enter();
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut hang_up = signal(SignalKind::hangup())?;
     thread::spawn(move || {
-        while signals.wait().is_ok() {
-            if HEARD.swap(true, Ordering::Relaxed) {
-                std::process::exit(130);
+        runtime.block_on(async {
+            loop {
+                tokio::select! {
+                    _ = interrupt.recv() => {}
+                    _ = terminate.recv() => {}
+                    _ = hang_up.recv() => {}
+                }
+                if HEARD.swap(true, Ordering::Relaxed) {
+                    std::process::exit(130);
+                }
             }
-        }
+        });
     });
     Ok(())
 }

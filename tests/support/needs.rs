@@ -71,8 +71,10 @@ fn network_namespaces() -> Result<()> {
     netns::add(&probe).context("this machine cannot make network namespaces")?;
     let bridge = netns::ip(&["-n", &probe, "link", "add", "br0", "type", "bridge"])
         .context("this kernel has no bridges between network namespaces");
-    let veth = netns::ip(&["-n", &probe, "link", "add", "a", "type", "veth", "peer", "name", "b"])
-        .context("this kernel has no veth links between network namespaces");
+    let veth = netns::ip(&[
+        "-n", &probe, "link", "add", "veth0", "type", "veth", "peer", "name", "veth1",
+    ])
+    .context("this kernel has no veth links between network namespaces");
     let removed = netns::remove(&probe);
     bridge.and(veth).and(removed)
 }

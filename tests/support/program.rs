@@ -66,6 +66,26 @@ impl Program {
         kill(self.pid(), signal).with_context(|| format!("cannot send {signal} to {}", self.name))
     }
 
+    /// Stops it where it stands, as a machine that hangs would; returns once every thread of it has stopped.
+    pub fn pause(&self) -> Result<()> {
+        self.signal(Signal::SIGSTOP)?;
+        wait_until(Duration::from_secs(5), &format!("{} stands still", self.name), || {
+            let tasks = fs::read_dir(format!("/proc/{}/task", self.pid()))
+                .into_iter()
+                .flatten()
+                .flatten();
+            let stats = tasks.map(|task| fs::read_to_string(task.path().join("stat")).unwrap_or_default());
+            stats
+                .into_iter()
+                .all(|stat| stat.rsplit_once(") ").is_some_and(|(_, state)| state.starts_with('T')))
+        })
+    }
+
+    /// Ends [`Program::pause`].
+    pub fn resume(&self) -> Result<()> {
+        self.signal(Signal::SIGCONT)
+    }
+
     /// Ends it with SIGKILL, as a crash would.
     pub fn kill(&mut self) -> Result<()> {
         self.child

@@ -9,34 +9,7 @@ use std::{io, thread};
 use anyhow::{Context as _, anyhow};
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 
-/// What a worker is told, each at most once.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Command {
-    /// Inbound takes no more connections, says GOAWAY in two steps, and lets running RPCs end.
-    DrainInbound,
-    /// Outbound does the same.
-    DrainOutbound,
-    /// End now, and say what that cut.
-    End,
-}
-
-/// How much a worker has open. The worker alone writes, the main thread reads while the process stops.
-#[derive(Debug, Default)]
-pub struct Open {
-    /// Downstream connections from the network.
-    pub inbound: AtomicU64,
-    /// Downstream connections from the application.
-    pub outbound: AtomicU64,
-}
-
-/// What an end cut.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Cut {
-    /// RPCs that were running.
-    pub rpcs: u64,
-    /// Connections that were open, tunnels included.
-    pub connections: u64,
-}
+use crate::worker::{Command, Cut, EndpointView, Open};
 
 /// A worker's end of the line.
 #[derive(Debug)]
@@ -51,6 +24,12 @@ pub struct Seat {
 }
 
 impl Seat {
+    /// [`Seat::listening`], to be called by somebody who has not the seat.
+    pub fn listening_hook(&self) -> Box<dyn FnOnce()> {
+        let reports = self.reports.clone();
+        Box::new(move || drop(reports.send(Report::Listening)))
+    }
+
     /// Says that this worker's listeners are open. To be called once.
     pub fn listening(&self) {
         // Nobody hears it only when the main thread is gone, and then nobody needs to.
@@ -62,6 +41,17 @@ impl Seat {
 enum Report {
     Listening,
     Ended(usize, anyhow::Result<Cut>),
+}
+
+/// What every worker has open, for those who look on.
+#[derive(Clone, Debug, Default)]
+pub struct Opens(Vec<Arc<Open>>);
+
+impl Opens {
+    /// The endpoints that the workers know, each worker's view for itself.
+    pub fn endpoints(&self) -> Vec<EndpointView> {
+        self.0.iter().flat_map(|open| open.endpoints.lock().clone()).collect()
+    }
 }
 
 /// All workers.
@@ -145,6 +135,11 @@ impl Crew {
     /// What ended workers say that they cut.
     pub fn cut(&self) -> Cut {
         self.cut
+    }
+
+    /// What they have open, to be looked at from elsewhere.
+    pub fn opens(&self) -> Opens {
+        Opens(self.seats.iter().map(|(_, open)| open.clone()).collect())
     }
 
     /// Tells every worker.

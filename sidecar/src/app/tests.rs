@@ -11,6 +11,7 @@ use tokio::task::JoinHandle;
 
 use super::*;
 use crate::config;
+use crate::worker::Open;
 
 /// A proxy that runs, the commands that its workers heard, and a hand on what they have open.
 struct Proxy {
@@ -186,8 +187,14 @@ async fn a_port_that_is_taken_keeps_the_proxy_from_starting() {
     let config = settings("25s");
     let _taken = std::net::TcpListener::bind(config.admin.listen[0]).expect("it was free a moment ago");
     let (ask, asked) = channel(16);
-    let why = carry(Arc::new(config), ask, asked, work)
-        .await
-        .expect_err("the port is taken");
+    let why = carry(
+        Arc::new(config),
+        ask,
+        asked,
+        |_: Seat, _: &Config, _: &Arc<Registry>| Ok(Cut::default()),
+    )
+    .await
+    .expect_err("the port is taken");
     assert_eq!(why.exit_code(), 71);
+    assert_eq!(why.to_string().matches("in use").count(), 1, "{why}");
 }

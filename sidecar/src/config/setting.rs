@@ -89,6 +89,23 @@ pub(super) const PROXY: &[Group] = &[
         ],
     ),
     (
+        "Without redirect rules",
+        &[
+            one(
+                "outbound-default",
+                "ADDRESS",
+                "",
+                "Where the application's connections lead that no rule turned here. Unsaid: they are refused",
+            ),
+            one(
+                "inbound-default",
+                "ADDRESS",
+                "",
+                "Where the network's connections lead that no rule turned here. Unsaid: they are refused",
+            ),
+        ],
+    ),
+    (
         "CPU and memory",
         &[
             one(
@@ -173,20 +190,14 @@ pub(super) const PROXY: &[Group] = &[
             one(
                 "slow-start",
                 "DURATION",
-                "10s",
+                "1s",
                 "How long a new endpoint takes to get its whole share",
             ),
             one(
                 "connect-timeout",
                 "DURATION",
-                "2s",
+                "1s",
                 "How long a connection to an endpoint may take",
-            ),
-            one(
-                "replay-buffer",
-                "BYTES",
-                "64KiB",
-                "How much of a request is kept, to be sent again if it was refused",
             ),
         ],
     ),

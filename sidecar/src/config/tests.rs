@@ -89,7 +89,7 @@ fn a_flag_wins_over_its_variable_and_an_empty_variable_says_nothing() {
     ];
     let config = proxy_with(&["--workers", "2"], &said, Limits::default()).expect("nothing is wrong");
     assert_eq!(config.workers, 2);
-    assert_eq!(config.balancer, Balancer::P2cEwma);
+    assert_eq!(config.balancer, Algorithm::P2cEwma);
     assert_eq!(config.log_format, LogFormat::Json);
 }
 
@@ -282,7 +282,7 @@ fn redirect_is_told_by_the_same_means() {
     };
     assert_eq!(redirect.action, RedirectAction::Install);
     assert!(redirect.skip_inbound_ports.contains(22) && redirect.skip_outbound_ports.contains(9005));
-    assert_eq!(redirect.skip_subnets.len(), 2);
+    assert_eq!(redirect.skip_subnets.iter().count(), 2);
     assert_eq!(
         [redirect.proxy_outbound, redirect.proxy_inbound, redirect.proxy_admin],
         [4140, 4143, 4191]

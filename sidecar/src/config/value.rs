@@ -1,8 +1,8 @@
 //! From the text of a setting to its type, and back to what `/config` shows. What is refused is refused in a sentence.
 
 use std::collections::BTreeMap;
-use std::fmt;
-use std::net::{IpAddr, SocketAddr};
+use std::fmt::{self, Display};
+use std::net::SocketAddr;
 use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::str::FromStr;
@@ -10,6 +10,10 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 use tracing_subscriber::filter::Targets;
+
+use crate::balance::Algorithm;
+use crate::detect::Declared;
+use crate::redirect::{Ports, Subnets};
 
 /// What a text means, or why it means nothing.
 pub(super) type Parsed<T> = Result<T, String>;
@@ -116,9 +120,14 @@ fn write_duration(duration: Duration) -> String {
 pub(super) fn list<T>(each: impl Fn(&str) -> Parsed<T>) -> impl Fn(&str) -> Parsed<Vec<T>> {
     move |text| {
         let parts = text.split(',').map(str::trim).filter(|part| !part.is_empty());
-        parts
-            .map(|part| each(part).map_err(|why| format!("of {part:?}: {why}")))
-            .collect()
+        let which = |part: &str, why| {
+            if text.contains(',') {
+                format!("of {part:?}: {why}")
+            } else {
+                why
+            }
+        };
+        parts.map(|part| each(part).map_err(|why| which(part, why))).collect()
     }
 }
 
@@ -165,36 +174,21 @@ pub(super) fn word<T: Copy>(words: &'static [(&'static str, T)]) -> impl Fn(&str
     }
 }
 
-/// What a port speaks, as somebody declared it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Protocol {
-    /// HTTP/2 without TLS: gRPC, or any other.
-    Http2,
-    /// gRPC-Web, over HTTP/1 or HTTP/2.
-    GrpcWeb,
-    /// HTTP/1.
-    Http1,
-    /// TLS of the application's own.
-    Tls,
-    /// Anything; its bytes are not looked at.
-    Opaque,
-}
-
-const PROTOCOLS: &[(&str, Protocol)] = &[
-    ("h2c", Protocol::Http2),
-    ("kubernetes.io/h2c", Protocol::Http2),
-    ("grpc", Protocol::Http2),
-    ("http2", Protocol::Http2),
-    ("grpc-web", Protocol::GrpcWeb),
-    ("http", Protocol::Http1),
-    ("tls", Protocol::Tls),
-    ("https", Protocol::Tls),
-    ("tcp", Protocol::Opaque),
-    ("opaque", Protocol::Opaque),
+const PROTOCOLS: &[(&str, Declared)] = &[
+    ("h2c", Declared::Http2),
+    ("kubernetes.io/h2c", Declared::Http2),
+    ("grpc", Declared::Http2),
+    ("http2", Declared::Http2),
+    ("grpc-web", Declared::GrpcWeb),
+    ("http", Declared::Http),
+    ("tls", Declared::Tls),
+    ("https", Declared::Tls),
+    ("tcp", Declared::Opaque),
+    ("opaque", Declared::Opaque),
 ];
 
 /// `PORT=PROTOCOL`, any number of them, each port once.
-pub(super) fn protocols(text: &str) -> Parsed<BTreeMap<u16, Protocol>> {
+pub(super) fn protocols(text: &str) -> Parsed<BTreeMap<u16, Declared>> {
     let pairs = list(|text| {
         let (port, protocol) = text
             .split_once('=')
@@ -210,63 +204,9 @@ pub(super) fn protocols(text: &str) -> Parsed<BTreeMap<u16, Protocol>> {
     Ok(ports)
 }
 
-/// A set of ports.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Ports(Vec<RangeInclusive<u16>>);
-
-impl Ports {
-    /// Whether the port is one of them.
-    pub fn contains(&self, port: u16) -> bool {
-        self.0.iter().any(|range| range.contains(&port))
-    }
-
-    /// The ranges, as they were said.
-    pub fn ranges(&self) -> &[RangeInclusive<u16>] {
-        &self.0
-    }
-
-    pub(super) fn parse(text: &str) -> Parsed<Ports> {
-        list(|text| {
-            let (first, last) = text.split_once('-').unwrap_or((text, text));
-            let port = number(1..=u16::MAX);
-            let why = || "it must be a port or a range of ports, such as 3306 or 9000-9010".to_owned();
-            let (first, last) = (port(first).map_err(|_| why())?, port(last).map_err(|_| why())?);
-            if first > last {
-                Err("the range ends before it begins".to_owned())
-            } else {
-                Ok(first..=last)
-            }
-        })(text)
-        .map(Ports)
-    }
-}
-
-/// A range of addresses.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Subnet {
-    /// The first address.
-    pub address: IpAddr,
-    /// How many leading bits all addresses share.
-    pub prefix: u8,
-}
-
-impl Subnet {
-    pub(super) fn parse(text: &str) -> Parsed<Subnet> {
-        let why = "it must be an address or a subnet, such as 10.0.0.0/8 or fd00::/8";
-        let (address, prefix) = text
-            .split_once('/')
-            .map_or((text, None), |(address, prefix)| (address, Some(prefix)));
-        let address: IpAddr = address.parse().map_err(|_| why.to_owned())?;
-        let (bits, width) = match address {
-            IpAddr::V4(v4) => (u128::from(v4.to_bits()) << 96, 32),
-            IpAddr::V6(v6) => (v6.to_bits(), 128),
-        };
-        let prefix = prefix.map_or(Ok(width), |text| number(0..=width)(text).map_err(|_| why.to_owned()))?;
-        if bits.checked_shl(u32::from(prefix)).unwrap_or(0) != 0 {
-            return Err(format!("{address} is not the first address of a /{prefix}"));
-        }
-        Ok(Subnet { address, prefix })
-    }
+/// Ports, or subnets, as the redirect rules read them.
+pub(super) fn parsed<T: FromStr<Err: Display>>(text: &str) -> Parsed<T> {
+    text.parse().map_err(|mistake: T::Err| mistake.to_string())
 }
 
 /// A host whose endpoints stand in SRV records.
@@ -305,17 +245,8 @@ impl SrvName {
     }
 }
 
-/// How an endpoint is picked.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Balancer {
-    /// The better of two at random, by latency and by what is under way.
-    P2cEwma,
-    /// Each in turn.
-    RoundRobin,
-}
-
-pub(super) const BALANCERS: &[(&str, Balancer)] =
-    &[("p2c-ewma", Balancer::P2cEwma), ("round-robin", Balancer::RoundRobin)];
+pub(super) const BALANCERS: &[(&str, Algorithm)] =
+    &[("p2c-ewma", Algorithm::P2cEwma), ("round-robin", Algorithm::RoundRobin)];
 
 /// The form of a log line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -368,14 +299,11 @@ show! {
     Duration => |it| write_duration(*it);
     SocketAddr => |it| it.to_string();
     PathBuf => |it| it.display().to_string();
-    Ports => |it| it.0.iter().map(|range| match (range.start(), range.end()) {
-        (first, last) if first == last => first.to_string(),
-        (first, last) => format!("{first}-{last}"),
-    }).collect::<Vec<_>>();
-    Subnet => |it| format!("{}/{}", it.address, it.prefix);
+    Ports => |it| it.to_string();
+    Subnets => |it| it.to_string();
     SrvName => |it| format!("{}={}", it.host, it.record);
-    BTreeMap<u16, Protocol> => |it| it.iter().map(|(port, of)| (port.to_string(), spelled(PROTOCOLS, *of))).collect::<BTreeMap<_, _>>();
-    Balancer => |it| spelled(BALANCERS, *it);
+    BTreeMap<u16, Declared> => |it| it.iter().map(|(port, of)| (port.to_string(), spelled(PROTOCOLS, *of))).collect::<BTreeMap<_, _>>();
+    Algorithm => |it| spelled(BALANCERS, *it);
     LogFormat => |it| spelled(LOG_FORMATS, *it);
     Targets => |it| it.to_string();
 }
@@ -452,51 +380,13 @@ mod tests {
     }
 
     #[test]
-    fn ports_are_read_alone_and_in_ranges() {
-        let ports = Ports::parse("3306, 9000-9010").expect("both are good");
-        assert!(ports.contains(3306) && ports.contains(9000) && ports.contains(9010));
-        assert!(!ports.contains(9011) && !ports.contains(3305));
-        assert_eq!(Ports::parse(""), Ok(Ports::default()));
-        for text in ["0", "65536", "10-9", "a", "1-", "-1", "1-2-3"] {
-            assert!(Ports::parse(text).is_err(), "{text}");
-        }
-    }
-
-    #[test]
-    fn a_subnet_begins_where_its_prefix_says() {
-        for text in [
-            "10.0.0.0/8",
-            "10.1.2.3/32",
-            "0.0.0.0/0",
-            "::/0",
-            "fd00::/8",
-            "fd00::1/128",
-        ] {
-            assert_eq!(Subnet::parse(text).map(|subnet| subnet.show()), Ok(json!(text)));
-        }
-        assert_eq!(Subnet::parse("10.1.2.3").map(|subnet| subnet.prefix), Ok(32));
-        for text in [
-            "",
-            "10.0.0.0/33",
-            "10.0.0.1/8",
-            "fd00::1/8",
-            "10.0.0/8",
-            "host/8",
-            "10.0.0.0/",
-            "::/129",
-        ] {
-            assert!(Subnet::parse(text).is_err(), "{text}");
-        }
-    }
-
-    #[test]
     fn a_port_is_declared_by_every_name_that_the_field_has_for_its_protocol() {
         let ports =
             protocols("1=h2c,2=kubernetes.io/h2c,3=grpc,4=http2,5=tcp,6=https,7=http,8=grpc-web").expect("all known");
-        assert!((1..=4).all(|port| ports[&port] == Protocol::Http2));
+        assert!((1..=4).all(|port| ports[&port] == Declared::Http2));
         assert_eq!(
             [ports[&5], ports[&6], ports[&7]],
-            [Protocol::Opaque, Protocol::Tls, Protocol::Http1]
+            [Declared::Opaque, Declared::Tls, Declared::Http]
         );
         for text in ["1", "1=", "1=quic", "0=h2c", "x=h2c", "1=h2c,1=tcp"] {
             assert!(protocols(text).is_err(), "{text}");

@@ -13,7 +13,7 @@ use super::abuse::{Abuse, Ledger};
 use super::closed::{Closed, How};
 use super::frame::{self, DEFAULT_WINDOW, MAX_STREAM_ID, Reason, setting};
 use super::held::{Budget, Held, Pool};
-use super::hpack::{Decoder, Encoder, Fields, Interner};
+use super::hpack::{self, Decoder, Encoder, Fields, Interner};
 use super::message::Wrong;
 use super::path::Path;
 use super::receive::Parser;
@@ -257,6 +257,8 @@ pub(crate) const PATH_PING: [u8; 8] = *b"ptn-path";
 pub(crate) const OUTPUT_BYTES: usize = 64 << 10;
 /// Output that a peer does not read, at which it is cut.
 const OUTPUT_CEILING: usize = 1 << 20;
+/// Turns of streams that are gone, which are not worth looking for.
+const STALE_TURNS: usize = 64;
 /// Streams that we open before the peer's SETTINGS said how many it takes.
 const STREAMS_BEFORE_SETTINGS: u32 = 100;
 
@@ -283,7 +285,7 @@ impl Connection {
             streams: Slots::default(),
             ids: HashMap::default(),
             parser: Parser::new(role),
-            decoder: Decoder::new(settings.header_table_bytes),
+            decoder: Decoder::new(hpack::DEFAULT_TABLE_BYTES),
             encoder: Encoder::new(),
             peer: Peer {
                 said: false,
@@ -439,15 +441,7 @@ impl Connection {
         self.out_taken += n;
         self.tail = Tail::default();
         if self.out_taken == self.out.len() {
-            self.out_taken = 0;
-            self.out.clear();
-            let mut buffer = std::mem::take(&mut self.out);
-            if shared.outputs.len() < 64 {
-                if buffer.capacity() > 4 * OUTPUT_BYTES {
-                    buffer.shrink_to(OUTPUT_BYTES);
-                }
-                shared.outputs.push(buffer);
-            }
+            self.return_output(shared);
         } else if self.out_taken > OUTPUT_BYTES {
             self.out.drain(..self.out_taken);
             self.out_taken = 0;
@@ -502,6 +496,19 @@ impl Connection {
         }
     }
 
+    /// Gives the output's memory to whoever has something to say next; nothing may stand in it.
+    pub(crate) fn return_output(&mut self, shared: &mut Shared) {
+        self.out_taken = 0;
+        self.out.clear();
+        let mut buffer = std::mem::take(&mut self.out);
+        if buffer.capacity() > 0 && shared.outputs.len() < 64 {
+            if buffer.capacity() > 4 * OUTPUT_BYTES {
+                buffer.shrink_to(OUTPUT_BYTES);
+            }
+            shared.outputs.push(buffer);
+        }
+    }
+
     pub(crate) fn by_id(&self, id: u32) -> Option<StreamKey> {
         self.ids.get(&id).copied()
     }
@@ -522,6 +529,10 @@ impl Connection {
         if stream.id != 0 {
             self.ids.remove(&stream.id);
             self.closed.remember(stream.id, how);
+        }
+        if stream.scheduled && self.ready.len() > STALE_TURNS && self.ready.len() > 2 * self.streams.len() {
+            // While the connection has no room nobody takes turns, and streams that come and go would pile up here.
+            self.ready.retain(|key| self.streams.contains(*key));
         }
         shared.drop_held(&mut stream.held);
         if let super::stream::Ending::Trailers(fields) = &mut stream.ending {

@@ -44,6 +44,9 @@ pub enum Wrong {
     /// 101, which HTTP/2 does not have (RFC 9113, 8.6).
     #[error("101 Switching Protocols")]
     SwitchingProtocols,
+    /// A priority that names the stream itself (RFC 7540, 5.3.1).
+    #[error("a stream that depends on itself")]
+    DependsOnItself,
 }
 
 /// What the engine itself needs of a message's head.

@@ -78,8 +78,11 @@ impl Connection {
     ) -> Result<Option<Event<'a>>, Fatal> {
         self.borrow_output(shared);
         let result = self.next_event(input, shared, now);
-        if let Err(error) = &result {
-            self.say_goaway(self.last_theirs, error.reason, error.why);
+        match &result {
+            Err(error) => self.say_goaway(self.last_theirs, error.reason, error.why),
+            // What came needed no answer: the memory for one is not kept by a connection that may be idle now.
+            Ok(None) if self.out.is_empty() => self.return_output(shared),
+            Ok(_) => {}
         }
         result
     }
@@ -483,15 +486,15 @@ impl Connection {
         {
             return fatal(Reason::COMPRESSION_ERROR, "a header block that cannot be decoded");
         }
-        if depends_on_itself {
-            return fatal(Reason::PROTOCOL_ERROR, "a stream that depends on itself");
-        }
         self.ledger.useful();
         match self.by_id(id) {
+            Some(key) if depends_on_itself => {
+                self.fault(key, StreamFault::Protocol, Reason::PROTOCOL_ERROR, shared, now)
+            }
             Some(key) if self.role == Role::Server => self.on_trailers(key, end, shared, now),
             Some(key) => self.on_response(key, end, shared, now),
             None if self.role == Role::Server && id % 2 == 1 && id > self.last_theirs => {
-                self.on_request(id, end, shared, now)
+                self.on_request(id, end, depends_on_itself, shared, now)
             }
             None => self.block_on_closed(id, now),
         }
@@ -520,16 +523,22 @@ impl Connection {
         &mut self,
         id: u32,
         end: bool,
+        depends_on_itself: bool,
         shared: &mut Shared,
         now: Instant,
     ) -> Result<Option<Event<'a>>, Fatal> {
-        if matches!(self.going, Going::Last(_)) {
-            // Our last GOAWAY named the last stream: the peer knows that this one is not processed (6.8).
-            return Ok(None);
-        }
         self.last_theirs = id;
+        if matches!(self.going, Going::Last(_)) {
+            // Our last GOAWAY named the last stream: the peer knows that this one is not processed (6.8). What else
+            // belongs to it is under way, and harmless.
+            self.closed.remember(id, How::OurReset);
+            return self.check_control(now).map(|()| None);
+        }
         if self.streams.len() >= self.settings.max_concurrent_streams as usize {
             return self.refuse(id, Reason::REFUSED_STREAM, None, now);
+        }
+        if depends_on_itself {
+            return self.refuse(id, Reason::PROTOCOL_ERROR, Some(Wrong::DependsOnItself), now);
         }
         let head = match message::request(&shared.fields, &shared.interner) {
             Ok(head) => head,
@@ -630,8 +639,9 @@ impl Connection {
                 end,
             }));
         }
-        let no_body = stream.head_request || head.status == 204 || head.status == 304;
-        stream.length_left = if no_body { None } else { head.length };
+        // What has no content may say how long it would be, but DATA with payload makes it malformed (8.1.1).
+        let no_content = stream.head_request || head.status == 204 || head.status == 304;
+        stream.length_left = if no_content { Some(0) } else { head.length };
         if end && stream.length_left.is_some_and(|left| left != 0) {
             let fault = StreamFault::Malformed(Wrong::ContentLengthMismatch);
             return self.fault(key, fault, Reason::PROTOCOL_ERROR, shared, now);
@@ -664,13 +674,19 @@ impl Connection {
         let Some(priority) = payload.first_chunk::<5>().filter(|_| payload.len() == 5) else {
             return match self.by_id(header.stream) {
                 Some(key) => self.fault(key, StreamFault::Protocol, Reason::FRAME_SIZE_ERROR, shared, now),
-                None => fatal(Reason::FRAME_SIZE_ERROR, "PRIORITY that is not 5 bytes"),
+                None if self.is_idle(header.stream) => {
+                    fatal(Reason::FRAME_SIZE_ERROR, "PRIORITY that is not 5 bytes")
+                }
+                None => self.check_control(now).map(|()| None),
             };
         };
         if dependency(priority) == header.stream {
             return match self.by_id(header.stream) {
                 Some(key) => self.fault(key, StreamFault::Protocol, Reason::PROTOCOL_ERROR, shared, now),
-                None => fatal(Reason::PROTOCOL_ERROR, "a stream that depends on itself"),
+                None if self.is_idle(header.stream) => {
+                    fatal(Reason::PROTOCOL_ERROR, "a stream that depends on itself")
+                }
+                None => self.check_control(now).map(|()| None),
             };
         }
         self.check_control(now).map(|()| None)
@@ -712,10 +728,11 @@ impl Connection {
         // A stranger that resets what it has just asked for makes work for nothing (CVE-2023-44487).
         let premature = self.role == Role::Server && !self.own_application && stream.ours == Half::Head;
         let user = stream.user;
-        self.remove(key, How::TheirReset, shared);
         if premature {
+            // Before the stream is taken out: after the last straw, too, its owner finds it among those to be ended.
             self.check_resets(now)?;
         }
+        self.remove(key, How::TheirReset, shared);
         Ok(Some(Event::Reset {
             user,
             reason,
@@ -749,7 +766,11 @@ impl Connection {
         if !payload.len().is_multiple_of(6) {
             return fatal(Reason::FRAME_SIZE_ERROR, "SETTINGS that are no multiple of 6 bytes");
         }
-        self.peer.said = true;
+        if !self.peer.said {
+            self.peer.said = true;
+            // No limit, until one is named (6.5.2).
+            self.peer.max_streams = u32::MAX;
+        }
         let window_before = self.peer.initial_window;
         for entry in payload.chunks_exact(6) {
             let id = u16::from_be_bytes([entry[0], entry[1]]);
@@ -811,6 +832,7 @@ impl Connection {
             return;
         }
         self.acked = true;
+        self.decoder.set_max_table_bytes(self.settings.header_table_bytes);
         let lowered = self.settings.first_stream_window as i64 - DEFAULT_WINDOW as i64;
         if lowered < 0 {
             for (_, stream) in self.streams.iter_mut() {

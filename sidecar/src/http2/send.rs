@@ -38,6 +38,9 @@ impl Connection {
         let Some(stream) = self.streams.get_mut(key) else {
             return;
         };
+        if stream.ours != Half::Head {
+            return;
+        }
         if stream.id == 0 {
             stream.id = self.next_ours;
             self.ids.insert(stream.id, key);
@@ -147,7 +150,8 @@ impl Connection {
         let Some(stream) = self.streams.get_mut(key) else {
             return;
         };
-        if n == 0 || stream.theirs == Half::Ended {
+        // Without an identifier it would be credit for the connection.
+        if n == 0 || stream.id == 0 || stream.theirs == Half::Ended {
             return;
         }
         stream.recv_window += n as i64;
@@ -241,6 +245,11 @@ impl Connection {
 
     /// The end of the connection for `reason`, with a sentence for the peer's log.
     pub fn say_goaway(&mut self, last: u32, reason: Reason, why: &str) {
+        // What was said once is not taken back: streams above it count as not processed (RFC 9113, 6.8).
+        let last = match self.going {
+            Going::Last(before) => last.min(before),
+            Going::No | Going::Announced => last,
+        };
         frame::put_goaway(&mut self.out, last, reason, why);
         self.going = Going::Last(last);
     }

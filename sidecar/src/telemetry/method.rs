@@ -312,7 +312,7 @@ impl Learned {
 }
 
 /// The longest path that is learned.
-const MAX_PATH: usize = 256;
+pub(super) const MAX_PATH: usize = 256;
 
 /// Reads `/package.Service/Method` as protobuf would name it; any other path is not a method to learn.
 pub(super) fn parse(path: &[u8]) -> Option<&str> {

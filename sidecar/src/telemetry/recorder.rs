@@ -18,7 +18,7 @@ pub struct Recorder {
     id: RecorderId,
     /// Every method that this thread has met; the first two stand for all methods of a direction that have no name.
     methods: Vec<Arc<Method>>,
-    ids: [HashMap<Arc<str>, MethodId>; 2],
+    ids: [HashMap<Arc<[u8]>, MethodId>; 2],
     /// Whether the registry has learned all that it will, and this recorder with it.
     complete: [bool; 2],
     thread: OneThread,
@@ -79,14 +79,18 @@ impl Recorder {
     /// requests: other HTTP/2 has paths of this form by accident.
     pub fn method(&mut self, direction: Direction, path: &[u8]) -> MethodId {
         let other = MethodId(direction as u32);
-        let Some(path) = method::parse(path) else { return other };
+        if path.len() > method::MAX_PATH {
+            return other;
+        }
         if let Some(id) = self.ids[direction as usize].get(path) {
             return *id;
         }
         if self.complete[direction as usize] {
             return other;
         }
-        self.learn(direction, path).unwrap_or(other)
+        method::parse(path)
+            .and_then(|path| self.learn(direction, path))
+            .unwrap_or(other)
     }
 
     /// An RPC began.
@@ -110,13 +114,13 @@ impl Recorder {
             for name in all {
                 if !name
                     .path()
-                    .is_some_and(|path| self.ids[direction as usize].contains_key(path))
+                    .is_some_and(|path| self.ids[direction as usize].contains_key(path.as_bytes()))
                 {
                     self.adopt(direction, name);
                 }
             }
             self.complete[direction as usize] = true;
-            return self.ids[direction as usize].get(path).copied();
+            return self.ids[direction as usize].get(path.as_bytes()).copied();
         }
         name.map(|name| self.adopt(direction, name))
     }
@@ -124,7 +128,7 @@ impl Recorder {
     fn adopt(&mut self, direction: Direction, name: Name) -> MethodId {
         let id = MethodId(self.methods.len() as u32);
         if let Some(path) = name.path() {
-            self.ids[direction as usize].insert(path.clone(), id);
+            self.ids[direction as usize].insert(path.clone().into(), id);
         }
         let method = Arc::new(Method::new(direction, name));
         self.registry.add_method(method.clone());

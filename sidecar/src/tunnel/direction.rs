@@ -133,6 +133,11 @@ impl Direction {
         })
     }
 
+    #[cfg(test)]
+    pub(super) fn kept_capacity(&self) -> usize {
+        self.kept.capacity()
+    }
+
     fn forget_kept(&mut self) {
         self.kept = Vec::new();
         self.written = 0;

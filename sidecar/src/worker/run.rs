@@ -8,12 +8,12 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::task::{Context, Poll};
-use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 use rand::SeedableRng;
 use tokio::net::TcpStream;
+use tokio::sync::mpsc::UnboundedReceiver;
 use tokio::time::Sleep;
 use tokio_util::sync::CancellationToken;
 
@@ -83,12 +83,14 @@ pub enum Command {
     End,
 }
 
-/// A worker that runs.
-pub struct Handle {
-    inbox: Arc<Inbox>,
-    open: Arc<Open>,
-    /// The thread; it ends after [`Command::End`], with what that cut.
-    pub thread: JoinHandle<Cut>,
+/// How a worker is led: what it is told, and what it says.
+pub struct Orders {
+    /// What it is told.
+    pub commands: UnboundedReceiver<Command>,
+    /// Where it says what it has open.
+    pub open: Arc<Open>,
+    /// Called once its listeners are open.
+    pub listening: Box<dyn FnOnce()>,
 }
 
 /// What is open, told once a turn.
@@ -98,34 +100,17 @@ pub struct Open {
     pub inbound: AtomicU64,
     /// Connections from the application, tunnels too.
     pub outbound: AtomicU64,
+    /// The endpoints of its services, as they were at most half a second ago.
+    pub endpoints: Mutex<Vec<EndpointView>>,
 }
 
 /// What an end cut.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Cut {
-    /// Calls that had not ended.
-    pub calls: u64,
+    /// RPCs that had not ended.
+    pub rpcs: u64,
     /// Connections that were open.
     pub connections: u64,
-}
-
-impl Handle {
-    /// Tells the worker something; it acts at its next turn.
-    pub fn tell(&self, command: Command) {
-        self.inbox.send(Message::Command(command));
-    }
-
-    /// What is open.
-    pub fn open(&self) -> &Open {
-        &self.open
-    }
-
-    /// What its services' endpoints are, for the operator: one line of JSON each.
-    pub fn endpoints(&self) -> tokio::sync::oneshot::Receiver<Vec<EndpointView>> {
-        let (reply, receiver) = tokio::sync::oneshot::channel();
-        self.inbox.send(Message::Endpoints(reply));
-        receiver
-    }
 }
 
 /// An endpoint as the operator sees it.
@@ -164,7 +149,6 @@ pub(super) enum Message {
         answer: Arc<Answer>,
     },
     NamesAreLate(ServiceKey),
-    Endpoints(tokio::sync::oneshot::Sender<Vec<EndpointView>>),
     Command(Command),
 }
 
@@ -181,38 +165,17 @@ impl Inbox {
     }
 }
 
-/// Starts a worker: its listeners are open when this returns.
+/// A worker's life on the thread that calls this, from opening its listeners to [`Command::End`].
 ///
 /// # Errors
-/// When a listener cannot be had.
-pub fn start(name: String, parts: Parts) -> anyhow::Result<Handle> {
-    let (started, starting) = std::sync::mpsc::channel();
-    let thread = std::thread::Builder::new()
-        .name(name)
-        .spawn(move || run(parts, &started))?;
-    match starting.recv() {
-        Ok(Ok((inbox, open))) => Ok(Handle { inbox, open, thread }),
-        Ok(Err(error)) => Err(error),
-        Err(_) => Err(anyhow::anyhow!("the worker's thread ended before it listened")),
-    }
-}
-
-type Started = std::sync::mpsc::Sender<anyhow::Result<(Arc<Inbox>, Arc<Open>)>>;
-
-fn run(parts: Parts, started: &Started) -> Cut {
-    let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
-        Ok(runtime) => runtime,
-        Err(error) => {
-            // Whoever started us has gone only if the process is ending.
-            let _ = started.send(Err(error.into()));
-            return Cut::default();
-        }
-    };
+/// When a listener, or an event loop, cannot be had.
+pub fn run(parts: Parts, orders: Orders) -> anyhow::Result<Cut> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let local = tokio::task::LocalSet::new();
-    local.block_on(&runtime, serve(parts, started))
+    local.block_on(&runtime, serve(parts, orders))
 }
 
-async fn serve(parts: Parts, started: &Started) -> Cut {
+async fn serve(parts: Parts, orders: Orders) -> anyhow::Result<Cut> {
     let wires = Wires::new(parts.budget);
     let ready = wires.ready();
     let inbox = Arc::new(Inbox {
@@ -224,17 +187,9 @@ async fn serve(parts: Parts, started: &Started) -> Cut {
         inbound: CancellationToken::new(),
         cut: CancellationToken::new(),
     };
-    let open = Arc::new(Open::default());
-    let tunnels = match Door::open_all(&parts, &inbox, &recorder, &stop) {
-        Ok(tunnels) => tunnels,
-        Err(error) => {
-            let _ = started.send(Err(error));
-            return Cut::default();
-        }
-    };
-    if started.send(Ok((inbox.clone(), open.clone()))).is_err() {
-        return Cut::default();
-    }
+    let tunnels = Door::open_all(&parts, &inbox, &recorder, &stop)?;
+    (orders.listening)();
+    tokio::task::spawn_local(pass_on(orders.commands, inbox.clone()));
     let worker = Worker {
         now: Instant::now(),
         wires,
@@ -254,17 +209,28 @@ async fn serve(parts: Parts, started: &Started) -> Cut {
         draining_inbound: false,
         draining_outbound: false,
     };
-    Loop {
+    let alarm = Box::pin(tokio::time::sleep(Duration::ZERO));
+    let turns = Loop {
         worker,
         ready,
         tunnels,
         stop,
-        open,
+        open: orders.open,
         turn: Vec::new(),
-        alarm: Box::pin(tokio::time::sleep(Duration::ZERO)),
+        alarm,
+    };
+    Ok(turns.run().await)
+}
+
+/// What the main thread says reaches the worker at its next turn. Nobody left to say anything means the end.
+async fn pass_on(mut commands: UnboundedReceiver<Command>, inbox: Arc<Inbox>) {
+    loop {
+        let command = commands.recv().await.unwrap_or(Command::End);
+        inbox.send(Message::Command(command));
+        if command == Command::End {
+            return;
+        }
     }
-    .run()
-    .await
 }
 
 /// What ends a worker's tasks.
@@ -305,6 +271,7 @@ impl Loop {
             if self.worker.now >= next_look {
                 self.worker.look_at_wires();
                 self.worker.flush();
+                *self.open.endpoints.lock() = self.worker.endpoints();
                 next_look = self.worker.now + upkeep::LOOK_EVERY;
             }
             self.tell_what_is_open();
@@ -394,7 +361,10 @@ fn obey(worker: &mut Worker, command: Command, stop: &Stop, tunnels: &Tunnels) -
                 worker.fail(key, Failure::Stopping);
             }
             worker.flush();
-            return Some(Cut { calls, connections });
+            return Some(Cut {
+                rpcs: calls,
+                connections,
+            });
         }
     }
     None
@@ -413,8 +383,6 @@ impl Worker {
             Message::Dialled { pool, addr, result } => self.dialled(pool, addr, result),
             Message::Resolved { service, answer } => self.resolved(service, answer),
             Message::NamesAreLate(service) => self.stop_waiting_for_names(service),
-            // Whoever asked may have gone.
-            Message::Endpoints(reply) => drop(reply.send(self.endpoints())),
             Message::Command(_) => {}
         }
     }

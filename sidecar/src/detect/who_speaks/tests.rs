@@ -230,7 +230,7 @@ async fn a_slow_grpc_client_is_never_taken_for_opaque() {
 
 #[tokio::test]
 async fn a_server_that_opens_with_settings_waits_for_its_client() {
-    let dribble = Duration::from_millis(100);
+    let dribble = Duration::from_millis(600);
     let scene = Scene::new(Settings {
         silence: Duration::from_millis(20),
         dribble,
@@ -243,7 +243,7 @@ async fn a_server_that_opens_with_settings_waits_for_its_client() {
         says(&server, &SETTINGS_OF_GRPC_GO[..4]).await;
         sleep(Duration::from_millis(30)).await;
         says(&server, &SETTINGS_OF_GRPC_GO[4..]).await;
-        sleep(Duration::from_millis(500)).await;
+        sleep(Duration::from_millis(1_500)).await;
         scene.client_says(PREFACE).await;
         server
     };
@@ -369,6 +369,29 @@ async fn a_closed_upstream_is_handed_to_the_tunnel_which_passes_it_on() {
         (Protocol::Opaque, Guess::ServerClosed)
     );
     assert!(detected.upstream.is_some());
+}
+
+#[tokio::test]
+async fn what_a_server_said_before_it_closed_is_kept() {
+    let scene = Scene::quick().await;
+    let closes = async { says(&dialled(&scene.server).await, SETTINGS_OF_GRPC_GO).await };
+    let (detected, ()) = tokio::join!(scene.detect(), closes);
+    let detected = detected.expect("detected");
+    assert_eq!(
+        (detected.protocol, detected.guess),
+        (Protocol::Opaque, Guess::ServerClosed)
+    );
+    assert_eq!(
+        detected.upstream.expect("was dialled").server_bytes,
+        SETTINGS_OF_GRPC_GO
+    );
+}
+
+#[tokio::test]
+async fn a_waiting_connection_costs_less_than_two_kibibytes() {
+    let scene = Scene::quick().await;
+    let size = size_of_val(&scene.detect());
+    assert!(size < 2_048, "{size} bytes");
 }
 
 #[tokio::test]

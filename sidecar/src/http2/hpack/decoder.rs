@@ -1,9 +1,8 @@
 //! Reads header blocks (RFC 7541, 3), keeping in step with the peer's encoder.
 
-use std::collections::VecDeque;
-
 use super::{
     Error, OVERHEAD,
+    entries::Entries,
     fields::{Fields, Item, Literal},
     huffman, integer,
     intern::{FieldId, Interner},
@@ -25,8 +24,8 @@ pub struct Limits {
 ///
 /// A fresh one has allocated nothing; then it takes what the peer puts in.
 pub struct Decoder {
-    /// The youngest entry first. Interned entries hold a reference each.
-    pub(super) entries: VecDeque<Item>,
+    /// Interned entries hold a reference each.
+    entries: Entries,
     /// The text of the entries that are literals.
     private: Private,
     /// What the entries count together (RFC 7541, 4.1).
@@ -51,7 +50,7 @@ impl Decoder {
     /// a SETTINGS of ours says otherwise and is acknowledged.
     pub fn new(max_table_bytes: u32) -> Decoder {
         Decoder {
-            entries: VecDeque::new(),
+            entries: Entries::new(),
             private: Private::new(),
             bytes: 0,
             max: max_table_bytes,
@@ -82,7 +81,7 @@ impl Decoder {
         out.clear(interner);
         let result = self.read(block, limits, interner, out);
         if result.is_err() {
-            out.clear(interner);
+            out.empty(interner);
         }
         result
     }
@@ -96,9 +95,22 @@ impl Decoder {
         let mut input = block;
         self.size_updates(&mut input, interner)?;
         while let Some((&first, rest)) = input.split_first() {
+            let input_from_first = input;
             input = rest;
             // RFC 7541, 6.
             match first {
+                // Nearly all that a peer sends again is this.
+                0x81..0xff if !out.over_limit() => {
+                    let room = (limits.fields as usize).saturating_sub(out.items.len());
+                    let run = &input_from_first[..input_from_first.len().min(room)];
+                    let (taken, size) = take_ids(&self.entries, run, interner, out);
+                    if taken == 0 {
+                        self.indexed(u32::from(first & 0x7f), limits, interner, out)?;
+                    } else {
+                        input = &input_from_first[taken..];
+                        out.count_ids(taken, size, limits.list_bytes, interner);
+                    }
+                }
                 0x80.. => {
                     let index = integer::decode(first, 7, &mut input)?;
                     self.indexed(index, limits, interner, out)?;
@@ -149,11 +161,11 @@ impl Decoder {
     #[inline]
     fn indexed(&mut self, index: u32, limits: &Limits, interner: &mut Interner, out: &mut Fields) -> Result<(), Error> {
         match self.entry(index)? {
-            Item::Interned { id, .. } => {
-                let (name, size, malformed) = interner.refer(id);
-                if out.count(size, limits.list_bytes, limits.fields) {
+            item @ Item::Interned { id, .. } => {
+                let (text_len, malformed) = interner.refer(id);
+                if out.count(text_len as u32 + OVERHEAD, limits.list_bytes, limits.fields) {
                     out.note(malformed);
-                    out.items.push(Item::Interned { name, id });
+                    out.items.push(item);
                 } else {
                     interner.release(id);
                 }
@@ -251,7 +263,7 @@ impl Decoder {
                 }),
             };
             self.bytes += size;
-            self.entries.push_front(entry);
+            self.entries.push(entry);
         }
 
         let kept = out.count(size, limits.list_bytes, limits.fields);
@@ -275,18 +287,13 @@ impl Decoder {
     #[inline]
     fn entry(&self, index: u32) -> Result<Item, Error> {
         if index > static_table::LEN {
-            match self.entries.get((index - static_table::LEN - 1) as usize) {
-                Some(item) => Ok(*item),
-                None => Err(Error::NoSuchIndex {
-                    index,
-                    last: static_table::LEN + self.entries.len() as u32,
-                }),
-            }
+            let last = static_table::LEN + self.entries.len();
+            self.entries
+                .get(index - static_table::LEN - 1)
+                .copied()
+                .ok_or(Error::NoSuchIndex { index, last })
         } else if index > 0 {
-            Ok(Item::Interned {
-                name: static_table::class(index).name,
-                id: FieldId(index),
-            })
+            Ok(static_table::ITEMS[index as usize])
         } else {
             Err(Error::IndexZero)
         }
@@ -328,7 +335,7 @@ impl Decoder {
 
     fn shrink_to(&mut self, bytes: u32, interner: &mut Interner) {
         while self.bytes > bytes
-            && let Some(oldest) = self.entries.pop_back()
+            && let Some(oldest) = self.entries.pop()
         {
             match oldest {
                 Item::Interned { id, .. } => {
@@ -343,6 +350,46 @@ impl Decoder {
         }
     }
 }
+
+/// Takes from the front of `run` the indices of one byte that mean interned fields, and puts their ids into the list.
+///
+/// Says how many, and what they count. This is the hottest loop of the product: what need not be done for each field is done
+/// by the caller, once.
+#[inline(never)]
+fn take_ids(entries: &Entries, run: &[u8], interner: &mut Interner, out: &mut Fields) -> (usize, usize) {
+    // The peer chose the length of the run; what it means may be longer than a list usually is.
+    let run = &run[..run.len().min(RUN)];
+    out.items.reserve(run.len());
+    let before = out.items.len();
+    let mut text = 0;
+    // 0xbe is the youngest entry, 0xfe the last that one byte can name.
+    let entries = entries.as_slice();
+    let reachable = &entries[entries.len().saturating_sub(0xff - 0xbe)..];
+    let youngest = reachable.len().wrapping_sub(1).wrapping_add(0xbe);
+    for &byte in run {
+        let item = match reachable.get(youngest.wrapping_sub(usize::from(byte))) {
+            Some(item) => item,
+            None => match byte {
+                0x81..0xbe => &static_table::ITEMS[usize::from(byte - 0x80)],
+                _ => break,
+            },
+        };
+        let Item::Interned { id, .. } = *item else { break };
+        if out.items.len() == out.items.capacity() {
+            // Never so, after reserving; said here so that the loop has no way out to the allocator.
+            break;
+        }
+        let (text_len, malformed) = interner.refer(id);
+        text += text_len;
+        out.note(malformed);
+        out.items.push(*item);
+    }
+    let taken = out.items.len() - before;
+    (taken, text + taken * OVERHEAD as usize)
+}
+
+/// How many fields [`take_ids`] makes room for at once.
+const RUN: usize = 32;
 
 /// A string as it stands in the block.
 struct Coded<'a> {
@@ -370,5 +417,12 @@ fn read_string(input: &mut &[u8], out: &mut Vec<u8>) -> Result<(), Error> {
     } else {
         out.extend_from_slice(coded);
         Ok(())
+    }
+}
+
+#[cfg(test)]
+impl Decoder {
+    pub(super) fn allocated(&self) -> usize {
+        self.entries.allocated() + self.private.allocated()
     }
 }

@@ -67,10 +67,16 @@ impl Encoder {
                 integer::encode(self.max, 0x20, 5, out);
             }
         }
-        for item in &fields.items {
+        let mut rest = fields.items.as_slice();
+        loop {
+            let known = put_ids(rest, &self.places, self.inserted, out);
+            let Some((item, after)) = rest[known..].split_first() else {
+                break;
+            };
+            rest = after;
             match item {
-                Item::Interned { id, .. } => match self.index(*id) {
-                    Some(index) => integer::encode(index, 0x80, 7, out),
+                Item::Interned { id, .. } => match self.places.find(*id) {
+                    Some(number) => integer::encode(dynamic_index(self.inserted, number), 0x80, 7, out),
                     None => self.encode_text(*id, interner, out),
                 },
                 Item::Literal(literal) => {
@@ -86,18 +92,6 @@ impl Encoder {
     /// Empties the table and gives its references back.
     pub fn release(&mut self, interner: &mut Interner) {
         self.shrink_to(0, interner);
-    }
-
-    /// The index of the field in one of the two tables.
-    #[inline]
-    fn index(&self, id: FieldId) -> Option<u32> {
-        if id.0 <= static_table::LEN {
-            Some(id.0)
-        } else {
-            self.places
-                .find(id)
-                .map(|number| static_table::LEN + self.inserted.wrapping_sub(number))
-        }
     }
 
     /// A field that the peer's copy of our table does not have.
@@ -154,6 +148,38 @@ impl Default for Encoder {
     fn default() -> Encoder {
         Encoder::new()
     }
+}
+
+/// Writes the fields from the front of `items` whose indices take one byte, and says how many that were.
+///
+/// As hot as the decoder's loop, and nothing else is in it.
+#[inline]
+fn put_ids(items: &[Item], places: &Places, inserted: u32, out: &mut Vec<u8>) -> usize {
+    out.reserve(items.len());
+    let before = out.len();
+    for item in items {
+        let Item::Interned { id, .. } = *item else { break };
+        let index = if id.0 <= static_table::LEN {
+            id.0
+        } else {
+            match places.find(id) {
+                Some(number) => dynamic_index(inserted, number),
+                None => break,
+            }
+        };
+        if index >= 0x7f || out.len() == out.capacity() {
+            // (There is room, after reserving; said here so that the loop has no way out to the allocator.)
+            break;
+        }
+        out.push(0x80 | index as u8);
+    }
+    out.len() - before
+}
+
+/// The index of an entry by its number, when `inserted` entries were numbered before the next.
+#[inline]
+fn dynamic_index(inserted: u32, number: u32) -> u32 {
+    static_table::LEN + inserted.wrapping_sub(number)
 }
 
 /// From an id to the number of its entry: open addressing, at most half full.
@@ -252,5 +278,12 @@ fn put_shorter(text: &[u8], out: &mut Vec<u8>) {
         huffman::encode(text, out);
     } else {
         put_raw(text, out);
+    }
+}
+
+#[cfg(test)]
+impl Encoder {
+    pub(super) fn allocated(&self) -> usize {
+        self.entries.capacity() + self.places.places.capacity()
     }
 }

@@ -1,69 +1,61 @@
-//! The entries of a decoder's dynamic table, found by index: a ring, the youngest first.
+//! The entries of a decoder's dynamic table, found by index.
 
 use super::fields::Item;
 
-/// A ring of entries. It allocates nothing until it has one.
+/// A queue of entries in one piece of memory, so that an index is one subtraction and one comparison away from its entry.
+/// It allocates nothing until it has one.
 pub(super) struct Entries {
-    /// A power of two of places, or none. What stands in a place beyond `len` means nothing.
-    ring: Vec<Item>,
-    /// The place of the youngest, modulo the ring.
-    youngest: u32,
-    len: u32,
+    /// The youngest last. What stands before `oldest` means nothing any more.
+    all: Vec<Item>,
+    oldest: u32,
 }
 
 impl Entries {
     pub(super) const fn new() -> Entries {
         Entries {
-            ring: Vec::new(),
-            youngest: 0,
-            len: 0,
+            all: Vec::new(),
+            oldest: 0,
         }
     }
 
     pub(super) fn len(&self) -> u32 {
-        self.len
+        self.all.len() as u32 - self.oldest
+    }
+
+    /// The entries from the oldest to the youngest.
+    #[inline]
+    pub(super) fn as_slice(&self) -> &[Item] {
+        self.all.get(self.oldest as usize..).unwrap_or_default()
     }
 
     /// The entry at `index`; the youngest is 0.
     #[inline]
     pub(super) fn get(&self, index: u32) -> Option<&Item> {
-        let place = self.youngest.wrapping_add(index) as usize & self.ring.len().wrapping_sub(1);
-        if index < self.len { self.ring.get(place) } else { None }
+        let entries = self.as_slice();
+        entries.get(entries.len().wrapping_sub(1).wrapping_sub(index as usize))
     }
 
     pub(super) fn push(&mut self, item: Item) {
-        if self.len as usize == self.ring.len() {
-            self.grow(item);
+        // Half of the memory means nothing: as many have left as are moved now.
+        if self.all.len() == self.all.capacity() && self.oldest as usize * 2 >= self.all.len() {
+            self.all.drain(..self.oldest as usize);
+            self.oldest = 0;
         }
-        self.youngest = self.youngest.wrapping_sub(1);
-        self.len += 1;
-        let mask = self.ring.len() - 1;
-        self.ring[self.youngest as usize & mask] = item;
+        self.all.push(item);
     }
 
     /// Takes out the oldest.
     pub(super) fn pop(&mut self) -> Option<Item> {
-        let oldest = *self.get(self.len.checked_sub(1)?)?;
-        self.len -= 1;
+        let oldest = *self.all.get(self.oldest as usize)?;
+        self.oldest += 1;
         Some(oldest)
-    }
-
-    /// Twice the places, in which all entries stand from the first on.
-    #[cold]
-    fn grow(&mut self, filler: Item) {
-        let places = (self.ring.len() * 2).max(4);
-        let mut ring: Vec<Item> = Vec::with_capacity(places);
-        ring.extend((0..self.len).filter_map(|index| self.get(index)));
-        ring.resize(places, filler);
-        self.ring = ring;
-        self.youngest = 0;
     }
 }
 
 #[cfg(test)]
 impl Entries {
     pub(super) fn allocated(&self) -> usize {
-        self.ring.capacity()
+        self.all.capacity()
     }
 }
 
@@ -80,17 +72,19 @@ mod tests {
         #[test]
         fn entries_are_found_by_their_age(pushes in prop::collection::vec(any::<bool>(), 1..300)) {
             let mut entries = Entries::new();
-            let mut model = VecDeque::new();
+            let (mut model, mut longest) = (VecDeque::new(), 0);
             for (number, push) in (100u32..).zip(pushes) {
                 if push {
                     entries.push(Item::Interned { name: Name::Other, id: FieldId(number) });
                     model.push_front(number);
+                    longest = longest.max(model.len());
                 } else {
                     prop_assert_eq!(entries.pop().map(number_of), model.pop_back());
                 }
                 let all: Vec<u32> = (0..entries.len()).filter_map(|at| entries.get(at).copied().map(number_of)).collect();
                 prop_assert_eq!(all, Vec::from(model.clone()));
                 prop_assert!(entries.get(entries.len()).is_none());
+                prop_assert!(entries.allocated() <= longest.max(2) * 4);
             }
         }
     }

@@ -175,7 +175,15 @@ impl Fields {
     }
 
     /// Takes out all fields and gives their references back.
+    #[inline]
     pub fn clear(&mut self, interner: &mut Interner) {
+        // Whatever was put in has been counted.
+        if self.list_size > 0 {
+            self.empty(interner);
+        }
+    }
+
+    pub(super) fn empty(&mut self, interner: &mut Interner) {
         for item in &self.items {
             if let Item::Interned { id, .. } = item {
                 interner.release(*id);
@@ -225,6 +233,30 @@ impl Fields {
         self.list_size += size as usize;
         self.over_limit |= self.list_size > list_bytes as usize || self.items.len() >= fields as usize;
         !self.over_limit
+    }
+
+    /// Counts the last `taken` fields, which are interned, after they were put in; takes out those that are beyond the limit.
+    #[inline]
+    pub(super) fn count_ids(&mut self, taken: usize, size: usize, list_bytes: u32, interner: &mut Interner) {
+        self.list_size += size;
+        if self.list_size > list_bytes as usize {
+            self.cut_ids(taken, list_bytes, interner);
+        }
+    }
+
+    #[cold]
+    fn cut_ids(&mut self, taken: usize, list_bytes: u32, interner: &mut Interner) {
+        self.over_limit = true;
+        let mut size = self.list_size;
+        for _ in 0..taken {
+            if size <= list_bytes as usize {
+                break;
+            }
+            if let Some(Item::Interned { id, .. }) = self.items.pop() {
+                size -= interner.size(id) as usize;
+                interner.release(id);
+            }
+        }
     }
 
     #[inline]

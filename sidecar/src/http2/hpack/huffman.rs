@@ -11,8 +11,8 @@ const LONGEST: usize = 30;
 /// Appends what `src` stands for. On an error nothing has been appended.
 pub fn decode(src: &[u8], out: &mut Vec<u8>) -> Result<(), Error> {
     let start = out.len();
-    // The shortest code has 5 bits; the last look-up may write one byte that does not count.
-    out.resize(start + src.len() * 8 / 5 + 2, 0);
+    // The shortest code has 5 bits; and eight bytes are written at a time, also where only the first counts.
+    out.resize(start + src.len() * 8 / 5 + 8, 0);
     let written = decode_into(src, &mut out[start..]);
     out.truncate(start + written.as_ref().copied().unwrap_or(0));
     written.map(|_| ())
@@ -44,90 +44,69 @@ pub fn encoded_len(src: &[u8]) -> usize {
     bits.div_ceil(8)
 }
 
-/// The bits that are not yet decoded, at the top of a word; below them are zeros.
-struct Bits {
-    word: u64,
-    count: u32,
-}
-
-impl Bits {
-    #[inline]
-    fn window(&self) -> Window {
-        WINDOWS[(self.word >> (64 - WINDOW_BITS)) as usize]
-    }
-
-    #[inline]
-    fn skip(&mut self, count: u32) {
-        self.word <<= count;
-        self.count -= count;
-    }
-}
-
 fn decode_into(src: &[u8], out: &mut [u8]) -> Result<usize, Error> {
-    let mut bits = Bits { word: 0, count: 0 };
-    let mut rest = src;
+    let end = src.len() * 8;
+    // Bits that are decoded, and bytes that are written.
+    let mut used = 0;
     let mut at = 0;
-    while let Some(next) = rest.first_chunk::<8>() {
-        // Whole bytes only; bits of a byte that is not yet counted are read again, equal, by the next turn.
-        bits.word |= u64::from_be_bytes(*next) >> bits.count;
-        let bytes = (63 - bits.count) >> 3;
-        bits.count += bytes * 8;
-        rest = &rest[bytes as usize..];
-        for _ in 0..4 {
-            let window = bits.window();
-            if window.symbols() == 0 {
-                if bits.count >= LONGEST as u32 {
-                    let (symbol, length) = long_code(bits.word);
-                    out[at] = u8::try_from(symbol).map_err(|_| Error::HuffmanEos)?;
-                    at += 1;
-                    bits.skip(length);
-                }
-                break;
-            }
-            out[at..at + 2].copy_from_slice(&window.text);
-            at += window.symbols();
-            bits.skip(u32::from(window.bits));
-        }
-        // Only counted bits may stay: the tail below adds its bytes behind them.
-        bits.word &= !(u64::MAX >> bits.count);
-    }
-    loop {
-        while bits.count < 56
-            && let Some((&byte, after)) = rest.split_first()
-        {
-            bits.word |= u64::from(byte) << (56 - bits.count);
-            bits.count += 8;
-            rest = after;
-        }
-        // The end looks as if padding went on for ever, so a look-up never finds a symbol in missing bits unnoticed.
-        let padded = Bits {
-            word: bits.word | (u64::MAX >> bits.count),
-            count: bits.count,
-        };
-        let window = padded.window();
-        if window.symbols() == 0 {
-            if padded.word == u64::MAX && bits.count < 8 {
+    while used < end {
+        // At least 57 bits: behind the end, ones, as if padding went on for ever.
+        let mut bits = word_at(src, used / 8) << (used % 8);
+        let mut window = window(bits);
+        if window.0 == 0 {
+            let rest = end - used;
+            if rest < 8 && bits.leading_ones() as usize >= rest {
                 return Ok(at);
             }
-            let (symbol, length) = long_code(padded.word);
-            if length > bits.count {
+            let (symbol, length) = long_code(bits);
+            if length as usize > rest {
                 return Err(Error::HuffmanPadding);
             }
             out[at] = u8::try_from(symbol).map_err(|_| Error::HuffmanEos)?;
             at += 1;
-            bits.skip(length);
-        } else if u32::from(window.bits) <= bits.count {
-            out[at..at + 2].copy_from_slice(&window.text);
-            at += window.symbols();
-            bits.skip(u32::from(window.bits));
-        } else if window.first_bits() <= bits.count {
-            out[at] = window.text[0];
-            at += 1;
-            bits.skip(window.first_bits());
-        } else {
-            return Err(Error::HuffmanPadding);
+            used += length as usize;
+            continue;
+        }
+        // Four windows of 12 bits are less than 57. Where a longer code begins, the next turn of the outer loop finds it
+        // in front. The text goes through a word of its own, so that its bounds are checked once for all four.
+        let mut text = [0; 10];
+        let mut len = 0;
+        for _ in 0..4 {
+            text[len & 7..][..2].copy_from_slice(&window.text());
+            len += window.symbols();
+            used += window.bits() as usize;
+            bits <<= window.bits();
+            window = self::window(bits);
+            if window.0 == 0 {
+                break;
+            }
+        }
+        out[at..][..8].copy_from_slice(&text[..8]);
+        at += len;
+    }
+    // Ones never make a symbol, so a symbol that reaches behind the end had begun with wrong padding.
+    if used == end {
+        Ok(at)
+    } else {
+        Err(Error::HuffmanPadding)
+    }
+}
+
+#[inline]
+fn word_at(src: &[u8], at: usize) -> u64 {
+    match src[at..].first_chunk::<8>() {
+        Some(word) => u64::from_be_bytes(*word),
+        None => {
+            let mut word = [0xff; 8];
+            word[..src.len() - at].copy_from_slice(&src[at..]);
+            u64::from_be_bytes(word)
         }
     }
+}
+
+#[inline]
+fn window(bits: u64) -> Window {
+    WINDOWS[(bits >> (64 - WINDOW_BITS)) as usize]
 }
 
 /// Finds the code of more than [`WINDOW_BITS`] bits that `word` begins with, and its length.
@@ -143,38 +122,38 @@ fn long_code(word: u64) -> (u16, u32) {
     unreachable!("the code is complete: 30 bits always begin with a code")
 }
 
-/// What stands in the next 12 bits: two whole symbols, one, or none (the beginning of a longer code).
+/// What stands in the next 12 bits: two whole symbols, one, or none (the beginning of a longer code; all zeros).
+///
+/// From the lowest byte: two bytes of text, the bits that they take, and how many symbols they are. Four bytes a window keep
+/// the table in the cache.
 #[derive(Clone, Copy)]
-struct Window {
-    text: [u8; 2],
-    /// Bits of all the symbols here.
-    bits: u8,
-    /// How many symbols, and in the lower half the bits of the first: four bytes a window keep the table in the cache.
-    symbols_and_first_bits: u8,
-}
+struct Window(u32);
 
 impl Window {
-    const NONE: Window = Window {
-        text: [0; 2],
-        bits: 0,
-        symbols_and_first_bits: 0,
-    };
-
-    #[inline]
-    const fn symbols(self) -> usize {
-        (self.symbols_and_first_bits >> 4) as usize
+    const fn new(text: [u8; 2], symbols: u32, bits: u32) -> Window {
+        Window(u16::from_le_bytes(text) as u32 | bits << 16 | symbols << 24)
     }
 
     #[inline]
-    const fn first_bits(self) -> u32 {
-        (self.symbols_and_first_bits & 15) as u32
+    const fn text(self) -> [u8; 2] {
+        (self.0 as u16).to_le_bytes()
+    }
+
+    #[inline]
+    const fn symbols(self) -> usize {
+        (self.0 >> 24) as usize
+    }
+
+    #[inline]
+    const fn bits(self) -> u32 {
+        self.0 >> 16 & 0xff
     }
 }
 
 static WINDOWS: [Window; 1 << WINDOW_BITS] = windows();
 
 const fn windows() -> [Window; 1 << WINDOW_BITS] {
-    let mut single = [Window::NONE; 1 << WINDOW_BITS];
+    let mut single = [Window(0); 1 << WINDOW_BITS];
     let mut symbol = 0;
     while symbol < 256 {
         let (code, length) = CODES[symbol];
@@ -182,11 +161,7 @@ const fn windows() -> [Window; 1 << WINDOW_BITS] {
             let free = WINDOW_BITS - length as u32;
             let mut fill = 0;
             while fill < 1 << free {
-                single[((code << free) | fill) as usize] = Window {
-                    text: [symbol as u8, 0],
-                    bits: length,
-                    symbols_and_first_bits: 1 << 4 | length,
-                };
+                single[((code << free) | fill) as usize] = Window::new([symbol as u8, 0], 1, length as u32);
                 fill += 1;
             }
         }
@@ -196,13 +171,10 @@ const fn windows() -> [Window; 1 << WINDOW_BITS] {
     let mut at = 0;
     while at < 1 << WINDOW_BITS {
         let first = single[at];
-        let second = single[(at << first.bits) & ((1 << WINDOW_BITS) - 1)];
-        if first.symbols() == 1 && second.symbols() == 1 && (first.bits + second.bits) as u32 <= WINDOW_BITS {
-            windows[at] = Window {
-                text: [first.text[0], second.text[0]],
-                bits: first.bits + second.bits,
-                symbols_and_first_bits: 2 << 4 | first.bits,
-            };
+        let second = single[(at << first.bits()) & ((1 << WINDOW_BITS) - 1)];
+        let bits = first.bits() + second.bits();
+        if first.0 != 0 && second.0 != 0 && bits <= WINDOW_BITS {
+            windows[at] = Window::new([first.text()[0], second.text()[0]], 2, bits);
         }
         at += 1;
     }

@@ -34,7 +34,7 @@ impl FieldId {
 /// The table of interned fields of one worker.
 ///
 /// Each decoder's table, encoder's table and list of fields that has an id holds one reference. A field to which nobody
-/// refers stays findable for a while, in at most [`IDLE_BYTES`] together, so that a text that comes again keeps its id and
+/// refers stays findable for a while, within 64 KiB for all of them, so that a text that comes again keeps its id and
 /// its tag. A field's text never moves; a freed slot's buffer serves the next one.
 pub struct Interner {
     slots: Vec<Slot>,
@@ -42,6 +42,8 @@ pub struct Interner {
     chains: Vec<u32>,
     /// The first free slot; the others follow by `next`.
     free: u32,
+    /// What the free slots' buffers take.
+    spare: usize,
     /// Slots that nobody refers to, in the order in which that came about.
     idle: Idle,
     live: usize,
@@ -65,8 +67,43 @@ struct Slot {
     older: u32,
     name: Name,
     static_index: u8,
-    malformed: Option<Malformed>,
-    met_again: bool,
+    note: Note,
+}
+
+/// What is wrong with a field, and whether it was met again.
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct Note(u8);
+
+impl Note {
+    const NEW: Note = Note(0);
+    const MET_AGAIN: Note = Note(0x80);
+
+    fn new(malformed: Option<Malformed>) -> Note {
+        Note(malformed.map_or(0, |malformed| malformed as u8 + 1))
+    }
+
+    fn malformed(self) -> Option<Malformed> {
+        [
+            Malformed::EmptyName,
+            Malformed::UpperCaseName,
+            Malformed::BadNameByte,
+            Malformed::BadValueByte,
+            Malformed::ValueSpace,
+        ]
+        .into_iter()
+        .find(|malformed| Note::new(Some(*malformed)).0 == self.0 & !Note::MET_AGAIN.0)
+    }
+
+    fn is_met_again(self) -> bool {
+        self.0 & Note::MET_AGAIN.0 != 0
+    }
+
+    /// Meets the field again, and says what is wrong with it.
+    #[cold]
+    fn met(&mut self) -> Option<Malformed> {
+        self.0 |= Note::MET_AGAIN.0;
+        self.malformed()
+    }
 }
 
 struct Idle {
@@ -78,15 +115,19 @@ struct Idle {
 /// No slot: the number that the static table does not have either.
 const NONE: u32 = 0;
 
-/// How much text is kept that nobody refers to.
-const IDLE_BYTES: usize = 32 << 10;
+/// How much memory holds fields that nobody refers to: some five hundred of them.
+const IDLE_BYTES: usize = 64 << 10;
 
 /// A chain is searched no further. A text that stands behind gets a second id, which is harmless: so whoever could make
 /// many texts of one hash gains nothing.
 const CHAIN_STEPS: usize = 16;
 
-/// A freed slot keeps a buffer up to this size for its next text.
+/// What a slot's buffer has at least.
+const TYPICAL_TEXT: usize = 64;
+
+/// A freed slot keeps a buffer up to this size for its next text, and all of them together up to that.
 const SPARE_TEXT: usize = 256;
+const SPARE_BYTES: usize = 64 << 10;
 
 impl Interner {
     /// A table that holds the static entries.
@@ -102,7 +143,7 @@ impl Interner {
                 references: 1,
                 name,
                 static_index,
-                met_again: true,
+                note: Note::MET_AGAIN,
                 ..Slot::unused()
             }
         }));
@@ -110,6 +151,7 @@ impl Interner {
             slots,
             chains: vec![NONE; 64],
             free: NONE,
+            spare: 0,
             idle: Idle {
                 oldest: NONE,
                 youngest: NONE,
@@ -131,7 +173,7 @@ impl Interner {
             name_text,
             value,
             never_indexed: false,
-            malformed: slot.malformed,
+            malformed: slot.note.malformed(),
             id: Some(id),
         }
     }
@@ -157,7 +199,7 @@ impl Interner {
         }
         let text = [name_text, value].concat();
         let id = self.intern(&text, name_text.len(), class, malformed);
-        self.slot_mut(id).met_again = true;
+        self.slot_mut(id).note.met();
         id
     }
 
@@ -188,13 +230,15 @@ impl Interner {
                 }
                 let slot = self.slot_mut(id);
                 slot.references += 1;
-                slot.met_again = true;
+                slot.note.met();
                 id
             }
             None => {
                 let id = self.take_slot();
                 let slot = &mut self.slots[id as usize];
                 slot.text.clear();
+                // Rarely longer, so that the next text fits as well.
+                slot.text.reserve(text.len().max(TYPICAL_TEXT));
                 slot.text.extend_from_slice(text);
                 slot.name_len = name_len as u32;
                 slot.references = 1;
@@ -202,8 +246,7 @@ impl Interner {
                 slot.hash = hash;
                 slot.name = class.name;
                 slot.static_index = class.static_index;
-                slot.malformed = name_malformed.or_else(|| name::value_malformed(&text[name_len..]));
-                slot.met_again = false;
+                slot.note = Note::new(name_malformed.or_else(|| name::value_malformed(&text[name_len..])));
                 self.live += 1;
                 self.bytes += text.len();
                 self.chain(id);
@@ -218,13 +261,18 @@ impl Interner {
         self.slot_mut(id).references += 1;
     }
 
-    /// One reference more, for a peer that referred to the field again; and what the decoder must know of it.
+    /// One reference more, for a peer that referred to the field again; and the length of its text, and what is wrong with it.
     #[inline]
-    pub(super) fn refer(&mut self, id: FieldId) -> (Name, u32, Option<Malformed>) {
+    pub(super) fn refer(&mut self, id: FieldId) -> (usize, Option<Malformed>) {
         let slot = self.slot_mut(id);
         slot.references += 1;
-        slot.met_again = true;
-        (slot.name, slot.size(), slot.malformed)
+        // One comparison for what is nearly always so.
+        let malformed = if slot.note == Note::MET_AGAIN {
+            None
+        } else {
+            slot.note.met()
+        };
+        (slot.text.len(), malformed)
     }
 
     /// One reference less.
@@ -247,7 +295,7 @@ impl Interner {
     /// Whether a peer has sent the field more than once, as far as can be known.
     #[inline]
     pub(super) fn met_again(&self, id: FieldId) -> bool {
-        self.slot(id).met_again
+        self.slot(id).note.is_met_again()
     }
 
     /// All that follows from the field's name.
@@ -323,7 +371,9 @@ impl Interner {
             self.slots.len() as u32 - 1
         } else {
             let id = self.free;
-            self.free = self.slots[id as usize].next;
+            let slot = &self.slots[id as usize];
+            self.free = slot.next;
+            self.spare -= slot.text.capacity();
             id
         }
     }
@@ -336,7 +386,7 @@ impl Interner {
         let slot = &mut self.slots[id as usize];
         slot.older = youngest;
         slot.younger = NONE;
-        self.idle.bytes += slot.text.len() + OVERHEAD as usize;
+        self.idle.bytes += slot.memory();
         self.idle.youngest = id;
         match youngest {
             NONE => self.idle.oldest = id,
@@ -353,21 +403,18 @@ impl Interner {
         self.unchain(id);
         let slot = &mut self.slots[id as usize];
         self.bytes -= slot.text.len();
-        if slot.text.capacity() > SPARE_TEXT {
+        if slot.text.capacity() > SPARE_TEXT || self.spare + slot.text.capacity() > SPARE_BYTES {
             slot.text = Vec::new();
         }
+        self.spare += slot.text.capacity();
         slot.next = self.free;
         self.free = id;
     }
 
     fn idle_remove(&mut self, id: u32) {
-        let Slot {
-            older,
-            younger,
-            ref text,
-            ..
-        } = self.slots[id as usize];
-        self.idle.bytes -= text.len() + OVERHEAD as usize;
+        let slot = &self.slots[id as usize];
+        let (older, younger) = (slot.older, slot.younger);
+        self.idle.bytes -= slot.memory();
         match older {
             NONE => self.idle.oldest = younger,
             _ => self.slots[older as usize].younger = younger,
@@ -441,14 +488,18 @@ impl Slot {
             older: NONE,
             name: Name::Other,
             static_index: 0,
-            malformed: None,
-            met_again: false,
+            note: Note::NEW,
         }
     }
 
     #[inline]
     fn size(&self) -> u32 {
         self.text.len() as u32 + OVERHEAD
+    }
+
+    /// What it takes; the same as long as its text does not change.
+    fn memory(&self) -> usize {
+        self.text.capacity() + size_of::<Slot>()
     }
 
     #[inline]
@@ -459,6 +510,11 @@ impl Slot {
 
 #[cfg(test)]
 impl Interner {
+    pub(super) fn allocated(&self) -> usize {
+        let buffers: usize = self.slots.iter().map(|slot| slot.text.capacity()).sum();
+        buffers + self.slots.capacity() + self.chains.capacity()
+    }
+
     /// Whether the text stands anywhere in memory of the table, also where it was freed.
     pub(super) fn remembers(&self, text: &[u8]) -> bool {
         self.slots
@@ -539,6 +595,11 @@ mod tests {
         all.into_iter().for_each(|id| interner.release(id));
         assert_eq!(interner.view(held).value, b"value");
         assert_eq!(intern(&mut interner, b"x-held", b"value"), held);
+        let buffers: usize = interner.slots.iter().map(|slot| slot.text.capacity()).sum();
+        assert!(
+            buffers < IDLE_BYTES + SPARE_BYTES + (16 << 10),
+            "{buffers} bytes are left of the many"
+        );
     }
 
     #[test]

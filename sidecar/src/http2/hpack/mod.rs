@@ -15,6 +15,7 @@
 
 mod decoder;
 mod encoder;
+mod entries;
 mod fields;
 pub mod huffman;
 mod huffman_codes;

@@ -169,17 +169,35 @@ pub(super) fn judge(text: &[u8]) -> (Class, Option<Malformed>) {
 /// What is wrong with a value.
 #[inline]
 pub(super) fn value_malformed(value: &[u8]) -> Option<Malformed> {
-    // Without an early end, so that the compiler takes many bytes at once.
-    let bad = value.iter().fold(false, |bad, &byte| {
-        bad | ((byte < b' ') & (byte != b'\t')) | (byte == 0x7f)
-    });
     let space = |byte: Option<&u8>| matches!(byte, Some(b' ' | b'\t'));
-    if bad {
+    if may_have_control(value) && value.iter().any(|&byte| (byte < b' ' && byte != b'\t') || byte == 0x7f) {
         Some(Malformed::BadValueByte)
     } else if space(value.first()) || space(value.last()) {
         Some(Malformed::ValueSpace)
     } else {
         None
+    }
+}
+
+/// Whether a byte may be a control byte; false is sure. Eight bytes at a time, since each call has long values of its own.
+fn may_have_control(value: &[u8]) -> bool {
+    let each = |byte: u8| u64::from_ne_bytes([byte; 8]);
+    // The highest bit of the lowest byte that is less than `limit` is set (and perhaps those of others above it).
+    let below = |word: u64, limit: u8| word.wrapping_sub(each(limit)) & !word;
+    let found = |chunk: &[u8; 8]| {
+        let word = u64::from_ne_bytes(*chunk);
+        (below(word, b' ') | below(word ^ each(0x7f), 1)) & each(0x80)
+    };
+    match value.last_chunk::<8>() {
+        Some(last) => {
+            value
+                .as_chunks::<8>()
+                .0
+                .iter()
+                .fold(found(last), |all, chunk| all | found(chunk))
+                != 0
+        }
+        None => true,
     }
 }
 

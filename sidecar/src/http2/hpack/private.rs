@@ -70,6 +70,13 @@ impl Private {
 }
 
 #[cfg(test)]
+impl Private {
+    pub(super) fn allocated(&self) -> usize {
+        self.ring.capacity()
+    }
+}
+
+#[cfg(test)]
 mod tests {
     use std::collections::VecDeque;
 

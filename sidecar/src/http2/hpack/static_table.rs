@@ -1,6 +1,10 @@
 //! The static table (RFC 7541, appendix A).
 
-use super::name::{self, Class};
+use super::{
+    fields::Item,
+    intern::FieldId,
+    name::{self, Class},
+};
 
 /// How many entries the static table has: the dynamic table's indices begin behind it.
 pub(super) const LEN: u32 = 61;
@@ -79,6 +83,23 @@ static CLASSES: [Class; LEN as usize + 1] = {
         at += 1;
     }
     classes
+};
+
+/// The entries as fields of a list, by index; nothing has index 0.
+pub(super) static ITEMS: [Item; LEN as usize + 1] = {
+    let mut items = [Item::Interned {
+        name: Class::OTHER.name,
+        id: FieldId(0),
+    }; LEN as usize + 1];
+    let mut index = 1;
+    while index <= LEN as usize {
+        items[index] = Item::Interned {
+            name: CLASSES[index].name,
+            id: FieldId(index as u32),
+        };
+        index += 1;
+    }
+    items
 };
 
 /// What the name of the entry `index` (1 to 61) is.

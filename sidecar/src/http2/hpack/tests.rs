@@ -665,8 +665,53 @@ fn what_two_connections_send_has_one_id_and_its_tag() {
 #[test]
 fn a_fresh_connection_has_allocated_nothing_and_is_small() {
     let (decoder, encoder) = (Decoder::new(4096), Encoder::new());
-    assert_eq!((decoder.entries.capacity(), encoder.entries.capacity()), (0, 0));
+    assert_eq!((decoder.allocated(), encoder.allocated()), (0, 0));
     assert!(size_of::<Decoder>() + size_of::<Encoder>() < 250);
+}
+
+#[test]
+fn where_each_call_brings_texts_of_its_own_nothing_grows() {
+    let mut relay = Relay::new(4096);
+    let mut out = Vec::new();
+    let mut sizes = Vec::new();
+    for number in 0..6_000u32 {
+        let own = number.wrapping_mul(0x9e37_79b9);
+        let block = [
+            vec![0x83, 0x86],
+            literal(
+                INDEXING,
+                b":path",
+                format!("/shop.Cart/Method{:03}", own >> 24).as_bytes(),
+            ),
+            literal(INDEXING, b"authorization", &[b'x'; 400]),
+            literal(
+                INDEXING,
+                b"traceparent",
+                format!("00-{own:032x}-{own:016x}-01").as_bytes(),
+            ),
+            literal(INDEXING, b"x-unique", format!("{number:036}").as_bytes()),
+            literal(PLAIN, b"x-plain", b"1"),
+        ]
+        .concat();
+        relay.receive(&block).expect("a good block");
+        out.clear();
+        relay.encoder.encode(&relay.fields, &mut relay.interner, &mut out);
+        let now = [
+            relay.decoder.allocated(),
+            relay.encoder.allocated(),
+            relay.interner.allocated(),
+            out.capacity(),
+        ];
+        if number >= 3_000 {
+            sizes.push(now);
+        }
+    }
+    assert!(
+        sizes.iter().all(|size| *size == sizes[0]),
+        "the first half has found all the memory that there is need of"
+    );
+    assert!(relay.decoder.allocated() < 8_192);
+    relay.end();
 }
 
 // Two independent implementations, and a model.

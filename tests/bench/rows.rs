@@ -1,0 +1,542 @@
+//! The rows of the benchmark: what each one does to a proxy, what it counts, and what Portunus should reach.
+
+use std::{
+    collections::BTreeMap,
+    io::{IsTerminal, Write},
+    net::SocketAddr,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result};
+use nix::unistd::Pid;
+
+use super::{
+    backend::Backend,
+    load::{Bulk, Opening, Session, Style},
+    payload,
+    peers::{Peer, Programs, Running},
+    process,
+    report::{Series, quantile},
+    wire,
+};
+
+/// What can be measured.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, clap::ValueEnum)]
+pub(crate) enum Row {
+    /// CPU a call: 8 connections x 16 streams, saturated, 100-byte unary, the fewest headers
+    #[value(name = "T1", alias = "t1")]
+    T1,
+    /// T1 with headers as callers send them: token, traceparent, user-agent, 200 methods
+    #[value(name = "T1r", alias = "t1r")]
+    T1r,
+    /// CPU a call: one call at a time, everything on one CPU
+    #[value(name = "T2", alias = "t2")]
+    T2,
+    /// System calls a call, one call at a time
+    #[value(name = "T2s", alias = "t2s")]
+    T2s,
+    /// CPU a call and added median latency at 2,000 calls a second, open loop
+    #[value(name = "T3", alias = "t3")]
+    T3,
+    /// CPU seconds a GiB of bulk server streaming, 16 KiB messages
+    #[value(name = "T6", alias = "t6")]
+    T6,
+    /// Resident memory idle, and for each of 1,000 connections with an open stream
+    #[value(name = "T7", alias = "t7")]
+    T7,
+    /// Unary calls beside bulk on one connection: bulk paced to 0.2 GiB/s, then at full rate
+    #[value(name = "T12", alias = "t12")]
+    T12,
+    /// User instructions a call, by callgrind, with T1's headers and with T1r's
+    #[value(name = "T9", alias = "t9")]
+    T9,
+}
+
+impl Row {
+    pub(crate) const ALL: [Row; 9] = [
+        Row::T1,
+        Row::T1r,
+        Row::T2,
+        Row::T2s,
+        Row::T3,
+        Row::T6,
+        Row::T7,
+        Row::T12,
+        Row::T9,
+    ];
+
+    /// The programs that the row needs besides the peers.
+    pub(crate) fn tools(self) -> &'static [&'static str] {
+        match self {
+            Row::T2s => &["strace"],
+            Row::T9 => &["valgrind"],
+            _ => &[],
+        }
+    }
+}
+
+/// How much is measured, and of whom.
+pub(crate) struct Bench {
+    pub(crate) programs: Programs,
+    pub(crate) peers: Vec<Peer>,
+    pub(crate) rounds: usize,
+    pub(crate) quick: bool,
+    /// Peers that failed in a row, and why: they are left out of what remains of it.
+    pub(crate) failures: Vec<String>,
+}
+
+/// Where load generator and backend run, and where the proxy does.
+const LOAD_CPU: usize = 0;
+const PROXY_CPU: usize = 1;
+
+const T1_CONNECTIONS: usize = 8;
+const T1_STREAMS: usize = 16;
+const T7_CONNECTIONS: usize = 1_000;
+/// Bulk beside unary: so many streams, and so many bytes a second of all of them.
+const T12_STREAMS: usize = 4;
+const T12_PACE: u64 = (1 << 30) / 5;
+const GIB: f64 = (1u64 << 30) as f64;
+
+impl Bench {
+    /// Measures one row; each figure of it is a series.
+    pub(crate) fn row(&mut self, row: Row) -> Result<Vec<Series>> {
+        process::pin(Pid::from_raw(0), LOAD_CPU)?;
+        match row {
+            Row::T1 => self.saturated("T1", Style::Plain, &[(2.0, Peer::Floor), (1.0 / 13.0, Peer::Envoy)]),
+            Row::T1r => self.saturated("T1r", Style::Callers, &[(3.0, Peer::Floor), (0.1, Peer::Envoy)]),
+            Row::T2 => self.one_at_a_time(),
+            Row::T2s => self.system_calls(),
+            Row::T3 => self.open_loop(),
+            Row::T6 => self.bulk(),
+            Row::T7 => self.memory(),
+            Row::T12 => self.mixed(),
+            Row::T9 => self.instructions(),
+        }
+    }
+
+    /// T1, T1r.
+    fn saturated(&mut self, row: &'static str, style: Style, targets: &[(f64, Peer)]) -> Result<Vec<Series>> {
+        let calls = if self.quick { 20_000 } else { 100_000 };
+        let mut cpu = Series::new(
+            row,
+            "CPU a call, saturated (direct: load generator and backend together)",
+            "us",
+        );
+        self.each_round(row, PROXY_CPU, true, |subject| {
+            let mut session = subject.session(T1_CONNECTIONS, style, wire::FIRST_WINDOW)?;
+            session.saturate(T1_STREAMS, calls / 10)?;
+            let spent = subject.cpu_of(|| session.saturate(T1_STREAMS, calls))?;
+            cpu.add(subject.peer, micros(spent) / calls as f64);
+            Ok(())
+        })?;
+        targets
+            .iter()
+            .for_each(|(bound, other)| cpu.at_most_times(*bound, *other));
+        Ok(vec![cpu])
+    }
+
+    fn one_at_a_time(&mut self) -> Result<Vec<Series>> {
+        let calls = if self.quick { 2_000 } else { 10_000 };
+        let mut cpu = Series::new("T2", "CPU a call, one at a time, everything on one CPU", "us");
+        process::pin(Pid::from_raw(0), PROXY_CPU)?;
+        self.each_round("T2", PROXY_CPU, false, |subject| {
+            subject.backend.pin(PROXY_CPU)?;
+            let mut session = subject.session(1, Style::Plain, wire::FIRST_WINDOW)?;
+            session.saturate(1, calls / 10)?;
+            let spent = subject.cpu_of(|| session.saturate(1, calls))?;
+            cpu.add(subject.peer, micros(spent) / calls as f64);
+            Ok(())
+        })?;
+        cpu.at_most_times(1.3, Peer::Floor);
+        Ok(vec![cpu])
+    }
+
+    /// Two runs of different length, so that what is not a call's (attaching, a timer) falls out of the difference.
+    fn system_calls(&mut self) -> Result<Vec<Series>> {
+        let (few, many) = (500, 2_500);
+        let mut calls = Series::new("T2.syscalls", "system calls a call, one at a time", "calls");
+        self.once("T2s", |subject| {
+            let mut session = subject.session(1, Style::Plain, wire::FIRST_WINDOW)?;
+            session.saturate(1, 100)?;
+            let process = &subject.running()?.process;
+            let first = process.system_calls(|| session.saturate(1, few))?;
+            let second = process.system_calls(|| session.saturate(1, many))?;
+            calls.add(subject.peer, (second as f64 - first as f64) / (many - few) as f64);
+            Ok(())
+        })?;
+        calls.at_most(6.05);
+        Ok(vec![calls])
+    }
+
+    fn open_loop(&mut self) -> Result<Vec<Series>> {
+        let calls = if self.quick { 2_000 } else { 6_000 };
+        let interval = Duration::from_micros(500);
+        let mut cpu = Series::new("T3.cpu", "CPU a call at 2,000 calls a second", "us");
+        let mut latency = Series::new("T3.median", "median time a call at 2,000 calls a second", "us");
+        self.each_round("T3", PROXY_CPU, true, |subject| {
+            let mut session = subject.session(T1_CONNECTIONS, Style::Plain, wire::FIRST_WINDOW)?;
+            session.paced(interval, calls / 10)?;
+            let mut times = Vec::new();
+            let spent = subject.cpu_of(|| {
+                times = session.paced(interval, calls)?;
+                Ok(())
+            })?;
+            cpu.add(subject.peer, micros(spent) / calls as f64);
+            latency.add(subject.peer, share_of(&times, 0.5));
+            Ok(())
+        })?;
+        cpu.at_most_times(1.3, Peer::Floor);
+        // Each round's own direct run is what the proxies of that round added to.
+        let mut added = Series::new("T3.added", "median time a call that the proxy adds", "us");
+        let direct = latency.values.get(&Peer::Direct).cloned().unwrap_or_default();
+        for (peer, times) in latency.values.iter().filter(|(peer, _)| **peer != Peer::Direct) {
+            times
+                .iter()
+                .zip(&direct)
+                .for_each(|(time, direct)| added.add(*peer, time - direct));
+        }
+        added.at_most_times(1.2, Peer::Floor);
+        Ok(vec![cpu, latency, added])
+    }
+
+    fn bulk(&mut self) -> Result<Vec<Series>> {
+        let messages = if self.quick { 8_192 } else { 32_768 };
+        let mut cpu = Series::new("T6", "CPU a GiB of bulk", "s");
+        self.each_round("T6", PROXY_CPU, true, |subject| {
+            let mut session = subject.session(1, Style::Plain, 256 << 10)?;
+            let bulk = |messages| Bulk {
+                streams: 1,
+                messages,
+                interval: Duration::ZERO,
+            };
+            session.start_bulk(bulk(messages / 16));
+            session.finish_bulk()?;
+            let spent = subject.cpu_of(|| {
+                session.start_bulk(bulk(messages));
+                session.finish_bulk()
+            })?;
+            cpu.add(
+                subject.peer,
+                spent.as_secs_f64() / ((messages * payload::BULK as u64) as f64 / GIB),
+            );
+            Ok(())
+        })?;
+        cpu.at_most_times(1.5, Peer::Floor);
+        cpu.at_most_times(0.75, Peer::Envoy);
+        Ok(vec![cpu])
+    }
+
+    fn memory(&mut self) -> Result<Vec<Series>> {
+        let mut idle = Series::new("T7.idle", "resident memory, idle", "MB");
+        let mut each = Series::new(
+            "T7.connection",
+            "resident memory a client connection with an open stream",
+            "KB",
+        );
+        self.once("T7", |subject| {
+            let process = &subject.running()?.process;
+            let before = settled(process)?;
+            let mut session = subject.session(T7_CONNECTIONS, Style::Plain, wire::FIRST_WINDOW)?;
+            session.hold()?;
+            let after = settled(process)?;
+            idle.add(subject.peer, before as f64 / 1e6);
+            each.add(
+                subject.peer,
+                after.saturating_sub(before) as f64 / 1e3 / T7_CONNECTIONS as f64,
+            );
+            Ok(())
+        })?;
+        idle.at_most(6.0);
+        each.at_most(3.0);
+        Ok(vec![idle, each])
+    }
+
+    fn mixed(&mut self) -> Result<Vec<Series>> {
+        let calls = if self.quick { 1_000 } else { 4_000 };
+        let mut figures: BTreeMap<&str, Series> = [
+            (
+                "T12.alone.p50",
+                "median time of a unary call, 1,000 a second, without bulk",
+                "us",
+            ),
+            ("T12.alone.p99", "99th percentile of the same", "us"),
+            (
+                "T12.paced.p50",
+                "median time of a unary call beside bulk paced to 0.2 GiB/s",
+                "us",
+            ),
+            ("T12.paced.p99", "99th percentile of the same", "us"),
+            ("T12.paced.bulk", "bulk carried meanwhile", "GiB/s"),
+            (
+                "T12.full.p50",
+                "median time of a unary call beside bulk at full rate",
+                "us",
+            ),
+            ("T12.full.p99", "99th percentile of the same", "us"),
+            ("T12.full.bulk", "bulk carried meanwhile", "GiB/s"),
+        ]
+        .into_iter()
+        .map(|(row, what, unit)| (row, Series::new(row, what, unit)))
+        .collect();
+        let pace = Duration::from_nanos(1_000_000_000 * (T12_STREAMS * payload::BULK) as u64 / T12_PACE);
+        let neighbours = [("alone", None), ("paced", Some(pace)), ("full", Some(Duration::ZERO))];
+        self.each_round("T12", PROXY_CPU, true, |subject| {
+            for (name, bulk) in neighbours {
+                let mut session = subject.session(1, Style::Plain, wire::FIRST_WINDOW)?;
+                if let Some(interval) = bulk {
+                    session.start_bulk(Bulk {
+                        streams: T12_STREAMS,
+                        messages: 0,
+                        interval,
+                    });
+                }
+                session.paced(Duration::from_millis(1), calls / 10)?;
+                let (began, carried) = (Instant::now(), session.bulk_bytes());
+                let times = session.paced(Duration::from_millis(1), calls)?;
+                let rate = (session.bulk_bytes() - carried) as f64 / GIB / began.elapsed().as_secs_f64();
+                session.stop_bulk()?;
+                let all = [
+                    ("p50", share_of(&times, 0.5)),
+                    ("p99", share_of(&times, 0.99)),
+                    ("bulk", rate),
+                ];
+                for (figure, value) in all {
+                    if let Some(series) = figures.get_mut(format!("T12.{name}.{figure}").as_str()) {
+                        series.add(subject.peer, value);
+                    }
+                }
+            }
+            Ok(())
+        })?;
+        let alone = figures
+            .get("T12.alone.p99")
+            .and_then(|series| series.median(Peer::Portunus));
+        if let Some(series) = figures.get_mut("T12.paced.p99") {
+            series.at_most_times(0.5, Peer::Envoy);
+            if let (Some(alone), Some(beside)) = (alone, series.median(Peer::Portunus)) {
+                let text = "at most 1.5 x its own without bulk".into();
+                series.targets.push(super::report::Target {
+                    text,
+                    got: beside / alone,
+                    bound: 1.5,
+                });
+            }
+        }
+        if let Some(series) = figures.get_mut("T12.full.p50") {
+            series.at_most_times(0.6, Peer::Envoy);
+        }
+        if let Some(series) = figures.get_mut("T12.full.bulk")
+            && let Some(ratio) = series.ratio(Peer::Envoy)
+        {
+            let text = "Envoy carries less than 1 x portunus".into();
+            series.targets.push(super::report::Target {
+                text,
+                got: 1.0 / ratio,
+                bound: 1.0,
+            });
+        }
+        Ok(figures.into_values().collect())
+    }
+
+    /// Fixed batches, in two runs of different length: what starting and ending costs falls out of the difference.
+    fn instructions(&mut self) -> Result<Vec<Series>> {
+        let (few, many) = if self.quick { (20, 60) } else { (40, 200) };
+        let peers: Vec<Peer> = self
+            .peers
+            .iter()
+            .copied()
+            .filter(|peer| matches!(peer, Peer::Portunus | Peer::Floor))
+            .collect();
+        let mut all = Vec::new();
+        for (row, what, style, bound) in [
+            ("T9", "user instructions a call, T1's headers", Style::Plain, 6_000.0),
+            (
+                "T9.callers",
+                "user instructions a call, T1r's headers",
+                Style::Callers,
+                9_000.0,
+            ),
+        ] {
+            let mut series = Series::new(row, what, "instructions");
+            for &peer in &peers {
+                let run = |batches| {
+                    self.say(row, &format!("{peer}, {batches} batches under callgrind"));
+                    self.counted(peer, style, batches)
+                };
+                match (run(few), run(many)) {
+                    (Ok(few_count), Ok(many_count)) => {
+                        let calls = (many - few) as f64 * (T1_CONNECTIONS * T1_STREAMS) as f64;
+                        series.add(peer, (many_count as f64 - few_count as f64) / calls);
+                    }
+                    (Err(error), _) | (_, Err(error)) => self.failures.push(format!("{row}: {peer}: {error:#}")),
+                }
+            }
+            series.at_most(bound);
+            all.push(series);
+        }
+        Ok(all)
+    }
+
+    fn counted(&self, peer: Peer, style: Style, batches: u64) -> Result<u64> {
+        let backend = Backend::start(LOAD_CPU)?;
+        let (running, counts) = self.programs.start_counted(peer, backend.address(), PROXY_CPU)?;
+        {
+            let opening = Opening {
+                connections: T1_CONNECTIONS,
+                style,
+                stream_window: wire::FIRST_WINDOW,
+            };
+            let mut session = Session::open(running.address, opening)?;
+            session.be_patient(Duration::from_secs(60));
+            session.batches(T1_STREAMS, batches)?;
+        }
+        running.process.end(Duration::from_secs(60))?;
+        process::instructions(&counts)
+    }
+
+    /// Starts every peer, then measures each of them in every round: what drifts with time drifts for all.
+    fn each_round(
+        &mut self,
+        row: &str,
+        cpu: usize,
+        direct: bool,
+        mut measure: impl FnMut(&Subject<'_>) -> Result<()>,
+    ) -> Result<()> {
+        let mut started = Vec::new();
+        for peer in self.peers.clone() {
+            if peer == Peer::Direct && !direct {
+                continue;
+            }
+            self.say(row, &format!("starting {peer}"));
+            match self.start(peer, cpu) {
+                Ok(running) => started.push((peer, running)),
+                Err(error) => self.failures.push(format!("{row}: {peer}: {error:#}")),
+            }
+        }
+        for round in 1..=self.rounds {
+            let mut failed = Vec::new();
+            for (peer, (backend, running)) in &started {
+                self.say(row, &format!("round {round} of {}, {peer}", self.rounds));
+                let subject = Subject {
+                    peer: *peer,
+                    backend,
+                    running: running.as_ref(),
+                };
+                if let Err(error) = measure(&subject) {
+                    let last = running
+                        .as_ref()
+                        .map(|running| running.process.last_words())
+                        .unwrap_or_default();
+                    self.failures
+                        .push(format!("{row}, round {round}: {peer}: {error:#}{last}"));
+                    failed.push(*peer);
+                }
+            }
+            started.retain(|(peer, _)| !failed.contains(peer));
+        }
+        Ok(())
+    }
+
+    /// One peer at a time, fresh, in as many rounds as the figure needs: for counts that hardly vary.
+    fn once(&mut self, row: &str, mut measure: impl FnMut(&Subject<'_>) -> Result<()>) -> Result<()> {
+        let (peers, rounds) = (self.peers.clone(), self.rounds);
+        for round in 1..=rounds.min(3) {
+            for peer in peers.iter().copied().filter(|peer| *peer != Peer::Direct) {
+                self.say(row, &format!("round {round} of {}, {peer}", rounds.min(3)));
+                let measured = self.start(peer, PROXY_CPU).and_then(|(backend, running)| {
+                    measure(&Subject {
+                        peer,
+                        backend: &backend,
+                        running: running.as_ref(),
+                    })
+                });
+                if let Err(error) = measured {
+                    self.failures.push(format!("{row}, round {round}: {peer}: {error:#}"));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn start(&self, peer: Peer, cpu: usize) -> Result<(Backend, Option<Running>)> {
+        let backend = Backend::start(LOAD_CPU)?;
+        let running = match peer {
+            Peer::Direct => None,
+            peer => Some(self.programs.start(peer, backend.address(), cpu)?),
+        };
+        Ok((backend, running))
+    }
+
+    /// A line of progress; on a terminal each takes the place of the last.
+    pub(crate) fn say(&self, row: &str, what: &str) {
+        let mut out = std::io::stderr();
+        let _ = if out.is_terminal() {
+            write!(out, "\r\x1b[2K{row}: {what}")
+        } else {
+            writeln!(out, "{row}: {what}")
+        };
+    }
+}
+
+/// A peer in its turn.
+struct Subject<'a> {
+    peer: Peer,
+    backend: &'a Backend,
+    running: Option<&'a Running>,
+}
+
+impl Subject<'_> {
+    fn address(&self) -> SocketAddr {
+        self.running.map_or(self.backend.address(), |running| running.address)
+    }
+
+    fn session(&self, connections: usize, style: Style, stream_window: u32) -> Result<Session> {
+        Session::open(
+            self.address(),
+            Opening {
+                connections,
+                style,
+                stream_window,
+            },
+        )
+    }
+
+    fn running(&self) -> Result<&Running> {
+        self.running.context("there is no proxy to look at")
+    }
+
+    /// The CPU time that the proxy takes for this work; of load generator and backend, if there is no proxy.
+    fn cpu_of(&self, work: impl FnOnce() -> Result<()>) -> Result<Duration> {
+        let now = || {
+            self.running
+                .map_or_else(process::own_cpu, |running| running.process.cpu())
+        };
+        let before = now()?;
+        work()?;
+        Ok(now()? - before)
+    }
+}
+
+/// Resident memory once it no longer changes.
+fn settled(process: &process::Process) -> Result<u64> {
+    let mut last = process.resident()?;
+    for _ in 0..20 {
+        std::thread::sleep(Duration::from_millis(150));
+        let now = process.resident()?;
+        if now == last {
+            break;
+        }
+        last = now;
+    }
+    Ok(last)
+}
+
+fn micros(time: Duration) -> f64 {
+    time.as_secs_f64() * 1e6
+}
+
+/// A quantile of times, in microseconds.
+fn share_of(times: &[Duration], share: f64) -> f64 {
+    let times: Vec<f64> = times.iter().copied().map(micros).collect();
+    quantile(&times, share).unwrap_or(f64::NAN)
+}
