@@ -97,7 +97,9 @@ async fn one(mut caller: Caller, send: u64, receive: u64, fate: Fate) {
 }
 
 /// Load, and afterwards nothing is left of it: no call, no window.
-async fn chaos(http2: http2::Settings, caller: (u32, u32), server: (u32, u32), calls: u32, most: u64) {
+async fn chaos(mut http2: http2::Settings, caller: (u32, u32), server: (u32, u32), calls: u32, most: u64) {
+    // What is reserved at the end can be told by the number of connections.
+    http2.connection_window_ceiling = http2.connection_window;
     let world = World::with(Setup {
         http2,
         server_windows: server,

@@ -134,6 +134,8 @@ impl Exchange {
             to.engine.send_trailers(stream, &mut copy, shared);
             copy.clear(&mut shared.interner);
         }
+        // The caller may have used its first window up while there was nobody to forward credit for.
+        self.refill_request(wires);
         true
     }
 
@@ -230,8 +232,12 @@ impl Exchange {
     }
 
     /// The server reset its stream. A whole answer goes out first; else the caller learns what the server said.
-    pub fn server_reset(&mut self, reason: Reason, wires: &mut Wires) {
+    pub fn server_reset(&mut self, mut reason: Reason, wires: &mut Wires) {
         self.up = None;
+        if reason == Reason::REFUSED_STREAM && self.phase == Phase::Answering {
+            // "Not processed" would be a lie behind the beginning of an answer, and the caller might act on it.
+            reason = Reason::INTERNAL_ERROR;
+        }
         let Some((wire, shared)) = wires.touch(self.down.wire) else {
             return;
         };

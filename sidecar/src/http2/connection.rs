@@ -126,6 +126,8 @@ pub enum Event<'a> {
         /// Whether the window of every stream changed.
         rooms: bool,
     },
+    /// The peer acknowledged our SETTINGS, and what it may send on its streams became less by that.
+    Lowered,
     /// The peer will take no new streams; those above `last` were not processed ([`Connection::take_unprocessed`]).
     GoAway {
         /// The last stream that the peer may have processed.
@@ -364,6 +366,13 @@ impl Connection {
     /// Whether no new stream will begin here: either side said GOAWAY, or the identifiers are used up.
     pub fn is_draining(&self) -> bool {
         self.their_goaway.is_some() || self.going != Going::No || self.next_ours > MAX_STREAM_ID
+    }
+
+    /// How many streams the peer is likely to take: so many are opened before its SETTINGS say it.
+    pub fn expect_streams(&mut self, streams: u32) {
+        if !self.peer.said {
+            self.peer.max_streams = streams;
+        }
     }
 
     /// Whether the peer's SETTINGS came.

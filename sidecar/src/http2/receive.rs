@@ -367,12 +367,13 @@ impl Connection {
             stream.theirs = Half::Ended;
         }
         let user = stream.user;
-        if bytes.is_empty() && !end {
+        if bytes.is_empty() && !end && data.padding == 0 {
             return Ok(Step::Again);
         }
         if end {
             self.settle(data.key, shared);
         }
+        // A frame of nothing but padding is an event, too: it has used credit, which its sender may wait for.
         Ok(Step::Event(Event::Data {
             key: data.key,
             user,
@@ -674,18 +675,14 @@ impl Connection {
         let Some(priority) = payload.first_chunk::<5>().filter(|_| payload.len() == 5) else {
             return match self.by_id(header.stream) {
                 Some(key) => self.fault(key, StreamFault::Protocol, Reason::FRAME_SIZE_ERROR, shared, now),
-                None if self.is_idle(header.stream) => {
-                    fatal(Reason::FRAME_SIZE_ERROR, "PRIORITY that is not 5 bytes")
-                }
+                None if self.is_idle(header.stream) => fatal(Reason::FRAME_SIZE_ERROR, "PRIORITY that is not 5 bytes"),
                 None => self.check_control(now).map(|()| None),
             };
         };
         if dependency(priority) == header.stream {
             return match self.by_id(header.stream) {
                 Some(key) => self.fault(key, StreamFault::Protocol, Reason::PROTOCOL_ERROR, shared, now),
-                None if self.is_idle(header.stream) => {
-                    fatal(Reason::PROTOCOL_ERROR, "a stream that depends on itself")
-                }
+                None if self.is_idle(header.stream) => fatal(Reason::PROTOCOL_ERROR, "a stream that depends on itself"),
                 None => self.check_control(now).map(|()| None),
             };
         }
@@ -760,8 +757,9 @@ impl Connection {
                     "an acknowledgement of SETTINGS with a payload",
                 );
             }
-            self.on_settings_ack();
-            return self.check_control(now).map(|()| None);
+            let lowered = self.on_settings_ack();
+            self.check_control(now)?;
+            return Ok(lowered.then_some(Event::Lowered));
         }
         if !payload.len().is_multiple_of(6) {
             return fatal(Reason::FRAME_SIZE_ERROR, "SETTINGS that are no multiple of 6 bytes");
@@ -827,18 +825,21 @@ impl Connection {
         Ok(())
     }
 
-    fn on_settings_ack(&mut self) {
+    /// Whether the windows of streams became smaller.
+    fn on_settings_ack(&mut self) -> bool {
         if self.acked {
-            return;
+            return false;
         }
         self.acked = true;
         self.decoder.set_max_table_bytes(self.settings.header_table_bytes);
         let lowered = self.settings.first_stream_window as i64 - DEFAULT_WINDOW as i64;
-        if lowered < 0 {
-            for (_, stream) in self.streams.iter_mut() {
-                stream.recv_window += lowered;
-            }
+        if lowered >= 0 || self.streams.is_empty() {
+            return false;
         }
+        for (_, stream) in self.streams.iter_mut() {
+            stream.recv_window += lowered;
+        }
+        true
     }
 
     // ---- PING, GOAWAY, WINDOW_UPDATE (6.7 to 6.9) ----
