@@ -40,6 +40,10 @@ pub struct Wire {
     socket: TcpStream,
     waker: Waker,
     first: Option<Vec<u8>>,
+    /// Whether the wire stands in the worker's list of those that want the next turn, too.
+    pub(crate) is_unfinished: bool,
+    /// The last turn that the wire had.
+    pub(crate) turn: u64,
     is_dirty: bool,
     is_finished: bool,
 }
@@ -270,6 +274,8 @@ impl Wires {
             socket,
             waker: waker.clone().into(),
             first: Some(first).filter(|bytes| !bytes.is_empty()),
+            is_unfinished: false,
+            turn: 0,
             is_dirty: false,
             is_finished: false,
         });

@@ -206,6 +206,7 @@ async fn serve(parts: Parts, orders: Orders) -> anyhow::Result<Cut> {
         unfinished: Default::default(),
         moved: Vec::new(),
         spare: Vec::new(),
+        turns: 0,
         draining_inbound: false,
         draining_outbound: false,
     };
@@ -317,10 +318,20 @@ impl Loop {
         }
         for _ in 0..worker.unfinished.len() {
             if let Some(key) = worker.unfinished.pop_front() {
+                if let Some(wire) = worker.wires.slots.get_mut(key) {
+                    wire.is_unfinished = false;
+                }
                 self.turn.push(key);
             }
         }
+        worker.turns += 1;
         for key in self.turn.drain(..) {
+            // Whoever is here for two reasons has one turn all the same.
+            let turns = worker.turns;
+            match worker.wires.slots.get_mut(key) {
+                Some(wire) if wire.turn != turns => wire.turn = turns,
+                _ => continue,
+            }
             worker.read(key);
             // A wire whose socket takes bytes again is written, too.
             worker.wires.touch(key);
