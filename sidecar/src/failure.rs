@@ -92,10 +92,16 @@ pub enum Failure {
         why: String,
     },
     /// The server refused the stream, and it cannot be sent again.
-    #[error("{addr} refused the request before processing it, and so did another try")]
+    #[error("{addr} refused the request before processing it, and {}", if *.again {
+        "so did another try"
+    } else {
+        "it was too large to be sent again; the caller may send it"
+    })]
     Refused {
         /// Who was asked.
         addr: SocketAddr,
+        /// Whether it was sent again already.
+        again: bool,
     },
     /// The server broke the protocol.
     #[error("the response of {addr} cannot be passed on: {why}")]

@@ -260,6 +260,26 @@ impl Raw {
         }
     }
 
+    /// Waits until the other side has read all that was said: its answer to a PING says so.
+    pub async fn until_read(&mut self) {
+        self.send(&frame(PING, 0, 0, b"have you")).await;
+        while !self.next().await.is_some_and(|next| next.kind == PING && next.has(ACK)) {}
+    }
+
+    /// Waits until both sides' SETTINGS were acknowledged.
+    pub async fn until_settled(&mut self) {
+        let (mut theirs, mut ours) = (false, false);
+        while !(theirs && ours) {
+            let next = self.next().await.expect("the connection goes on");
+            if next.kind == SETTINGS && next.has(ACK) {
+                ours = true;
+            } else if next.kind == SETTINGS {
+                self.send(&frame(SETTINGS, ACK, 0, &[])).await;
+                theirs = true;
+            }
+        }
+    }
+
     /// The next event that `wanted` says.
     ///
     /// # Panics

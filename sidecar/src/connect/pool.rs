@@ -17,6 +17,9 @@ const MOST_WAITING: usize = 10_000;
 /// A peer may take this many resets for an attack: the connection is replaced before.
 const RESETS_TO_REPLACE: u32 = 80;
 
+/// Streams that a connection is expected to take, until the address has said how many.
+const STREAMS_EACH: u32 = 100;
+
 /// Connections to one address.
 pub struct Pool {
     /// Where they lead.
@@ -26,6 +29,8 @@ pub struct Pool {
     wires: Vec<WireKey>,
     dialling: usize,
     waiting: VecDeque<u64>,
+    /// Streams that its connections take at once, as one of them said.
+    streams: Option<u32>,
 }
 
 /// How an address is reached.
@@ -58,6 +63,7 @@ impl Pools {
                 wires: Vec::new(),
                 dialling: 0,
                 waiting: VecDeque::new(),
+                streams: None,
             })
         })
     }
@@ -80,7 +86,8 @@ impl Pools {
         }
         pool.waiting.push_back(call);
         // One connection serves many calls: so many are dialled as those who wait are likely to need.
-        let wanted = pool.waiting.len().div_ceil(100);
+        let each = pool.streams.unwrap_or(STREAMS_EACH).clamp(1, STREAMS_EACH);
+        let wanted = pool.waiting.len().div_ceil(each as usize);
         if pool.dialling < wanted && pool.wires.len() + pool.dialling < MOST_WIRES {
             pool.dialling += 1;
             return Reach::Dial;
@@ -94,6 +101,19 @@ impl Pools {
             pool.dialling = pool.dialling.saturating_sub(1);
             pool.wires.push(wire);
         }
+    }
+
+    /// A connection said how many streams it takes: the next one is not given more before it has spoken.
+    pub fn learn_streams(&mut self, key: PoolKey, streams: u32) {
+        if let Some(pool) = self.pools.get_mut(key) {
+            pool.streams = Some(streams);
+        }
+    }
+
+    /// How many streams a connection is likely to take that has said nothing yet.
+    pub fn likely_streams(&self, key: PoolKey) -> u32 {
+        let said = self.pools.get(key).and_then(|pool| pool.streams);
+        said.unwrap_or(STREAMS_EACH).clamp(1, STREAMS_EACH)
     }
 
     /// A dial failed: the calls that waited are returned, unless another dial or a wire may still serve them.

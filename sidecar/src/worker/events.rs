@@ -25,12 +25,22 @@ impl Worker {
                 self.receive(key, &buffer[..n]);
                 self.buffer = buffer;
                 if more {
-                    self.unfinished.push_back(key);
+                    self.wants_another_turn(key);
                 }
             }
             Read::Nothing => {}
             Read::End => self.close(key, "it was closed by the peer"),
             Read::Broken(error) => self.close(key, &error.to_string()),
+        }
+    }
+
+    /// Puts a wire among those that go on in the next turn: once, or a busy wire would have more turns than others.
+    fn wants_another_turn(&mut self, key: WireKey) {
+        if let Some(wire) = self.wires.slots.get_mut(key)
+            && !wire.is_unfinished
+        {
+            wire.is_unfinished = true;
+            self.unfinished.push_back(key);
         }
     }
 
@@ -44,6 +54,9 @@ impl Worker {
                     let side = wire.side;
                     if matches!(event, Event::Headers { .. } | Event::Data { .. }) {
                         wire.pinged = None;
+                    }
+                    if matches!(event, Event::Headers { .. }) {
+                        wire.inside_headers = None;
                     }
                     match side {
                         Side::Caller { inbound, .. } => self.from_caller(key, inbound, event),
@@ -97,6 +110,22 @@ impl Worker {
                     self.settle(Key::from_bits(user));
                 }
             }
+            // What the caller did wrong is no fault of the server's.
+            Event::Reset {
+                user,
+                fault: Some(fault),
+                ..
+            } => {
+                tracing::debug!(inbound, "a request was broken off: {fault}");
+                self.counts.refused(true);
+                self.caller_left(user, Reason::CANCEL);
+            }
+            // It is the server alone who can say that a request was not processed.
+            Event::Reset {
+                user,
+                reason: Reason::REFUSED_STREAM,
+                ..
+            } => self.caller_left(user, Reason::CANCEL),
             Event::Reset { user, reason, .. } => self.caller_left(user, reason),
             Event::Room { user } => self.refill(user, true),
             Event::Settings { rooms } => {
@@ -104,6 +133,7 @@ impl Worker {
                     self.refill_all(wire, true);
                 }
             }
+            Event::Lowered => self.refill_all(wire, false),
             Event::Refused { reason, wrong } => {
                 self.counts.refused(wrong.is_some());
                 tracing::debug!(%reason, inbound, "a request was refused: {}", match wrong {
@@ -151,8 +181,10 @@ impl Worker {
                 if rooms {
                     self.refill_all(wire, false);
                 }
+                self.learn_streams(wire);
                 self.serve_wire(wire);
             }
+            Event::Lowered => self.refill_all(wire, true),
             Event::GoAway { reason, .. } => self.server_goes(wire, reason),
             Event::Pong(_) | Event::Refused { .. } => {}
         }
@@ -219,7 +251,9 @@ impl Worker {
         let Some(call) = self.calls.get_mut(key) else { return };
         let addr = call.server();
         if call.resent || !call.exchange.take_back() {
-            self.fail(key, Failure::Refused { addr });
+            let again = call.resent;
+            call.exchange.up = None;
+            self.fail(key, Failure::Refused { addr, again });
             return;
         }
         call.resent = true;
@@ -260,6 +294,21 @@ impl Worker {
             self.not_processed(user);
         }
         self.serve_wire(key);
+    }
+
+    fn learn_streams(&mut self, key: WireKey) {
+        if let Some(wire) = self.wires.slots.get(key)
+            && let Side::Server { pool } = wire.side
+        {
+            let streams = wire.engine.max_streams();
+            self.pools.learn_streams(pool, streams);
+            // Those that were opened at the same time and have not spoken yet will hardly say anything else.
+            for key in self.pools.wires(pool) {
+                if let Some(wire) = self.wires.slots.get_mut(*key) {
+                    wire.engine.expect_streams(streams);
+                }
+            }
+        }
     }
 
     fn serve_wire(&mut self, key: WireKey) {
@@ -320,7 +369,7 @@ impl Worker {
             return;
         };
         match wire.flush(&mut self.wires.shared) {
-            Ok(true) if wire.engine.wants_pump() => self.unfinished.push_back(key),
+            Ok(true) if wire.engine.wants_pump() => self.wants_another_turn(key),
             Ok(true) if wire.engine.is_drained() => self.close(key, "it was drained"),
             Ok(_) if wire.engine.output_overflows() => {
                 self.close(key, "the peer does not read what it makes us say");

@@ -54,7 +54,9 @@ impl Worker {
             };
             if let Some((reason, why)) = self.overdue(key) {
                 if let Some((wire, _)) = self.wires.touch(key) {
-                    wire.engine.say_goaway(0, reason, why);
+                    // Requests that were passed on may have been processed: the peer must not think otherwise.
+                    let last = wire.engine.last_theirs;
+                    wire.engine.say_goaway(last, reason, why);
                 }
                 self.write_last(key);
                 self.close(key, why);
