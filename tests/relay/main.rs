@@ -6,5 +6,6 @@ mod bytes;
 mod chaos;
 mod credit;
 mod ends;
+mod fields;
 mod raw;
 mod world;
