@@ -274,8 +274,9 @@ async fn cancels_of_one_caller_cost_no_call_of_another_on_the_shared_connection(
     }
     let mut rest = Bytes::new(seed);
     rest.take(5);
-    send_bytes(&mut body, rest, 1_000, true).await.expect("sent");
+    let sent = send_bytes(&mut body, rest, 1_000, true).await;
     let answer = collect(response, seed).await.expect("nobody cut it");
+    assert_eq!(answer.grpc_message, None, "{sent:?}");
     assert_eq!((answer.bytes, answer.grpc_status.as_deref()), (50_000, Some("0")));
     drop(hasty);
     world.until_all_ended().await;

@@ -1,9 +1,10 @@
 //! What the wires say, and what follows from it: an event on one end becomes a command to the other.
 
 use std::mem;
+use std::time::Duration;
 
 use super::Worker;
-use crate::call::code_of_reset;
+use crate::call::{CallKey, code_of_reset};
 use crate::connect::wire::Read;
 use crate::connect::{Side, WireKey, pool};
 use crate::exchange::{End, Phase};
@@ -12,6 +13,11 @@ use crate::grpc::Code;
 use crate::http2::slots::Key;
 use crate::http2::{Event, Head, Reason, StreamFault};
 use crate::{inbound, outbound};
+
+/// A server that did not even take a request up may not have seen it within this time.
+const HASTE: Duration = Duration::from_millis(100);
+/// What a server is given to take up requests that were cancelled at once, before it is told so.
+const SPARED: Duration = Duration::from_millis(30);
 
 impl Worker {
     /// Reads what a wire has, once, and acts on it.
@@ -92,14 +98,18 @@ impl Worker {
                 }
             }
             Event::Headers { user, .. } => {
-                let Some(call) = self.calls.get_mut(Key::from_bits(user)) else {
-                    return;
-                };
                 if inbound {
                     inbound::clean_trailers(&mut self.wires.shared);
                 }
-                call.exchange.request_trailers(&mut self.wires);
-                self.settle(Key::from_bits(user));
+                match self.limits_of_request_trailers(user) {
+                    Ok(()) => {
+                        if let Some(call) = self.calls.get_mut(Key::from_bits(user)) {
+                            call.exchange.request_trailers(&mut self.wires);
+                        }
+                        self.settle(Key::from_bits(user));
+                    }
+                    Err(failure) => self.fail(Key::from_bits(user), failure),
+                }
             }
             Event::Data { user, bytes, end, .. } => {
                 let Some(call) = self.calls.get_mut(Key::from_bits(user)) else {
@@ -145,6 +155,33 @@ impl Worker {
         }
     }
 
+    /// Trailers of a request that are too large, for us or for the server, are not passed on cut off.
+    fn limits_of_request_trailers(&self, user: u64) -> Result<(), Failure> {
+        let Some(call) = self.calls.get(Key::from_bits(user)) else {
+            return Ok(());
+        };
+        let fields = &self.wires.shared.fields;
+        if fields.over_limit() {
+            let settings = &self.parts.http2;
+            return Err(Failure::RequestHeadersTooLarge {
+                bytes: fields.list_size(),
+                fields: fields.len(),
+                max_bytes: settings.max_header_list_bytes,
+                max_fields: settings.max_header_fields,
+            });
+        }
+        let server = call.exchange.up.and_then(|up| self.wires.slots.get(up.wire));
+        let (bytes, max) = (
+            fields.kept_size(&self.wires.shared.interner),
+            server.map_or(usize::MAX, |wire| wire.engine.max_header_list()),
+        );
+        if bytes > max {
+            let addr = call.server();
+            return Err(Failure::NextHopHeaders { addr, bytes, max });
+        }
+        Ok(())
+    }
+
     /// The caller wants no answer any more.
     fn caller_left(&mut self, user: u64, reason: Reason) {
         let key = Key::from_bits(user);
@@ -154,11 +191,29 @@ impl Worker {
         }
         let waiting = call.exchange.phase == Phase::Waiting;
         let pool = call.choice.as_ref().map(|choice| choice.pool);
+        self.note_haste(key);
+        let Some(call) = self.calls.get_mut(key) else { return };
         call.exchange.caller_reset(reason, &mut self.wires);
         if let (true, Some(pool)) = (waiting, pool) {
             self.pools.forget(pool, user);
         }
         self.settle(key);
+    }
+
+    /// A call that was sent a moment ago is about to be reset: many of these look like an attack to the server.
+    pub(super) fn note_haste(&mut self, key: CallKey) {
+        let Some(call) = self.calls.get(key) else { return };
+        if let (Phase::Asked, Some(up), Some(choice)) = (call.exchange.phase, call.exchange.up, &call.choice)
+            && self.now.saturating_duration_since(choice.at) < HASTE
+            && let Some(wire) = self.wires.slots.get_mut(up.wire)
+        {
+            wire.hasty_resets += 1;
+            if pool::is_worn(wire)
+                && let Some(call) = self.calls.get_mut(key)
+            {
+                call.exchange.reset_late = Some(self.now + SPARED);
+            }
+        }
     }
 
     fn from_server(&mut self, wire: WireKey, event: Event<'_>) {
@@ -193,15 +248,28 @@ impl Worker {
     fn server_headers(&mut self, user: u64, head: Head, end: bool) {
         let key = Key::from_bits(user);
         let Some(call) = self.calls.get_mut(key) else { return };
+        let addr = call.server();
         if self.wires.shared.fields.over_limit() {
-            let addr = call.server();
             let bytes = self.wires.shared.fields.list_size();
             self.fail(key, Failure::ResponseHeadersTooLarge { addr, bytes });
             return;
         }
+        let caller = self.wires.slots.get(call.exchange.down.wire);
+        let max = caller.map_or(usize::MAX, |wire| wire.engine.max_header_list());
+        // Few callers say what they take, so the size is mostly not asked for.
+        if max < u32::MAX as usize {
+            let bytes = self.wires.shared.fields.kept_size(&self.wires.shared.interner);
+            if bytes > max {
+                self.fail(key, Failure::CallerHeaders { addr, bytes, max });
+                return;
+            }
+        }
         match head {
             Head::Informational(status) => call.exchange.response_head(status, true, false, &mut self.wires),
             Head::Response(status) => {
+                if let Some(wire) = call.exchange.up.and_then(|up| self.wires.slots.get_mut(up.wire)) {
+                    wire.hasty_resets = wire.hasty_resets.saturating_sub(1);
+                }
                 call.exchange.response_head(status, false, end, &mut self.wires);
                 let unavailable = call.exchange.code == Some(Code::Unavailable);
                 if let (Some(choice), false) = (&mut call.choice, unavailable)
@@ -262,7 +330,7 @@ impl Worker {
     }
 
     /// Looks for another endpoint; the same one, by another connection, if it is the only one.
-    fn leave_for_another(&mut self, key: crate::call::CallKey) {
+    fn leave_for_another(&mut self, key: CallKey) {
         let Some(call) = self.calls.get_mut(key) else { return };
         if let Some(endpoint) = call
             .choice

@@ -291,8 +291,9 @@ impl Loop {
         {
             return Poll::Ready(());
         }
+        let late = self.worker.wires.late.front().map(|reset| reset.due);
         let look = (!self.worker.wires.slots.is_empty()).then_some(next_look);
-        let Some(at) = [look, self.worker.timers.next()].into_iter().flatten().min() else {
+        let Some(at) = [look, self.worker.timers.next(), late].into_iter().flatten().min() else {
             return Poll::Pending;
         };
         if self.alarm.deadline().into_std() != at {

@@ -28,6 +28,7 @@ impl Worker {
             if let Some(choice) = &call.choice {
                 self.pools.forget(choice.pool, mark);
             }
+            self.note_haste(key);
             self.fail(
                 key,
                 Failure::Deadline {
@@ -35,6 +36,11 @@ impl Worker {
                     stage,
                 },
             );
+        }
+        while let Some(reset) = self.wires.late.pop_front_if(|reset| reset.due <= self.now) {
+            if let Some((wire, shared)) = self.wires.touch(reset.wire) {
+                wire.engine.say_reset(reset.stream, reset.reason, shared);
+            }
         }
         let calls = &self.calls;
         self.timers
