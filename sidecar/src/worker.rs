@@ -403,7 +403,7 @@ impl Worker {
     }
 
     /// The endpoint that a call waited for cannot be reached: it tries the others, one after another.
-    fn dial_failed(&mut self, key: CallKey, why: &str, judged: &mut Vec<(ServiceKey, EndpointKey)>) {
+    pub(crate) fn dial_failed(&mut self, key: CallKey, why: &str, judged: &mut Vec<(ServiceKey, EndpointKey)>) {
         let Some(call) = self.calls.get_mut(key) else { return };
         call.last_error = Some(why.to_owned());
         let Some(choice) = &call.choice else { return };

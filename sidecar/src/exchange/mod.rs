@@ -243,9 +243,10 @@ impl Exchange {
         }
     }
 
-    /// The upstream stream is gone and nothing of it was processed: whether the request can be sent again, whole.
-    pub fn take_back(&mut self) -> bool {
-        self.up = None;
+    /// Nothing of the request was processed upstream: whether it can be sent again, whole. What is left of the stream
+    /// there is reset.
+    pub fn take_back(&mut self, wires: &mut Wires) -> bool {
+        self.reset_up(Reason::CANCEL, wires);
         let again = self.phase == Phase::Asked && self.replay.is_whole() && !self.head.is_empty();
         if again {
             self.phase = Phase::Waiting;
