@@ -6,6 +6,7 @@
 mod crew;
 pub mod log;
 mod parts;
+mod shown;
 pub mod shutdown;
 
 use std::sync::Arc;
@@ -61,6 +62,8 @@ pub fn run(config: Config) -> Result<(), Error> {
             .context("signals cannot be heard")
             .map_err(Error::Start)?;
         let names = Names::start(parts::names(&config), &TaskTracker::new(), CancellationToken::new());
+        let registry = Registry::new(&config.telemetry);
+        shown::names(&registry, &names);
         let work = move |seat: Seat, config: &Config, registry: &Arc<Registry>| {
             let parts = parts::of(config, names.clone(), registry.clone());
             let listening = seat.listening_hook();
@@ -73,18 +76,18 @@ pub fn run(config: Config) -> Result<(), Error> {
                 },
             )
         };
-        carry(Arc::new(config), ask, asked, work).await
+        carry(Arc::new(config), registry, ask, asked, work).await
     })
 }
 
 /// The order of beginning and end: the admin pages first and last, so that somebody can always ask what goes on.
 async fn carry(
     config: Arc<Config>,
+    registry: Arc<Registry>,
     ask: Sender<Event>,
     asked: Receiver<Event>,
     work: impl Fn(Seat, &Config, &Arc<Registry>) -> anyhow::Result<Cut> + Send + Sync + 'static,
 ) -> Result<(), Error> {
-    let registry = Registry::new(&config.telemetry);
     let readiness = Readiness::new();
     let listening = readiness.condition("workers", "the workers do not listen yet");
     let staying = readiness.condition("shutdown", "the proxy is starting");
@@ -92,6 +95,7 @@ async fn carry(
 
     let redirected = readiness.condition("redirect", "the redirect rules were not looked for yet");
     let opens = Arc::new(ArcSwapOption::<Opens>::empty());
+    shown::endpoints(&registry, opens.clone());
     let shown = opens.clone();
     let pages = Pages {
         readiness,

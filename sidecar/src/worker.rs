@@ -61,6 +61,8 @@ pub(crate) struct Worker {
     moved: Vec<u64>,
     /// Empty header lists, kept for their memory alone.
     spare: Vec<Fields>,
+    /// Turns so far.
+    turns: u64,
     draining_inbound: bool,
     draining_outbound: bool,
 }
@@ -126,7 +128,7 @@ impl Worker {
     /// The method of an RPC: known by the number on its interned path, else looked up or learned.
     fn method_of(&mut self, exchange: &Exchange, inbound: bool) -> Option<MethodId> {
         let interner = &mut self.wires.shared.interner;
-        let path = exchange.head.find(Name::Path, interner)?;
+        let path = exchange.head.get(exchange.asks.path?.into(), interner)?;
         let (direction, shift) = if inbound {
             (Direction::Inbound, 16)
         } else {
@@ -167,11 +169,14 @@ impl Worker {
                 .remove_all(Name::GrpcTimeout, &mut self.wires.shared.interner);
             call.exchange.head.push(b"grpc-timeout", &text, false);
         }
-        if let Some(to) = self.wires.slots.get(wire) {
-            let (bytes, max) = (
-                call.exchange.head.kept_size(&self.wires.shared.interner),
-                to.engine.max_header_list(),
-            );
+        let max = self
+            .wires
+            .slots
+            .get(wire)
+            .map_or(usize::MAX, |to| to.engine.max_header_list());
+        // What came is no less than what is kept, and quicker to ask.
+        if call.exchange.head.list_size() > max {
+            let bytes = call.exchange.head.kept_size(&self.wires.shared.interner);
             if bytes > max {
                 return Err(Failure::NextHopHeaders { addr, bytes, max });
             }
@@ -376,7 +381,8 @@ impl Worker {
         match result {
             Ok(socket) => {
                 let settings = self.parts.http2.clone();
-                let engine = Connection::client(settings, false, self.now, &mut self.wires.shared);
+                let mut engine = Connection::client(settings, false, self.now, &mut self.wires.shared);
+                engine.expect_streams(self.pools.likely_streams(pool));
                 let wire = self
                     .wires
                     .insert(socket, Vec::new(), engine, addr, Side::Server { pool }, self.now);
