@@ -46,6 +46,16 @@ pub enum Failure {
         /// What the next hop takes.
         max: usize,
     },
+    /// The response's header list is larger than the caller announced that it takes.
+    #[error("the caller takes header lists of at most {max} bytes, and the response of {addr} has {bytes}")]
+    CallerHeaders {
+        /// Who answered.
+        addr: SocketAddr,
+        /// Bytes of the list.
+        bytes: usize,
+        /// What the caller takes.
+        max: usize,
+    },
     /// The worker's memory budget is spent.
     #[error(
         "the sidecar holds {used} bytes for readers that do not read, which is all it may: no new calls until some read; \
@@ -92,10 +102,16 @@ pub enum Failure {
         why: String,
     },
     /// The server refused the stream, and it cannot be sent again.
-    #[error("{addr} refused the request before processing it, and so did another try")]
+    #[error("{addr} refused the request before processing it, and {}", if *.again {
+        "so did another try"
+    } else {
+        "it was too large to be sent again; the caller may send it"
+    })]
     Refused {
         /// Who was asked.
         addr: SocketAddr,
+        /// Whether it was sent again already.
+        again: bool,
     },
     /// The server broke the protocol.
     #[error("the response of {addr} cannot be passed on: {why}")]
@@ -138,6 +154,7 @@ impl Failure {
             Failure::RequestHeadersTooLarge { .. } => "request_headers_too_large",
             Failure::ResponseHeadersTooLarge { .. } => "response_headers_too_large",
             Failure::NextHopHeaders { .. } => "next_hop_headers",
+            Failure::CallerHeaders { .. } => "caller_headers",
             Failure::MemoryBudget { .. } => "memory_budget",
             Failure::NoAddress { .. } => "no_address",
             Failure::NoEndpoint { .. } => "no_endpoint",
@@ -152,10 +169,11 @@ impl Failure {
     }
 
     /// Every reason there is.
-    pub const REASONS: [&'static str; 13] = [
+    pub const REASONS: [&'static str; 14] = [
         "request_headers_too_large",
         "response_headers_too_large",
         "next_hop_headers",
+        "caller_headers",
         "memory_budget",
         "no_address",
         "no_endpoint",
@@ -179,6 +197,7 @@ impl Failure {
             Failure::RequestHeadersTooLarge { .. }
             | Failure::ResponseHeadersTooLarge { .. }
             | Failure::NextHopHeaders { .. }
+            | Failure::CallerHeaders { .. }
             | Failure::MemoryBudget { .. }
             | Failure::TooManyWaiting { .. } => Code::ResourceExhausted,
             Failure::NoAddress { .. }
@@ -199,6 +218,7 @@ impl Failure {
                 Fault::Caller
             }
             Failure::ResponseHeadersTooLarge { .. }
+            | Failure::CallerHeaders { .. }
             | Failure::Unreachable { .. }
             | Failure::TooManyWaiting { .. }
             | Failure::Refused { .. }
@@ -212,6 +232,7 @@ impl Failure {
     pub fn may_have_been_processed(&self) -> bool {
         match self {
             Failure::ResponseHeadersTooLarge { .. }
+            | Failure::CallerHeaders { .. }
             | Failure::ConnectionLost { .. }
             | Failure::BadResponse { .. }
             | Failure::Deadline { .. }

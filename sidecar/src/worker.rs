@@ -61,6 +61,8 @@ pub(crate) struct Worker {
     moved: Vec<u64>,
     /// Empty header lists, kept for their memory alone.
     spare: Vec<Fields>,
+    /// Turns so far.
+    turns: u64,
     draining_inbound: bool,
     draining_outbound: bool,
 }
@@ -376,7 +378,8 @@ impl Worker {
         match result {
             Ok(socket) => {
                 let settings = self.parts.http2.clone();
-                let engine = Connection::client(settings, false, self.now, &mut self.wires.shared);
+                let mut engine = Connection::client(settings, false, self.now, &mut self.wires.shared);
+                engine.expect_streams(self.pools.likely_streams(pool));
                 let wire = self
                     .wires
                     .insert(socket, Vec::new(), engine, addr, Side::Server { pool }, self.now);

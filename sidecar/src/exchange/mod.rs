@@ -10,8 +10,9 @@ mod replay;
 pub use answer::Answer;
 
 use std::mem;
+use std::time::Instant;
 
-use crate::connect::{WireKey, Wires};
+use crate::connect::{LateReset, WireKey, Wires};
 use crate::grpc::{self, Boundary};
 use crate::http2::hpack::{Fields, Name};
 use crate::http2::{Reason, Settings, StreamKey};
@@ -69,6 +70,8 @@ pub struct Exchange {
     pub code: Option<grpc::Code>,
     /// The response's `:status`.
     pub http_status: u16,
+    /// When the server is to learn of a reset, if not at once.
+    pub reset_late: Option<Instant>,
     request_ended: bool,
     is_head: bool,
     replay: Replay,
@@ -99,6 +102,7 @@ impl Exchange {
             answered: Boundary::default(),
             code: None,
             http_status: 0,
+            reset_late: None,
             request_ended,
             is_head,
             replay: Replay::default(),
@@ -134,6 +138,8 @@ impl Exchange {
             to.engine.send_trailers(stream, &mut copy, shared);
             copy.clear(&mut shared.interner);
         }
+        // The caller may have used its first window up while there was nobody to forward credit for.
+        self.refill_request(wires);
         true
     }
 
@@ -230,8 +236,12 @@ impl Exchange {
     }
 
     /// The server reset its stream. A whole answer goes out first; else the caller learns what the server said.
-    pub fn server_reset(&mut self, reason: Reason, wires: &mut Wires) {
+    pub fn server_reset(&mut self, mut reason: Reason, wires: &mut Wires) {
         self.up = None;
+        if reason == Reason::REFUSED_STREAM && self.phase == Phase::Answering {
+            // "Not processed" would be a lie behind the beginning of an answer, and the caller might act on it.
+            reason = Reason::INTERNAL_ERROR;
+        }
         let Some((wire, shared)) = wires.touch(self.down.wire) else {
             return;
         };
@@ -308,10 +318,22 @@ impl Exchange {
     }
 
     fn reset_up(&mut self, reason: Reason, wires: &mut Wires) {
-        if let Some(up) = self.up.take()
-            && let Some((wire, shared)) = wires.touch(up.wire)
-        {
-            wire.engine.reset(up.stream, reason, shared);
+        let Some(up) = self.up.take() else { return };
+        let late = self.reset_late.take();
+        let Some((wire, shared)) = wires.touch(up.wire) else {
+            return;
+        };
+        match late {
+            None => wire.engine.reset(up.stream, reason, shared),
+            Some(due) => {
+                let id = wire.engine.abandon(up.stream, shared);
+                wires.late.extend(id.map(|stream| LateReset {
+                    due,
+                    wire: up.wire,
+                    stream,
+                    reason,
+                }));
+            }
         }
     }
 

@@ -375,6 +375,13 @@ impl Connection {
         self.their_goaway.is_some() || self.going != Going::No || self.next_ours > MAX_STREAM_ID
     }
 
+    /// How many streams the peer is likely to take: so many are opened before its SETTINGS say it.
+    pub fn expect_streams(&mut self, streams: u32) {
+        if !self.peer.said {
+            self.peer.max_streams = streams;
+        }
+    }
+
     /// Whether the peer's SETTINGS came.
     pub fn heard_settings(&self) -> bool {
         self.peer.said

@@ -3,6 +3,7 @@
 //! `peer.rs` is the vocabulary: a peer that writes raw frames, and sees what the engine makes of them.
 
 mod abuse;
+mod against_h2;
 mod frames;
 mod messages;
 mod model;

@@ -82,15 +82,15 @@ impl Relay {
                 .unwrap_or_else(|fatal| panic!("{side:?} kept to the protocol: {fatal}"));
             match (event, side) {
                 (None, _) => break,
-                (Some(event), Side::Down) => self.from_below(event),
-                (Some(event), Side::Up) => self.from_above(event),
+                (Some(event), Side::Down) => self.asked(event),
+                (Some(event), Side::Up) => self.answered(event),
             }
         }
         self.pump();
         self.check();
     }
 
-    fn from_below(&mut self, event: Event<'_>) {
+    fn asked(&mut self, event: Event<'_>) {
         match event {
             Event::Headers {
                 key,
@@ -146,7 +146,7 @@ impl Relay {
         }
     }
 
-    fn from_above(&mut self, event: Event<'_>) {
+    fn answered(&mut self, event: Event<'_>) {
         match event {
             Event::Headers { user, head, end, .. } => {
                 let pair = &mut self.pairs[user as usize];
@@ -243,11 +243,11 @@ impl Relay {
                 if let Some(stream) = reader.streams.get(reader_key) {
                     let queued = reader.ready.contains(&reader_key);
                     assert_eq!(stream.scheduled, queued, "who is marked as taking turns takes turns");
-                    if stream.held.len() > 0 {
+                    if !stream.held.is_empty() {
                         assert!(queued || stream.send_window <= 0, "held bytes are forgotten");
                     }
                     assert!(
-                        stream.held.len() > 0 || !stream.is_ending(),
+                        !stream.held.is_empty() || !stream.is_ending(),
                         "an end waits behind nothing"
                     );
                 }
@@ -259,7 +259,7 @@ impl Relay {
                     continue;
                 }
                 assert!(
-                    sender.parser.is_inside_data() || window > 0 || stream.held.len() > 0 || stream.send_window <= 0,
+                    sender.parser.is_inside_data() || window > 0 || !stream.held.is_empty() || stream.send_window <= 0,
                     "the sender waits for credit, the reader for bytes: window {window}, room {}",
                     stream.send_window
                 );
