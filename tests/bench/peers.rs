@@ -66,13 +66,19 @@ impl fmt::Display for Peer {
 pub(crate) struct Programs {
     sidecar: PathBuf,
     envoy: PathBuf,
-    /// Where configurations and logs of this run go.
+    /// Where configurations, logs and counts of this run go.
     scratch: PathBuf,
+    keep: bool,
 }
 
 impl Programs {
     /// Installs what these peers and tools need, and builds the sidecar unless one is given.
-    pub(crate) fn prepare(peers: &[Peer], tools: &[&'static str], sidecar: Option<PathBuf>) -> Result<Programs> {
+    pub(crate) fn prepare(
+        peers: &[Peer],
+        tools: &[&'static str],
+        sidecar: Option<PathBuf>,
+        keep: bool,
+    ) -> Result<Programs> {
         let mut missing: Vec<&str> = tools.iter().copied().filter(|tool| !is_installed(tool)).collect();
         for (peer, program, package) in [
             (Peer::Haproxy, "haproxy", "haproxy"),
@@ -101,6 +107,7 @@ impl Programs {
             sidecar,
             envoy,
             scratch,
+            keep,
         })
     }
 
@@ -113,7 +120,7 @@ impl Programs {
             cpu,
             self.scratch.join(format!("{peer}-{}.log", listen.port())),
         )?;
-        Running::ready(peer, process, listen, Duration::from_secs(20))
+        Running::ready(peer, process, listen, backend, Duration::from_secs(20))
     }
 
     /// The same under callgrind: with the file that its counts will be in.
@@ -126,7 +133,10 @@ impl Programs {
             cpu,
             self.scratch.join(format!("{peer}-{}.log", listen.port())),
         )?;
-        Ok((Running::ready(peer, process, listen, Duration::from_secs(60))?, counts))
+        Ok((
+            Running::ready(peer, process, listen, backend, Duration::from_secs(60))?,
+            counts,
+        ))
     }
 
     fn command(&self, peer: Peer, listen: SocketAddr, backend: SocketAddr) -> Result<Command> {
@@ -174,7 +184,14 @@ impl Programs {
 
 impl Drop for Programs {
     fn drop(&mut self) {
-        let _ = std::fs::remove_dir_all(&self.scratch);
+        if self.keep {
+            eprintln!(
+                "measure: configurations, logs and callgrind's counts are in {}",
+                self.scratch.display()
+            );
+        } else {
+            let _ = std::fs::remove_dir_all(&self.scratch);
+        }
     }
 }
 
@@ -185,11 +202,18 @@ pub(crate) struct Running {
 }
 
 impl Running {
-    fn ready(peer: Peer, mut process: Process, address: SocketAddr, patience: Duration) -> Result<Running> {
+    fn ready(
+        peer: Peer,
+        mut process: Process,
+        address: SocketAddr,
+        backend: SocketAddr,
+        patience: Duration,
+    ) -> Result<Running> {
         let until = Instant::now() + patience;
         loop {
             let one_call = || {
                 let opening = Opening {
+                    authority: backend,
                     connections: 1,
                     style: Style::Plain,
                     stream_window: wire::FIRST_WINDOW,

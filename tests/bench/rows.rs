@@ -380,9 +380,11 @@ impl Bench {
 
     fn counted(&self, peer: Peer, style: Style, batches: u64) -> Result<u64> {
         let backend = Backend::start(LOAD_CPU)?;
-        let (running, counts) = self.programs.start_counted(peer, backend.address(), PROXY_CPU)?;
+        // On the CPU of the load, so that the proxy sees whole batches, on every machine.
+        let (running, counts) = self.programs.start_counted(peer, backend.address(), LOAD_CPU)?;
         {
             let opening = Opening {
+                authority: backend.address(),
                 connections: T1_CONNECTIONS,
                 style,
                 stream_window: wire::FIRST_WINDOW,
@@ -495,6 +497,7 @@ impl Subject<'_> {
         Session::open(
             self.address(),
             Opening {
+                authority: self.backend.address(),
                 connections,
                 style,
                 stream_window,
