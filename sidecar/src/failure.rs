@@ -14,7 +14,7 @@ pub enum Failure {
     /// The caller's header list is over a limit of ours.
     #[error(
         "the request's header list is {bytes} bytes in {fields} fields, and the sidecar takes {max_bytes} bytes and \
-         {max_fields} fields: send less metadata, or raise --max-header-list-bytes or --max-header-fields"
+         {max_fields} fields: send less metadata, or raise --http2-max-header-list-bytes or --http2-max-header-fields"
     )]
     RequestHeadersTooLarge {
         /// Bytes, as RFC 9113, 6.5.2 counts.
@@ -28,7 +28,7 @@ pub enum Failure {
     },
     /// The server's header list is over a limit of ours.
     #[error(
-        "the response of {addr} has a header list of {bytes} bytes, more than the sidecar takes: see --max-header-list-bytes"
+        "the response of {addr} has a header list of {bytes} bytes, more than the sidecar takes: see --http2-max-header-list-bytes"
     )]
     ResponseHeadersTooLarge {
         /// Who answered.
@@ -64,14 +64,6 @@ pub enum Failure {
     MemoryBudget {
         /// Bytes held and promised.
         used: u64,
-    },
-    /// The name has no addresses.
-    #[error("no address for {service}: {why}")]
-    NoAddress {
-        /// What was asked for.
-        service: String,
-        /// What the name servers said.
-        why: String,
     },
     /// No endpoint can be tried (any more).
     #[error("no endpoint of {service} can be reached: {why}")]
@@ -156,7 +148,6 @@ impl Failure {
             Failure::NextHopHeaders { .. } => "next_hop_headers",
             Failure::CallerHeaders { .. } => "caller_headers",
             Failure::MemoryBudget { .. } => "memory_budget",
-            Failure::NoAddress { .. } => "no_address",
             Failure::NoEndpoint { .. } => "no_endpoint",
             Failure::Unreachable { .. } => "unreachable",
             Failure::TooManyWaiting { .. } => "too_many_waiting",
@@ -169,13 +160,12 @@ impl Failure {
     }
 
     /// Every reason there is.
-    pub const REASONS: [&'static str; 14] = [
+    pub const REASONS: [&'static str; 13] = [
         "request_headers_too_large",
         "response_headers_too_large",
         "next_hop_headers",
         "caller_headers",
         "memory_budget",
-        "no_address",
         "no_endpoint",
         "unreachable",
         "too_many_waiting",
@@ -200,8 +190,7 @@ impl Failure {
             | Failure::CallerHeaders { .. }
             | Failure::MemoryBudget { .. }
             | Failure::TooManyWaiting { .. } => Code::ResourceExhausted,
-            Failure::NoAddress { .. }
-            | Failure::NoEndpoint { .. }
+            Failure::NoEndpoint { .. }
             | Failure::Unreachable { .. }
             | Failure::ConnectionLost { .. }
             | Failure::Refused { .. }
@@ -223,7 +212,7 @@ impl Failure {
             | Failure::TooManyWaiting { .. }
             | Failure::Refused { .. }
             | Failure::BadResponse { .. } => Fault::Server,
-            Failure::NoAddress { .. } | Failure::NoEndpoint { .. } | Failure::ConnectionLost { .. } => Fault::Network,
+            Failure::NoEndpoint { .. } | Failure::ConnectionLost { .. } => Fault::Network,
             Failure::MemoryBudget { .. } | Failure::Stopping => Fault::Sidecar,
         }
     }
@@ -240,7 +229,6 @@ impl Failure {
             Failure::RequestHeadersTooLarge { .. }
             | Failure::NextHopHeaders { .. }
             | Failure::MemoryBudget { .. }
-            | Failure::NoAddress { .. }
             | Failure::NoEndpoint { .. }
             | Failure::Unreachable { .. }
             | Failure::TooManyWaiting { .. }

@@ -1,13 +1,12 @@
 //! What fails when endpoints, names or deadlines do: little, for a short time, and with a reason.
 
 mod deadline;
-mod traffic;
 
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
+use support::traffic::{self, Call, Calls, Endpoint, NAME, Traffic, addresses, alone, now};
 use support::{Capture, Dns, Family, Mesh, Sidecar, wait_until};
-use traffic::{Call, Calls, Endpoint, NAME, Traffic, addresses, alone, now};
 
 #[test]
 fn one_of_five_applications_killed_fails_one_call_in_a_thousand_at_most_and_none_after_a_second() {

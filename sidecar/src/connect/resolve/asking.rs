@@ -155,15 +155,6 @@ impl Asking {
             }
         };
         if let Some(question) = self.asked_by.remove(&id) {
-            let outcome = answer
-                .as_ref()
-                .map_or_else(|trouble| trouble.cause.word(), |_| "answered");
-            *self
-                .shared
-                .lookups
-                .lock()
-                .entry((question.kind.word(), outcome))
-                .or_default() += 1;
             self.on_answer(question, answer);
         }
     }

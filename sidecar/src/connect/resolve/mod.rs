@@ -27,13 +27,7 @@ mod settings;
 #[cfg(test)]
 mod tests;
 
-use std::{
-    collections::{BTreeMap, HashMap},
-    fmt,
-    net::IpAddr,
-    sync::Arc,
-    time::Instant,
-};
+use std::{collections::HashMap, fmt, net::IpAddr, sync::Arc, time::Instant};
 
 use parking_lot::Mutex;
 use tokio::sync::{mpsc, watch};
@@ -85,8 +79,6 @@ struct Shared {
     watched: Mutex<HashMap<Query, Watched>>,
     wanted: mpsc::Sender<Wanted>,
     stopped: CancellationToken,
-    /// What came of questions, by record type and outcome.
-    lookups: Mutex<BTreeMap<(&'static str, &'static str), u64>>,
 }
 
 struct Watched {
@@ -104,7 +96,6 @@ impl Names {
             watched: Mutex::default(),
             wanted,
             stopped: stopped.clone(),
-            lookups: Mutex::default(),
         });
         let asking = Asking::new(shared.clone());
         tracker.spawn(asking.run(wants, stopped));
@@ -170,11 +161,6 @@ impl Names {
             .iter()
             .map(|(query, known)| (query.clone(), known.answers.borrow().clone()))
             .collect()
-    }
-
-    /// How often name servers were asked, by record type and by what came of it: answered, denied, failed or silent.
-    pub fn lookups(&self) -> BTreeMap<(&'static str, &'static str), u64> {
-        self.0.lookups.lock().clone()
     }
 }
 

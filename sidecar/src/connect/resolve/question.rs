@@ -65,28 +65,6 @@ pub(super) enum Cause {
     Silent,
 }
 
-impl Kind {
-    /// As metrics show it.
-    pub(super) fn word(self) -> &'static str {
-        match self {
-            Kind::A => "a",
-            Kind::Aaaa => "aaaa",
-            Kind::Srv => "srv",
-        }
-    }
-}
-
-impl Cause {
-    /// As metrics show it.
-    pub(super) fn word(self) -> &'static str {
-        match self {
-            Cause::Denied => "denied",
-            Cause::Failed => "failed",
-            Cause::Silent => "silent",
-        }
-    }
-}
-
 /// What is known of a question.
 ///
 /// ```text

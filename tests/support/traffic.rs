@@ -7,10 +7,10 @@ use std::{
     time::{Duration, SystemTime},
 };
 
+use crate::{Mesh, Peer, Pod, Program, Sidecar, Stack, peer};
 use anyhow::{Context, Result, ensure};
 use parking_lot::{Mutex, MutexGuard};
 use serde::Deserialize;
-use support::{Mesh, Peer, Pod, Program, Sidecar, Stack, peer};
 
 /// What the callers dial.
 pub const NAME: &str = "greeter.test";
