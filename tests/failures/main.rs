@@ -1,6 +1,7 @@
 //! What fails when endpoints, names or deadlines do: little, for a short time, and with a reason.
 
 mod deadline;
+mod names;
 
 use std::time::Duration;
 

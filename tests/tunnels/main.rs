@@ -323,6 +323,29 @@ fn a_pod_that_calls_itself_by_its_own_address_is_answered() {
 }
 
 #[test]
+fn an_ipv4_address_in_ipv6_form_leads_where_it_says() {
+    support::test(|mesh| {
+        let pair = Pair::new(mesh)?;
+        let address = pair.server.at(Family::V4, PORT)?;
+        let std::net::IpAddr::V4(v4) = address.ip() else {
+            bail!("{address} is no IPv4 address")
+        };
+        let mapped = SocketAddr::from((v4.to_ipv6_mapped(), PORT));
+        let listener = listen(&pair.server, address)?;
+        let mut socket = dial(&pair.client, mapped)?;
+        socket.write_all(b"by the other form")?;
+        let (mut server, from) = listener.accept()?;
+        let mut heard = [0; 17];
+        server.read_exact(&mut heard)?;
+        ensure!(&heard == b"by the other form", "there came {heard:?} from {from}");
+        support::wait_until(Duration::from_secs(2), "both sidecars have carried it", || {
+            carried(&pair.outbound, "outbound").is_ok_and(|carried| carried == 1.0)
+                && carried(&pair.inbound, "inbound").is_ok_and(|carried| carried == 1.0)
+        })
+    });
+}
+
+#[test]
 fn a_connection_to_the_proxys_own_ports_ends_at_once_and_is_counted() {
     support::test(|mesh| {
         let (pod, neighbour) = (mesh.pod("pod")?, mesh.pod("neighbour")?);
