@@ -38,6 +38,8 @@ pub struct Wire {
     pub inside_headers: Option<Instant>,
     /// Resets that followed close behind their requests, less responses that came.
     pub hasty_resets: u32,
+    /// Whether the server has read the requests that were reset so soon.
+    pub took_up: TookUp,
     /// Bytes that the socket took since the beginning.
     pub flushed: u64,
     socket: TcpStream,
@@ -180,6 +182,17 @@ impl Wire {
     }
 }
 
+/// Whether a server has read what it was sent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TookUp {
+    /// It was not asked.
+    Unknown,
+    /// It was, by a PING.
+    Asked,
+    /// It answered.
+    Yes,
+}
+
 /// A reset that a server has not been told yet.
 #[derive(Clone, Copy, Debug)]
 pub struct LateReset {
@@ -290,6 +303,7 @@ impl Wires {
             pinged: None,
             inside_headers: None,
             hasty_resets: 0,
+            took_up: TookUp::Unknown,
             flushed: 0,
             socket,
             waker: waker.clone().into(),

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::Worker;
 use crate::call::{CallKey, code_of_reset};
-use crate::connect::wire::Read;
+use crate::connect::wire::{Read, TookUp};
 use crate::connect::{Side, WireKey, pool};
 use crate::exchange::{End, Phase};
 use crate::failure::Failure;
@@ -16,8 +16,10 @@ use crate::{inbound, outbound};
 
 /// A server that did not even take a request up may not have seen it within this time.
 const HASTE: Duration = Duration::from_millis(100);
-/// What a server is given to take up requests that were cancelled at once, before it is told so.
-const SPARED: Duration = Duration::from_millis(30);
+/// How often it is looked whether a server has taken up requests that were cancelled at once, so that it can be told.
+pub(super) const SPARED: Duration = Duration::from_millis(10);
+/// The payload of the PING whose answer says that a server has read the requests before it.
+const WORN_PING: [u8; 8] = *b"ptn-worn";
 
 impl Worker {
     /// Reads what a wire has, once, and acts on it.
@@ -208,9 +210,16 @@ impl Worker {
             && let Some(wire) = self.wires.slots.get_mut(up.wire)
         {
             wire.hasty_resets += 1;
-            if pool::is_worn(wire)
-                && let Some(call) = self.calls.get_mut(key)
-            {
+            if !pool::is_worn(wire) {
+                return;
+            }
+            if wire.took_up == TookUp::Unknown {
+                wire.took_up = TookUp::Asked;
+                if let Some((wire, shared)) = self.wires.touch(up.wire) {
+                    wire.engine.ping(WORN_PING, shared);
+                }
+            }
+            if let Some(call) = self.calls.get_mut(key) {
                 call.exchange.reset_late = Some(self.now + SPARED);
             }
         }
@@ -241,6 +250,11 @@ impl Worker {
             }
             Event::Lowered => self.refill_all(wire, true),
             Event::GoAway { reason, .. } => self.server_goes(wire, reason),
+            Event::Pong(WORN_PING) => {
+                if let Some(wire) = self.wires.slots.get_mut(wire) {
+                    wire.took_up = TookUp::Yes;
+                }
+            }
             Event::Pong(_) | Event::Refused { .. } => {}
         }
     }

@@ -3,6 +3,8 @@
 use std::time::Duration;
 
 use super::Worker;
+use super::events::SPARED;
+use crate::connect::wire::TookUp;
 use crate::connect::{Side, WireKey};
 use crate::failure::Failure;
 use crate::http2::slots::Key;
@@ -37,9 +39,16 @@ impl Worker {
                 },
             );
         }
-        while let Some(reset) = self.wires.late.pop_front_if(|reset| reset.due <= self.now) {
-            if let Some((wire, shared)) = self.wires.touch(reset.wire) {
+        while let Some(mut reset) = self.wires.late.pop_front_if(|reset| reset.due <= self.now) {
+            let Some((wire, shared)) = self.wires.touch(reset.wire) else {
+                continue;
+            };
+            if wire.took_up == TookUp::Yes {
                 wire.engine.say_reset(reset.stream, reset.reason, shared);
+            } else {
+                // A server that does not even answer its PING is closed for that, sooner or later.
+                reset.due = self.now + SPARED;
+                self.wires.late.push_back(reset);
             }
         }
         let calls = &self.calls;
