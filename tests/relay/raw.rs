@@ -266,6 +266,14 @@ impl Raw {
         while !self.next().await.is_some_and(|next| next.kind == PING && next.has(ACK)) {}
     }
 
+    /// The same, unless what was said last broke off in the middle of something.
+    pub async fn until_settled_or(&mut self, said: &[u8]) {
+        let broken_off = said.len() < 9 || (said[3] == HEADERS && said[4] & END_HEADERS == 0);
+        if !broken_off && !said.is_empty() {
+            self.until_read().await;
+        }
+    }
+
     /// Waits until both sides' SETTINGS were acknowledged.
     pub async fn until_settled(&mut self) {
         let (mut theirs, mut ours) = (false, false);

@@ -72,6 +72,8 @@ pub struct Exchange {
     pub http_status: u16,
     /// When the server is to learn of a reset, if not at once.
     pub reset_late: Option<Instant>,
+    /// Whether the response said how long it is: it cannot end otherwise, then.
+    length_promised: bool,
     request_ended: bool,
     is_head: bool,
     replay: Replay,
@@ -103,6 +105,7 @@ impl Exchange {
             code: None,
             http_status: 0,
             reset_late: None,
+            length_promised: false,
             request_ended,
             is_head,
             replay: Replay::default(),
@@ -175,6 +178,8 @@ impl Exchange {
         if !informational {
             self.phase = if end { Phase::Answered } else { Phase::Answering };
             self.http_status = status;
+            let shared = &wires.shared;
+            self.length_promised = shared.fields.find(Name::ContentLength, &shared.interner).is_some();
             self.forget_request(wires);
             if end {
                 self.read_status(wires);
@@ -283,7 +288,7 @@ impl Exchange {
         if !began {
             answer.send_whole(self.is_grpc, self.is_head, &mut wire.engine, down.stream, shared);
             self.code = Some(answer.code);
-        } else if self.is_grpc && self.answered.is_between_messages() {
+        } else if self.is_grpc && self.answered.is_between_messages() && !self.length_promised {
             answer.send_trailers(&mut wire.engine, down.stream, shared);
             self.code = Some(answer.code);
         } else {

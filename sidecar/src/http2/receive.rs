@@ -487,7 +487,6 @@ impl Connection {
         {
             return fatal(Reason::COMPRESSION_ERROR, "a header block that cannot be decoded");
         }
-        self.ledger.useful();
         match self.by_id(id) {
             Some(key) if depends_on_itself => {
                 self.fault(key, StreamFault::Protocol, Reason::PROTOCOL_ERROR, shared, now)
@@ -507,7 +506,7 @@ impl Connection {
             return fatal(Reason::PROTOCOL_ERROR, "HEADERS on a stream that cannot be opened so");
         }
         match self.closed.how(id) {
-            Some(How::OurReset) => Ok(None),
+            Some(How::OurReset) => self.check_control(now).map(|()| None),
             Some(How::TheirReset) => {
                 frame::put_rst_stream(&mut self.out, id, Reason::STREAM_CLOSED);
                 self.check_resets(now).map(|()| None)
@@ -536,6 +535,7 @@ impl Connection {
             return self.check_control(now).map(|()| None);
         }
         if self.streams.len() >= self.settings.max_concurrent_streams as usize {
+            self.check_control(now)?;
             return self.refuse(id, Reason::REFUSED_STREAM, None, now);
         }
         if depends_on_itself {
@@ -548,6 +548,7 @@ impl Connection {
         if end && head.length.is_some_and(|length| length != 0) {
             return self.refuse(id, Reason::PROTOCOL_ERROR, Some(Wrong::ContentLengthMismatch), now);
         }
+        self.ledger.useful();
         let theirs = if end { Half::Ended } else { Half::Body };
         let mut stream = Stream::new(0, theirs, self.first_recv_window(), self.peer.initial_window as i64);
         stream.id = id;
@@ -640,6 +641,7 @@ impl Connection {
                 end,
             }));
         }
+        self.ledger.useful();
         // What has no content may say how long it would be, but DATA with payload makes it malformed (8.1.1).
         let no_content = stream.head_request || head.status == 204 || head.status == 304;
         stream.length_left = if no_content { Some(0) } else { head.length };
