@@ -65,6 +65,15 @@ pub enum Failure {
         /// Bytes held and promised.
         used: u64,
     },
+    /// The call's bytes did not move for longest when the memory budget was spent.
+    #[error(
+        "the sidecar held {held} bytes of this call, which its reader did not take, and may hold no more: the call that had \
+         stalled longest was ended; see portunus_memory_held_bytes and --memory-budget"
+    )]
+    Stalled {
+        /// Bytes that were held.
+        held: usize,
+    },
     /// The name has no addresses.
     #[error("no address for {service}: {why}")]
     NoAddress {
@@ -156,6 +165,7 @@ impl Failure {
             Failure::NextHopHeaders { .. } => "next_hop_headers",
             Failure::CallerHeaders { .. } => "caller_headers",
             Failure::MemoryBudget { .. } => "memory_budget",
+            Failure::Stalled { .. } => "stalled",
             Failure::NoAddress { .. } => "no_address",
             Failure::NoEndpoint { .. } => "no_endpoint",
             Failure::Unreachable { .. } => "unreachable",
@@ -169,12 +179,13 @@ impl Failure {
     }
 
     /// Every reason there is.
-    pub const REASONS: [&'static str; 14] = [
+    pub const REASONS: [&'static str; 15] = [
         "request_headers_too_large",
         "response_headers_too_large",
         "next_hop_headers",
         "caller_headers",
         "memory_budget",
+        "stalled",
         "no_address",
         "no_endpoint",
         "unreachable",
@@ -194,6 +205,7 @@ impl Failure {
             | Failure::NextHopHeaders { .. }
             | Failure::CallerHeaders { .. }
             | Failure::MemoryBudget { .. }
+            | Failure::Stalled { .. }
             | Failure::TooManyWaiting { .. } => Code::ResourceExhausted,
             Failure::NoAddress { .. }
             | Failure::NoEndpoint { .. }
@@ -209,9 +221,10 @@ impl Failure {
     /// Who has to do something about it.
     pub fn fault(&self) -> Fault {
         match self {
-            Failure::RequestHeadersTooLarge { .. } | Failure::NextHopHeaders { .. } | Failure::Deadline { .. } => {
-                Fault::Caller
-            }
+            Failure::RequestHeadersTooLarge { .. }
+            | Failure::NextHopHeaders { .. }
+            | Failure::Stalled { .. }
+            | Failure::Deadline { .. } => Fault::Caller,
             Failure::ResponseHeadersTooLarge { .. }
             | Failure::CallerHeaders { .. }
             | Failure::Unreachable { .. }
@@ -228,6 +241,7 @@ impl Failure {
         match self {
             Failure::ResponseHeadersTooLarge { .. }
             | Failure::CallerHeaders { .. }
+            | Failure::Stalled { .. }
             | Failure::ConnectionLost { .. }
             | Failure::BadResponse { .. }
             | Failure::Deadline { .. }

@@ -95,6 +95,7 @@ impl Worker {
             tried: Default::default(),
             last_error: None,
             resent: false,
+            stalled: None,
             ended: None,
         });
         if let Some(wire) = self.wires.slots.get_mut(down.wire) {

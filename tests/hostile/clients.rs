@@ -7,8 +7,8 @@ use tokio::net::TcpListener;
 use tokio::sync::RwLock;
 
 use crate::raw::{
-    self, CONTINUATION, DATA, END_HEADERS, END_STREAM, GOAWAY, HEADERS, PING, PRIORITY, Raw, SETTINGS, block, frame, literal, reset,
-    response, settings, trailers, update,
+    self, CONTINUATION, DATA, END_HEADERS, END_STREAM, GOAWAY, HEADERS, PING, PRIORITY, Raw, SETTINGS, block, frame,
+    literal, reset, response, settings, trailers, update,
 };
 use crate::world::{PATIENCE, Setup, World};
 
@@ -42,7 +42,11 @@ async fn flood(what: &str, setup: Setup, first: &[u8], mut burst: impl FnMut(u32
         n += 1;
         if n % 5 == 0 {
             let answer = innocent.call("/a.B/C", 1_000, 1_000).await.expect("answered");
-            assert_eq!((answer.bytes, answer.grpc_status.as_deref()), (1_000, Some("0")), "{what}");
+            assert_eq!(
+                (answer.bytes, answer.grpc_status.as_deref()),
+                (1_000, Some("0")),
+                "{what}"
+            );
         }
         while let Ok(next) = tokio::time::timeout(Duration::from_millis(1), attacker.next()).await {
             match next {
@@ -55,7 +59,11 @@ async fn flood(what: &str, setup: Setup, first: &[u8], mut burst: impl FnMut(u32
     }
     for _ in 0..20 {
         let answer = innocent.call("/a.B/C", 1_000, 1_000).await.expect("answered");
-        assert_eq!((answer.bytes, answer.grpc_status.as_deref()), (1_000, Some("0")), "{what}");
+        assert_eq!(
+            (answer.bytes, answer.grpc_status.as_deref()),
+            (1_000, Some("0")),
+            "{what}"
+        );
     }
     assert!(!innocent.has_ended());
     codes
@@ -73,10 +81,22 @@ async fn frames_that_carry_nothing_are_answered_with_a_polite_goaway_and_then_an
     let floods: [(&str, Vec<u8>, Vec<u8>); 7] = [
         ("PING", vec![], frame(PING, 0, 0, &[7; 8])),
         ("SETTINGS", vec![], settings(&[])),
-        ("SETTINGS that move windows", vec![], [settings(&[(4, 1)]), settings(&[(4, 60_000)])].concat()),
+        (
+            "SETTINGS that move windows",
+            vec![],
+            [settings(&[(4, 1)]), settings(&[(4, 60_000)])].concat(),
+        ),
         ("PRIORITY", vec![], frame(PRIORITY, 0, 1, &[0, 0, 0, 9, 1])),
-        ("WINDOW_UPDATE", raw::request(1, "/a.B/C", &[("x-act", "silent")], false), update(1, 1)),
-        ("empty DATA", raw::request(1, "/a.B/C", &[("x-act", "silent")], false), frame(DATA, 0, 1, &[])),
+        (
+            "WINDOW_UPDATE",
+            raw::request(1, "/a.B/C", &[("x-act", "silent")], false),
+            update(1, 1),
+        ),
+        (
+            "empty DATA",
+            raw::request(1, "/a.B/C", &[("x-act", "silent")], false),
+            frame(DATA, 0, 1, &[]),
+        ),
         ("unknown frames", vec![], frame(0xAA, 0, 0, b"?")),
     ];
     for (what, first, piece) in floods {
@@ -115,14 +135,22 @@ async fn a_stranger_that_makes_us_reset_is_cut() {
         ("an update of nothing", |stream| update(stream, 0)),
         ("a window that overflows", |stream| update(stream, 0x7FFF_FFFF)),
         ("PRIORITY of four bytes", |stream| frame(PRIORITY, 0, stream, &[0; 4])),
-        ("DATA behind the end", |stream| [frame(DATA, END_STREAM, stream, b"x"), frame(DATA, 0, stream, b"x")].concat()),
-        ("trailers with a pseudo field", |stream| frame(HEADERS, END_HEADERS | END_STREAM, stream, &block(&[(":path", "/")]))),
+        ("DATA behind the end", |stream| {
+            [frame(DATA, END_STREAM, stream, b"x"), frame(DATA, 0, stream, b"x")].concat()
+        }),
+        ("trailers with a pseudo field", |stream| {
+            frame(HEADERS, END_HEADERS | END_STREAM, stream, &block(&[(":path", "/")]))
+        }),
     ];
     for (what, provoke) in provocations {
         let codes = flood(what, inbound(), &[], |n| {
             let one = |i: u32| {
                 let stream = 2 * (n * 50 + i) + 1;
-                [raw::request(stream, "/a.B/C", &[("x-act", "silent")], false), provoke(stream)].concat()
+                [
+                    raw::request(stream, "/a.B/C", &[("x-act", "silent")], false),
+                    provoke(stream),
+                ]
+                .concat()
             };
             (0..50).map(one).collect::<Vec<_>>().concat()
         })
@@ -166,15 +194,33 @@ async fn a_bomb_of_references_costs_no_memory_and_ends_its_call() {
     let mut attacker = Raw::client(world.proxy, &[]).await;
     attacker.until_settled().await;
     // A field of 4,000 bytes in the table; then 16,000 references to it in one frame, 64 MB if anybody spelled them out.
-    let mut plant = block(&[(":method", "POST"), (":scheme", "http"), (":path", "/a.B/C"), (":authority", "x"), ("content-type", "application/grpc")]);
+    let mut plant = block(&[
+        (":method", "POST"),
+        (":scheme", "http"),
+        (":path", "/a.B/C"),
+        (":authority", "x"),
+        ("content-type", "application/grpc"),
+    ]);
     literal(&mut plant, 0x40, b"x-bomb", "b".repeat(4_000).as_bytes());
-    let mut bomb = block(&[(":method", "POST"), (":scheme", "http"), (":path", "/a.B/C"), (":authority", "x"), ("content-type", "application/grpc")]);
+    let mut bomb = block(&[
+        (":method", "POST"),
+        (":scheme", "http"),
+        (":path", "/a.B/C"),
+        (":authority", "x"),
+        ("content-type", "application/grpc"),
+    ]);
     bomb.resize(16_000, 0x80 | 62);
-    attacker.send(&frame(HEADERS, END_HEADERS | END_STREAM, 1, &plant)).await;
+    attacker
+        .send(&frame(HEADERS, END_HEADERS | END_STREAM, 1, &plant))
+        .await;
     let before = resident();
     for i in 1..200u32 {
-        attacker.send(&frame(HEADERS, END_HEADERS | END_STREAM, 2 * i + 1, &bomb)).await;
-        let head = attacker.until(|frame| frame.kind == HEADERS && frame.stream == 2 * i + 1).await;
+        attacker
+            .send(&frame(HEADERS, END_HEADERS | END_STREAM, 2 * i + 1, &bomb))
+            .await;
+        let head = attacker
+            .until(|frame| frame.kind == HEADERS && frame.stream == 2 * i + 1)
+            .await;
         let fields = attacker.fields(&head).await;
         assert_eq!(raw::text(&fields, "grpc-status"), Some("8"));
     }
@@ -220,7 +266,9 @@ async fn readers_that_grant_nothing_cost_what_the_budget_allows_and_no_neighbour
     let mut attackers = Vec::new();
     for _ in 0..4 {
         let mut attacker = Raw::client(world.proxy, &[(4, 0)]).await;
-        let all: Vec<_> = (0..900u32).flat_map(|i| raw::request(2 * i + 1, "/a.B/Stalled", &[], true)).collect();
+        let all: Vec<_> = (0..900u32)
+            .flat_map(|i| raw::request(2 * i + 1, "/a.B/Stalled", &[], true))
+            .collect();
         attacker.send(&all).await;
         attackers.push(attacker);
     }
@@ -229,7 +277,9 @@ async fn readers_that_grant_nothing_cost_what_the_budget_allows_and_no_neighbour
     let mut answered = 0;
     while began.elapsed() < Duration::from_secs(4) {
         let mut innocent = world.caller().await;
-        let answer = tokio::time::timeout(PATIENCE, innocent.call("/a.B/C", 100, 0)).await.expect("in time");
+        let answer = tokio::time::timeout(PATIENCE, innocent.call("/a.B/C", 100, 0))
+            .await
+            .expect("in time");
         // A spent budget lets nobody in; what it lets in goes on.
         let answer = answer.expect("answered");
         answered += (answer.grpc_status.as_deref() == Some("0")) as u32;
@@ -285,7 +335,11 @@ async fn who_is_slow_with_its_first_words_is_closed() {
     }
     assert!(closed, "a block that trickles");
     // Undeclared: half a preface is nothing yet.
-    let world = World::with(Setup { declared: false, ..setup() }).await;
+    let world = World::with(Setup {
+        declared: false,
+        ..setup()
+    })
+    .await;
     let mut half = Raw::silent(world.proxy).await;
     half.send(b"PRI * HT").await;
     assert!(half.closes_within(limit).await, "half a preface, undeclared");
@@ -306,7 +360,11 @@ async fn two_thousand_silent_connections_cost_little_and_hold_up_nobody() {
     for _ in 0..2_000 {
         silent.push(tokio::net::TcpStream::connect(world.proxy).await.expect("it listens"));
     }
-    world.until("portunus_connections", &["inbound", "downstream"], |open| open >= 2_001.0).await;
+    world
+        .until("portunus_connections", &["inbound", "downstream"], |open| {
+            open >= 2_001.0
+        })
+        .await;
     for _ in 0..20 {
         let answer = innocent.call("/a.B/C", 100, 100).await.expect("answered");
         assert_eq!(answer.bytes, 100);
@@ -322,9 +380,25 @@ async fn first_words_that_are_wrong_end_the_connection() {
     let world = World::with(inbound()).await;
     for (what, code, says) in [
         ("HTTP/1", 1, b"GET / HTTP/1.1\r\nhost: a\r\n\r\n".to_vec()),
-        ("PING before SETTINGS", 1, [&b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"[..], &frame(PING, 0, 0, &[0; 8])].concat()),
-        ("an acknowledgement first", 1, [&b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"[..], &frame(SETTINGS, 1, 0, &[])].concat()),
-        ("SETTINGS too large", 6, [&b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"[..], &frame(SETTINGS, 0, 0, &[0; 16_386])[..60]].concat()),
+        (
+            "PING before SETTINGS",
+            1,
+            [&b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"[..], &frame(PING, 0, 0, &[0; 8])].concat(),
+        ),
+        (
+            "an acknowledgement first",
+            1,
+            [&b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"[..], &frame(SETTINGS, 1, 0, &[])].concat(),
+        ),
+        (
+            "SETTINGS too large",
+            6,
+            [
+                &b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"[..],
+                &frame(SETTINGS, 0, 0, &[0; 16_386])[..60],
+            ]
+            .concat(),
+        ),
     ] {
         let mut raw = Raw::silent(world.proxy).await;
         raw.send(&says).await;

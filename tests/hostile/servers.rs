@@ -6,8 +6,8 @@ use tokio::net::TcpListener;
 use tokio::sync::oneshot;
 
 use crate::raw::{
-    self, ACK, CONTINUATION, DATA, END_HEADERS, END_STREAM, HEADERS, PADDED, PING, PRIORITY, PUSH_PROMISE, RST_STREAM, Raw,
-    SETTINGS, WINDOW_UPDATE, block, frame, goaway, literal, reset, response, settings, trailers, update,
+    self, ACK, CONTINUATION, DATA, END_HEADERS, END_STREAM, HEADERS, PADDED, PING, PRIORITY, PUSH_PROMISE, RST_STREAM,
+    Raw, SETTINGS, WINDOW_UPDATE, block, frame, goaway, literal, reset, response, settings, trailers, update,
 };
 use crate::world::{Answer, Caller, PATIENCE, Setup, World, collect, request};
 
@@ -62,74 +62,235 @@ fn frames() -> Vec<Case> {
     vec![
         case("a frame larger than we take", Connection, huge),
         case("DATA on stream 0", Connection, frame(DATA, 0, 0, b"x")),
-        case("HEADERS on stream 0", Connection, frame(HEADERS, END_HEADERS, 0, &block(&ok()))),
+        case(
+            "HEADERS on stream 0",
+            Connection,
+            frame(HEADERS, END_HEADERS, 0, &block(&ok())),
+        ),
         case("HEADERS on an idle stream of ours", Connection, heads(99, 0, &ok())),
         case("HEADERS on an even stream", Connection, heads(2, 0, &ok())),
         case("DATA on an idle stream", Connection, frame(DATA, 0, 99, b"x")),
         case("RST_STREAM on an idle stream", Connection, reset(99, 8)),
         case("RST_STREAM on stream 0", Connection, reset(0, 8)),
-        case("RST_STREAM of three bytes", Connection, frame(RST_STREAM, 0, VICTIM, &[0; 3])),
+        case(
+            "RST_STREAM of three bytes",
+            Connection,
+            frame(RST_STREAM, 0, VICTIM, &[0; 3]),
+        ),
         case("WINDOW_UPDATE on an idle stream", Connection, update(99, 1)),
         case("WINDOW_UPDATE of 0 on the connection", Connection, update(0, 0)),
         case("WINDOW_UPDATE of 0 on a stream", Stream, update(VICTIM, 0)),
-        case("WINDOW_UPDATE of five bytes", Connection, frame(WINDOW_UPDATE, 0, VICTIM, &[1; 5])),
+        case(
+            "WINDOW_UPDATE of five bytes",
+            Connection,
+            frame(WINDOW_UPDATE, 0, VICTIM, &[1; 5]),
+        ),
         case("a stream's window that overflows", Stream, update(VICTIM, 0x7FFF_FFFF)),
-        case("the connection's window that overflows", Connection, update(0, 0x7FFF_FFFF)),
-        case("PUSH_PROMISE", Connection, frame(PUSH_PROMISE, END_HEADERS, VICTIM, &[&[0, 0, 0, 2][..], &block(&[(":method", "GET")])].concat())),
+        case(
+            "the connection's window that overflows",
+            Connection,
+            update(0, 0x7FFF_FFFF),
+        ),
+        case(
+            "PUSH_PROMISE",
+            Connection,
+            frame(
+                PUSH_PROMISE,
+                END_HEADERS,
+                VICTIM,
+                &[&[0, 0, 0, 2][..], &block(&[(":method", "GET")])].concat(),
+            ),
+        ),
         case("SETTINGS on a stream", Connection, frame(SETTINGS, 0, VICTIM, &[])),
         case("SETTINGS of seven bytes", Connection, frame(SETTINGS, 0, 0, &[0; 7])),
-        case("an acknowledgement with a payload", Connection, frame(SETTINGS, ACK, 0, &[0; 6])),
+        case(
+            "an acknowledgement with a payload",
+            Connection,
+            frame(SETTINGS, ACK, 0, &[0; 6]),
+        ),
         case("ENABLE_PUSH from a server", Connection, settings(&[(2, 1)])),
         case("a MAX_FRAME_SIZE out of range", Connection, settings(&[(5, 100)])),
-        case("an INITIAL_WINDOW_SIZE out of range", Connection, settings(&[(4, 1 << 31)])),
-        case("SETTINGS that make windows overflow", Connection, [update(VICTIM, 0x7000_0000), settings(&[(4, 0x7000_0000)])].concat()),
+        case(
+            "an INITIAL_WINDOW_SIZE out of range",
+            Connection,
+            settings(&[(4, 1 << 31)]),
+        ),
+        case(
+            "SETTINGS that make windows overflow",
+            Connection,
+            [update(VICTIM, 0x7000_0000), settings(&[(4, 0x7000_0000)])].concat(),
+        ),
         case("PING on a stream", Connection, frame(PING, 0, VICTIM, &[0; 8])),
         case("PING of seven bytes", Connection, frame(PING, 0, 0, &[0; 7])),
         case("GOAWAY on a stream", Connection, frame(raw::GOAWAY, 0, VICTIM, &[0; 8])),
         case("GOAWAY of four bytes", Connection, frame(raw::GOAWAY, 0, 0, &[0; 4])),
-        case("GOAWAY that takes back the last", Connection, [goaway(3, 0), goaway(5, 0)].concat()),
-        case("CONTINUATION out of nowhere", Connection, frame(CONTINUATION, END_HEADERS, VICTIM, &block(&ok()))),
-        case("a block broken off by DATA", Connection, [frame(HEADERS, 0, VICTIM, &block(&ok())), frame(DATA, 0, 1, b"x")].concat()),
-        case("a block that goes on on another stream", Connection, [frame(HEADERS, 0, VICTIM, &block(&ok())), frame(CONTINUATION, END_HEADERS, 1, &[])].concat()),
-        case("padding longer than its DATA", Connection, frame(DATA, PADDED, VICTIM, &[9, 1, 2])),
-        case("padding longer than its HEADERS", Connection, frame(HEADERS, PADDED | END_HEADERS, VICTIM, &[200, 0x88])),
-        case("padded DATA without a pad length", Connection, frame(DATA, PADDED, VICTIM, &[])),
+        case(
+            "GOAWAY that takes back the last",
+            Connection,
+            [goaway(3, 0), goaway(5, 0)].concat(),
+        ),
+        case(
+            "CONTINUATION out of nowhere",
+            Connection,
+            frame(CONTINUATION, END_HEADERS, VICTIM, &block(&ok())),
+        ),
+        case(
+            "a block broken off by DATA",
+            Connection,
+            [frame(HEADERS, 0, VICTIM, &block(&ok())), frame(DATA, 0, 1, b"x")].concat(),
+        ),
+        case(
+            "a block that goes on on another stream",
+            Connection,
+            [
+                frame(HEADERS, 0, VICTIM, &block(&ok())),
+                frame(CONTINUATION, END_HEADERS, 1, &[]),
+            ]
+            .concat(),
+        ),
+        case(
+            "padding longer than its DATA",
+            Connection,
+            frame(DATA, PADDED, VICTIM, &[9, 1, 2]),
+        ),
+        case(
+            "padding longer than its HEADERS",
+            Connection,
+            frame(HEADERS, PADDED | END_HEADERS, VICTIM, &[200, 0x88]),
+        ),
+        case(
+            "padded DATA without a pad length",
+            Connection,
+            frame(DATA, PADDED, VICTIM, &[]),
+        ),
         case("PRIORITY of four bytes", Stream, frame(PRIORITY, 0, VICTIM, &[0; 4])),
-        case("HEADERS that depend on themselves", Stream, frame(HEADERS, END_HEADERS | raw::PRIORITIZED, VICTIM, &[&[0, 0, 0, 3, 9][..], &block(&ok())].concat())),
-        case("HTTP/1", Connection, b"HTTP/1.1 400 Bad Request\r\ncontent-length: 0\r\n\r\n".to_vec()),
-        case("frames that nobody knows", Nobody, finish([frame(0xEE, 0xFF, VICTIM, b"what"), frame(0xEF, 0, 0, &[1; 1_000])].concat())),
-        case("settings that nobody knows", Nobody, finish(settings(&[(0xFFFF, 7), (0x99, 1)]))),
-        case("PRIORITY on streams that never were", Nobody, finish(frame(PRIORITY, 0, 77, &[0, 0, 0, 0, 1]))),
-        case("an answer to a PING that nobody sent", Nobody, finish(frame(PING, ACK, 0, b"surprise"))),
-        case("flags that a frame does not have", Nobody, finish(frame(PING, 0xFE, 0, b"12345678"))),
-        case("RST_STREAM twice", Nobody, [&finish(vec![])[..], &reset(VICTIM, 0), &reset(VICTIM, 0)].concat()),
+        case(
+            "HEADERS that depend on themselves",
+            Stream,
+            frame(
+                HEADERS,
+                END_HEADERS | raw::PRIORITIZED,
+                VICTIM,
+                &[&[0, 0, 0, 3, 9][..], &block(&ok())].concat(),
+            ),
+        ),
+        case(
+            "HTTP/1",
+            Connection,
+            b"HTTP/1.1 400 Bad Request\r\ncontent-length: 0\r\n\r\n".to_vec(),
+        ),
+        case(
+            "frames that nobody knows",
+            Nobody,
+            finish([frame(0xEE, 0xFF, VICTIM, b"what"), frame(0xEF, 0, 0, &[1; 1_000])].concat()),
+        ),
+        case(
+            "settings that nobody knows",
+            Nobody,
+            finish(settings(&[(0xFFFF, 7), (0x99, 1)])),
+        ),
+        case(
+            "PRIORITY on streams that never were",
+            Nobody,
+            finish(frame(PRIORITY, 0, 77, &[0, 0, 0, 0, 1])),
+        ),
+        case(
+            "an answer to a PING that nobody sent",
+            Nobody,
+            finish(frame(PING, ACK, 0, b"surprise")),
+        ),
+        case(
+            "flags that a frame does not have",
+            Nobody,
+            finish(frame(PING, 0xFE, 0, b"12345678")),
+        ),
+        case(
+            "RST_STREAM twice",
+            Nobody,
+            [&finish(vec![])[..], &reset(VICTIM, 0), &reset(VICTIM, 0)].concat(),
+        ),
     ]
 }
 
 fn messages() -> Vec<Case> {
     let mut cases = vec![
         case("DATA before HEADERS", Stream, raw::message(VICTIM, b"early", false)),
-        case("1xx that ends", Stream, heads(VICTIM, END_STREAM, &[(":status", "103")])),
+        case(
+            "1xx that ends",
+            Stream,
+            heads(VICTIM, END_STREAM, &[(":status", "103")]),
+        ),
         case("101", Stream, heads(VICTIM, 0, &[(":status", "101")])),
-        case("no :status", Stream, heads(VICTIM, 0, &[("content-type", "application/grpc")])),
+        case(
+            "no :status",
+            Stream,
+            heads(VICTIM, 0, &[("content-type", "application/grpc")]),
+        ),
         case(":status of two digits", Stream, heads(VICTIM, 0, &[(":status", "20")])),
-        case(":status that is no number", Stream, heads(VICTIM, 0, &[(":status", "2x0")])),
-        case(":status twice", Stream, heads(VICTIM, 0, &[(":status", "200"), (":status", "200")])),
-        case(":status late", Stream, heads(VICTIM, 0, &[("x", "1"), (":status", "200")])),
+        case(
+            ":status that is no number",
+            Stream,
+            heads(VICTIM, 0, &[(":status", "2x0")]),
+        ),
+        case(
+            ":status twice",
+            Stream,
+            heads(VICTIM, 0, &[(":status", "200"), (":status", "200")]),
+        ),
+        case(
+            ":status late",
+            Stream,
+            heads(VICTIM, 0, &[("x", "1"), (":status", "200")]),
+        ),
         case("a request's pseudo field", Stream, with(&[(":path", "/")])),
         case("an upper-case name", Stream, with(&[("X-Upper", "1")])),
         case("a line break in a value", Stream, with(&[("x", "1\r\ny: 2")])),
         case("content-length that is none", Stream, with(&[("content-length", "-1")])),
-        case("DATA longer than content-length", Stream, [with(&[("content-length", "3")]), frame(DATA, 0, VICTIM, b"1234")].concat()),
-        case("DATA shorter than content-length", Stream, [with(&[("content-length", "5")]), frame(DATA, END_STREAM, VICTIM, b"1234")].concat()),
-        case("trailers before content-length is reached", Stream, [with(&[("content-length", "5")]), trailers(VICTIM)].concat()),
-        case("trailers that do not end", Stream, [response(VICTIM), heads(VICTIM, 0, &[("grpc-status", "0")])].concat()),
-        case("a pseudo field in trailers", Stream, [response(VICTIM), heads(VICTIM, END_STREAM, &[(":status", "200"), ("grpc-status", "0")])].concat()),
-        case("a second final head", Stream, [response(VICTIM), response(VICTIM)].concat()),
+        case(
+            "DATA longer than content-length",
+            Stream,
+            [with(&[("content-length", "3")]), frame(DATA, 0, VICTIM, b"1234")].concat(),
+        ),
+        case(
+            "DATA shorter than content-length",
+            Stream,
+            [
+                with(&[("content-length", "5")]),
+                frame(DATA, END_STREAM, VICTIM, b"1234"),
+            ]
+            .concat(),
+        ),
+        case(
+            "trailers before content-length is reached",
+            Stream,
+            [with(&[("content-length", "5")]), trailers(VICTIM)].concat(),
+        ),
+        case(
+            "trailers that do not end",
+            Stream,
+            [response(VICTIM), heads(VICTIM, 0, &[("grpc-status", "0")])].concat(),
+        ),
+        case(
+            "a pseudo field in trailers",
+            Stream,
+            [
+                response(VICTIM),
+                heads(VICTIM, END_STREAM, &[(":status", "200"), ("grpc-status", "0")]),
+            ]
+            .concat(),
+        ),
+        case(
+            "a second final head",
+            Stream,
+            [response(VICTIM), response(VICTIM)].concat(),
+        ),
         case("a header list over our limit", Stream, {
             let large = "v".repeat(15_000);
             let names = ["a", "b", "c", "d", "e"];
-            let fields: Vec<_> = ok().into_iter().chain(names.iter().map(|name| (*name, &*large))).collect();
+            let fields: Vec<_> = ok()
+                .into_iter()
+                .chain(names.iter().map(|name| (*name, &*large)))
+                .collect();
             let block = block(&fields);
             let mut pieces = block.chunks(16_384);
             let mut all = frame(HEADERS, 0, VICTIM, pieces.next().expect("a piece"));
@@ -139,14 +300,49 @@ fn messages() -> Vec<Case> {
             all.extend(frame(CONTINUATION, END_HEADERS, VICTIM, &[]));
             all
         }),
-        case("DATA behind the end", Connection, [finish(vec![]), raw::message(VICTIM, b"late", false)].concat()),
-        case("DATA behind a reset of its own", Nobody, [finish(vec![]), reset(VICTIM, 0)].concat()),
-        case("1xx a few times", Nobody, finish(heads(VICTIM, 0, &[(":status", "103")]).repeat(20))),
-        case("trailers only", Nobody, heads(VICTIM, END_STREAM, &[(":status", "200"), ("grpc-status", "0")])),
-        case("an empty END_STREAM behind a message", Nobody, [response(VICTIM), trailers(VICTIM)].concat()),
-        case("padding only", Nobody, [response(VICTIM), frame(DATA, PADDED, VICTIM, &[&[255][..], &[0; 255]].concat()).repeat(30), trailers(VICTIM)].concat()),
+        case(
+            "DATA behind the end",
+            Connection,
+            [finish(vec![]), raw::message(VICTIM, b"late", false)].concat(),
+        ),
+        case(
+            "DATA behind a reset of its own",
+            Nobody,
+            [finish(vec![]), reset(VICTIM, 0)].concat(),
+        ),
+        case(
+            "1xx a few times",
+            Nobody,
+            finish(heads(VICTIM, 0, &[(":status", "103")]).repeat(20)),
+        ),
+        case(
+            "trailers only",
+            Nobody,
+            heads(VICTIM, END_STREAM, &[(":status", "200"), ("grpc-status", "0")]),
+        ),
+        case(
+            "an empty END_STREAM behind a message",
+            Nobody,
+            [response(VICTIM), trailers(VICTIM)].concat(),
+        ),
+        case(
+            "padding only",
+            Nobody,
+            [
+                response(VICTIM),
+                frame(DATA, PADDED, VICTIM, &[&[255][..], &[0; 255]].concat()).repeat(30),
+                trailers(VICTIM),
+            ]
+            .concat(),
+        ),
     ];
-    for name in ["connection", "keep-alive", "proxy-connection", "transfer-encoding", "upgrade"] {
+    for name in [
+        "connection",
+        "keep-alive",
+        "proxy-connection",
+        "transfer-encoding",
+        "upgrade",
+    ] {
         cases.push(case("a connection-specific field", Stream, with(&[(name, "x")])));
     }
     cases
@@ -162,10 +358,22 @@ fn compression() -> Vec<Case> {
     vec![
         case("index 0", Connection, block_of(&[0x80])),
         case("an index beyond the table", Connection, block_of(&[0xFF, 0x00])),
-        case("an integer that does not end", Connection, block_of(&[0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0x7F])),
+        case(
+            "an integer that does not end",
+            Connection,
+            block_of(&[0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0x7F]),
+        ),
         case("a field that is cut off", Connection, block_of(&[0x40, 0x05, b'a'])),
-        case("Huffman with EOS", Connection, block_of(&[0x00, 0x84, 0xFF, 0xFF, 0xFF, 0xFF, 0x01, b'x'])),
-        case("Huffman with too much padding", Connection, block_of(&[0x00, 0x82, 0x07, 0xFF, 0x01, b'x'])),
+        case(
+            "Huffman with EOS",
+            Connection,
+            block_of(&[0x00, 0x84, 0xFF, 0xFF, 0xFF, 0xFF, 0x01, b'x']),
+        ),
+        case(
+            "Huffman with too much padding",
+            Connection,
+            block_of(&[0x00, 0x82, 0x07, 0xFF, 0x01, b'x']),
+        ),
         case("a table larger than we allow", Connection, block_of(&over_table)),
         case("a table size behind a field", Connection, block_of(&[0x88, 0x20])),
         case("a block of nothing", Stream, block_of(&[])),
@@ -213,7 +421,9 @@ async fn suffer(case: Case) {
     let server = tokio::spawn(serve_ill(listener, says, told));
     let innocent = call(world.caller().await, "/a.B/Innocent");
     // It has had its first message before the victim asks.
-    world.until("grpc_client_started_total", &["Innocent"], |n| n == 1.0).await;
+    world
+        .until("grpc_client_started_total", &["Innocent"], |n| n == 1.0)
+        .await;
     let victim = call(world.caller().await, "/a.B/Victim");
     let victim = tokio::time::timeout(PATIENCE, victim)
         .await
@@ -258,7 +468,13 @@ async fn suffer(case: Case) {
     }
     // A third call is served, whatever became of the connection.
     let next = tokio::time::timeout(PATIENCE, call(world.caller().await, "/a.B/Next"));
-    is_fine("next", &next.await.unwrap_or_else(|_| panic!("{what}: the next call hangs")).expect("it held"));
+    is_fine(
+        "next",
+        &next
+            .await
+            .unwrap_or_else(|_| panic!("{what}: the next call hangs"))
+            .expect("it held"),
+    );
     server.abort();
     world.until_all_ended().await;
 }
@@ -269,7 +485,8 @@ fn call(mut caller: Caller, path: &'static str) -> Call {
     tokio::spawn(async move {
         let begun = caller.begin(request(path, &[])).await.expect("begun");
         let mut body = begun.body;
-        body.send_data(bytes::Bytes::from_static(b"\0\0\0\0\x01q"), true).expect("sent");
+        body.send_data(bytes::Bytes::from_static(b"\0\0\0\0\x01q"), true)
+            .expect("sent");
         let response = begun.response.await?;
         collect(response, 0).await
     })
@@ -280,7 +497,9 @@ async fn serve_ill(listener: TcpListener, says: Vec<u8>, told: oneshot::Receiver
     let mut server = Raw::accept(&listener, &[]).await;
     let innocent = server.until(|frame| frame.kind == HEADERS).await;
     server.fields(&innocent).await;
-    server.send(&[response(1), raw::message(1, b"one", false)].concat()).await;
+    server
+        .send(&[response(1), raw::message(1, b"one", false)].concat())
+        .await;
     let victim = server.until(|frame| frame.kind == HEADERS).await;
     assert_eq!((innocent.stream, victim.stream), (1, VICTIM));
     server.fields(&victim).await;
@@ -319,7 +538,9 @@ async fn serve_ill(listener: TcpListener, says: Vec<u8>, told: oneshot::Receiver
 
 async fn serve(server: &mut Raw, head: &raw::Frame) {
     server.fields(head).await;
-    server.send(&[response(head.stream), trailers(head.stream)].concat()).await;
+    server
+        .send(&[response(head.stream), trailers(head.stream)].concat())
+        .await;
 }
 
 /// A world before a server of one connection that has heard one request, and its answer.
@@ -334,10 +555,18 @@ async fn asked(setup: Setup) -> (World, TcpListener, Raw, Call) {
 }
 
 async fn fails(what: &str, victim: Call, sentence: &str) {
-    let answer = tokio::time::timeout(PATIENCE, victim).await.unwrap_or_else(|_| panic!("{what}: hangs"));
+    let answer = tokio::time::timeout(PATIENCE, victim)
+        .await
+        .unwrap_or_else(|_| panic!("{what}: hangs"));
     let answer = answer.expect("it held").expect("answered");
     assert_ne!(answer.grpc_status.as_deref(), Some("0"), "{what}: {answer:?}");
-    assert!(answer.grpc_message.as_deref().is_some_and(|said| said.contains(sentence)), "{what}: {answer:?}");
+    assert!(
+        answer
+            .grpc_message
+            .as_deref()
+            .is_some_and(|said| said.contains(sentence)),
+        "{what}: {answer:?}"
+    );
 }
 
 #[tokio::test]
@@ -356,7 +585,11 @@ async fn floods_of_a_server_end_its_connection_and_cost_no_memory() {
         let (_world, _listener, mut server, victim) = asked(Setup::default()).await;
         // The first piece alone, so that a head that belongs to it comes once.
         server.send(&piece).await;
-        let piece = if what == "empty DATA" { frame(DATA, 0, 1, &[]) } else { piece };
+        let piece = if what == "empty DATA" {
+            frame(DATA, 0, 1, &[])
+        } else {
+            piece
+        };
         let burst = piece.repeat(2_000);
         let flood = async {
             for _ in 0..30 {
@@ -366,7 +599,9 @@ async fn floods_of_a_server_end_its_connection_and_cost_no_memory() {
             }
             server.until_closed().await
         };
-        let last = tokio::time::timeout(PATIENCE, flood).await.unwrap_or_else(|_| panic!("{what} goes on"));
+        let last = tokio::time::timeout(PATIENCE, flood)
+            .await
+            .unwrap_or_else(|_| panic!("{what} goes on"));
         if let Some(last) = last {
             assert!([0, 11].contains(&last.goaway_code()), "{what}: {last:?}");
         }
@@ -393,7 +628,10 @@ async fn a_server_that_closes_in_any_state_fails_its_calls_with_a_sentence() {
         ("in a block", frame(HEADERS, 0, 1, &block(&ok()))),
         ("behind a 1xx", heads(1, 0, &[(":status", "103")])),
         ("behind the head", response(1)),
-        ("behind a message", [response(1), raw::message(1, b"one", false)].concat()),
+        (
+            "behind a message",
+            [response(1), raw::message(1, b"one", false)].concat(),
+        ),
         ("behind GOAWAY", goaway(1, 0)),
         ("behind GOAWAY with a code", goaway(1, 2)),
     ] {
@@ -420,8 +658,15 @@ async fn a_response_to_head_with_a_body_breaks_that_stream() {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
     let world = World::before(listener.local_addr().expect("an address"), Setup::default()).await;
     let mut caller = Raw::client(world.proxy, &[]).await;
-    let head = [(":method", "HEAD"), (":scheme", "http"), (":path", "/x"), (":authority", "127.0.0.1:1")];
-    caller.send(&frame(HEADERS, END_HEADERS | END_STREAM, 1, &block(&head))).await;
+    let head = [
+        (":method", "HEAD"),
+        (":scheme", "http"),
+        (":path", "/x"),
+        (":authority", "127.0.0.1:1"),
+    ];
+    caller
+        .send(&frame(HEADERS, END_HEADERS | END_STREAM, 1, &block(&head)))
+        .await;
     let mut server = Raw::accept(&listener, &[]).await;
     server.until(|frame| frame.kind == HEADERS).await;
     let page = heads(1, 0, &[(":status", "200"), ("content-length", "4")]);
@@ -452,19 +697,33 @@ async fn bytes_that_trickle_one_by_one_make_the_same_answer() {
 async fn a_server_without_windows_holds_up_its_own_calls_only() {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
     let world = World::before(listener.local_addr().expect("an address"), Setup::default()).await;
-    let waits = call(world.caller().await, "/a.B/Waits");
+    // Before its SETTINGS came, DATA would go all the same.
+    let first = call(world.caller().await, "/a.B/First");
     let mut server = Raw::accept(&listener, &[(4, 0)]).await;
     let head = server.until(|frame| frame.kind == HEADERS).await;
+    serve(&mut server, &head).await;
+    assert_eq!(
+        first.await.expect("it held").expect("answered").grpc_status.as_deref(),
+        Some("0")
+    );
+    server.until_read().await;
+    let waits = call(world.caller().await, "/a.B/Waits");
+    let head = server.until(|frame| frame.kind == HEADERS).await;
     server.fields(&head).await;
-    server.until_settled().await;
     // Windows of nothing stop DATA, not HEADERS.
     let also = call(world.caller().await, "/a.B/Also");
     let head = server.until(|frame| frame.kind == HEADERS).await;
     server.fields(&head).await;
-    server.send(&[response(3), trailers(3), reset(3, 0)].concat()).await;
-    assert_eq!(also.await.expect("it held").expect("answered").grpc_status.as_deref(), Some("0"));
-    server.send(&update(1, 100)).await;
-    server.until(|frame| frame.kind == DATA && frame.stream == 1).await;
-    server.send(&[response(1), trailers(1)].concat()).await;
-    assert_eq!(waits.await.expect("it held").expect("answered").grpc_status.as_deref(), Some("0"));
+    server.send(&[response(5), trailers(5), reset(5, 0)].concat()).await;
+    assert_eq!(
+        also.await.expect("it held").expect("answered").grpc_status.as_deref(),
+        Some("0")
+    );
+    server.send(&update(3, 100)).await;
+    server.until(|frame| frame.kind == DATA && frame.stream == 3).await;
+    server.send(&[response(3), trailers(3)].concat()).await;
+    assert_eq!(
+        waits.await.expect("it held").expect("answered").grpc_status.as_deref(),
+        Some("0")
+    );
 }

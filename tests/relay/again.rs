@@ -45,7 +45,9 @@ async fn whole_request(server: &mut Raw) -> (u32, Vec<u8>) {
 }
 
 async fn answer(server: &mut Raw, stream: u32) {
-    server.send(&[raw::response(stream), raw::trailers(stream)].concat()).await;
+    server
+        .send(&[raw::response(stream), raw::trailers(stream)].concat())
+        .await;
 }
 
 fn is(answer: &Answer, status: &str, sentence: &str) {
@@ -62,7 +64,9 @@ async fn a_refused_stream_is_sent_again_with_its_body_and_nobody_notices() {
     let waits = call(&caller, body.clone());
     let mut server = Raw::accept(&listener, &[]).await;
     let (stream, first) = whole_request(&mut server).await;
-    server.send(&[raw::reset(stream, 7), raw::update(0, 60_000)].concat()).await;
+    server
+        .send(&[raw::reset(stream, 7), raw::update(0, 60_000)].concat())
+        .await;
     let (stream, second) = whole_request(&mut server).await;
     assert!(first == body && second == body, "the request is the same");
     answer(&mut server, stream).await;
@@ -81,8 +85,19 @@ async fn a_stream_that_is_refused_twice_is_unavailable_and_says_so() {
         server.send(&raw::reset(stream, 7)).await;
     }
     let answer = waits.await.expect("it held").expect("answered");
-    is(&answer, "14", "refused the request before processing it, and so did another try");
-    assert_eq!(answer.trailers.get("portunus-error").or(answer.head.get("portunus-error")).expect("a reason"), "refused");
+    is(
+        &answer,
+        "14",
+        "refused the request before processing it, and so did another try",
+    );
+    assert_eq!(
+        answer
+            .trailers
+            .get("portunus-error")
+            .or(answer.head.get("portunus-error"))
+            .expect("a reason"),
+        "refused"
+    );
 }
 
 #[tokio::test]
@@ -171,7 +186,9 @@ async fn an_answer_that_had_begun_ends_with_a_status_when_its_connection_is_lost
     let waits = call(&caller, vec![1; 10]);
     let mut server = Raw::accept(&listener, &[]).await;
     let (stream, _) = whole_request(&mut server).await;
-    server.send(&[raw::response(stream), raw::message(stream, b"one", false)].concat()).await;
+    server
+        .send(&[raw::response(stream), raw::message(stream, b"one", false)].concat())
+        .await;
     server.until_read().await;
     drop(server);
     let answer = waits.await.expect("it held").expect("answered");
@@ -202,9 +219,13 @@ async fn a_finished_answer_arrives_whole_though_its_connection_is_lost_before_th
     let mut server = Raw::accept(&listener, &[]).await;
     server.until(|frame| frame.kind == HEADERS).await;
     server.send(&raw::response(1)).await;
-    server.send(&[raw::message(1, &[9; 10_000], false), raw::trailers(1)].concat()).await;
+    server
+        .send(&[raw::message(1, &[9; 10_000], false), raw::trailers(1)].concat())
+        .await;
     drop(server);
-    world.until("portunus_connections", &["upstream"], |open| open == 0.0).await;
+    world
+        .until("portunus_connections", &["upstream"], |open| open == 0.0)
+        .await;
     caller.until(|frame| frame.kind == HEADERS).await;
     caller.send(&raw::update(1, 20_000)).await;
     let mut got = 0;
@@ -263,7 +284,10 @@ async fn a_stopped_server_is_noticed_within_five_seconds_by_one_ping() {
     let answer = waits.await.expect("it held").expect("answered");
     let took = began.elapsed();
     is(&answer, "14", "did not answer a PING");
-    assert!(took > Duration::from_millis(3_000) && took < Duration::from_millis(6_500), "{took:?}");
+    assert!(
+        took > Duration::from_millis(3_000) && took < Duration::from_millis(6_500),
+        "{took:?}"
+    );
     let mut pings = 0;
     while let Some(frame) = server.next().await {
         pings += (frame.kind == raw::PING && !frame.has(raw::ACK)) as u32;

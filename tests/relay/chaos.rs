@@ -111,7 +111,14 @@ async fn chaos(mut http2: http2::Settings, caller: (u32, u32), server: (u32, u32
         world.caller_with(caller).await,
         world.caller_with(caller).await,
     ];
-    load(&callers, calls, 40, most, u64::from(caller.0) << 32 | u64::from(server.0)).await;
+    load(
+        &callers,
+        calls,
+        40,
+        most,
+        u64::from(caller.0) << 32 | u64::from(server.0),
+    )
+    .await;
     world.until_all_ended().await;
     let mut last = world.caller().await;
     let size = most * 4;
@@ -147,23 +154,58 @@ async fn no_byte_is_lost_or_strays_before_windows_of_seven_bytes() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn no_byte_is_lost_or_strays_when_one_side_is_narrow_and_the_other_wide() {
-    chaos(http2::Settings::default(), (100, 65_535), (1 << 20, 4 << 20), 400, 4_000).await;
-    chaos(http2::Settings::default(), (1 << 20, 4 << 20), (100, 65_535), 400, 4_000).await;
+    chaos(
+        http2::Settings::default(),
+        (100, 65_535),
+        (1 << 20, 4 << 20),
+        400,
+        4_000,
+    )
+    .await;
+    chaos(
+        http2::Settings::default(),
+        (1 << 20, 4 << 20),
+        (100, 65_535),
+        400,
+        4_000,
+    )
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn no_byte_is_lost_or_strays_before_windows_of_a_thousand_bytes() {
-    chaos(http2::Settings::default(), (1_000, 65_535), (1_000, 65_535), 500, 30_000).await;
+    chaos(
+        http2::Settings::default(),
+        (1_000, 65_535),
+        (1_000, 65_535),
+        500,
+        30_000,
+    )
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn no_byte_is_lost_or_strays_before_windows_of_the_default() {
-    chaos(http2::Settings::default(), (65_535, 65_535), (65_535, 65_535), 600, 150_000).await;
+    chaos(
+        http2::Settings::default(),
+        (65_535, 65_535),
+        (65_535, 65_535),
+        600,
+        150_000,
+    )
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn no_byte_is_lost_or_strays_before_windows_of_a_megabyte() {
-    chaos(http2::Settings::default(), (1 << 20, 1 << 20), (1 << 20, 1 << 20), 300, 400_000).await;
+    chaos(
+        http2::Settings::default(),
+        (1 << 20, 1 << 20),
+        (1 << 20, 1 << 20),
+        300,
+        400_000,
+    )
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -212,7 +254,11 @@ async fn a_window_that_shrinks_and_grows_under_way_costs_no_byte() {
         }
         // h2 lets the next SETTINGS go only when the last was acknowledged: the windows move while the calls run.
         let mut moves = 0;
-        let all = async { while let Some(done) = calls.join_next().await { done.expect("it held") } };
+        let all = async {
+            while let Some(done) = calls.join_next().await {
+                done.expect("it held")
+            }
+        };
         tokio::pin!(all);
         let deadline = tokio::time::sleep(PATIENCE);
         tokio::pin!(deadline);

@@ -117,7 +117,10 @@ async fn padding_is_taken_off_and_what_it_padded_crosses() {
 async fn more_than_the_window_allows_breaks_that_stream_and_no_other() {
     let (world, listener) = between(65_535, Setup::default()).await;
     let mut caller = Raw::client(world.proxy, &[]).await;
-    let both = [raw::request(1, "/a.B/C", &[], false), raw::request(3, "/a.B/C", &[], false)];
+    let both = [
+        raw::request(1, "/a.B/C", &[], false),
+        raw::request(3, "/a.B/C", &[], false),
+    ];
     caller.send(&both.concat()).await;
     let mut server = Raw::accept(&listener, &[(4, 0)]).await;
     server.until(|frame| frame.kind == HEADERS && frame.stream == 3).await;
@@ -130,7 +133,13 @@ async fn more_than_the_window_allows_breaks_that_stream_and_no_other() {
     let reset = caller.until(|frame| frame.kind == raw::RST_STREAM).await;
     assert_eq!((reset.stream, reset.number()), (1, 3), "FLOW_CONTROL_ERROR");
     let reset = server.until(|frame| frame.kind == raw::RST_STREAM).await;
-    assert_eq!((reset.stream, reset.number()), (1, 8), "CANCEL: the server did nothing wrong");
+    assert_eq!(
+        (reset.stream, reset.number()),
+        (1, 8),
+        "CANCEL: the server did nothing wrong"
+    );
     server.send(&[raw::response(3), raw::trailers(3)].concat()).await;
-    caller.until(|frame| frame.stream == 3 && frame.has(raw::END_STREAM)).await;
+    caller
+        .until(|frame| frame.stream == 3 && frame.has(raw::END_STREAM))
+        .await;
 }

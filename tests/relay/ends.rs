@@ -49,17 +49,26 @@ async fn a_deadline_is_told_to_the_caller_and_the_server_when_it_passes() {
     let took = began.elapsed();
     let said = caller.fields(&head).await;
     assert_eq!(raw::text(&said, "grpc-status"), Some("4"));
-    assert!(raw::text(&said, "grpc-message").expect("a sentence").contains("had not begun to answer"));
+    assert!(
+        raw::text(&said, "grpc-message")
+            .expect("a sentence")
+            .contains("had not begun to answer")
+    );
     let reset = server.until(|frame| frame.kind == RST_STREAM).await;
     assert_eq!(reset.number(), 8);
-    assert!(took >= Duration::from_millis(695) && took < Duration::from_millis(700) + SOON, "{took:?}");
+    assert!(
+        took >= Duration::from_millis(695) && took < Duration::from_millis(700) + SOON,
+        "{took:?}"
+    );
     assert_eq!(world.metric("portunus_proxy_errors_total", &["deadline"]), 1.0);
 }
 
 #[tokio::test]
 async fn a_deadline_ends_an_answer_between_its_messages_by_a_status() {
     let (_world, mut caller, mut server, _) = asked(&[("grpc-timeout", "300m")], true).await;
-    server.send(&[raw::response(1), raw::message(1, b"one", false)].concat()).await;
+    server
+        .send(&[raw::response(1), raw::message(1, b"one", false)].concat())
+        .await;
     let head = caller.until(|frame| frame.kind == HEADERS).await;
     caller.fields(&head).await;
     caller.until(|frame| frame.kind == DATA).await;
@@ -76,14 +85,25 @@ async fn timeouts_of_the_wrong_form_are_passed_on_counted_and_end_nothing() {
     let (world, listener) = before_raw(Setup::default()).await;
     let mut caller = Raw::client(world.proxy, &[]).await;
     for (i, wrong) in wrong.iter().enumerate() {
-        caller.send(&raw::request(1 + 2 * i as u32, "/a.B/C", &[("grpc-timeout", wrong)], true)).await;
+        caller
+            .send(&raw::request(
+                1 + 2 * i as u32,
+                "/a.B/C",
+                &[("grpc-timeout", wrong)],
+                true,
+            ))
+            .await;
     }
     let mut server = Raw::accept(&listener, &[]).await;
     for wrong in wrong {
         let head = server.until(|frame| frame.kind == HEADERS).await;
         assert_eq!(raw::text(&server.fields(&head).await, "grpc-timeout"), Some(wrong));
-        server.send(&[raw::response(head.stream), raw::trailers(head.stream)].concat()).await;
-        caller.until(|frame| frame.stream == head.stream && frame.has(END_STREAM)).await;
+        server
+            .send(&[raw::response(head.stream), raw::trailers(head.stream)].concat())
+            .await;
+        caller
+            .until(|frame| frame.stream == head.stream && frame.has(END_STREAM))
+            .await;
     }
     assert_eq!(world.metric("portunus_invalid_timeouts_total", &[]), wrong.len() as f64);
 }
@@ -133,7 +153,12 @@ async fn a_servers_code_crosses_as_it_is() {
 #[tokio::test]
 async fn an_answer_that_is_whole_before_its_request_arrives_whole_and_stops_the_request() {
     let (_world, mut caller, mut server, _) = asked(&[], false).await;
-    let answer = [raw::response(1), raw::message(1, &[5; 3_000], false), raw::trailers(1), raw::reset(1, 0)];
+    let answer = [
+        raw::response(1),
+        raw::message(1, &[5; 3_000], false),
+        raw::trailers(1),
+        raw::reset(1, 0),
+    ];
     server.send(&answer.concat()).await;
     let mut got = 0;
     loop {
@@ -157,7 +182,11 @@ async fn an_early_answer_of_a_library_server_arrives_whole() {
     let mut caller = world.caller().await;
     for _ in 0..50 {
         let asked = request("/a.B/C", &[("x-act", "early"), ("x-receive", "100000")]);
-        let Begun { response, mut body, seed } = caller.begin(asked).await.expect("begun");
+        let Begun {
+            response,
+            mut body,
+            seed,
+        } = caller.begin(asked).await.expect("begun");
         let sending = tokio::spawn(async move { send_bytes(&mut body, Bytes::new(seed), 1 << 20, true).await });
         let answer = collect(response.await.expect("answered"), seed).await.expect("whole");
         assert_eq!((answer.bytes, answer.grpc_status.as_deref()), (100_000, Some("0")));
@@ -178,9 +207,13 @@ async fn both_ends_resetting_in_one_turn_leave_nothing_behind() {
         let reset = raw::reset(stream - 2, 8);
         tokio::join!(server.send(&reset), caller.send(&reset));
         caller.send(&raw::request(stream, "/a.B/C", &[], false)).await;
-        server.until(|frame| frame.kind == HEADERS && frame.stream == stream).await;
+        server
+            .until(|frame| frame.kind == HEADERS && frame.stream == stream)
+            .await;
     }
-    server.send(&[raw::response(119), raw::trailers(119), raw::reset(119, 0)].concat()).await;
+    server
+        .send(&[raw::response(119), raw::trailers(119), raw::reset(119, 0)].concat())
+        .await;
     caller.until(|frame| frame.stream == 119 && frame.has(END_STREAM)).await;
     drop(caller);
     world.until_all_ended().await;
@@ -249,7 +282,9 @@ async fn a_hundred_thousand_cancels_leave_no_stream_and_no_byte_of_window() {
     assert!(world.metric("portunus_connections", &["upstream"]) < 64.0);
     server.abort();
     drop(caller);
-    world.until("portunus_connections", &["downstream"], |open| open == 0.0).await;
+    world
+        .until("portunus_connections", &["downstream"], |open| open == 0.0)
+        .await;
     world.until_all_ended().await;
     assert_eq!(world.end().rpcs, 0);
 }
@@ -259,9 +294,16 @@ async fn cancels_of_one_caller_cost_no_call_of_another_on_the_shared_connection(
     let world = World::start().await;
     let mut innocent = world.caller().await;
     // It has begun, and goes on meanwhile.
-    let Begun { response, mut body, seed } =
-        innocent.begin(request("/a.B/Innocent", &[("x-receive", "50000")])).await.expect("begun");
-    body.send_data(Buf::from(Bytes::new(seed).take(5)), false).expect("sent");
+    let Begun {
+        response,
+        mut body,
+        seed,
+    } = innocent
+        .begin(request("/a.B/Innocent", &[("x-receive", "50000")]))
+        .await
+        .expect("begun");
+    body.send_data(Buf::from(Bytes::new(seed).take(5)), false)
+        .expect("sent");
     let response = response.await.expect("answered");
     let hasty = world.caller().await;
     for _ in 0..100 {
@@ -315,10 +357,17 @@ async fn draining_says_goaway_in_two_steps_and_running_calls_end() {
     caller.send(&[late, raw::message(1, b"more", true)].concat()).await;
     server.until(|frame| frame.kind == DATA && frame.stream == 1).await;
     for stream in [1, 3] {
-        server.send(&[raw::response(stream), raw::trailers(stream), raw::reset(stream, 0)].concat()).await;
-        caller.until(|frame| frame.stream == stream && frame.has(END_STREAM)).await;
+        server
+            .send(&[raw::response(stream), raw::trailers(stream), raw::reset(stream, 0)].concat())
+            .await;
+        caller
+            .until(|frame| frame.stream == stream && frame.has(END_STREAM))
+            .await;
     }
-    assert!(caller.closes_within(Duration::from_secs(20)).await, "a drained connection is closed");
+    assert!(
+        caller.closes_within(Duration::from_secs(20)).await,
+        "a drained connection is closed"
+    );
     // The port takes nobody any more.
     let refused = tokio::net::TcpStream::connect(world.proxy).await;
     assert!(refused.is_err());
@@ -331,7 +380,10 @@ async fn the_end_cuts_what_runs_says_so_and_counts_it() {
     let mut caller = world.caller().await;
     let mut calls = Vec::new();
     for _ in 0..7 {
-        let begun = caller.begin(request("/a.B/C", &[("x-act", "silent")])).await.expect("begun");
+        let begun = caller
+            .begin(request("/a.B/C", &[("x-act", "silent")]))
+            .await
+            .expect("begun");
         calls.push(begun);
     }
     while world.server.requests.load(Relaxed) < 7 {

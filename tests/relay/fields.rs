@@ -15,7 +15,9 @@ async fn before_raw(setup: Setup) -> (World, TcpListener) {
 
 fn values<'a>(fields: &'a [Field], name: &str) -> Vec<&'a str> {
     let named = fields.iter().filter(|field| field.name == name);
-    named.map(|field| std::str::from_utf8(&field.value).expect("text")).collect()
+    named
+        .map(|field| std::str::from_utf8(&field.value).expect("text"))
+        .collect()
 }
 
 /// Says a request, and reads what came of it on the other side.
@@ -83,7 +85,9 @@ async fn what_nobody_may_index_nobody_may_index_behind_us_in_either_direction() 
     server.send(&frame(HEADERS, END_HEADERS, 1, &answer)).await;
     let mut trailers = raw::block(&[("grpc-status", "0")]);
     literal(&mut trailers, 0x10, b"x-more", b"also");
-    server.send(&frame(HEADERS, END_HEADERS | END_STREAM, 1, &trailers)).await;
+    server
+        .send(&frame(HEADERS, END_HEADERS | END_STREAM, 1, &trailers))
+        .await;
     for (name, value) in [("x-secret", "t0p"), ("x-more", "also")] {
         let event = caller.until(|frame| frame.kind == HEADERS).await;
         let fields = caller.fields(&event).await;
@@ -108,12 +112,18 @@ async fn an_identity_that_a_peer_claims_in_words_never_reaches_the_application()
     literal(&mut block, 0x40, b"x-forwarded-client-cert", b"indexed");
     literal(&mut block, 0x10, b"x-forwarded-client-cert", b"never indexed");
     let (_world, mut caller, mut server, fields) = cross(inbound, &block, false).await;
-    let claims = |fields: &[Field]| fields.iter().any(|f| f.name.to_lowercase().replace('_', "-") == "x-forwarded-client-cert");
+    let claims = |fields: &[Field]| {
+        fields
+            .iter()
+            .any(|f| f.name.to_lowercase().replace('_', "-") == "x-forwarded-client-cert")
+    };
     assert!(!claims(&fields), "{fields:?}");
     assert_eq!(values(&fields, "x-forwarded-proto"), ["http"]);
     assert_eq!(values(&fields, "x-forwarded-for"), ["10.0.0.1"]);
     let trailers = raw::block(&[("x_forwarded-client_cert", "By=me"), ("x-fine", "1")]);
-    caller.send(&frame(HEADERS, END_HEADERS | END_STREAM, 1, &trailers)).await;
+    caller
+        .send(&frame(HEADERS, END_HEADERS | END_STREAM, 1, &trailers))
+        .await;
     let last = server.until(|frame| frame.kind == HEADERS).await;
     let fields = server.fields(&last).await;
     assert!(!claims(&fields), "{fields:?}");
@@ -125,7 +135,9 @@ async fn large_header_lists_cross_in_continuations_both_ways() {
     let (world, listener) = before_raw(Setup::default()).await;
     let mut caller = Raw::client(world.proxy, &[]).await;
     let large = "v".repeat(9_000);
-    let many: Vec<_> = (0..5).map(|i| (["x-a", "x-b", "x-c", "x-d", "x-e"][i], &*large)).collect();
+    let many: Vec<_> = (0..5)
+        .map(|i| (["x-a", "x-b", "x-c", "x-d", "x-e"][i], &*large))
+        .collect();
     let block = head(&many);
     // Cut so that fields, and even lengths, are cut.
     let mut pieces: Vec<_> = block.chunks(1_001).collect();
@@ -158,14 +170,18 @@ async fn large_header_lists_cross_in_continuations_both_ways() {
 
 #[tokio::test]
 async fn informational_responses_cross_before_the_final_one() {
-    let (_world, mut caller, mut server, _) = cross(Setup::default(), &head(&[("expect", "100-continue")]), false).await;
+    let (_world, mut caller, mut server, _) =
+        cross(Setup::default(), &head(&[("expect", "100-continue")]), false).await;
     for (status, more) in [("100", "x"), ("103", "y"), ("103", "z")] {
         let block = raw::block(&[(":status", status), ("link", more)]);
         server.send(&frame(HEADERS, END_HEADERS, 1, &block)).await;
         let event = caller.until(|frame| frame.kind == HEADERS).await;
         assert!(!event.has(END_STREAM));
         let fields = caller.fields(&event).await;
-        assert_eq!((values(&fields, ":status"), values(&fields, "link")), (vec![status], vec![more]));
+        assert_eq!(
+            (values(&fields, ":status"), values(&fields, "link")),
+            (vec![status], vec![more])
+        );
     }
     server.send(&[raw::response(1), raw::trailers(1)].concat()).await;
     let event = caller.until(|frame| frame.kind == HEADERS).await;
@@ -177,15 +193,23 @@ async fn trailers_of_both_directions_and_trailers_only_cross() {
     let world = World::start().await;
     let mut caller = world.caller().await;
     let asked = request("/a.B/C", &[("x-echo-bin", "AAEC"), ("x-receive", "10")]);
-    let Begun { response, mut body, seed } = caller.begin(asked).await.expect("begun");
+    let Begun {
+        response,
+        mut body,
+        seed,
+    } = caller.begin(asked).await.expect("begun");
     let mut trailers = http::HeaderMap::new();
     trailers.insert("x-asked", "yes".parse().expect("a value"));
-    body.send_data(crate::bytes::Bytes::new(seed).take(10).into(), false).expect("sent");
+    body.send_data(crate::bytes::Bytes::new(seed).take(10).into(), false)
+        .expect("sent");
     body.send_trailers(trailers).expect("sent");
     let answer = collect(response.await.expect("answered"), seed).await.expect("whole");
     assert_eq!(answer.trailers.get("x-asked").expect("it crossed"), "yes");
     assert_eq!(answer.head.get("x-echo-bin").expect("it crossed"), "AAEC");
-    let only = caller.ask(request("/a.B/C", &[("x-act", "trailers-only")])).await.expect("answered");
+    let only = caller
+        .ask(request("/a.B/C", &[("x-act", "trailers-only")]))
+        .await
+        .expect("answered");
     assert_eq!(only.head.get("grpc-status").expect("in the head"), "5");
     assert!(only.trailers.is_empty() && only.bytes == 0);
 }
@@ -194,16 +218,35 @@ async fn trailers_of_both_directions_and_trailers_only_cross() {
 async fn http_2_that_is_not_grpc_is_carried_just_as_well() {
     let (world, listener) = before_raw(Setup::default()).await;
     let mut caller = Raw::client(world.proxy, &[]).await;
-    let get = |method: &str| raw::block(&[(":method", method), (":scheme", "http"), (":path", "/x?y=z"), (":authority", "127.0.0.1:1")]);
-    caller.send(&frame(HEADERS, END_HEADERS | END_STREAM, 1, &get("GET"))).await;
+    let get = |method: &str| {
+        raw::block(&[
+            (":method", method),
+            (":scheme", "http"),
+            (":path", "/x?y=z"),
+            (":authority", "127.0.0.1:1"),
+        ])
+    };
+    caller
+        .send(&frame(HEADERS, END_HEADERS | END_STREAM, 1, &get("GET")))
+        .await;
     let mut server = Raw::accept(&listener, &[]).await;
     let event = server.until(|frame| frame.kind == HEADERS).await;
     assert_eq!(values(&server.fields(&event).await, ":path"), ["/x?y=z"]);
     let page = raw::block(&[(":status", "200"), ("content-length", "4")]);
-    server.send(&[frame(HEADERS, END_HEADERS, 1, &page), frame(DATA, END_STREAM, 1, b"page")].concat()).await;
+    server
+        .send(
+            &[
+                frame(HEADERS, END_HEADERS, 1, &page),
+                frame(DATA, END_STREAM, 1, b"page"),
+            ]
+            .concat(),
+        )
+        .await;
     assert_eq!(caller.until(|frame| frame.kind == DATA).await.payload, b"page");
     // HEAD: a length without a body.
-    caller.send(&frame(HEADERS, END_HEADERS | END_STREAM, 3, &get("HEAD"))).await;
+    caller
+        .send(&frame(HEADERS, END_HEADERS | END_STREAM, 3, &get("HEAD")))
+        .await;
     let event = server.until(|frame| frame.kind == HEADERS).await;
     server.fields(&event).await;
     let page = raw::block(&[(":status", "200"), ("content-length", "4711")]);
@@ -216,7 +259,9 @@ async fn http_2_that_is_not_grpc_is_carried_just_as_well() {
     caller.send(&frame(HEADERS, END_HEADERS, 5, &connect)).await;
     let event = server.until(|frame| frame.kind == HEADERS).await;
     assert_eq!(values(&server.fields(&event).await, ":method"), ["CONNECT"]);
-    server.send(&frame(HEADERS, END_HEADERS, 5, &raw::block(&[(":status", "200")]))).await;
+    server
+        .send(&frame(HEADERS, END_HEADERS, 5, &raw::block(&[(":status", "200")])))
+        .await;
     caller.until(|frame| frame.stream == 5 && frame.kind == HEADERS).await;
     caller.send(&frame(DATA, 0, 5, b"ping")).await;
     assert_eq!(server.until(|frame| frame.kind == DATA).await.payload, b"ping");
@@ -238,12 +283,20 @@ async fn a_failure_is_told_in_http_to_a_caller_that_does_not_speak_grpc() {
 async fn a_request_over_a_header_limit_is_refused_alone_with_a_status() {
     let world = World::start().await;
     let mut caller = world.caller().await;
-    let running = caller.begin(request("/a.B/C", &[("x-receive", "100")])).await.expect("begun");
+    let running = caller
+        .begin(request("/a.B/C", &[("x-receive", "100")]))
+        .await
+        .expect("begun");
     let large = "v".repeat(30_000);
     let over = request("/a.B/C", &[("x-a", &large), ("x-b", &large), ("x-c", &large)]);
     let answer = caller.ask(over).await.expect("answered");
     assert_eq!(answer.grpc_status.as_deref(), Some("8"));
-    assert!(answer.grpc_message.expect("a sentence").contains("--max-header-list-bytes"));
+    assert!(
+        answer
+            .grpc_message
+            .expect("a sentence")
+            .contains("--max-header-list-bytes")
+    );
     let many: Vec<_> = (0..300).map(|i| format!("x-{i}")).collect();
     let many: Vec<_> = many.iter().map(|name| (&**name, "1")).collect();
     let answer = caller.ask(request("/a.B/C", &many)).await.expect("answered");
@@ -251,7 +304,11 @@ async fn a_request_over_a_header_limit_is_refused_alone_with_a_status() {
     let crumbs = vec![("cookie", "a=1"); 300];
     let answer = caller.ask(request("/a.B/C", &crumbs)).await.expect("answered");
     assert_eq!(answer.grpc_status.as_deref(), Some("8"));
-    let Begun { response, mut body, seed } = running;
+    let Begun {
+        response,
+        mut body,
+        seed,
+    } = running;
     body.send_data(bytes::Bytes::new(), true).expect("sent");
     let answer = collect(response.await.expect("answered"), seed).await.expect("whole");
     assert_eq!(answer.grpc_status.as_deref(), Some("0"));
@@ -294,7 +351,10 @@ async fn a_header_list_over_what_the_next_hop_takes_is_refused_here() {
     let mut caller = world.caller().await;
     caller.call("/a.B/C", 0, 0).await.expect("answered");
     let large = "v".repeat(3_000);
-    let answer = caller.ask(request("/a.B/C", &[("x-a", &large)])).await.expect("answered");
+    let answer = caller
+        .ask(request("/a.B/C", &[("x-a", &large)]))
+        .await
+        .expect("answered");
     assert_eq!(answer.grpc_status.as_deref(), Some("8"));
     assert!(answer.grpc_message.expect("a sentence").contains("at most 2000 bytes"));
     let Begun { response, mut body, .. } = caller.begin(request("/a.B/C", &[])).await.expect("begun");
@@ -309,14 +369,25 @@ async fn a_header_list_over_what_the_next_hop_takes_is_refused_here() {
     builder.max_header_list_size(1_000);
     let mut caller = world.caller_of(&builder).await;
     let large = "v".repeat(3_000);
-    let answer = caller.ask(request("/a.B/C", &[("x-echo", &large)])).await.expect("answered");
+    let answer = caller
+        .ask(request("/a.B/C", &[("x-echo", &large)]))
+        .await
+        .expect("answered");
     assert_eq!(answer.grpc_status.as_deref(), Some("8"), "{answer:?}");
-    assert_eq!(caller.call("/a.B/C", 10, 10).await.expect("the connection lives").bytes, 10);
+    assert_eq!(
+        caller.call("/a.B/C", 10, 10).await.expect("the connection lives").bytes,
+        10
+    );
 }
 
 #[tokio::test]
 async fn malformed_requests_are_refused_each_on_its_own_stream() {
-    let base = [(":method", "POST"), (":scheme", "http"), (":path", "/a.B/C"), (":authority", "127.0.0.1:1")];
+    let base = [
+        (":method", "POST"),
+        (":scheme", "http"),
+        (":path", "/a.B/C"),
+        (":authority", "127.0.0.1:1"),
+    ];
     let with = |more: &[(&str, &str)]| raw::block(&[&base[..], more].concat());
     let without = |name: &str| {
         let rest: Vec<_> = base.iter().copied().filter(|(n, _)| *n != name).collect();
@@ -365,13 +436,18 @@ async fn malformed_requests_are_refused_each_on_its_own_stream() {
     for (length, data, end) in [("4", &b"123"[..], true), ("4", b"12345", false), ("4", b"", true)] {
         stream += 2;
         let head = frame(HEADERS, END_HEADERS, stream, &with(&[("content-length", length)]));
-        caller.send(&[head, frame(DATA, end as u8, stream, data)].concat()).await;
+        caller
+            .send(&[head, frame(DATA, end as u8, stream, data)].concat())
+            .await;
         let event = caller.event().await.expect("an answer");
         assert_eq!((event.kind, event.stream, event.number()), (RST_STREAM, stream, 1));
     }
     server.send(&[raw::response(1), raw::trailers(1)].concat()).await;
     caller.until(|frame| frame.stream == 1 && frame.has(END_STREAM)).await;
-    assert_eq!(world.metric("portunus_abuse_total", &["malformed"]), cases.len() as f64 + 3.0);
+    assert_eq!(
+        world.metric("portunus_abuse_total", &["malformed"]),
+        cases.len() as f64 + 3.0
+    );
 }
 
 #[tokio::test]
@@ -386,10 +462,16 @@ async fn limits_of_ours_can_be_set() {
     let world = World::with(setup).await;
     let mut caller = world.caller().await;
     let large = "v".repeat(1_000);
-    let answer = caller.ask(request("/a.B/C", &[("x-a", &large)])).await.expect("answered");
+    let answer = caller
+        .ask(request("/a.B/C", &[("x-a", &large)]))
+        .await
+        .expect("answered");
     assert_eq!(answer.grpc_status.as_deref(), Some("8"));
     // A response over it is the server's doing, and the caller is told.
     let half = "v".repeat(500);
-    let answer = caller.ask(request("/a.B/C", &[("x-echo", &half)])).await.expect("answered");
+    let answer = caller
+        .ask(request("/a.B/C", &[("x-echo", &half)]))
+        .await
+        .expect("answered");
     assert_eq!(answer.grpc_status.as_deref(), Some("0"));
 }

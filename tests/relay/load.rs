@@ -32,7 +32,9 @@ async fn a_reader_asleep_before_ten_thousand_small_frames_costs_no_sibling_anyth
     }
     let mut server = Raw::accept(&listener, &[]).await;
     for i in streams.clone() {
-        server.until(|frame| frame.kind == HEADERS && frame.stream == 2 * i - 1).await;
+        server
+            .until(|frame| frame.kind == HEADERS && frame.stream == 2 * i - 1)
+            .await;
     }
     let sleeper = 101;
     for i in streams.clone() {
@@ -46,7 +48,9 @@ async fn a_reader_asleep_before_ten_thousand_small_frames_costs_no_sibling_anyth
     // As much as the stream's window takes is sent at once, in frames of ten bytes; that is 6,553 frames.
     server.send(&small.repeat(6_553)).await;
     server.until_read().await;
-    world.until("portunus_memory_held_bytes", &[], |held| held >= before + 65_530.0).await;
+    world
+        .until("portunus_memory_held_bytes", &[], |held| held >= before + 65_530.0)
+        .await;
     let held = world.metric("portunus_memory_held_bytes", &[]) - before;
     assert!(held < 200_000.0, "{held} bytes for 65,530");
     let asleep = Instant::now();
@@ -67,16 +71,28 @@ async fn a_reader_asleep_before_ten_thousand_small_frames_costs_no_sibling_anyth
     assert!(round > 10);
     // It wakes: all is there, and the rest of ten thousand frames comes, too.
     let mut got = 0;
-    caller.send(&[raw::update(sleeper, 200_000), raw::update(0, 200_000)].concat()).await;
+    caller
+        .send(&[raw::update(sleeper, 200_000), raw::update(0, 200_000)].concat())
+        .await;
     while got < 65_530 {
-        got += caller.until(|frame| frame.kind == DATA && frame.stream == sleeper).await.payload.len();
+        got += caller
+            .until(|frame| frame.kind == DATA && frame.stream == sleeper)
+            .await
+            .payload
+            .len();
     }
     server.send(&small.repeat(10_000 - 6_553)).await;
     while got < 100_000 {
-        got += caller.until(|frame| frame.kind == DATA && frame.stream == sleeper).await.payload.len();
+        got += caller
+            .until(|frame| frame.kind == DATA && frame.stream == sleeper)
+            .await
+            .payload
+            .len();
     }
     server.send(&raw::trailers(sleeper)).await;
-    caller.until(|frame| frame.stream == sleeper && frame.has(END_STREAM)).await;
+    caller
+        .until(|frame| frame.stream == sleeper && frame.has(END_STREAM))
+        .await;
 }
 
 #[tokio::test]
@@ -88,7 +104,11 @@ async fn empty_data_on_five_hundred_requests_is_harmless() {
         let mut caller = caller.clone();
         calls.spawn(async move {
             let begun = caller.begin(request("/a.B/C", &[("x-receive", &*i.to_string())])).await;
-            let Begun { response, mut body, seed } = begun.expect("begun");
+            let Begun {
+                response,
+                mut body,
+                seed,
+            } = begun.expect("begun");
             body.send_data(Buf::new(), false).expect("sent");
             send_bytes(&mut body, Bytes::new(seed), i, true).await.expect("sent");
             let answer = collect(response.await.expect("answered"), seed).await.expect("whole");
@@ -126,9 +146,37 @@ async fn a_small_call_does_not_wait_for_a_bulk_streams_backlog() {
     took.sort();
     // Both ends of this test are busy checking bytes: the bound is loose, but far from a backlog of megabytes.
     let median = took[took.len() / 2];
-    assert!(took.len() > 5 && median < Duration::from_millis(250), "{median:?} of {}", took.len());
+    assert!(
+        took.len() > 5 && median < Duration::from_millis(250),
+        "{median:?} of {}",
+        took.len()
+    );
     while let Some(done) = bulk.join_next().await {
         done.expect("it held");
+    }
+}
+
+#[tokio::test]
+async fn connections_that_were_busy_once_do_not_use_the_budget_up() {
+    let world = World::with(Setup {
+        budget: 2 << 20,
+        server_windows: (1 << 20, 4 << 20),
+        ..Setup::default()
+    })
+    .await;
+    let mut idle = Vec::new();
+    for _ in 0..8 {
+        let mut caller = world.caller().await;
+        let answer = caller.call("/a.B/C", 1 << 20, 0).await.expect("answered");
+        assert_eq!(answer.grpc_status.as_deref(), Some("0"));
+        idle.push(caller);
+    }
+    let held = world.metric("portunus_memory_held_bytes", &[]);
+    assert!(held <= f64::from(1 << 20), "credit alone takes {held} bytes of 2 MiB");
+    let mut caller = world.caller().await;
+    for _ in 0..10 {
+        let answer = caller.call("/a.B/C", 300_000, 300_000).await.expect("answered");
+        assert_eq!((answer.bytes, answer.grpc_status.as_deref()), (300_000, Some("0")));
     }
 }
 
@@ -152,7 +200,8 @@ async fn a_spent_budget_costs_the_streams_that_stall_and_those_that_come_and_no_
     for i in 0..200u32 {
         stalled.send(&raw::request(2 * i + 1, "/a.B/Stalled", &[], true)).await;
         // Either it reaches the server, or it is refused here.
-        let reached = tokio::time::timeout(Duration::from_millis(500), server.until(|frame| frame.kind == HEADERS)).await;
+        let reached =
+            tokio::time::timeout(Duration::from_millis(500), server.until(|frame| frame.kind == HEADERS)).await;
         let Ok(head) = reached else {
             refused = true;
             break;
@@ -176,7 +225,11 @@ async fn a_spent_budget_costs_the_streams_that_stall_and_those_that_come_and_no_
         server.send(&raw::message(1, &[round; 2_000], false)).await;
         let data = innocent.until(|frame| frame.kind == DATA).await;
         assert_eq!(data.payload[5], round);
-        innocent.send(&[raw::update(0, 2_005), raw::update(1, 2_005)].concat()).await;
-        server.send(&[raw::update(0, 2_005), raw::update(1, 2_005)].concat()).await;
+        innocent
+            .send(&[raw::update(0, 2_005), raw::update(1, 2_005)].concat())
+            .await;
+        server
+            .send(&[raw::update(0, 2_005), raw::update(1, 2_005)].concat())
+            .await;
     }
 }

@@ -153,7 +153,12 @@ pub fn response(stream: u32) -> Vec<u8> {
 
 /// Trailers that say that all is well.
 pub fn trailers(stream: u32) -> Vec<u8> {
-    frame(HEADERS, END_HEADERS | END_STREAM, stream, &block(&[("grpc-status", "0")]))
+    frame(
+        HEADERS,
+        END_HEADERS | END_STREAM,
+        stream,
+        &block(&[("grpc-status", "0")]),
+    )
 }
 
 /// One gRPC message in one DATA frame.

@@ -471,7 +471,9 @@ async fn answer(request: Request<RecvStream>, mut respond: h2::server::SendRespo
     }
     if act == "trailers-only" {
         let mut response = response;
-        response.headers_mut().insert("grpc-status", "5".parse().expect("a value"));
+        response
+            .headers_mut()
+            .insert("grpc-status", "5".parse().expect("a value"));
         respond.send_response(response, true)?;
         return Ok(());
     }

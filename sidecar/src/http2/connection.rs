@@ -496,7 +496,7 @@ impl Connection {
         }
         self.decoder.release(&mut shared.interner);
         self.encoder.release(&mut shared.interner);
-        shared.budget.release(std::mem::take(&mut self.reserved));
+        shared.budget.unreserve(std::mem::take(&mut self.reserved));
     }
 
     pub(crate) fn borrow_output(&mut self, shared: &mut Shared) {
@@ -603,7 +603,7 @@ impl Connection {
     fn settle_reservation(&mut self, shared: &mut Shared) {
         let out = (self.recv_window - DEFAULT_WINDOW as i64).max(0) as u64;
         if out < self.reserved {
-            shared.budget.release(self.reserved - out);
+            shared.budget.unreserve(self.reserved - out);
             self.reserved = out;
         }
     }

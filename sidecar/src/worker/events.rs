@@ -7,7 +7,7 @@ use super::Worker;
 use crate::call::{CallKey, code_of_reset};
 use crate::connect::wire::{Read, TookUp};
 use crate::connect::{Side, WireKey, pool};
-use crate::exchange::{End, Phase};
+use crate::exchange::{End, Exchange, Phase};
 use crate::failure::Failure;
 use crate::grpc::Code;
 use crate::http2::slots::Key;
@@ -117,7 +117,9 @@ impl Worker {
                 let Some(call) = self.calls.get_mut(Key::from_bits(user)) else {
                     return;
                 };
-                call.exchange.request_data(bytes, end, &mut self.wires);
+                if call.exchange.request_data(bytes, end, &mut self.wires) {
+                    call.stalled = Some(self.now);
+                }
                 if end {
                     self.settle(Key::from_bits(user));
                 }
@@ -232,7 +234,9 @@ impl Worker {
                 let Some(call) = self.calls.get_mut(Key::from_bits(user)) else {
                     return;
                 };
-                call.exchange.response_data(bytes, end, &mut self.wires);
+                if call.exchange.response_data(bytes, end, &mut self.wires) {
+                    call.stalled = Some(self.now);
+                }
                 if end {
                     self.settle(Key::from_bits(user));
                 }
@@ -436,14 +440,69 @@ impl Worker {
             wire.engine.pump(&mut self.wires.shared, &mut moved);
             let caller = matches!(wire.side, Side::Caller { .. });
             for user in moved.drain(..) {
+                if let Some(call) = self.calls.get_mut(Key::from_bits(user)) {
+                    call.stalled = Some(self.now);
+                }
                 self.refill(user, caller);
                 self.settle(Key::from_bits(user));
             }
         }
         self.moved = moved;
+        if self.wires.shared.budget.is_overdrawn() {
+            self.relieve(self.wires.shared.budget.limit(), Duration::ZERO);
+        }
         while let Some(key) = self.wires.next_dirty() {
             self.write(key);
         }
+    }
+
+    /// More is held than may be: copies of requests go first, then the calls whose bytes have not moved for longest, and not
+    /// for `patience` at least; until `enough` is held.
+    pub(super) fn relieve(&mut self, enough: u64, patience: Duration) {
+        for (_, call) in self.calls.iter_mut() {
+            call.exchange.forget_replay(&mut self.wires);
+        }
+        if self.wires.shared.budget.used() <= enough {
+            return;
+        }
+        let holds = |exchange: &Exchange| {
+            let (down, up, replay) = exchange.held(&self.wires);
+            down + up + replay > 0
+        };
+        let stalled = self.calls.iter().filter(|(_, call)| holds(&call.exchange));
+        let mut stalled: Vec<_> = stalled
+            .map(|(key, call)| (call.stalled.unwrap_or(call.began), key))
+            .filter(|(since, _)| self.now.saturating_duration_since(*since) >= patience)
+            .collect();
+        stalled.sort_by_key(|(since, _)| *since);
+        for (_, key) in stalled {
+            if self.wires.shared.budget.used() <= enough {
+                break;
+            }
+            self.end_stalled(key);
+        }
+    }
+
+    fn end_stalled(&mut self, key: CallKey) {
+        let Some(call) = self.calls.get_mut(key) else { return };
+        let (for_caller, for_server, kept) = call.exchange.held(&self.wires);
+        let failure = Failure::Stalled {
+            held: for_caller + for_server + kept,
+        };
+        // A status would have to wait behind the bytes that wait.
+        if for_caller > 0 || matches!(call.exchange.phase, Phase::Answered | Phase::Over) {
+            let answer = failure.answer();
+            tracing::debug!(reason = answer.reason, inbound = call.inbound, "{}", answer.sentence);
+            self.counts.of(call.inbound).failed(answer.reason);
+            call.ended = Some(answer.code);
+            call.exchange.cut(Reason::ENHANCE_YOUR_CALM, &mut self.wires);
+            self.settle(key);
+            return;
+        }
+        if let Some(choice) = &call.choice {
+            self.pools.forget(choice.pool, key.to_bits());
+        }
+        self.fail(key, failure);
     }
 
     fn write(&mut self, key: WireKey) {

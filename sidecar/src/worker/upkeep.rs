@@ -14,6 +14,8 @@ use crate::http2::{Connection, Reason};
 pub(super) const LOOK_EVERY: Duration = Duration::from_millis(500);
 /// A server's silence, while calls wait on it, after which it is asked whether it lives.
 const ASK_AFTER: Duration = Duration::from_millis(1_500);
+/// How long a call's bytes may stand still once the memory budget is spent.
+const STALLED_LONG: Duration = Duration::from_secs(2);
 /// How long it may take to say so.
 const ANSWER_WITHIN: Duration = Duration::from_millis(2_000);
 
@@ -78,6 +80,11 @@ impl Worker {
                 continue;
             }
             self.attend(key);
+        }
+        let budget = &self.wires.shared.budget;
+        if budget.is_spent() {
+            // New calls are refused meanwhile: those that have stalled for long make room for them.
+            self.relieve(budget.limit() / 8 * 7, STALLED_LONG);
         }
         self.services.forget_idle(self.now);
     }
