@@ -36,8 +36,10 @@ pub struct Wire {
     pub pinged: Option<Instant>,
     /// Since when a header block has been coming.
     pub inside_headers: Option<Instant>,
-    /// Resets that followed close behind their requests, less responses that came.
+    /// Resets that followed close behind their requests, since a response came to a later one.
     pub hasty_resets: u32,
+    /// The last stream of these.
+    pub hasty_last: u32,
     /// Whether the server has read the requests that were reset so soon.
     pub took_up: TookUp,
     /// Bytes that the socket took since the beginning.
@@ -189,8 +191,8 @@ pub enum TookUp {
     Unknown,
     /// It was, by a PING.
     Asked,
-    /// It answered.
-    Yes,
+    /// It has answered since.
+    Read(Instant),
 }
 
 /// A reset that a server has not been told yet.
@@ -303,6 +305,7 @@ impl Wires {
             pinged: None,
             inside_headers: None,
             hasty_resets: 0,
+            hasty_last: 0,
             took_up: TookUp::Unknown,
             flushed: 0,
             socket,

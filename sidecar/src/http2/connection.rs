@@ -425,6 +425,11 @@ impl Connection {
             .map(|s| s.recv_window)
     }
 
+    /// The stream's identifier on the wire; 0 if it has none (any more).
+    pub fn id(&self, key: StreamKey) -> u32 {
+        self.streams.get(key).map_or(0, |s| s.id)
+    }
+
     /// Bytes of ours that the stream holds.
     pub fn held(&self, key: StreamKey) -> usize {
         self.streams.get(key).map_or(0, |s| s.held.len())

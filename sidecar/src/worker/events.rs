@@ -212,6 +212,7 @@ impl Worker {
             && let Some(wire) = self.wires.slots.get_mut(up.wire)
         {
             wire.hasty_resets += 1;
+            wire.hasty_last = wire.hasty_last.max(wire.engine.id(up.stream));
             if !pool::is_worn(wire) {
                 return;
             }
@@ -256,7 +257,7 @@ impl Worker {
             Event::GoAway { reason, .. } => self.server_goes(wire, reason),
             Event::Pong(WORN_PING) => {
                 if let Some(wire) = self.wires.slots.get_mut(wire) {
-                    wire.took_up = TookUp::Yes;
+                    wire.took_up = TookUp::Read(self.now);
                 }
             }
             Event::Pong(_) | Event::Refused { .. } => {}
@@ -285,8 +286,13 @@ impl Worker {
         match head {
             Head::Informational(status) => call.exchange.response_head(status, true, false, &mut self.wires),
             Head::Response(status) => {
-                if let Some(wire) = call.exchange.up.and_then(|up| self.wires.slots.get_mut(up.wire)) {
-                    wire.hasty_resets = wire.hasty_resets.saturating_sub(1);
+                if let Some(up) = call.exchange.up
+                    && let Some(wire) = self.wires.slots.get_mut(up.wire)
+                    && wire.hasty_resets > 0
+                    && wire.engine.id(up.stream) > wire.hasty_last
+                {
+                    // Requests are taken up in order: so were those that were reset.
+                    wire.hasty_resets = 0;
                 }
                 call.exchange.response_head(status, false, end, &mut self.wires);
                 let unavailable = call.exchange.code == Some(Code::Unavailable);

@@ -14,6 +14,8 @@ use crate::http2::{Connection, Reason};
 pub(super) const LOOK_EVERY: Duration = Duration::from_millis(500);
 /// A server's silence, while calls wait on it, after which it is asked whether it lives.
 const ASK_AFTER: Duration = Duration::from_millis(1_500);
+/// How long a server's connection may take to hand on to its application what it has read.
+const TAKES_UP_WITHIN: Duration = Duration::from_millis(150);
 /// How long a call's bytes may stand still once the memory budget is spent.
 const STALLED_LONG: Duration = Duration::from_secs(2);
 /// How long it may take to say so.
@@ -45,7 +47,11 @@ impl Worker {
             let Some((wire, shared)) = self.wires.touch(reset.wire) else {
                 continue;
             };
-            if wire.took_up == TookUp::Yes {
+            let has_read = match wire.took_up {
+                TookUp::Read(since) => self.now.saturating_duration_since(since) >= TAKES_UP_WITHIN,
+                TookUp::Unknown | TookUp::Asked => false,
+            };
+            if has_read {
                 wire.engine.say_reset(reset.stream, reset.reason, shared);
             } else {
                 // A server that does not even answer its PING is closed for that, sooner or later.
