@@ -197,6 +197,11 @@ impl Failure {
         "stopping",
     ];
 
+    /// Whether a `portunus-error` of another sidecar says that nothing was sent to its application.
+    pub fn is_unsent(reason: &[u8]) -> bool {
+        matches!(reason, b"unreachable" | b"too_many_waiting" | b"memory_budget")
+    }
+
     /// The status that the caller sees.
     pub fn code(&self) -> Code {
         match self {

@@ -129,7 +129,7 @@ impl Worker {
     /// The method of an RPC: known by the number on its interned path, else looked up or learned.
     fn method_of(&mut self, exchange: &Exchange, inbound: bool) -> Option<MethodId> {
         let interner = &mut self.wires.shared.interner;
-        let path = exchange.head.find(Name::Path, interner)?;
+        let path = exchange.head.get(exchange.asks.path?.into(), interner)?;
         let (direction, shift) = if inbound {
             (Direction::Inbound, 16)
         } else {
@@ -170,11 +170,14 @@ impl Worker {
                 .remove_all(Name::GrpcTimeout, &mut self.wires.shared.interner);
             call.exchange.head.push(b"grpc-timeout", &text, false);
         }
-        if let Some(to) = self.wires.slots.get(wire) {
-            let (bytes, max) = (
-                call.exchange.head.kept_size(&self.wires.shared.interner),
-                to.engine.max_header_list(),
-            );
+        let max = self
+            .wires
+            .slots
+            .get(wire)
+            .map_or(usize::MAX, |to| to.engine.max_header_list());
+        // What came is no less than what is kept, and quicker to ask.
+        if call.exchange.head.list_size() > max {
+            let bytes = call.exchange.head.kept_size(&self.wires.shared.interner);
             if bytes > max {
                 return Err(Failure::NextHopHeaders { addr, bytes, max });
             }
@@ -407,7 +410,7 @@ impl Worker {
     }
 
     /// The endpoint that a call waited for cannot be reached: it tries the others, one after another.
-    fn dial_failed(&mut self, key: CallKey, why: &str, judged: &mut Vec<(ServiceKey, EndpointKey)>) {
+    pub(crate) fn dial_failed(&mut self, key: CallKey, why: &str, judged: &mut Vec<(ServiceKey, EndpointKey)>) {
         let Some(call) = self.calls.get_mut(key) else { return };
         call.last_error = Some(why.to_owned());
         let Some(choice) = &call.choice else { return };

@@ -176,7 +176,8 @@ fn first_sentence(source: &Path) -> Result<String> {
 fn metadata() -> Result<Metadata> {
     let output = cargo()
         .args(["metadata", "--no-deps", "--format-version", "1", "--locked"])
-        .output()?;
+        .output()
+        .context("cannot run cargo")?;
     ensure!(
         output.status.success(),
         "`cargo metadata` failed: {}",

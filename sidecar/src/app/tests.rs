@@ -30,6 +30,8 @@ fn settings(grace_period: &str) -> Config {
         "sidecar".to_owned(),
         "proxy".to_owned(),
         format!("--admin-listen={admin}"),
+        // Without redirect rules, which these tests have no namespace for.
+        "--outbound-default=127.0.0.1:1".to_owned(),
         format!("--shutdown-grace-period={grace_period}"),
     ];
     match config::read(args, &BTreeMap::new(), config::Limits::default()) {

@@ -54,11 +54,25 @@ pub enum Reach {
 pub struct Pools {
     pools: Slots<Pool>,
     by_key: HashMap<(bool, SocketAddr), PoolKey>,
+    /// The one that was asked for last: mostly it is asked for again.
+    last: Option<((bool, SocketAddr), PoolKey)>,
 }
 
 impl Pools {
     /// The pool of an address. Calls to the pod's own application (`own`) and to others never share one.
     pub fn of(&mut self, own: bool, addr: SocketAddr) -> PoolKey {
+        if let Some((last, key)) = self.last
+            && last == (own, addr)
+            && self.pools.contains(key)
+        {
+            return key;
+        }
+        let key = self.find(own, addr);
+        self.last = Some(((own, addr), key));
+        key
+    }
+
+    fn find(&mut self, own: bool, addr: SocketAddr) -> PoolKey {
         *self.by_key.entry((own, addr)).or_insert_with(|| {
             self.pools.insert(Pool {
                 addr,

@@ -50,6 +50,17 @@ pub enum Phase {
     Over,
 }
 
+/// Places in a request's header list.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Asks {
+    /// `:path`.
+    pub path: Option<u16>,
+    /// `:authority`.
+    pub authority: Option<u16>,
+    /// `grpc-timeout`.
+    pub timeout: Option<u16>,
+}
+
 /// An RPC between two ends.
 pub struct Exchange {
     /// Who asked.
@@ -60,6 +71,8 @@ pub struct Exchange {
     pub phase: Phase,
     /// The request's header list, while it may have to be sent (again).
     pub head: Fields,
+    /// Where in `head`, as it came, the fields stand that say what is asked.
+    pub asks: Asks,
     /// Whether the content type is gRPC's.
     pub is_grpc: bool,
     /// Messages of the request.
@@ -87,10 +100,16 @@ impl Exchange {
         let interner = &wires.shared.interner;
         let mut is_grpc = false;
         let mut is_head = false;
-        for field in head.iter(interner) {
-            match field.name {
-                Name::ContentType => is_grpc = grpc::is_content_type(field.value),
-                Name::Method => is_head = field.value == b"HEAD",
+        let mut asks = Asks::default();
+        for (at, name) in head.names().enumerate() {
+            let value = || head.get(at, interner).map_or(&b""[..], |field| field.value);
+            let at = Some(at as u16);
+            match name {
+                Name::Path => asks.path = at,
+                Name::Authority => asks.authority = at,
+                Name::GrpcTimeout => asks.timeout = at,
+                Name::ContentType => is_grpc = grpc::is_content_type(value()),
+                Name::Method => is_head = value() == b"HEAD",
                 _ => {}
             }
         }
@@ -99,6 +118,7 @@ impl Exchange {
             up: None,
             phase: Phase::Waiting,
             head,
+            asks,
             is_grpc,
             asked: Boundary::default(),
             answered: Boundary::default(),
@@ -256,9 +276,10 @@ impl Exchange {
         }
     }
 
-    /// The upstream stream is gone and nothing of it was processed: whether the request can be sent again, whole.
-    pub fn take_back(&mut self) -> bool {
-        self.up = None;
+    /// Nothing of the request was processed upstream: whether it can be sent again, whole. What is left of the stream
+    /// there is reset.
+    pub fn take_back(&mut self, wires: &mut Wires) -> bool {
+        self.reset_up(Reason::CANCEL, wires);
         let again = self.phase == Phase::Asked && self.replay.is_whole() && !self.head.is_empty();
         if again {
             self.phase = Phase::Waiting;

@@ -77,9 +77,9 @@ impl Ledger {
         }
     }
 
-    /// Something useful crossed: a header block or a piece of DATA.
-    pub(crate) fn useful(&mut self) {
-        self.control.earn(4);
+    /// Something useful crossed: a header block, or DATA of so many bytes. A reader may give credit message by message.
+    pub(crate) fn useful(&mut self, bytes: usize) {
+        self.control.earn(4 + (bytes / 32) as i32);
     }
 
     /// A response was carried whole.
@@ -87,7 +87,7 @@ impl Ledger {
         self.resets.earn(1);
     }
 
-    pub(crate) fn spend(&mut self, on: Abuse, now: Instant) -> Verdict {
+    pub(crate) fn spend(&mut self, on: Abuse, cost: i32, now: Instant) -> Verdict {
         let passed = now.saturating_duration_since(self.refilled);
         if passed >= Duration::from_millis(100) {
             self.refilled = now;
@@ -97,8 +97,8 @@ impl Ledger {
             }
         }
         match on {
-            Abuse::ControlFrames => self.control.spend(1),
-            Abuse::Resets => self.resets.spend(1),
+            Abuse::ControlFrames => self.control.spend(cost),
+            Abuse::Resets => self.resets.spend(cost),
         }
     }
 }
@@ -111,7 +111,7 @@ mod tests {
     fn a_peer_that_only_makes_work_is_warned_and_then_cut() {
         let now = Instant::now();
         let mut ledger = Ledger::new(now);
-        let verdicts: Vec<_> = (0..1_100).map(|_| ledger.spend(Abuse::Resets, now)).collect();
+        let verdicts: Vec<_> = (0..1_100).map(|_| ledger.spend(Abuse::Resets, 1, now)).collect();
         let warned = verdicts.iter().position(|v| *v == Verdict::Warn).expect("warned");
         let cut = verdicts.iter().position(|v| *v == Verdict::Cut).expect("cut");
         assert!(warned < cut);
@@ -123,7 +123,7 @@ mod tests {
         let now = Instant::now();
         let mut ledger = Ledger::new(now);
         for _ in 0..100_000 {
-            assert_eq!(ledger.spend(Abuse::Resets, now), Verdict::Fine);
+            assert_eq!(ledger.spend(Abuse::Resets, 1, now), Verdict::Fine);
             ledger.answered();
         }
     }
@@ -133,9 +133,9 @@ mod tests {
         let mut now = Instant::now();
         let mut ledger = Ledger::new(now);
         for _ in 0..1_000 {
-            ledger.spend(Abuse::Resets, now);
+            ledger.spend(Abuse::Resets, 1, now);
         }
         now += Duration::from_secs(2);
-        assert_ne!(ledger.spend(Abuse::Resets, now), Verdict::Cut);
+        assert_ne!(ledger.spend(Abuse::Resets, 1, now), Verdict::Cut);
     }
 }

@@ -18,7 +18,7 @@ use super::message::Wrong;
 use super::path::Path;
 use super::receive::Parser;
 use super::slots::Slots;
-use super::stream::{Half, Stream, StreamKey};
+use super::stream::{Ending, Half, Stream, StreamKey};
 
 /// What the connections of one worker have in common.
 pub struct Shared {
@@ -45,16 +45,22 @@ impl Shared {
         }
     }
 
-    /// Holds a copy of `bytes`, counted in the budget.
+    /// Holds a copy of `bytes`, whose memory is counted in the budget.
     pub fn hold(&mut self, held: &mut Held, bytes: &[u8]) {
-        held.push(bytes, &mut self.pool);
-        self.budget.add(bytes.len() as u64);
+        let taken = held.push(bytes, &mut self.pool);
+        self.budget.add(taken as u64);
     }
 
     /// Throws away what is held.
     pub fn drop_held(&mut self, held: &mut Held) {
-        let dropped = held.clear(&mut self.pool);
-        self.budget.release(dropped as u64);
+        let freed = held.clear(&mut self.pool);
+        self.budget.release(freed as u64);
+    }
+
+    /// Throws away trailers that were held.
+    pub(crate) fn drop_trailers(&mut self, mut trailers: Fields) {
+        self.budget.release(trailers.list_size() as u64);
+        trailers.clear(&mut self.interner);
     }
 }
 
@@ -126,7 +132,8 @@ pub enum Event<'a> {
         /// Whether the window of every stream changed.
         rooms: bool,
     },
-    /// The peer acknowledged our SETTINGS, and what it may send on its streams became less by that.
+    /// The peer acknowledged SETTINGS of ours that lowered the windows of streams that were open: what they had used of
+    /// the higher one may have left them without credit.
     Lowered,
     /// The peer will take no new streams; those above `last` were not processed ([`Connection::take_unprocessed`]).
     GoAway {
@@ -549,8 +556,8 @@ impl Connection {
             self.ready.retain(|key| self.streams.contains(*key));
         }
         shared.drop_held(&mut stream.held);
-        if let super::stream::Ending::Trailers(fields) = &mut stream.ending {
-            fields.clear(&mut shared.interner);
+        if let Ending::Trailers(fields) = std::mem::replace(&mut stream.ending, Ending::Open) {
+            shared.drop_trailers(*fields);
         }
         Some(stream)
     }

@@ -17,6 +17,9 @@ mod settings;
 pub mod slots;
 mod stream;
 
+#[cfg(test)]
+mod tests;
+
 pub use abuse::Abuse;
 pub use connection::{Connection, Event, Fatal, Head, Role, Shared, StreamFault};
 pub use frame::{PREFACE, Reason};

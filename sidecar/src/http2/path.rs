@@ -89,7 +89,8 @@ mod tests {
         let mut now = Instant::now();
         let mut path = Path::new(now);
         let mut carried = 65_535;
-        for _ in 0..6 {
+        for _ in 0..7 {
+            now += Duration::from_millis(20);
             assert!(path.data(40_000, now));
             path.data(carried, now);
             now += Duration::from_millis(20);

@@ -61,6 +61,12 @@ impl Parser {
         }
     }
 
+    /// Whether the rest of a DATA frame is still to come, which counts already.
+    #[cfg(test)]
+    pub(crate) fn is_inside_data(&self) -> bool {
+        self.data.is_some()
+    }
+
     pub(crate) fn is_inside_block(&self) -> bool {
         self.block.is_some() || self.partial.len() > HEADER_BYTES
     }
@@ -95,7 +101,7 @@ impl Connection {
     ) -> Result<Option<Event<'a>>, Fatal> {
         loop {
             if let Some(data) = self.parser.data {
-                match self.go_on_with_data(data, input, shared)? {
+                match self.go_on_with_data(data, input, shared, now)? {
                     Step::Event(event) => return Ok(Some(event)),
                     Step::Again => continue,
                     Step::Hungry => return Ok(None),
@@ -219,7 +225,7 @@ impl Connection {
             kind::RST_STREAM => self.on_rst_stream(header, payload, shared, now),
             kind::SETTINGS => self.on_settings(header, payload, shared, now),
             kind::PING => self.on_ping(header, payload, now),
-            kind::GOAWAY => self.on_goaway(header, payload),
+            kind::GOAWAY => self.on_goaway(header, payload, now),
             kind::PRIORITY => self.on_priority(header, payload, shared, now),
             kind::PUSH_PROMISE => fatal(Reason::PROTOCOL_ERROR, "PUSH_PROMISE, which was never allowed"),
             _ => self.check_control(now).map(|()| None),
@@ -259,7 +265,7 @@ impl Connection {
         // The connection's window goes back at once, whatever becomes of the bytes: no stream blocks another.
         self.restore_window(shared);
         let Some(key) = self.by_id(header.stream) else {
-            return self.data_on_closed(header.stream, shared, now);
+            return self.data_on_closed(header.stream, header.len, now);
         };
         let stream = self.streams.get_mut(key).expect("ids lead to streams that are open");
         match stream.theirs {
@@ -288,7 +294,9 @@ impl Connection {
                 return self.check_control(now).map(|()| None);
             }
         } else {
-            self.ledger.useful();
+            if !padded {
+                self.ledger.useful(header.len as usize);
+            }
             if self.path.data(len as u64, now) {
                 frame::put_ping(&mut self.out, 0, PATH_PING);
             }
@@ -297,11 +305,12 @@ impl Connection {
     }
 
     /// DATA of a stream that is gone counts in the connection's window, and is thrown away.
-    fn data_on_closed<'a>(&mut self, id: u32, _shared: &mut Shared, now: Instant) -> Result<Option<Event<'a>>, Fatal> {
+    fn data_on_closed<'a>(&mut self, id: u32, len: u32, now: Instant) -> Result<Option<Event<'a>>, Fatal> {
         if self.is_idle(id) {
             return fatal(Reason::PROTOCOL_ERROR, "DATA on a stream that was never opened");
         }
         match self.closed.how(id) {
+            Some(How::OurReset) if len == 0 => self.check_control(now).map(|()| None),
             Some(How::OurReset) => Ok(None),
             Some(How::TheirReset) => {
                 frame::put_rst_stream(&mut self.out, id, Reason::STREAM_CLOSED);
@@ -317,7 +326,9 @@ impl Connection {
         mut data: Data,
         input: &mut &'a [u8],
         shared: &mut Shared,
+        now: Instant,
     ) -> Result<Step<'a>, Fatal> {
+        let mut only_padding = false;
         if data.pad_length_due {
             let Some((&padding, rest)) = input.split_first() else {
                 return Ok(Step::Hungry);
@@ -330,6 +341,12 @@ impl Connection {
             data.left -= data.padding;
             data.pad_length_due = false;
             self.parser.data = Some(data);
+            if data.left > 0 {
+                self.ledger.useful(data.left as usize);
+            } else if !data.end {
+                self.check_control(now)?;
+                only_padding = true;
+            }
         }
         if data.left > 0 && input.is_empty() {
             return Ok(Step::Hungry);
@@ -356,10 +373,12 @@ impl Connection {
                     data.key = Key::NONE;
                 }
                 let fault = StreamFault::Malformed(Wrong::ContentLengthMismatch);
-                return Ok(match self.reset_for(data.key, fault, Reason::PROTOCOL_ERROR, shared) {
-                    Some(event) => Step::Event(event),
-                    None => Step::Again,
-                });
+                return Ok(
+                    match self.fault(data.key, fault, Reason::PROTOCOL_ERROR, shared, now)? {
+                        Some(event) => Step::Event(event),
+                        None => Step::Again,
+                    },
+                );
             }
             stream.length_left = fits;
         }
@@ -367,7 +386,8 @@ impl Connection {
             stream.theirs = Half::Ended;
         }
         let user = stream.user;
-        if bytes.is_empty() && !end && data.padding == 0 {
+        // Padding alone is told, too: the owner gives its credit back.
+        if bytes.is_empty() && !end && !only_padding {
             return Ok(Step::Again);
         }
         if end {
@@ -535,7 +555,6 @@ impl Connection {
             return self.check_control(now).map(|()| None);
         }
         if self.streams.len() >= self.settings.max_concurrent_streams as usize {
-            self.check_control(now)?;
             return self.refuse(id, Reason::REFUSED_STREAM, None, now);
         }
         if depends_on_itself {
@@ -548,13 +567,13 @@ impl Connection {
         if end && head.length.is_some_and(|length| length != 0) {
             return self.refuse(id, Reason::PROTOCOL_ERROR, Some(Wrong::ContentLengthMismatch), now);
         }
-        self.ledger.useful();
         let theirs = if end { Half::Ended } else { Half::Body };
         let mut stream = Stream::new(0, theirs, self.first_recv_window(), self.peer.initial_window as i64);
         stream.id = id;
         stream.length_left = head.length;
         let key = self.streams.insert(stream);
         self.ids.insert(id, key);
+        self.ledger.useful(0);
         Ok(Some(Event::Headers {
             key,
             user: 0,
@@ -572,9 +591,12 @@ impl Connection {
     ) -> Result<Option<Event<'a>>, Fatal> {
         frame::put_rst_stream(&mut self.out, id, reason);
         self.closed.remember(id, How::OurReset);
-        // A stream over the limit is a race that a fast client may lose; a malformed one is its own doing.
-        if wrong.is_some() {
+        // Who does not know the limit yet may pass it; what comes later, or malformed, is its own doing.
+        if wrong.is_some() || self.acked {
             self.check_resets(now)?;
+        } else {
+            // Not to acknowledge is no licence either.
+            self.check_control(now)?;
         }
         Ok(Some(Event::Refused { reason, wrong }))
     }
@@ -601,6 +623,7 @@ impl Connection {
         }
         stream.theirs = Half::Ended;
         let user = stream.user;
+        self.ledger.useful(0);
         self.settle(key, shared);
         Ok(Some(Event::Headers {
             key,
@@ -641,7 +664,6 @@ impl Connection {
                 end,
             }));
         }
-        self.ledger.useful();
         // What has no content may say how long it would be, but DATA with payload makes it malformed (8.1.1).
         let no_content = stream.head_request || head.status == 204 || head.status == 304;
         stream.length_left = if no_content { Some(0) } else { head.length };
@@ -651,6 +673,7 @@ impl Connection {
         }
         stream.theirs = if end { Half::Ended } else { Half::Body };
         let user = stream.user;
+        self.ledger.useful(0);
         if end {
             self.settle(key, shared);
         }
@@ -759,9 +782,8 @@ impl Connection {
                     "an acknowledgement of SETTINGS with a payload",
                 );
             }
-            let lowered = self.on_settings_ack();
             self.check_control(now)?;
-            return Ok(lowered.then_some(Event::Lowered));
+            return Ok(self.on_settings_ack().then_some(Event::Lowered));
         }
         if !payload.len().is_multiple_of(6) {
             return fatal(Reason::FRAME_SIZE_ERROR, "SETTINGS that are no multiple of 6 bytes");
@@ -782,7 +804,11 @@ impl Connection {
             self.move_send_windows(moved)?;
         }
         self.out.extend_from_slice(&frame::header(0, kind::SETTINGS, ACK, 0));
-        self.check_control(now)?;
+        if moved == 0 {
+            self.check_control(now)?;
+        } else {
+            self.check_work_on_all(now)?;
+        }
         Ok(Some(Event::Settings { rooms: moved != 0 }))
     }
 
@@ -827,7 +853,7 @@ impl Connection {
         Ok(())
     }
 
-    /// Whether the windows of streams became smaller.
+    /// Whether that lowered the window of a stream.
     fn on_settings_ack(&mut self) -> bool {
         if self.acked {
             return false;
@@ -857,6 +883,7 @@ impl Connection {
             frame::put_ping(&mut self.out, ACK, payload);
             return self.check_control(now).map(|()| None);
         }
+        self.check_control(now)?;
         match payload {
             PATH_PING => self.path.answered(now),
             DRAIN_PING => self.finish_goaway(),
@@ -865,7 +892,7 @@ impl Connection {
         Ok(Some(Event::Pong(payload)))
     }
 
-    fn on_goaway<'a>(&mut self, header: Header, payload: &[u8]) -> Result<Option<Event<'a>>, Fatal> {
+    fn on_goaway<'a>(&mut self, header: Header, payload: &[u8], now: Instant) -> Result<Option<Event<'a>>, Fatal> {
         if header.stream != 0 {
             return fatal(Reason::PROTOCOL_ERROR, "GOAWAY on a stream");
         }
@@ -879,6 +906,7 @@ impl Connection {
         if self.their_goaway.is_some_and(|before| last > before) {
             return fatal(Reason::PROTOCOL_ERROR, "GOAWAY that takes back what the last one said");
         }
+        self.check_work_on_all(now)?;
         // A server has no streams of its own here, so the identifier matters to the client role alone.
         self.their_goaway = Some(last);
         Ok(Some(Event::GoAway {
@@ -973,18 +1001,25 @@ impl Connection {
     fn check_resets(&mut self, now: Instant) -> Result<(), Fatal> {
         self.judge(
             Abuse::Resets,
+            1,
             "too many streams that were reset before they were answered",
             now,
         )
     }
 
     fn check_control(&mut self, now: Instant) -> Result<(), Fatal> {
-        self.judge(Abuse::ControlFrames, "too many frames that carry nothing", now)
+        self.judge(Abuse::ControlFrames, 1, "too many frames that carry nothing", now)
+    }
+
+    /// A frame that makes us look at every stream costs as much.
+    fn check_work_on_all(&mut self, now: Instant) -> Result<(), Fatal> {
+        let cost = 1 + self.streams.len() as i32 / 16;
+        self.judge(Abuse::ControlFrames, cost, "too many frames that carry nothing", now)
     }
 
     /// First a graceful GOAWAY, which lets a clumsy peer start afresh; then the end.
-    fn judge(&mut self, what: Abuse, why: &'static str, now: Instant) -> Result<(), Fatal> {
-        match self.ledger.spend(what, now) {
+    fn judge(&mut self, what: Abuse, cost: i32, why: &'static str, now: Instant) -> Result<(), Fatal> {
+        match self.ledger.spend(what, cost, now) {
             Verdict::Fine => Ok(()),
             Verdict::Warn => {
                 self.unruly = Some(what);

@@ -51,7 +51,7 @@ impl Connection {
             stream.ours = if end { Half::Ended } else { Half::Body };
         }
         self.put_block(id, fields, end, shared);
-        self.ledger.useful();
+        self.ledger.useful(0);
         if end {
             self.ended(key, shared);
         }
@@ -93,7 +93,7 @@ impl Connection {
         }
         if sent > 0 || (all && end) {
             self.put_data(id, &bytes[..sent], all && end);
-            self.ledger.useful();
+            self.ledger.useful(sent);
         }
         if all && end {
             self.ended(key, shared);
@@ -111,6 +111,7 @@ impl Connection {
             return;
         }
         if !stream.held.is_empty() {
+            shared.budget.add(fields.list_size() as u64);
             stream.ending = Ending::Trailers(Box::new(std::mem::take(fields)));
             return;
         }
@@ -202,10 +203,10 @@ impl Connection {
                 if end { END_STREAM } else { 0 },
                 stream.id,
             ));
-            stream.held.pop_into(n, &mut self.out, &mut shared.pool);
-            shared.budget.release(n as u64);
+            let freed = stream.held.pop_into(n, &mut self.out, &mut shared.pool);
+            shared.budget.release(freed as u64);
             moved.push(stream.user);
-            self.ledger.useful();
+            self.ledger.useful(n);
             if !last {
                 if stream.send_window > 0 {
                     self.ready.push_back(key);
@@ -218,11 +219,11 @@ impl Connection {
             match std::mem::replace(&mut stream.ending, Ending::Open) {
                 Ending::Open => continue,
                 Ending::Data => stream.ours = Half::Ended,
-                Ending::Trailers(mut fields) => {
+                Ending::Trailers(fields) => {
                     stream.ours = Half::Ended;
                     let id = stream.id;
                     self.put_block(id, &fields, true, shared);
-                    fields.clear(&mut shared.interner);
+                    shared.drop_trailers(*fields);
                 }
             }
             self.ended(key, shared);

@@ -97,6 +97,12 @@ impl<T> Slots<T> {
         self.len == 0
     }
 
+    /// How many slots there are, taken or not: as many as were ever taken at once.
+    #[cfg(test)]
+    pub(crate) fn capacity(&self) -> usize {
+        self.slots.len()
+    }
+
     /// Puts `value` into a free slot.
     pub fn insert(&mut self, value: T) -> Key<T> {
         self.len += 1;

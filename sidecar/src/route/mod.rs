@@ -41,6 +41,8 @@ pub struct Services {
     slots: Slots<Service>,
     by_name: HashMap<String, ServiceKey>,
     by_address: HashMap<SocketAddr, ServiceKey>,
+    /// The address that was asked for last: mostly it is asked for again.
+    last_address: Option<(SocketAddr, ServiceKey)>,
     /// Named services by a number that an interned `:authority` can carry: what spares an RPC the look-up of its name.
     tagged: Vec<Tagged>,
     settings: balance::Settings,
@@ -59,9 +61,24 @@ pub enum Named {
     Known(ServiceKey),
     /// It was not: somebody has to resolve `host`.
     New(ServiceKey, String),
-    /// It is no name, or one too many.
+    /// It is no name.
     None,
+    /// There are too many names already.
+    TooMany,
 }
+
+/// What the number on an interned `:authority` says.
+pub enum ByTag {
+    /// It names this service.
+    Service(ServiceKey),
+    /// It is no name.
+    NoName,
+    /// Nobody has looked yet.
+    Unknown,
+}
+
+/// The tag of an authority that is no name.
+pub const NO_NAME: u32 = u32::MAX;
 
 impl Services {
     /// No services yet.
@@ -70,16 +87,26 @@ impl Services {
             slots: Slots::default(),
             by_name: HashMap::new(),
             by_address: HashMap::new(),
+            last_address: None,
             tagged: Vec::new(),
             settings,
         }
     }
 
-    /// The service that a tag of [`Services::tag`] stands for, if it is there still and was meant for `port`.
-    pub fn by_tag(&self, tag: u32, port: u16) -> Option<ServiceKey> {
-        let tagged = self.tagged.get((tag as u16).checked_sub(1)? as usize)?;
-        let same = tagged.epoch == (tag >> 16) as u16 && tagged.port == port && self.slots.contains(tagged.key);
-        same.then_some(tagged.key)
+    /// What a tag of [`Services::tag`] stands for, if its service is there still and was meant for `port`.
+    pub fn by_tag(&self, tag: u32, port: u16) -> ByTag {
+        if tag == NO_NAME {
+            return ByTag::NoName;
+        }
+        let place = (tag as u16).checked_sub(1).map(usize::from);
+        match place.and_then(|place| self.tagged.get(place)) {
+            Some(tagged)
+                if tagged.epoch == (tag >> 16) as u16 && tagged.port == port && self.slots.contains(tagged.key) =>
+            {
+                ByTag::Service(tagged.key)
+            }
+            _ => ByTag::Unknown,
+        }
     }
 
     /// A number other than 0 that stands for a named service.
@@ -120,7 +147,7 @@ impl Services {
             return Named::Known(*key);
         }
         if self.by_name.len() >= MOST_SERVICES {
-            return Named::None;
+            return Named::TooMany;
         }
         let tag = self.place(port);
         let key = self.slots.insert(Service {
@@ -139,6 +166,18 @@ impl Services {
 
     /// The service that an address is by itself.
     pub fn of_address(&mut self, addr: SocketAddr, now: Instant) -> ServiceKey {
+        if let Some((last, key)) = self.last_address
+            && last == addr
+            && self.slots.contains(key)
+        {
+            return key;
+        }
+        let key = self.find_address(addr, now);
+        self.last_address = Some((addr, key));
+        key
+    }
+
+    fn find_address(&mut self, addr: SocketAddr, now: Instant) -> ServiceKey {
         if let Some(key) = self.by_address.get(&addr) {
             return *key;
         }

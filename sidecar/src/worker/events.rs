@@ -10,6 +10,7 @@ use crate::connect::{Side, WireKey, pool};
 use crate::exchange::{End, Exchange, Phase};
 use crate::failure::Failure;
 use crate::grpc::Code;
+use crate::http2::hpack::Name;
 use crate::http2::slots::Key;
 use crate::http2::{Event, Head, Reason, StreamFault};
 use crate::{inbound, outbound};
@@ -283,6 +284,11 @@ impl Worker {
                 return;
             }
         }
+        if end && self.says_unsent(key) {
+            self.unsent(user);
+            return;
+        }
+        let Some(call) = self.calls.get_mut(key) else { return };
         match head {
             Head::Informational(status) => call.exchange.response_head(status, true, false, &mut self.wires),
             Head::Response(status) => {
@@ -300,6 +306,7 @@ impl Worker {
                     && let (Some(place), Some(service)) = (&mut choice.place, self.services.get_mut(call.service))
                 {
                     let latency = self.now.saturating_duration_since(choice.at);
+                    service.balancer.dial_ok(place.key(), self.now);
                     service.balancer.answered(place, latency, self.now);
                 }
             }
@@ -308,6 +315,38 @@ impl Worker {
         }
         if end {
             self.settle(key);
+        }
+    }
+
+    /// Whether the response is a sidecar's, at the other end, that says that it could not reach the application: nothing
+    /// of the request was processed.
+    fn says_unsent(&self, key: CallKey) -> bool {
+        let outbound = self
+            .calls
+            .get(key)
+            .is_some_and(|call| !call.inbound && call.exchange.phase == Phase::Asked);
+        let shared = &self.wires.shared;
+        outbound
+            && shared
+                .fields
+                .find(Name::PortunusError, &shared.interner)
+                .is_some_and(|field| Failure::is_unsent(field.value))
+    }
+
+    /// The application of the endpoint cannot be reached, though its sidecar can: as if the endpoint itself could not.
+    fn unsent(&mut self, user: u64) {
+        let key = Key::from_bits(user);
+        let Some(call) = self.calls.get_mut(key) else { return };
+        let addr = call.server();
+        let shared = &self.wires.shared;
+        let sentence = shared.fields.find(Name::GrpcMessage, &shared.interner);
+        let why = sentence.map(|field| String::from_utf8_lossy(field.value).into_owned());
+        let why = why.unwrap_or_else(|| format!("the application at {addr} cannot be reached"));
+        if call.exchange.take_back(&mut self.wires) {
+            self.counts.retried.inc();
+            self.dial_failed(key, &why, &mut Vec::new());
+        } else {
+            self.fail(key, Failure::Unreachable { why });
         }
     }
 
@@ -342,7 +381,7 @@ impl Worker {
         let key = Key::from_bits(user);
         let Some(call) = self.calls.get_mut(key) else { return };
         let addr = call.server();
-        if call.resent || !call.exchange.take_back() {
+        if call.resent || !call.exchange.take_back(&mut self.wires) {
             let again = call.resent;
             call.exchange.up = None;
             self.fail(key, Failure::Refused { addr, again });
@@ -569,7 +608,7 @@ impl Worker {
         if call.exchange.phase == Phase::Answered {
             call.exchange.server_reset(Reason::NO_ERROR, &mut self.wires);
             self.settle(key);
-        } else if call.exchange.is_unsent(flushed) && call.exchange.take_back() {
+        } else if call.exchange.is_unsent(flushed) && call.exchange.take_back(&mut self.wires) {
             call.last_error = Some(format!("the connection to {addr} ended: {why}"));
             self.leave_for_another(key);
         } else {

@@ -416,13 +416,21 @@ impl Worker {
             views.extend(service.balancer.endpoints(self.now).map(|view| EndpointView {
                 service: service.name.clone(),
                 addr: view.addr,
-                state: format!("{:?}", view.state),
+                state: state(view.state).to_owned(),
                 in_flight: view.in_flight,
                 latency_ms: view.latency.map_or(0.0, |latency| latency.as_secs_f64() * 1e3),
                 picked: view.picked,
             }));
         }
         views
+    }
+}
+
+fn state(state: balance::State) -> &'static str {
+    match state {
+        balance::State::Ready => "ready",
+        balance::State::Backoff { .. } => "backoff",
+        balance::State::Draining => "draining",
     }
 }
 
