@@ -396,7 +396,7 @@ impl Worker {
                 tracing::debug!(%addr, "{error}");
                 let why = error.to_string();
                 let mut judged = Vec::new();
-                for mark in self.pools.dial_failed(pool) {
+                for mark in self.pools.dial_failed(pool, &self.wires) {
                     self.dial_failed(Key::from_bits(mark), &why, &mut judged);
                 }
             }

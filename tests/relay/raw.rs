@@ -265,6 +265,17 @@ impl Raw {
         }
     }
 
+    /// Waits until the other side has granted so much on a stream, beyond its first window.
+    pub async fn grants_at_least(&mut self, stream: u32, bytes: u32) {
+        let mut granted = 0;
+        while granted < bytes.saturating_sub(65_535) {
+            let next = self.next().await.expect("the connection goes on");
+            if (next.kind, next.stream) == (WINDOW_UPDATE, stream) {
+                granted += next.number();
+            }
+        }
+    }
+
     /// Waits until the other side has read all that was said: its answer to a PING says so.
     pub async fn until_read(&mut self) {
         self.send(&frame(PING, 0, 0, b"have you")).await;

@@ -135,10 +135,10 @@ impl Worker {
                 self.counts.refused(true);
                 self.caller_left(user, Reason::CANCEL);
             }
-            // It is the server alone who can say that a request was not processed.
+            // Only a server can say that a request was not processed, or that all is well.
             Event::Reset {
                 user,
-                reason: Reason::REFUSED_STREAM,
+                reason: Reason::REFUSED_STREAM | Reason::NO_ERROR,
                 ..
             } => self.caller_left(user, Reason::CANCEL),
             Event::Reset { user, reason, .. } => self.caller_left(user, reason),
