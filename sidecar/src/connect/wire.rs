@@ -47,6 +47,8 @@ pub struct Wire {
     socket: TcpStream,
     waker: Waker,
     first: Option<Vec<u8>>,
+    /// Why nothing can be written any more, once that is so. What came before may still be read.
+    pub(crate) mute: Option<io::Error>,
     /// Whether the wire stands in the worker's list of those that want the next turn, too.
     pub(crate) is_unfinished: bool,
     /// The last turn that the wire had.
@@ -152,6 +154,10 @@ impl Wire {
                 return Ok(true);
             }
             let whole = output.len();
+            if self.mute.is_some() {
+                self.engine.written(whole, shared);
+                return Ok(true);
+            }
             if self
                 .socket
                 .poll_write_ready(&mut Context::from_waker(&self.waker))
@@ -311,6 +317,7 @@ impl Wires {
             socket,
             waker: waker.clone().into(),
             first: Some(first).filter(|bytes| !bytes.is_empty()),
+            mute: None,
             is_unfinished: false,
             turn: 0,
             is_dirty: false,

@@ -38,7 +38,10 @@ impl Worker {
                 }
             }
             Read::Nothing => {}
-            Read::End => self.close(key, "it was closed by the peer"),
+            Read::End => match wire.mute.take() {
+                Some(error) => self.close(key, &error.to_string()),
+                None => self.close(key, "it was closed by the peer"),
+            },
             Read::Broken(error) => self.close(key, &error.to_string()),
         }
     }
@@ -561,7 +564,12 @@ impl Worker {
                 self.close(key, "the peer does not read what it makes us say");
             }
             Ok(_) => self.replace_if_worn(key),
-            Err(error) => self.close(key, &error.to_string()),
+            Err(error) => {
+                // The peer has gone, but an answer may have come before that: it is read to the end first.
+                wire.engine.begin_goaway();
+                wire.mute = Some(error);
+                self.wants_another_turn(key);
+            }
         }
     }
 
