@@ -506,6 +506,7 @@ impl Connection {
         {
             return fatal(Reason::COMPRESSION_ERROR, "a header block that cannot be decoded");
         }
+        self.check_amplification(block.len(), shared.fields.list_size(), now)?;
         match self.by_id(id) {
             Some(key) if depends_on_itself => {
                 self.fault(key, StreamFault::Protocol, Reason::PROTOCOL_ERROR, shared, now)
@@ -1004,6 +1005,23 @@ impl Connection {
 
     fn check_control(&mut self, now: Instant) -> Result<(), Fatal> {
         self.judge(Abuse::ControlFrames, 1, "too many frames that carry nothing", now)
+    }
+
+    /// A block of a few bytes can refer to the largest entry of its table again and again: what it unfolds into beyond all
+    /// that the table holds is work for us, and for the next hop.
+    fn check_amplification(&mut self, block: usize, list: usize, now: Instant) -> Result<(), Fatal> {
+        let usual = 4 * block + 2 * self.settings.header_table_bytes as usize + 4_096;
+        let cost = list.saturating_sub(usual) / 256;
+        if cost == 0 {
+            return Ok(());
+        }
+        let cost = i32::try_from(cost).unwrap_or(i32::MAX / 2);
+        self.judge(
+            Abuse::ControlFrames,
+            cost,
+            "header blocks that unfold into far more than was sent",
+            now,
+        )
     }
 
     /// A frame that makes us look at every stream costs as much.
