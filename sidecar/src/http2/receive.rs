@@ -37,6 +37,8 @@ struct Data {
     padding: u32,
     /// The byte that says how long the padding is has not come yet.
     pad_length_due: bool,
+    /// The payload has not been compared with `content-length` yet.
+    length_due: bool,
     end: bool,
 }
 
@@ -260,6 +262,7 @@ impl Connection {
             left: header.len - padded as u32,
             padding: 0,
             pad_length_due: padded,
+            length_due: true,
             end: header.has(END_STREAM),
         });
         // The connection's window goes back at once, whatever becomes of the bytes: no stream blocks another.
@@ -348,6 +351,16 @@ impl Connection {
                 only_padding = true;
             }
         }
+        if std::mem::take(&mut data.length_due) {
+            self.parser.data = Some(data);
+            if self.breaks_length(data) {
+                // The rest of the frame belongs to nobody.
+                self.parser.data = Some(Data { key: Key::NONE, ..data });
+                let fault = StreamFault::Malformed(Wrong::ContentLengthMismatch);
+                let event = self.fault(data.key, fault, Reason::PROTOCOL_ERROR, shared, now)?;
+                return Ok(event.map_or(Step::Again, Step::Event));
+            }
+        }
         if data.left > 0 && input.is_empty() {
             return Ok(Step::Hungry);
         }
@@ -365,23 +378,6 @@ impl Connection {
         let Some(stream) = self.streams.get_mut(data.key) else {
             return Ok(Step::Again);
         };
-        if let Some(left) = stream.length_left {
-            let fits = left.checked_sub(n as u64).filter(|left| !end || *left == 0);
-            if fits.is_none() {
-                // The rest of the frame belongs to nobody.
-                if let Some(data) = &mut self.parser.data {
-                    data.key = Key::NONE;
-                }
-                let fault = StreamFault::Malformed(Wrong::ContentLengthMismatch);
-                return Ok(
-                    match self.fault(data.key, fault, Reason::PROTOCOL_ERROR, shared, now)? {
-                        Some(event) => Step::Event(event),
-                        None => Step::Again,
-                    },
-                );
-            }
-            stream.length_left = fits;
-        }
         if end {
             stream.theirs = Half::Ended;
         }
@@ -399,6 +395,22 @@ impl Connection {
             bytes,
             end,
         }))
+    }
+
+    /// Whether a frame has more or, as the last, less payload than `content-length` still promises. It is asked of the
+    /// whole frame, so that it does not matter how its bytes come.
+    fn breaks_length(&mut self, data: Data) -> bool {
+        let Some(stream) = self.streams.get_mut(data.key) else {
+            return false;
+        };
+        let Some(left) = stream.length_left else { return false };
+        match left.checked_sub(data.left.into()) {
+            Some(left) if !data.end || left == 0 => {
+                stream.length_left = Some(left);
+                false
+            }
+            _ => true,
+        }
     }
 
     // ---- HEADERS and CONTINUATION (6.2, 6.10) ----
