@@ -14,7 +14,7 @@ pub enum Failure {
     /// The caller's header list is over a limit of ours.
     #[error(
         "the request's header list is {bytes} bytes in {fields} fields, and the sidecar takes {max_bytes} bytes and \
-         {max_fields} fields: send less metadata, or raise --max-header-list-bytes or --max-header-fields"
+         {max_fields} fields: send less metadata, or raise --http2-max-header-list-bytes or --http2-max-header-fields"
     )]
     RequestHeadersTooLarge {
         /// Bytes, as RFC 9113, 6.5.2 counts.
@@ -28,7 +28,7 @@ pub enum Failure {
     },
     /// The server's header list is over a limit of ours.
     #[error(
-        "the response of {addr} has a header list of {bytes} bytes, more than the sidecar takes: see --max-header-list-bytes"
+        "the response of {addr} has a header list of {bytes} bytes, more than the sidecar takes: see --http2-max-header-list-bytes"
     )]
     ResponseHeadersTooLarge {
         /// Who answered.
@@ -46,6 +46,16 @@ pub enum Failure {
         /// What the next hop takes.
         max: usize,
     },
+    /// The response's header list is larger than the caller announced that it takes.
+    #[error("the caller takes header lists of at most {max} bytes, and the response of {addr} has {bytes}")]
+    CallerHeaders {
+        /// Who answered.
+        addr: SocketAddr,
+        /// Bytes of the list.
+        bytes: usize,
+        /// What the caller takes.
+        max: usize,
+    },
     /// The worker's memory budget is spent.
     #[error(
         "the sidecar holds {used} bytes for readers that do not read, which is all it may: no new calls until some read; \
@@ -54,14 +64,6 @@ pub enum Failure {
     MemoryBudget {
         /// Bytes held and promised.
         used: u64,
-    },
-    /// The name has no addresses.
-    #[error("no address for {service}: {why}")]
-    NoAddress {
-        /// What was asked for.
-        service: String,
-        /// What the name servers said.
-        why: String,
     },
     /// No endpoint can be tried (any more).
     #[error("no endpoint of {service} can be reached: {why}")]
@@ -92,10 +94,16 @@ pub enum Failure {
         why: String,
     },
     /// The server refused the stream, and it cannot be sent again.
-    #[error("{addr} refused the request before processing it, and so did another try")]
+    #[error("{addr} refused the request before processing it, and {}", if *.again {
+        "so did another try"
+    } else {
+        "it was too large to be sent again; the caller may send it"
+    })]
     Refused {
         /// Who was asked.
         addr: SocketAddr,
+        /// Whether it was sent again already.
+        again: bool,
     },
     /// The server broke the protocol.
     #[error("the response of {addr} cannot be passed on: {why}")]
@@ -138,8 +146,8 @@ impl Failure {
             Failure::RequestHeadersTooLarge { .. } => "request_headers_too_large",
             Failure::ResponseHeadersTooLarge { .. } => "response_headers_too_large",
             Failure::NextHopHeaders { .. } => "next_hop_headers",
+            Failure::CallerHeaders { .. } => "caller_headers",
             Failure::MemoryBudget { .. } => "memory_budget",
-            Failure::NoAddress { .. } => "no_address",
             Failure::NoEndpoint { .. } => "no_endpoint",
             Failure::Unreachable { .. } => "unreachable",
             Failure::TooManyWaiting { .. } => "too_many_waiting",
@@ -156,8 +164,8 @@ impl Failure {
         "request_headers_too_large",
         "response_headers_too_large",
         "next_hop_headers",
+        "caller_headers",
         "memory_budget",
-        "no_address",
         "no_endpoint",
         "unreachable",
         "too_many_waiting",
@@ -179,10 +187,10 @@ impl Failure {
             Failure::RequestHeadersTooLarge { .. }
             | Failure::ResponseHeadersTooLarge { .. }
             | Failure::NextHopHeaders { .. }
+            | Failure::CallerHeaders { .. }
             | Failure::MemoryBudget { .. }
             | Failure::TooManyWaiting { .. } => Code::ResourceExhausted,
-            Failure::NoAddress { .. }
-            | Failure::NoEndpoint { .. }
+            Failure::NoEndpoint { .. }
             | Failure::Unreachable { .. }
             | Failure::ConnectionLost { .. }
             | Failure::Refused { .. }
@@ -199,11 +207,12 @@ impl Failure {
                 Fault::Caller
             }
             Failure::ResponseHeadersTooLarge { .. }
+            | Failure::CallerHeaders { .. }
             | Failure::Unreachable { .. }
             | Failure::TooManyWaiting { .. }
             | Failure::Refused { .. }
             | Failure::BadResponse { .. } => Fault::Server,
-            Failure::NoAddress { .. } | Failure::NoEndpoint { .. } | Failure::ConnectionLost { .. } => Fault::Network,
+            Failure::NoEndpoint { .. } | Failure::ConnectionLost { .. } => Fault::Network,
             Failure::MemoryBudget { .. } | Failure::Stopping => Fault::Sidecar,
         }
     }
@@ -212,6 +221,7 @@ impl Failure {
     pub fn may_have_been_processed(&self) -> bool {
         match self {
             Failure::ResponseHeadersTooLarge { .. }
+            | Failure::CallerHeaders { .. }
             | Failure::ConnectionLost { .. }
             | Failure::BadResponse { .. }
             | Failure::Deadline { .. }
@@ -219,7 +229,6 @@ impl Failure {
             Failure::RequestHeadersTooLarge { .. }
             | Failure::NextHopHeaders { .. }
             | Failure::MemoryBudget { .. }
-            | Failure::NoAddress { .. }
             | Failure::NoEndpoint { .. }
             | Failure::Unreachable { .. }
             | Failure::TooManyWaiting { .. }

@@ -1,7 +1,7 @@
 //! The story from this pod's application to the network.
 //!
 //! A connection that the application opened is accepted, its destination learned, its first bytes looked at
-//! ([`connection`]). If it is HTTP/2, each RPC on it begins at [`request`]: it is matched to a service, an endpoint is
+//! (`worker/door.rs`). If it is HTTP/2, each RPC on it begins at [`request`]: it is matched to a service, an endpoint is
 //! picked, reached, and from then on the two streams are carried by their exchange, until both have ended and the call
 //! is recorded.
 
@@ -13,8 +13,7 @@ use crate::connect::{PoolKey, Reach};
 use crate::exchange::End;
 use crate::failure::Failure;
 use crate::grpc::timeout;
-use crate::http2::hpack::Name;
-use crate::route::{Named, ServiceKey};
+use crate::route::{ByTag, NO_NAME, Named, ServiceKey};
 use crate::worker::Worker;
 
 /// An RPC began on a connection of the application's. Its header list stands in the wires' shared fields.
@@ -106,7 +105,15 @@ fn pick(worker: &mut Worker, key: CallKey) -> Result<(PoolKey, SocketAddr), Fail
     };
     let addr = service.balancer.addr(endpoint).ok_or_else(no_call)?;
     let place = service.balancer.started(endpoint);
-    let pool = worker.pools.of(false, addr);
+    let marked = PoolKey::from_bits(service.balancer.mark(endpoint));
+    let pool = match worker.pools.get(marked) {
+        Some(_) => marked,
+        None => {
+            let pool = worker.pools.of(false, addr);
+            service.balancer.set_mark(endpoint, pool.to_bits());
+            pool
+        }
+    };
     call.choice = Some(Choice {
         place: Some(place),
         addr,
@@ -129,18 +136,29 @@ fn named(worker: &mut Worker, key: CallKey) -> Option<ServiceKey> {
     let call = worker.calls.get(key)?;
     let port = call.meant.port();
     let interner = &worker.wires.shared.interner;
-    let authority = call.exchange.head.find(Name::Authority, interner)?;
-    let id = authority.id;
-    if let Some(known) = id.and_then(|id| worker.services.by_tag(interner.tag(id), port)) {
-        return Some(known);
+    let at = call.exchange.asks.authority?.into();
+    let id = call.exchange.head.id(at);
+    match id.map_or(ByTag::Unknown, |id| worker.services.by_tag(interner.tag(id), port)) {
+        ByTag::Service(known) => return Some(known),
+        ByTag::NoName => return None,
+        ByTag::Unknown => {}
     }
-    let service = match worker.services.named(authority.value, port, worker.now) {
+    let service = match worker
+        .services
+        .named(call.exchange.head.value(at, interner)?, port, worker.now)
+    {
         Named::Known(service) => service,
         Named::New(service, host) => {
             worker.resolve(service, host, port);
             service
         }
-        Named::None => return None,
+        Named::None => {
+            if let Some(id) = id {
+                worker.wires.shared.interner.set_tag(id, NO_NAME);
+            }
+            return None;
+        }
+        Named::TooMany => return None,
     };
     if let Some(id) = id {
         worker.wires.shared.interner.set_tag(id, worker.services.tag(service));
@@ -153,11 +171,10 @@ fn allow_deadline(worker: &mut Worker, key: CallKey) -> Result<(), Failure> {
     let Some(call) = worker.calls.get_mut(key) else {
         return Ok(());
     };
-    let Some(field) = call
-        .exchange
-        .head
-        .find(Name::GrpcTimeout, &worker.wires.shared.interner)
-    else {
+    let Some(at) = call.exchange.asks.timeout else {
+        return Ok(());
+    };
+    let Some(field) = call.exchange.head.get(at.into(), &worker.wires.shared.interner) else {
         return Ok(());
     };
     match timeout::parse(field.value) {

@@ -19,6 +19,7 @@ use std::time::{Duration, Instant};
 
 use rand::rngs::StdRng;
 use tokio::net::TcpStream;
+use tokio_util::sync::CancellationToken;
 
 use crate::balance::{EndpointKey, EndpointSpec, Outcome};
 use crate::call::{Call, CallKey, Deadline};
@@ -61,6 +62,8 @@ pub(crate) struct Worker {
     moved: Vec<u64>,
     /// Empty header lists, kept for their memory alone.
     spare: Vec<Fields>,
+    /// Turns so far.
+    turns: u64,
     draining_inbound: bool,
     draining_outbound: bool,
 }
@@ -126,20 +129,20 @@ impl Worker {
     /// The method of an RPC: known by the number on its interned path, else looked up or learned.
     fn method_of(&mut self, exchange: &Exchange, inbound: bool) -> Option<MethodId> {
         let interner = &mut self.wires.shared.interner;
-        let path = exchange.head.find(Name::Path, interner)?;
+        let at = exchange.asks.path?.into();
         let (direction, shift) = if inbound {
             (Direction::Inbound, 16)
         } else {
             (Direction::Outbound, 0)
         };
-        let Some(id) = path.id else {
-            return Some(self.recorder.method(direction, path.value));
+        let Some(id) = exchange.head.id(at) else {
+            return Some(self.recorder.method(direction, exchange.head.value(at, interner)?));
         };
         let tag = interner.tag(id);
         if let Some(method) = MethodId::from_tag((tag >> shift) as u16) {
             return Some(method);
         }
-        let method = self.recorder.method(direction, path.value);
+        let method = self.recorder.method(direction, exchange.head.value(at, interner)?);
         interner.set_tag(id, tag | u32::from(method.tag()) << shift);
         Some(method)
     }
@@ -167,11 +170,14 @@ impl Worker {
                 .remove_all(Name::GrpcTimeout, &mut self.wires.shared.interner);
             call.exchange.head.push(b"grpc-timeout", &text, false);
         }
-        if let Some(to) = self.wires.slots.get(wire) {
-            let (bytes, max) = (
-                call.exchange.head.kept_size(&self.wires.shared.interner),
-                to.engine.max_header_list(),
-            );
+        let max = self
+            .wires
+            .slots
+            .get(wire)
+            .map_or(usize::MAX, |to| to.engine.max_header_list());
+        // What came is no less than what is kept, and quicker to ask.
+        if call.exchange.head.list_size() > max {
+            let bytes = call.exchange.head.kept_size(&self.wires.shared.interner);
             if bytes > max {
                 return Err(Failure::NextHopHeaders { addr, bytes, max });
             }
@@ -195,7 +201,14 @@ impl Worker {
             return;
         }
         let answer = failure.answer();
-        tracing::debug!(reason = answer.reason, inbound = call.inbound, "{}", answer.sentence);
+        tracing::debug!(
+            reason = answer.reason,
+            fault = ?failure.fault(),
+            processed = failure.may_have_been_processed(),
+            inbound = call.inbound,
+            "{}",
+            answer.sentence
+        );
         self.counts.of(call.inbound).failed(answer.reason);
         call.ended = Some(answer.code);
         call.exchange.answer(&answer, &mut self.wires);
@@ -306,7 +319,17 @@ impl Worker {
     pub(crate) fn resolve(&mut self, service: ServiceKey, host: String, port: u16) {
         let srv = self.parts.srv.get(&host).cloned();
         let query = Query { host, port, srv };
-        run::follow(self.parts.names.clone(), self.inbox.clone(), service, query);
+        let followed = CancellationToken::new();
+        run::follow(
+            self.parts.names.clone(),
+            self.inbox.clone(),
+            service,
+            query,
+            followed.clone(),
+        );
+        if let Some(service) = self.services.get_mut(service) {
+            service.following = Some(followed.drop_guard());
+        }
     }
 
     /// The addresses of a service, as the name servers give them now.
@@ -376,7 +399,8 @@ impl Worker {
         match result {
             Ok(socket) => {
                 let settings = self.parts.http2.clone();
-                let engine = Connection::client(settings, false, self.now, &mut self.wires.shared);
+                let mut engine = Connection::client(settings, false, self.now, &mut self.wires.shared);
+                engine.expect_streams(self.pools.likely_streams(pool));
                 let wire = self
                     .wires
                     .insert(socket, Vec::new(), engine, addr, Side::Server { pool }, self.now);
@@ -392,6 +416,7 @@ impl Worker {
                 for mark in self.pools.dial_failed(pool) {
                     self.dial_failed(Key::from_bits(mark), &why, &mut judged);
                 }
+                self.pools.remove_if_idle(pool);
             }
         }
     }

@@ -1,16 +1,18 @@
-//! A world of three: a caller and a server that are the `h2` crate's, and one worker of ours between them.
+//! A world of three: callers and a server that are the `h2` crate's, and one worker of ours between them.
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::time::{Duration, Instant};
 
 use bytes::Bytes as Buf;
-use h2::client::SendRequest;
+use h2::client::{ResponseFuture, SendRequest};
 use h2::{Reason, RecvStream, SendStream};
 use http::{HeaderMap, Request, Response};
 use portunus_sidecar::connect::resolve::{self, Names};
-use portunus_sidecar::telemetry::Registry;
+use portunus_sidecar::detect::{self, Declared};
+use portunus_sidecar::telemetry::{Format, Registry};
 use portunus_sidecar::worker::{self, Command, Cut, Open, Orders, Parts};
 use portunus_sidecar::{http2, telemetry};
 use tokio::net::{TcpListener, TcpStream};
@@ -19,16 +21,32 @@ use tokio_util::task::TaskTracker;
 
 use crate::bytes::Bytes;
 
+/// What any wait in a test may take on a machine that is busy with other things.
+pub const PATIENCE: Duration = Duration::from_secs(10);
+
 /// A worker of ours, and a server behind it.
 pub struct World {
     worker: Option<std::thread::JoinHandle<Cut>>,
     commands: tokio::sync::mpsc::UnboundedSender<Command>,
     /// Where the worker takes calls.
     pub proxy: SocketAddr,
+    /// What the server saw.
+    pub server: Arc<Seen>,
     seeds: Arc<AtomicU64>,
     stop: CancellationToken,
     /// What the worker counts.
     pub registry: Arc<Registry>,
+}
+
+/// What a server saw.
+#[derive(Debug, Default)]
+pub struct Seen {
+    /// Connections that came.
+    pub connections: AtomicU64,
+    /// Requests that came.
+    pub requests: AtomicU64,
+    /// Requests that their caller left before they were answered.
+    pub left: AtomicU64,
 }
 
 /// What a caller saw.
@@ -36,12 +54,16 @@ pub struct World {
 pub struct Answer {
     /// `:status`.
     pub status: u16,
-    /// `grpc-status`, of the headers or the trailers.
+    /// Of the headers or the trailers.
     pub grpc_status: Option<String>,
-    /// `grpc-message`.
+    /// Of the headers or the trailers.
     pub grpc_message: Option<String>,
     /// Bytes of payload, all of them checked.
     pub bytes: u64,
+    /// The head's fields.
+    pub head: HeaderMap,
+    /// The trailers' fields.
+    pub trailers: HeaderMap,
 }
 
 /// How the ends are set up.
@@ -49,21 +71,33 @@ pub struct Answer {
 pub struct Setup {
     /// The worker's limits.
     pub http2: http2::Settings,
-    /// The window that the caller gives each stream, and its connection.
-    pub caller_windows: (u32, u32),
+    /// How it detects.
+    pub detect: detect::Settings,
+    /// Bytes that it may hold.
+    pub budget: u64,
+    /// Whether calls come from the network, rather than from the application.
+    pub inbound: bool,
+    /// Whether the port is declared HTTP/2.
+    pub declared: bool,
     /// The window that the server gives each stream, and its connection.
     pub server_windows: (u32, u32),
     /// Streams that the server takes at once.
     pub server_streams: Option<u32>,
+    /// The largest header list that the server announces.
+    pub server_header_list: Option<u32>,
 }
 
 impl Default for Setup {
     fn default() -> Self {
         Setup {
             http2: http2::Settings::default(),
-            caller_windows: (65_535, 65_535),
+            detect: detect::Settings::default(),
+            budget: 256 << 20,
+            inbound: false,
+            declared: false,
             server_windows: (65_535, 65_535),
             server_streams: None,
+            server_header_list: None,
         }
     }
 }
@@ -78,29 +112,37 @@ impl World {
     pub async fn with(setup: Setup) -> World {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
         let server = listener.local_addr().expect("an address");
-        tokio::spawn(serve(listener, setup.clone()));
-        World::before(server, setup.http2).await
+        let seen = Arc::new(Seen::default());
+        tokio::spawn(serve(listener, setup.clone(), seen.clone()));
+        let mut world = World::before(server, setup).await;
+        world.server = seen;
+        world
     }
 
     /// A world whose server is somebody else's.
-    pub async fn before(server: SocketAddr, http2: http2::Settings) -> World {
+    pub async fn before(server: SocketAddr, setup: Setup) -> World {
         let proxy = free_port();
         let stop = CancellationToken::new();
         let registry = Registry::new(&telemetry::Settings::default());
         let names = Names::start(resolve::Settings::default(), &TaskTracker::new(), stop.clone());
+        let declared: HashMap<_, _> = setup
+            .declared
+            .then_some((server.port(), Declared::Http2))
+            .into_iter()
+            .collect();
         let parts = Parts {
-            outbound: vec![proxy],
-            inbound: Vec::new(),
+            outbound: if setup.inbound { Vec::new() } else { vec![proxy] },
+            inbound: if setup.inbound { vec![proxy] } else { Vec::new() },
             outbound_default: Some(server),
-            inbound_default: None,
+            inbound_default: Some(server),
             own_ports: Default::default(),
-            inbound_protocols: HashMap::new(),
-            outbound_protocols: HashMap::new(),
+            inbound_protocols: declared.clone(),
+            outbound_protocols: declared,
             srv: HashMap::new(),
-            budget: 256 << 20,
-            http2: Arc::new(http2),
+            budget: setup.budget,
+            http2: Arc::new(setup.http2),
             accept: Default::default(),
-            detect: Default::default(),
+            detect: setup.detect,
             tunnel: Default::default(),
             dial: Default::default(),
             balance: Default::default(),
@@ -123,6 +165,7 @@ impl World {
             worker: Some(worker),
             commands,
             proxy,
+            server: Arc::default(),
             seeds: Arc::default(),
             stop,
             registry,
@@ -136,21 +179,81 @@ impl World {
 
     /// A caller that gives each stream and the connection so much.
     pub async fn caller_with(&self, windows: (u32, u32)) -> Caller {
+        let mut builder = h2::client::Builder::new();
+        builder
+            .initial_window_size(windows.0)
+            .initial_connection_window_size(windows.1);
+        self.caller_of(&builder).await
+    }
+
+    /// A caller that is built so.
+    pub async fn caller_of(&self, builder: &h2::client::Builder) -> Caller {
         let socket = TcpStream::connect(self.proxy)
             .await
             .expect("the proxy takes connections");
         socket.set_nodelay(true).expect("a TCP socket");
-        let (sender, connection) = h2::client::Builder::new()
-            .initial_window_size(windows.0)
-            .initial_connection_window_size(windows.1)
-            .handshake::<_, Buf>(socket)
-            .await
-            .expect("a handshake");
-        tokio::spawn(connection);
+        let (sender, connection) = builder.handshake::<_, Buf>(socket).await.expect("a handshake");
+        let connection = tokio::spawn(async move {
+            // How it ended is seen by its calls.
+            let _ = connection.await;
+        });
         Caller {
             sender,
             seeds: self.seeds.clone(),
+            connection: Arc::new(connection),
         }
+    }
+
+    /// Tells the worker something.
+    pub fn tell(&self, command: Command) {
+        self.commands.send(command).expect("the worker lives");
+    }
+
+    /// The sum of a metric's samples that have all of `labels` in their text.
+    pub fn metric(&self, name: &str, labels: &[&str]) -> f64 {
+        let page = self.registry.scrape(Format::Prometheus);
+        let samples = page.lines().filter(|line| {
+            line.strip_prefix(name)
+                .is_some_and(|rest| rest.starts_with(['{', ' ']) && labels.iter().all(|label| rest.contains(label)))
+        });
+        samples
+            .filter_map(|line| line.rsplit_once(' ')?.1.parse::<f64>().ok())
+            .sum()
+    }
+
+    /// Waits until a metric is what it should be.
+    ///
+    /// # Panics
+    /// When it does not become that.
+    pub async fn until(&self, name: &str, labels: &[&str], is: impl Fn(f64) -> bool) {
+        let began = Instant::now();
+        while !is(self.metric(name, labels)) {
+            let now = self.metric(name, labels);
+            assert!(began.elapsed() < PATIENCE, "{name}{labels:?} stays {now}");
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+
+    /// Waits until every call that began has been recorded.
+    pub async fn until_all_ended(&self) {
+        let began = Instant::now();
+        loop {
+            let started = self.metric("grpc_client_started_total", &[]) + self.metric("grpc_server_started_total", &[]);
+            let handled = self.metric("grpc_client_handled_total", &[]) + self.metric("grpc_server_handled_total", &[]);
+            if started == handled {
+                return;
+            }
+            assert!(began.elapsed() < PATIENCE, "{started} calls began, {handled} ended");
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+
+    /// Ends the worker, and says what that cut.
+    pub fn end(mut self) -> Cut {
+        self.stop.cancel();
+        let worker = self.worker.take().expect("it ends once");
+        self.commands.send(Command::End).expect("the worker lives");
+        worker.join().expect("the worker does not panic")
     }
 }
 
@@ -158,8 +261,12 @@ impl Drop for World {
     fn drop(&mut self) {
         self.stop.cancel();
         if let Some(worker) = self.worker.take() {
-            self.commands.send(Command::End).expect("the worker lives");
-            worker.join().expect("the worker does not panic");
+            // A worker that has ended already hears nothing; its thread says how it ended.
+            let _ = self.commands.send(Command::End);
+            let ended = worker.join();
+            if !std::thread::panicking() {
+                ended.expect("the worker does not panic");
+            }
         }
     }
 }
@@ -169,34 +276,75 @@ impl Drop for World {
 pub struct Caller {
     sender: SendRequest<Buf>,
     seeds: Arc<AtomicU64>,
+    connection: Arc<tokio::task::JoinHandle<()>>,
+}
+
+/// A call whose request goes on.
+pub struct Begun {
+    /// The response, when it comes.
+    pub response: ResponseFuture,
+    /// The request's body.
+    pub body: SendStream<Buf>,
+    /// What the bytes of both directions grow from.
+    pub seed: u64,
 }
 
 impl Caller {
     /// A call that sends so many bytes, and asks for so many.
     pub async fn call(&mut self, path: &str, send: u64, receive: u64) -> Result<Answer, h2::Error> {
-        let (response, mut body, seed) = self.begin(path, receive).await?;
-        send_bytes(&mut body, Bytes::new(seed), send, true).await?;
-        collect(response.await?, seed).await
+        let request = request(path, &[("x-receive", &receive.to_string())]);
+        let Begun {
+            response,
+            mut body,
+            seed,
+        } = self.begin(request).await?;
+        // An answer may come before the request is whole, and a failed one does.
+        let sending = send_bytes(&mut body, Bytes::new(seed), send, true);
+        let receiving = async { collect(response.await?, seed).await };
+        let (sent, answer) = tokio::join!(sending, receiving);
+        let answer = answer?;
+        if answer.grpc_status.as_deref() == Some("0") {
+            sent?;
+        }
+        Ok(answer)
+    }
+
+    /// A call without a body.
+    pub async fn ask(&mut self, request: Request<()>) -> Result<Answer, h2::Error> {
+        self.sender = self.sender.clone().ready().await?;
+        let (response, _) = self.sender.send_request(request, true)?;
+        collect(response.await?, 0).await
     }
 
     /// A call whose request goes on.
-    pub async fn begin(
-        &mut self,
-        path: &str,
-        receive: u64,
-    ) -> Result<(h2::client::ResponseFuture, SendStream<Buf>, u64), h2::Error> {
+    pub async fn begin(&mut self, mut request: Request<()>) -> Result<Begun, h2::Error> {
         let seed = self.seeds.fetch_add(1, Relaxed) << 8 | 0xA5;
-        let request = Request::post(format!("http://server.test{path}"))
-            .header("content-type", "application/grpc")
-            .header("te", "trailers")
-            .header("x-seed", seed)
-            .header("x-receive", receive)
-            .body(())
-            .expect("a request");
+        request.headers_mut().insert("x-seed", seed.into());
         self.sender = self.sender.clone().ready().await?;
         let (response, body) = self.sender.send_request(request, false)?;
-        Ok((response, body, seed))
+        Ok(Begun { response, body, seed })
     }
+
+    /// Leaves without a word.
+    pub fn vanish(&self) {
+        self.connection.abort();
+    }
+
+    /// Whether the connection has ended.
+    pub fn has_ended(&self) -> bool {
+        self.connection.is_finished()
+    }
+}
+
+/// A request as a gRPC client begins it. Its authority is an address: no test here asks a name server.
+pub fn request(path: &str, fields: &[(&str, &str)]) -> Request<()> {
+    let mut request = Request::post(format!("http://127.0.0.1:50051{path}"))
+        .header("content-type", "application/grpc")
+        .header("te", "trailers");
+    for (name, value) in fields {
+        request = request.header(*name, *value);
+    }
+    request.body(()).expect("a request")
 }
 
 /// Reads an answer to its end, and checks each of its bytes.
@@ -204,10 +352,15 @@ pub async fn collect(response: Response<RecvStream>, seed: u64) -> Result<Answer
     let status = response.status().as_u16();
     let mut expected = Bytes::new(!seed);
     let head = response.headers().clone();
+    let is_ours = head.contains_key("x-seeded");
     let mut body = response.into_body();
+    let mut bytes = 0;
     while let Some(piece) = body.data().await {
         let piece = piece?;
-        expected.check(&piece);
+        bytes += piece.len() as u64;
+        if is_ours {
+            expected.check(&piece);
+        }
         body.flow_control().release_capacity(piece.len())?;
     }
     let trailers = body.trailers().await?.unwrap_or_default();
@@ -219,7 +372,9 @@ pub async fn collect(response: Response<RecvStream>, seed: u64) -> Result<Answer
         status,
         grpc_status: text("grpc-status"),
         grpc_message: text("grpc-message"),
-        bytes: expected.count(),
+        bytes,
+        head,
+        trailers,
     })
 }
 
@@ -242,47 +397,86 @@ pub async fn send_bytes(body: &mut SendStream<Buf>, mut bytes: Bytes, n: u64, en
 }
 
 /// Takes connections and answers each call with the bytes that it asked for.
-async fn serve(listener: TcpListener, setup: Setup) {
+async fn serve(listener: TcpListener, setup: Setup, seen: Arc<Seen>) {
     while let Ok((socket, _)) = listener.accept().await {
-        let setup = setup.clone();
+        seen.connections.fetch_add(1, Relaxed);
+        let (setup, seen) = (setup.clone(), seen.clone());
         tokio::spawn(async move {
             socket.set_nodelay(true).expect("a TCP socket");
             let mut builder = h2::server::Builder::new();
             builder
                 .initial_window_size(setup.server_windows.0)
-                .initial_connection_window_size(setup.server_windows.1);
+                .initial_connection_window_size(setup.server_windows.1)
+                .max_header_list_size(setup.server_header_list.unwrap_or(1 << 20));
             if let Some(streams) = setup.server_streams {
                 builder.max_concurrent_streams(streams);
             }
             let Ok(mut connection) = builder.handshake::<_, Buf>(socket).await else {
                 return;
             };
+            // The h2 crate forgets credit that was released before its SETTINGS with a smaller window were acknowledged,
+            // for ever: nobody reads before that.
+            let settled = CancellationToken::new();
+            let mut pings = connection.ping_pong().expect("it is the first to ask");
+            let acknowledged = settled.clone();
+            tokio::spawn(async move {
+                // A connection that ends before has nobody who waits.
+                let _ = pings.ping(h2::Ping::opaque()).await;
+                acknowledged.cancel();
+            });
             while let Some(Ok((request, respond))) = connection.accept().await {
+                seen.requests.fetch_add(1, Relaxed);
+                let (seen, settled) = (seen.clone(), settled.clone());
                 tokio::spawn(async move {
+                    settled.cancelled().await;
                     // A caller that leaves ends its call here, too.
-                    let _ = answer(request, respond).await;
+                    if answer(request, respond).await.is_err() {
+                        seen.left.fetch_add(1, Relaxed);
+                    }
                 });
             }
         });
     }
 }
 
+/// Answers as the request's fields ask: `x-receive` bytes, all fields of the request that begin with `x-echo` back, and
+/// what `x-act` says.
 async fn answer(request: Request<RecvStream>, mut respond: h2::server::SendResponse<Buf>) -> Result<(), h2::Error> {
-    let number = |name: &str| -> u64 {
-        request
-            .headers()
-            .get(name)
-            .and_then(|v| v.to_str().ok())
-            .and_then(|v| v.parse().ok())
-            .expect("a number")
-    };
+    let text = |name: &str| request.headers().get(name).and_then(|v| v.to_str().ok());
+    let number = |name: &str| text(name).and_then(|v| v.parse::<u64>().ok()).unwrap_or(0);
     let (seed, receive) = (number("x-seed"), number("x-receive"));
-    let response = Response::builder()
+    let act = text("x-act").unwrap_or("").to_owned();
+    let mut response = Response::builder()
         .header("content-type", "application/grpc")
-        .body(())
-        .expect("a response");
+        .header("x-seeded", "1");
+    for (name, value) in request.headers() {
+        if name.as_str().starts_with("x-echo") {
+            response = response.header(name, value);
+        }
+    }
+    let response = response.body(()).expect("a response");
+    let mut trailers = HeaderMap::new();
+    trailers.insert("grpc-status", "0".parse().expect("a value"));
     let mut body = request.into_body();
     let mut expected = Bytes::new(seed);
+    if act == "silent" {
+        std::future::poll_fn(|cx| respond.poll_reset(cx)).await?;
+        return Err(Reason::CANCEL.into());
+    }
+    if act == "early" {
+        // The answer is whole before the request is: the rest of it is not wanted (RFC 9113, 8.1).
+        let mut send = respond.send_response(response, false)?;
+        send_bytes(&mut send, Bytes::new(!seed), receive, false).await?;
+        return send.send_trailers(trailers);
+    }
+    if act == "trailers-only" {
+        let mut response = response;
+        response
+            .headers_mut()
+            .insert("grpc-status", "5".parse().expect("a value"));
+        respond.send_response(response, true)?;
+        return Ok(());
+    }
     let mut send = respond.send_response(response, false)?;
     let reading = async {
         while let Some(piece) = body.data().await {
@@ -290,16 +484,32 @@ async fn answer(request: Request<RecvStream>, mut respond: h2::server::SendRespo
             expected.check(&piece);
             body.flow_control().release_capacity(piece.len())?;
         }
-        body.trailers().await.map(drop)
+        let trailers = body.trailers().await?;
+        Ok(trailers)
     };
+    if let Some(at) = act.strip_prefix("reset-at ") {
+        let at = at.parse().expect("a number");
+        let writing = send_bytes(&mut send, Bytes::new(!seed), at, false);
+        tokio::select! {
+            done = writing => done?,
+            failed = async { reading.await.map(drop) } => failed?,
+        }
+        send.send_reset(Reason::INTERNAL_ERROR);
+        return Ok(());
+    }
     let writing = send_bytes(&mut send, Bytes::new(!seed), receive, false);
-    tokio::try_join!(reading, writing)?;
-    let mut trailers = HeaderMap::new();
-    trailers.insert("grpc-status", "0".parse().expect("a value"));
+    let (asked, ()) = tokio::try_join!(reading, writing)?;
+    for (name, value) in asked.iter().flatten() {
+        trailers.append(name, value.clone());
+    }
     send.send_trailers(trailers)
 }
 
-fn free_port() -> SocketAddr {
-    let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
+/// A port that nobody listens on, at an address that no other world of this process has.
+pub fn free_port() -> SocketAddr {
+    static WORLDS: AtomicU64 = AtomicU64::new(0);
+    let [.., a, b] = WORLDS.fetch_add(1, Relaxed).to_be_bytes();
+    let ip = std::net::Ipv4Addr::new(127, (std::process::id() % 250) as u8 + 1, a, b.max(1));
+    let listener = std::net::TcpListener::bind((ip, 0)).expect("a free port");
     listener.local_addr().expect("an address")
 }

@@ -64,6 +64,8 @@ pub(super) struct Endpoint {
     pub(super) named_by: u64,
     pub(super) standing: Standing,
     pub(super) failures: u32,
+    /// The owner's own.
+    pub(super) mark: u64,
     /// RPCs without response headers yet.
     pub(super) waiting: u32,
     /// RPCs with response headers, not ended.
@@ -128,6 +130,7 @@ impl Endpoint {
             named_by: 0,
             standing: Standing::Ready,
             failures: 0,
+            mark: 0,
             waiting: 0,
             streaming: 0,
             picked: 0,

@@ -417,6 +417,18 @@ impl Balancer {
         self.by_addr.get(&addr).copied()
     }
 
+    /// What the owner hung on the endpoint; 0 if nothing.
+    pub fn mark(&self, key: EndpointKey) -> u64 {
+        self.slots.get(key).map_or(0, |endpoint| endpoint.mark)
+    }
+
+    /// Hangs something of the owner's on the endpoint.
+    pub fn set_mark(&mut self, key: EndpointKey, mark: u64) {
+        if let Some(endpoint) = self.slots.get_mut(key) {
+            endpoint.mark = mark;
+        }
+    }
+
     /// Where the endpoint listens; nothing if it is gone.
     pub fn addr(&self, key: EndpointKey) -> Option<SocketAddr> {
         self.slots.get(key).map(|endpoint| endpoint.addr)

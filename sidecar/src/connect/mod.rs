@@ -7,4 +7,4 @@ pub mod wire;
 
 pub use dial::{Error, Settings, dial};
 pub use pool::{PoolKey, Pools, Reach};
-pub use wire::{Ready, Side, Wire, WireKey, Wires};
+pub use wire::{LateReset, Ready, Side, Wire, WireKey, Wires};

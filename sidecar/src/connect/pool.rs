@@ -16,6 +16,12 @@ const MOST_WIRES: usize = 64;
 const MOST_WAITING: usize = 10_000;
 /// A peer may take this many resets for an attack: the connection is replaced before.
 const RESETS_TO_REPLACE: u32 = 80;
+/// Some take fewer, if they come right behind the request: servers on the h2 crate (tonic) end a connection with more than
+/// 20 streams that were reset before the application had taken them.
+const HASTY_RESETS_TO_REPLACE: u32 = 16;
+
+/// Streams that a connection is expected to take, until the address has said how many.
+const STREAMS_EACH: u32 = 100;
 
 /// Connections to one address.
 pub struct Pool {
@@ -26,6 +32,8 @@ pub struct Pool {
     wires: Vec<WireKey>,
     dialling: usize,
     waiting: VecDeque<u64>,
+    /// Streams that its connections take at once, as one of them said.
+    streams: Option<u32>,
 }
 
 /// How an address is reached.
@@ -46,11 +54,25 @@ pub enum Reach {
 pub struct Pools {
     pools: Slots<Pool>,
     by_key: HashMap<(bool, SocketAddr), PoolKey>,
+    /// The one that was asked for last: mostly it is asked for again.
+    last: Option<((bool, SocketAddr), PoolKey)>,
 }
 
 impl Pools {
     /// The pool of an address. Calls to the pod's own application (`own`) and to others never share one.
     pub fn of(&mut self, own: bool, addr: SocketAddr) -> PoolKey {
+        if let Some((last, key)) = self.last
+            && last == (own, addr)
+            && self.pools.contains(key)
+        {
+            return key;
+        }
+        let key = self.find(own, addr);
+        self.last = Some(((own, addr), key));
+        key
+    }
+
+    fn find(&mut self, own: bool, addr: SocketAddr) -> PoolKey {
         *self.by_key.entry((own, addr)).or_insert_with(|| {
             self.pools.insert(Pool {
                 addr,
@@ -58,6 +80,7 @@ impl Pools {
                 wires: Vec::new(),
                 dialling: 0,
                 waiting: VecDeque::new(),
+                streams: None,
             })
         })
     }
@@ -80,8 +103,9 @@ impl Pools {
         }
         pool.waiting.push_back(call);
         // One connection serves many calls: so many are dialled as those who wait are likely to need.
-        let wanted = pool.waiting.len().div_ceil(100);
-        if pool.dialling < wanted && pool.wires.len() + pool.dialling < MOST_WIRES {
+        let each = pool.streams.unwrap_or(STREAMS_EACH).clamp(1, STREAMS_EACH);
+        let wanted = pool.waiting.len().div_ceil(each as usize);
+        if pool.dialling < wanted && pool.lasting(wires) + pool.dialling < MOST_WIRES {
             pool.dialling += 1;
             return Reach::Dial;
         }
@@ -94,6 +118,19 @@ impl Pools {
             pool.dialling = pool.dialling.saturating_sub(1);
             pool.wires.push(wire);
         }
+    }
+
+    /// A connection said how many streams it takes: the next one is not given more before it has spoken.
+    pub fn learn_streams(&mut self, key: PoolKey, streams: u32) {
+        if let Some(pool) = self.pools.get_mut(key) {
+            pool.streams = Some(streams);
+        }
+    }
+
+    /// How many streams a connection is likely to take that has said nothing yet.
+    pub fn likely_streams(&self, key: PoolKey) -> u32 {
+        let said = self.pools.get(key).and_then(|pool| pool.streams);
+        said.unwrap_or(STREAMS_EACH).clamp(1, STREAMS_EACH)
     }
 
     /// A dial failed: the calls that waited are returned, unless another dial or a wire may still serve them.
@@ -133,7 +170,7 @@ impl Pools {
         let needs = !pool.waiting.is_empty()
             && pool.dialling == 0
             && pool.usable(wires).is_none()
-            && pool.wires.len() < MOST_WIRES;
+            && pool.lasting(wires) < MOST_WIRES;
         if needs {
             pool.dialling += 1;
         }
@@ -159,21 +196,32 @@ impl Pools {
             && pool.dialling == 0
             && pool.waiting.is_empty()
         {
-            let addr = pool.addr;
+            self.by_key.remove(&(pool.own, pool.addr));
             self.pools.remove(key);
-            self.by_key.retain(|(_, of), pool| *of != addr || *pool != key);
         }
     }
 }
 
 impl Pool {
     fn usable(&self, wires: &Wires) -> Option<WireKey> {
-        let usable = |key: &WireKey| wires.slots.get(*key).is_some_and(|wire| wire.engine.has_capacity());
+        let usable = |key: &WireKey| {
+            let wire = wires.slots.get(*key);
+            wire.is_some_and(|wire| wire.engine.has_capacity() && !is_worn(wire))
+        };
         self.wires.iter().copied().find(usable)
+    }
+
+    /// How many connections there are, without those that only wait for their last streams to end.
+    fn lasting(&self, wires: &Wires) -> usize {
+        let lasts = |key: &&WireKey| {
+            let wire = wires.slots.get(**key);
+            wire.is_some_and(|wire| !wire.engine.is_draining() && !is_worn(wire))
+        };
+        self.wires.iter().filter(lasts).count()
     }
 }
 
 /// Whether a wire has sent so many resets that its peer may soon cut it for that.
 pub fn is_worn(wire: &super::wire::Wire) -> bool {
-    wire.engine.early_resets() >= RESETS_TO_REPLACE
+    wire.engine.early_resets() >= RESETS_TO_REPLACE || wire.hasty_resets >= HASTY_RESETS_TO_REPLACE
 }

@@ -1,5 +1,6 @@
 //! A wire: an HTTP/2 connection with its socket. One read and one write a turn, and never a read that finds nothing.
 
+use std::collections::VecDeque;
 use std::io::{self, Read as _, Write as _};
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -13,7 +14,7 @@ use tokio::net::TcpStream;
 
 use super::pool::PoolKey;
 use crate::http2::slots::{Key, Slots};
-use crate::http2::{Connection, Shared};
+use crate::http2::{Connection, Reason, Shared};
 
 /// The key of a wire of one worker.
 pub type WireKey = Key<Wire>;
@@ -35,11 +36,17 @@ pub struct Wire {
     pub pinged: Option<Instant>,
     /// Since when a header block has been coming.
     pub inside_headers: Option<Instant>,
+    /// Resets that followed close behind their requests, less responses that came.
+    pub hasty_resets: u32,
     /// Bytes that the socket took since the beginning.
     pub flushed: u64,
     socket: TcpStream,
     waker: Waker,
     first: Option<Vec<u8>>,
+    /// Whether the wire stands in the worker's list of those that want the next turn, too.
+    pub(crate) is_unfinished: bool,
+    /// The last turn that the wire had.
+    pub(crate) turn: u64,
     is_dirty: bool,
     is_finished: bool,
 }
@@ -173,12 +180,27 @@ impl Wire {
     }
 }
 
+/// A reset that a server has not been told yet.
+#[derive(Clone, Copy, Debug)]
+pub struct LateReset {
+    /// When it is to be told.
+    pub due: Instant,
+    /// On which wire.
+    pub wire: WireKey,
+    /// Of which stream.
+    pub stream: u32,
+    /// Why.
+    pub reason: Reason,
+}
+
 /// All wires of a worker, what they have in common, and which of them have something to write.
 pub struct Wires {
     /// The wires.
     pub slots: Slots<Wire>,
     /// Tables and memory that the connections share.
     pub shared: Shared,
+    /// Resets that servers are to be told a little later, in order.
+    pub late: VecDeque<LateReset>,
     dirty: Vec<WireKey>,
     ready: Arc<Ready>,
 }
@@ -234,6 +256,7 @@ impl Wires {
         Wires {
             slots: Slots::default(),
             shared: Shared::new(budget),
+            late: VecDeque::new(),
             dirty: Vec::new(),
             ready: Arc::default(),
         }
@@ -266,10 +289,13 @@ impl Wires {
             born: now,
             pinged: None,
             inside_headers: None,
+            hasty_resets: 0,
             flushed: 0,
             socket,
             waker: waker.clone().into(),
             first: Some(first).filter(|bytes| !bytes.is_empty()),
+            is_unfinished: false,
+            turn: 0,
             is_dirty: false,
             is_finished: false,
         });

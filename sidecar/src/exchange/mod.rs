@@ -10,10 +10,11 @@ mod replay;
 pub use answer::Answer;
 
 use std::mem;
+use std::time::Instant;
 
-use crate::connect::{WireKey, Wires};
+use crate::connect::{LateReset, WireKey, Wires};
 use crate::grpc::{self, Boundary};
-use crate::http2::hpack::{Fields, Name};
+use crate::http2::hpack::{FieldId, Fields, Name};
 use crate::http2::{Reason, Settings, StreamKey};
 use replay::Replay;
 
@@ -49,6 +50,17 @@ pub enum Phase {
     Over,
 }
 
+/// Places in a request's header list.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Asks {
+    /// `:path`.
+    pub path: Option<u16>,
+    /// `:authority`.
+    pub authority: Option<u16>,
+    /// `grpc-timeout`.
+    pub timeout: Option<u16>,
+}
+
 /// An RPC between two ends.
 pub struct Exchange {
     /// Who asked.
@@ -59,6 +71,8 @@ pub struct Exchange {
     pub phase: Phase,
     /// The request's header list, while it may have to be sent (again).
     pub head: Fields,
+    /// Where in `head`, as it came, the fields stand that say what is asked.
+    pub asks: Asks,
     /// Whether the content type is gRPC's.
     pub is_grpc: bool,
     /// Messages of the request.
@@ -69,6 +83,8 @@ pub struct Exchange {
     pub code: Option<grpc::Code>,
     /// The response's `:status`.
     pub http_status: u16,
+    /// When the server is to learn of a reset, if not at once.
+    pub reset_late: Option<Instant>,
     request_ended: bool,
     is_head: bool,
     replay: Replay,
@@ -82,10 +98,17 @@ impl Exchange {
         let interner = &wires.shared.interner;
         let mut is_grpc = false;
         let mut is_head = false;
-        for field in head.iter(interner) {
-            match field.name {
-                Name::ContentType => is_grpc = grpc::is_content_type(field.value),
-                Name::Method => is_head = field.value == b"HEAD",
+        let mut asks = Asks::default();
+        for (place, name) in head.names().enumerate() {
+            let value = || head.value(place, interner).unwrap_or_default();
+            let at = Some(place as u16);
+            match name {
+                Name::Path => asks.path = at,
+                Name::Authority => asks.authority = at,
+                Name::GrpcTimeout => asks.timeout = at,
+                Name::ContentType => is_grpc = grpc::is_content_type(value()),
+                Name::Method if head.id(place) == Some(FieldId::METHOD_POST) => {}
+                Name::Method => is_head = value() == b"HEAD",
                 _ => {}
             }
         }
@@ -94,11 +117,13 @@ impl Exchange {
             up: None,
             phase: Phase::Waiting,
             head,
+            asks,
             is_grpc,
             asked: Boundary::default(),
             answered: Boundary::default(),
             code: None,
             http_status: 0,
+            reset_late: None,
             request_ended,
             is_head,
             replay: Replay::default(),
@@ -134,6 +159,8 @@ impl Exchange {
             to.engine.send_trailers(stream, &mut copy, shared);
             copy.clear(&mut shared.interner);
         }
+        // The caller may have used its first window up while there was nobody to forward credit for.
+        self.refill_request(wires);
         true
     }
 
@@ -150,7 +177,9 @@ impl Exchange {
         if let Some((wire, shared)) = wires.touch(up.wire) {
             wire.engine.send_data(up.stream, bytes, end, shared);
         }
-        self.refill_request(wires);
+        if !end {
+            self.refill_request(wires);
+        }
     }
 
     /// Trailers of the request; they stand in the wires' shared fields.
@@ -180,10 +209,6 @@ impl Exchange {
                 .send_headers(self.down.stream, &fields, informational, end, shared);
         }
         wires.shared.fields = fields;
-        if !informational && !end {
-            // What the reader granted beyond the first window goes to the server in the turn that learns of it.
-            self.refill_response(wires);
-        }
     }
 
     /// Payload of the response.
@@ -230,8 +255,12 @@ impl Exchange {
     }
 
     /// The server reset its stream. A whole answer goes out first; else the caller learns what the server said.
-    pub fn server_reset(&mut self, reason: Reason, wires: &mut Wires) {
+    pub fn server_reset(&mut self, mut reason: Reason, wires: &mut Wires) {
         self.up = None;
+        if reason == Reason::REFUSED_STREAM && self.phase == Phase::Answering {
+            // "Not processed" would be a lie behind the beginning of an answer, and the caller might act on it.
+            reason = Reason::INTERNAL_ERROR;
+        }
         let Some((wire, shared)) = wires.touch(self.down.wire) else {
             return;
         };
@@ -308,10 +337,22 @@ impl Exchange {
     }
 
     fn reset_up(&mut self, reason: Reason, wires: &mut Wires) {
-        if let Some(up) = self.up.take()
-            && let Some((wire, shared)) = wires.touch(up.wire)
-        {
-            wire.engine.reset(up.stream, reason, shared);
+        let Some(up) = self.up.take() else { return };
+        let late = self.reset_late.take();
+        let Some((wire, shared)) = wires.touch(up.wire) else {
+            return;
+        };
+        match late {
+            None => wire.engine.reset(up.stream, reason, shared),
+            Some(due) => {
+                let id = wire.engine.abandon(up.stream, shared);
+                wires.late.extend(id.map(|stream| LateReset {
+                    due,
+                    wire: up.wire,
+                    stream,
+                    reason,
+                }));
+            }
         }
     }
 
@@ -334,15 +375,20 @@ impl Exchange {
 /// Lets the sender `from` send what the reader `to` has granted, or what its own path needs, less what is under way
 /// and what is held already.
 fn refill(from: End, to: End, wires: &mut Wires) {
-    let Some(reader) = wires.slots.get(to.wire) else { return };
-    let held = reader.engine.held(to.stream) as i64;
-    let room = reader.engine.room(to.stream);
     let Some(sender) = wires.slots.get(from.wire) else {
         return;
     };
     let Some(window) = sender.engine.recv_window(from.stream) else {
         return;
     };
+    let first = sender.engine.settings().first_stream_window as i64;
+    // A short message leaves most of the first window: who may send more will show it.
+    if window <= first && window * 4 > first * 3 {
+        return;
+    }
+    let Some(reader) = wires.slots.get(to.wire) else { return };
+    let held = reader.engine.held(to.stream) as i64;
+    let room = reader.engine.room(to.stream);
     let missing = credit_due(sender.engine.settings(), room, sender.engine.path_need(), window + held);
     if missing > 0
         && let Some((wire, shared)) = wires.touch(from.wire)

@@ -70,17 +70,19 @@ const STATUS: u8 = 16;
 pub(crate) fn request(fields: &Fields, interner: &Interner) -> Result<Head, Wrong> {
     let mut check = Check::new(METHOD | SCHEME | PATH | AUTHORITY);
     let mut connect = false;
-    for field in fields.iter(interner) {
-        match field.name {
+    for (at, name) in fields.names().enumerate() {
+        let value = || fields.value(at, interner).unwrap_or_default();
+        match name {
             Name::Method => {
-                check.pseudo(METHOD, field.value)?;
-                connect = field.value == b"CONNECT";
-                check.head.is_head = field.value == b"HEAD";
+                let method = value();
+                check.pseudo(METHOD, method)?;
+                connect = method == b"CONNECT";
+                check.head.is_head = method == b"HEAD";
             }
-            Name::Scheme => check.pseudo(SCHEME, field.value)?,
-            Name::Path => check.pseudo(PATH, field.value)?,
+            Name::Scheme => check.pseudo(SCHEME, value())?,
+            Name::Path => check.pseudo(PATH, value())?,
             Name::Authority => check.pseudo(AUTHORITY, b"-")?,
-            name => check.other(name, field.value)?,
+            name => check.other(name, value)?,
         }
     }
     // RFC 9113, 8.5: CONNECT has :method and :authority, and nothing else that begins with a colon.
@@ -96,18 +98,20 @@ pub(crate) fn request(fields: &Fields, interner: &Interner) -> Result<Head, Wron
 /// Reads the head of a response, or of an informational one (1xx).
 pub(crate) fn response(fields: &Fields, interner: &Interner) -> Result<Head, Wrong> {
     let mut check = Check::new(STATUS);
-    for field in fields.iter(interner) {
-        match field.name {
+    for (at, name) in fields.names().enumerate() {
+        let value = || fields.value(at, interner).unwrap_or_default();
+        match name {
             Name::Status => {
-                check.pseudo(STATUS, field.value)?;
-                check.head.status = match field.value {
+                let status = value();
+                check.pseudo(STATUS, status)?;
+                check.head.status = match status {
                     [a @ b'1'..=b'9', b @ b'0'..=b'9', c @ b'0'..=b'9'] => {
                         (a - b'0') as u16 * 100 + (b - b'0') as u16 * 10 + (c - b'0') as u16
                     }
                     _ => return Err(Wrong::Status),
                 };
             }
-            name => check.other(name, field.value)?,
+            name => check.other(name, value)?,
         }
     }
     if check.head.status == 101 {
@@ -119,8 +123,8 @@ pub(crate) fn response(fields: &Fields, interner: &Interner) -> Result<Head, Wro
 /// Reads trailers: fields without any pseudo field (RFC 9113, 8.1).
 pub(crate) fn trailers(fields: &Fields, interner: &Interner) -> Result<(), Wrong> {
     let mut check = Check::new(0);
-    for field in fields.iter(interner) {
-        check.other(field.name, field.value)?;
+    for (at, name) in fields.names().enumerate() {
+        check.other(name, || fields.value(at, interner).unwrap_or_default())?;
     }
     check.finish(fields, 0, 0).map(drop)
 }
@@ -163,16 +167,16 @@ impl Check {
         Ok(())
     }
 
-    fn other(&mut self, name: Name, value: &[u8]) -> Result<(), Wrong> {
+    fn other<'a>(&mut self, name: Name, value: impl Fn() -> &'a [u8]) -> Result<(), Wrong> {
         match name {
             Name::Method | Name::Scheme | Name::Path | Name::Authority | Name::Status => Err(Wrong::PseudoUnknown),
             Name::Protocol | Name::OtherPseudo => Err(Wrong::PseudoUnknown),
             Name::Connection | Name::KeepAlive | Name::ProxyConnection | Name::TransferEncoding | Name::Upgrade => {
                 Err(Wrong::ConnectionField)
             }
-            Name::Te if value != b"trailers" => Err(Wrong::Te),
+            Name::Te if value() != b"trailers" => Err(Wrong::Te),
             Name::ContentLength => {
-                let length = number(value).ok_or(Wrong::ContentLength)?;
+                let length = number(value()).ok_or(Wrong::ContentLength)?;
                 if self.head.length.is_some_and(|before| before != length) {
                     return Err(Wrong::ContentLength);
                 }

@@ -389,6 +389,7 @@ impl Connection {
         if end {
             self.settle(data.key, shared);
         }
+        // A frame of nothing but padding is an event, too: it has used credit, which its sender may wait for.
         Ok(Step::Event(Event::Data {
             key: data.key,
             user,
@@ -870,12 +871,13 @@ impl Connection {
         self.acked = true;
         self.decoder.set_max_table_bytes(self.settings.header_table_bytes);
         let lowered = self.settings.first_stream_window as i64 - DEFAULT_WINDOW as i64;
-        if lowered < 0 {
-            for (_, stream) in self.streams.iter_mut() {
-                stream.recv_window += lowered;
-            }
+        if lowered >= 0 || self.streams.is_empty() {
+            return false;
         }
-        lowered < 0 && !self.streams.is_empty()
+        for (_, stream) in self.streams.iter_mut() {
+            stream.recv_window += lowered;
+        }
+        true
     }
 
     // ---- PING, GOAWAY, WINDOW_UPDATE (6.7 to 6.9) ----

@@ -123,17 +123,27 @@ impl Connection {
 
     /// Resets the stream: what it held is thrown away, and the key finds nothing from now on.
     pub fn reset(&mut self, key: StreamKey, reason: Reason, shared: &mut Shared) {
-        self.borrow_output(shared);
-        let Some(stream) = self.remove(key, How::OurReset, shared) else {
-            return;
-        };
+        if let Some(id) = self.abandon(key, shared) {
+            self.say_reset(id, reason, shared);
+        }
+    }
+
+    /// Resets the stream but does not say so yet: what comes for it is ignored until [`Connection::say_reset`].
+    pub fn abandon(&mut self, key: StreamKey, shared: &mut Shared) -> Option<u32> {
+        let stream = self.remove(key, How::OurReset, shared)?;
         if stream.id == 0 {
-            return;
+            return None;
         }
         if self.role == Role::Client && stream.theirs == Half::Head {
             self.early_resets += 1;
         }
-        frame::put_rst_stream(&mut self.out, stream.id, reason);
+        Some(stream.id)
+    }
+
+    /// Says that a stream was reset.
+    pub fn say_reset(&mut self, id: u32, reason: Reason, shared: &mut Shared) {
+        self.borrow_output(shared);
+        frame::put_rst_stream(&mut self.out, id, reason);
     }
 
     /// Resets the stream once all that was said on our half has left (RFC 9113, 8.1).

@@ -8,6 +8,8 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use tokio_util::sync::DropGuard;
+
 use crate::balance::{self, Balancer, EndpointKey, EndpointSpec};
 use crate::connect::resolve::Answer;
 use crate::http2::slots::{Key, Slots};
@@ -17,6 +19,8 @@ pub type ServiceKey = Key<Service>;
 
 /// Names that one worker knows at most; RPCs to further ones go to the address that was dialled.
 const MOST_SERVICES: usize = 1_000;
+/// How often services that nobody calls are looked for.
+const TIDY_EVERY: Duration = Duration::from_secs(10);
 /// A service that nobody has called for so long is forgotten.
 const FORGET_AFTER: Duration = Duration::from_secs(600);
 
@@ -32,6 +36,8 @@ pub struct Service {
     pub waiting: Vec<u64>,
     /// When it was called last.
     pub used: Instant,
+    /// Whose drop ends the following of its name.
+    pub following: Option<DropGuard>,
     is_name: bool,
     tag: u16,
 }
@@ -41,9 +47,13 @@ pub struct Services {
     slots: Slots<Service>,
     by_name: HashMap<String, ServiceKey>,
     by_address: HashMap<SocketAddr, ServiceKey>,
+    /// The address that was asked for last: mostly it is asked for again.
+    last_address: Option<(SocketAddr, ServiceKey)>,
     /// Named services by a number that an interned `:authority` can carry: what spares an RPC the look-up of its name.
     tagged: Vec<Tagged>,
     settings: balance::Settings,
+    /// When idle services were looked for last.
+    tidied: Option<Instant>,
 }
 
 struct Tagged {
@@ -59,9 +69,24 @@ pub enum Named {
     Known(ServiceKey),
     /// It was not: somebody has to resolve `host`.
     New(ServiceKey, String),
-    /// It is no name, or one too many.
+    /// It is no name.
     None,
+    /// There are too many names already.
+    TooMany,
 }
+
+/// What the number on an interned `:authority` says.
+pub enum ByTag {
+    /// It names this service.
+    Service(ServiceKey),
+    /// It is no name.
+    NoName,
+    /// Nobody has looked yet.
+    Unknown,
+}
+
+/// The tag of an authority that is no name.
+pub const NO_NAME: u32 = u32::MAX;
 
 impl Services {
     /// No services yet.
@@ -70,16 +95,27 @@ impl Services {
             slots: Slots::default(),
             by_name: HashMap::new(),
             by_address: HashMap::new(),
+            last_address: None,
             tagged: Vec::new(),
             settings,
+            tidied: None,
         }
     }
 
-    /// The service that a tag of [`Services::tag`] stands for, if it is there still and was meant for `port`.
-    pub fn by_tag(&self, tag: u32, port: u16) -> Option<ServiceKey> {
-        let tagged = self.tagged.get((tag as u16).checked_sub(1)? as usize)?;
-        let same = tagged.epoch == (tag >> 16) as u16 && tagged.port == port && self.slots.contains(tagged.key);
-        same.then_some(tagged.key)
+    /// What a tag of [`Services::tag`] stands for, if its service is there still and was meant for `port`.
+    pub fn by_tag(&self, tag: u32, port: u16) -> ByTag {
+        if tag == NO_NAME {
+            return ByTag::NoName;
+        }
+        let place = (tag as u16).checked_sub(1).map(usize::from);
+        match place.and_then(|place| self.tagged.get(place)) {
+            Some(tagged)
+                if tagged.epoch == (tag >> 16) as u16 && tagged.port == port && self.slots.contains(tagged.key) =>
+            {
+                ByTag::Service(tagged.key)
+            }
+            _ => ByTag::Unknown,
+        }
     }
 
     /// A number other than 0 that stands for a named service.
@@ -115,12 +151,14 @@ impl Services {
         let Some(host) = host_of(authority) else {
             return Named::None;
         };
+        // Names are the same in any case (RFC 4343).
+        let host = host.to_ascii_lowercase();
         let name = format!("{host}:{port}");
         if let Some(key) = self.by_name.get(&name) {
             return Named::Known(*key);
         }
         if self.by_name.len() >= MOST_SERVICES {
-            return Named::None;
+            return Named::TooMany;
         }
         let tag = self.place(port);
         let key = self.slots.insert(Service {
@@ -129,21 +167,35 @@ impl Services {
             balancer: Balancer::new(self.settings.clone()),
             waiting: Vec::new(),
             used: now,
+            following: None,
             is_name: true,
             tag,
         });
         self.tagged[tag as usize].key = key;
         self.by_name.insert(name, key);
-        Named::New(key, host.to_owned())
+        Named::New(key, host)
     }
 
     /// The service that an address is by itself.
     pub fn of_address(&mut self, addr: SocketAddr, now: Instant) -> ServiceKey {
+        if let Some((last, key)) = self.last_address
+            && last == addr
+            && let Some(service) = self.slots.get_mut(key)
+        {
+            service.used = now;
+            return key;
+        }
+        let key = self.find_address(addr, now);
+        if let Some(service) = self.slots.get_mut(key) {
+            service.used = now;
+        }
+        self.last_address = Some((addr, key));
+        key
+    }
+
+    fn find_address(&mut self, addr: SocketAddr, now: Instant) -> ServiceKey {
         if let Some(key) = self.by_address.get(&addr) {
             return *key;
-        }
-        if self.by_address.len() >= MOST_SERVICES {
-            self.forget_idle(now);
         }
         let mut balancer = Balancer::new(self.settings.clone());
         balancer.update(
@@ -161,6 +213,7 @@ impl Services {
             balancer,
             waiting: Vec::new(),
             used: now,
+            following: None,
             is_name: false,
             tag: 0,
         });
@@ -194,6 +247,13 @@ impl Services {
 
     /// Forgets the services that nobody has called for long.
     pub fn forget_idle(&mut self, now: Instant) {
+        if self
+            .tidied
+            .is_some_and(|last| now.saturating_duration_since(last) < TIDY_EVERY)
+        {
+            return;
+        }
+        self.tidied = Some(now);
         let idle = |service: &Service| {
             service.waiting.is_empty()
                 && now.saturating_duration_since(service.used) > FORGET_AFTER

@@ -1,6 +1,7 @@
 //! What the wires say, and what follows from it: an event on one end becomes a command to the other.
 
 use std::mem;
+use std::time::Duration;
 
 use super::Worker;
 use crate::call::{CallKey, code_of_reset};
@@ -14,6 +15,11 @@ use crate::http2::slots::Key;
 use crate::http2::{Event, Head, Reason, StreamFault};
 use crate::{inbound, outbound};
 
+/// A server that did not even take a request up may not have seen it within this time.
+const HASTE: Duration = Duration::from_millis(100);
+/// What a server is given to take up requests that were cancelled at once, before it is told so.
+const SPARED: Duration = Duration::from_millis(30);
+
 impl Worker {
     /// Reads what a wire has, once, and acts on it.
     pub(super) fn read(&mut self, key: WireKey) {
@@ -26,12 +32,22 @@ impl Worker {
                 self.receive(key, &buffer[..n]);
                 self.buffer = buffer;
                 if more {
-                    self.unfinished.push_back(key);
+                    self.wants_another_turn(key);
                 }
             }
             Read::Nothing => {}
             Read::End => self.close(key, "it was closed by the peer"),
             Read::Broken(error) => self.close(key, &error.to_string()),
+        }
+    }
+
+    /// Puts a wire among those that go on in the next turn: once, or a busy wire would have more turns than others.
+    fn wants_another_turn(&mut self, key: WireKey) {
+        if let Some(wire) = self.wires.slots.get_mut(key)
+            && !wire.is_unfinished
+        {
+            wire.is_unfinished = true;
+            self.unfinished.push_back(key);
         }
     }
 
@@ -45,6 +61,9 @@ impl Worker {
                     let side = wire.side;
                     if matches!(event, Event::Headers { .. } | Event::Data { .. }) {
                         wire.pinged = None;
+                    }
+                    if matches!(event, Event::Headers { .. }) {
+                        wire.inside_headers = None;
                     }
                     match side {
                         Side::Caller { inbound, .. } => self.from_caller(key, inbound, event),
@@ -80,14 +99,18 @@ impl Worker {
                 }
             }
             Event::Headers { user, .. } => {
-                let Some(call) = self.calls.get_mut(Key::from_bits(user)) else {
-                    return;
-                };
                 if inbound {
                     inbound::clean_trailers(&mut self.wires.shared);
                 }
-                call.exchange.request_trailers(&mut self.wires);
-                self.settle(Key::from_bits(user));
+                match self.limits_of_request_trailers(user) {
+                    Ok(()) => {
+                        if let Some(call) = self.calls.get_mut(Key::from_bits(user)) {
+                            call.exchange.request_trailers(&mut self.wires);
+                        }
+                        self.settle(Key::from_bits(user));
+                    }
+                    Err(failure) => self.fail(Key::from_bits(user), failure),
+                }
             }
             Event::Data { user, bytes, end, .. } => {
                 let Some(call) = self.calls.get_mut(Key::from_bits(user)) else {
@@ -98,6 +121,22 @@ impl Worker {
                     self.settle(Key::from_bits(user));
                 }
             }
+            // What the caller did wrong is no fault of the server's.
+            Event::Reset {
+                user,
+                fault: Some(fault),
+                ..
+            } => {
+                tracing::debug!(inbound, "a request was broken off: {fault}");
+                self.counts.refused(true);
+                self.caller_left(user, Reason::CANCEL);
+            }
+            // It is the server alone who can say that a request was not processed.
+            Event::Reset {
+                user,
+                reason: Reason::REFUSED_STREAM,
+                ..
+            } => self.caller_left(user, Reason::CANCEL),
             Event::Reset { user, reason, .. } => self.caller_left(user, reason),
             Event::Room { user } => self.refill(user, true),
             Event::Settings { rooms } => {
@@ -117,6 +156,33 @@ impl Worker {
         }
     }
 
+    /// Trailers of a request that are too large, for us or for the server, are not passed on cut off.
+    fn limits_of_request_trailers(&self, user: u64) -> Result<(), Failure> {
+        let Some(call) = self.calls.get(Key::from_bits(user)) else {
+            return Ok(());
+        };
+        let fields = &self.wires.shared.fields;
+        if fields.over_limit() {
+            let settings = &self.parts.http2;
+            return Err(Failure::RequestHeadersTooLarge {
+                bytes: fields.list_size(),
+                fields: fields.len(),
+                max_bytes: settings.max_header_list_bytes,
+                max_fields: settings.max_header_fields,
+            });
+        }
+        let server = call.exchange.up.and_then(|up| self.wires.slots.get(up.wire));
+        let (bytes, max) = (
+            fields.kept_size(&self.wires.shared.interner),
+            server.map_or(usize::MAX, |wire| wire.engine.max_header_list()),
+        );
+        if bytes > max {
+            let addr = call.server();
+            return Err(Failure::NextHopHeaders { addr, bytes, max });
+        }
+        Ok(())
+    }
+
     /// The caller wants no answer any more.
     fn caller_left(&mut self, user: u64, reason: Reason) {
         let key = Key::from_bits(user);
@@ -126,11 +192,29 @@ impl Worker {
         }
         let waiting = call.exchange.phase == Phase::Waiting;
         let pool = call.choice.as_ref().map(|choice| choice.pool);
+        self.note_haste(key);
+        let Some(call) = self.calls.get_mut(key) else { return };
         call.exchange.caller_reset(reason, &mut self.wires);
         if let (true, Some(pool)) = (waiting, pool) {
             self.pools.forget(pool, user);
         }
         self.settle(key);
+    }
+
+    /// A call that was sent a moment ago is about to be reset: many of these look like an attack to the server.
+    pub(super) fn note_haste(&mut self, key: CallKey) {
+        let Some(call) = self.calls.get(key) else { return };
+        if let (Phase::Asked, Some(up), Some(choice)) = (call.exchange.phase, call.exchange.up, &call.choice)
+            && self.now.saturating_duration_since(choice.at) < HASTE
+            && let Some(wire) = self.wires.slots.get_mut(up.wire)
+        {
+            wire.hasty_resets += 1;
+            if pool::is_worn(wire)
+                && let Some(call) = self.calls.get_mut(key)
+            {
+                call.exchange.reset_late = Some(self.now + SPARED);
+            }
+        }
     }
 
     fn from_server(&mut self, wire: WireKey, event: Event<'_>) {
@@ -153,6 +237,7 @@ impl Worker {
                 if rooms {
                     self.refill_all(wire, false);
                 }
+                self.learn_streams(wire);
                 self.serve_wire(wire);
             }
             Event::Lowered => self.refill_all(wire, true),
@@ -164,11 +249,21 @@ impl Worker {
     fn server_headers(&mut self, user: u64, head: Head, end: bool) {
         let key = Key::from_bits(user);
         let Some(call) = self.calls.get_mut(key) else { return };
+        let addr = call.server();
         if self.wires.shared.fields.over_limit() {
-            let addr = call.server();
             let bytes = self.wires.shared.fields.list_size();
             self.fail(key, Failure::ResponseHeadersTooLarge { addr, bytes });
             return;
+        }
+        let caller = self.wires.slots.get(call.exchange.down.wire);
+        let max = caller.map_or(usize::MAX, |wire| wire.engine.max_header_list());
+        // Few callers say what they take, so the size is mostly not asked for.
+        if max < u32::MAX as usize {
+            let bytes = self.wires.shared.fields.kept_size(&self.wires.shared.interner);
+            if bytes > max {
+                self.fail(key, Failure::CallerHeaders { addr, bytes, max });
+                return;
+            }
         }
         if end && self.says_unsent(key) {
             self.unsent(user);
@@ -178,6 +273,9 @@ impl Worker {
         match head {
             Head::Informational(status) => call.exchange.response_head(status, true, false, &mut self.wires),
             Head::Response(status) => {
+                if let Some(wire) = call.exchange.up.and_then(|up| self.wires.slots.get_mut(up.wire)) {
+                    wire.hasty_resets = wire.hasty_resets.saturating_sub(1);
+                }
                 call.exchange.response_head(status, false, end, &mut self.wires);
                 let unavailable = call.exchange.code == Some(Code::Unavailable);
                 if let (Some(choice), false) = (&mut call.choice, unavailable)
@@ -260,7 +358,9 @@ impl Worker {
         let Some(call) = self.calls.get_mut(key) else { return };
         let addr = call.server();
         if call.resent || !call.exchange.take_back(&mut self.wires) {
-            self.fail(key, Failure::Refused { addr });
+            let again = call.resent;
+            call.exchange.up = None;
+            self.fail(key, Failure::Refused { addr, again });
             return;
         }
         call.resent = true;
@@ -301,6 +401,21 @@ impl Worker {
             self.not_processed(user);
         }
         self.serve_wire(key);
+    }
+
+    fn learn_streams(&mut self, key: WireKey) {
+        if let Some(wire) = self.wires.slots.get(key)
+            && let Side::Server { pool } = wire.side
+        {
+            let streams = wire.engine.max_streams();
+            self.pools.learn_streams(pool, streams);
+            // Those that were opened at the same time and have not spoken yet will hardly say anything else.
+            for key in self.pools.wires(pool) {
+                if let Some(wire) = self.wires.slots.get_mut(*key) {
+                    wire.engine.expect_streams(streams);
+                }
+            }
+        }
     }
 
     fn serve_wire(&mut self, key: WireKey) {
@@ -361,7 +476,7 @@ impl Worker {
             return;
         };
         match wire.flush(&mut self.wires.shared) {
-            Ok(true) if wire.engine.wants_pump() => self.unfinished.push_back(key),
+            Ok(true) if wire.engine.wants_pump() => self.wants_another_turn(key),
             Ok(true) if wire.engine.is_drained() => self.close(key, "it was drained"),
             Ok(_) if wire.engine.output_overflows() => {
                 self.close(key, "the peer does not read what it makes us say");

@@ -206,6 +206,7 @@ async fn serve(parts: Parts, orders: Orders) -> anyhow::Result<Cut> {
         unfinished: Default::default(),
         moved: Vec::new(),
         spare: Vec::new(),
+        turns: 0,
         draining_inbound: false,
         draining_outbound: false,
     };
@@ -290,8 +291,9 @@ impl Loop {
         {
             return Poll::Ready(());
         }
+        let late = self.worker.wires.late.front().map(|reset| reset.due);
         let look = (!self.worker.wires.slots.is_empty()).then_some(next_look);
-        let Some(at) = [look, self.worker.timers.next()].into_iter().flatten().min() else {
+        let Some(at) = [look, self.worker.timers.next(), late].into_iter().flatten().min() else {
             return Poll::Pending;
         };
         if self.alarm.deadline().into_std() != at {
@@ -317,10 +319,20 @@ impl Loop {
         }
         for _ in 0..worker.unfinished.len() {
             if let Some(key) = worker.unfinished.pop_front() {
+                if let Some(wire) = worker.wires.slots.get_mut(key) {
+                    wire.is_unfinished = false;
+                }
                 self.turn.push(key);
             }
         }
+        worker.turns += 1;
         for key in self.turn.drain(..) {
+            // Whoever is here for two reasons has one turn all the same.
+            let turns = worker.turns;
+            match worker.wires.slots.get_mut(key) {
+                Some(wire) if wire.turn != turns => wire.turn = turns,
+                _ => continue,
+            }
             worker.read(key);
             // A wire whose socket takes bytes again is written, too.
             worker.wires.touch(key);
@@ -355,7 +367,8 @@ fn obey(worker: &mut Worker, command: Command, stop: &Stop, tunnels: &Tunnels) -
         }
         Command::End => {
             stop.cut.cancel();
-            let connections = worker.wires.slots.len() as u64 + tunnels.inbound.get() + tunnels.outbound.get();
+            let asked = worker.counts.of(true).open() + worker.counts.of(false).open();
+            let connections = asked + tunnels.inbound.get() + tunnels.outbound.get();
             let calls = worker.calls.len() as u64;
             for key in worker.calls.keys() {
                 worker.fail(key, Failure::Stopping);
@@ -422,8 +435,8 @@ fn state(state: balance::State) -> &'static str {
     }
 }
 
-/// Tells the worker the addresses of a name, now and whenever they change.
-pub(super) fn follow(names: Names, inbox: Arc<Inbox>, service: ServiceKey, query: Query) {
+/// Tells the worker the addresses of a name, now and whenever they change, until the service is forgotten.
+pub(super) fn follow(names: Names, inbox: Arc<Inbox>, service: ServiceKey, query: Query, forgotten: CancellationToken) {
     tokio::task::spawn_local(async move {
         let Ok(mut answers) = names.watch(query) else {
             inbox.send(Message::NamesAreLate(service));
@@ -436,6 +449,7 @@ pub(super) fn follow(names: Names, inbox: Arc<Inbox>, service: ServiceKey, query
             let answer = answers.borrow_and_update().clone();
             inbox.send(Message::Resolved { service, answer });
             tokio::select! {
+                () = forgotten.cancelled() => return,
                 changed = answers.changed() => if changed.is_err() { return },
                 () = &mut patience, if patient => {
                     patient = false;

@@ -28,6 +28,7 @@ impl Worker {
             if let Some(choice) = &call.choice {
                 self.pools.forget(choice.pool, mark);
             }
+            self.note_haste(key);
             self.fail(
                 key,
                 Failure::Deadline {
@@ -35,6 +36,11 @@ impl Worker {
                     stage,
                 },
             );
+        }
+        while let Some(reset) = self.wires.late.pop_front_if(|reset| reset.due <= self.now) {
+            if let Some((wire, shared)) = self.wires.touch(reset.wire) {
+                wire.engine.say_reset(reset.stream, reset.reason, shared);
+            }
         }
         let calls = &self.calls;
         self.timers
@@ -54,7 +60,9 @@ impl Worker {
             };
             if let Some((reason, why)) = self.overdue(key) {
                 if let Some((wire, _)) = self.wires.touch(key) {
-                    wire.engine.say_goaway(0, reason, why);
+                    // Requests that were passed on may have been processed: the peer must not think otherwise.
+                    let last = wire.engine.last_theirs;
+                    wire.engine.say_goaway(last, reason, why);
                 }
                 self.write_last(key);
                 self.close(key, why);

@@ -1,0 +1,324 @@
+//! What was not processed is sent again, once and unnoticed; what may have been processed never is.
+
+use std::time::{Duration, Instant};
+
+use bytes::Bytes as Buf;
+use tokio::net::TcpListener;
+
+use crate::raw::{self, HEADERS, Raw};
+use crate::world::{Answer, Begun, Caller, Setup, World, collect, request};
+
+async fn before_raw() -> (World, TcpListener) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+    let addr = listener.local_addr().expect("an address");
+    (World::before(addr, Setup::default()).await, listener)
+}
+
+/// A call with a request of one piece, on a task of its own.
+fn call(caller: &Caller, body: Vec<u8>) -> tokio::task::JoinHandle<Result<Answer, h2::Error>> {
+    let mut caller = caller.clone();
+    tokio::spawn(async move {
+        let Begun {
+            response, body: mut to, ..
+        } = caller.begin(request("/a.B/C", &[])).await?;
+        to.send_data(Buf::from(body), true)?;
+        collect(response.await?, 0).await
+    })
+}
+
+/// Reads one request to its end, and says on which stream it came and how much it was.
+async fn whole_request(server: &mut Raw) -> (u32, Vec<u8>) {
+    let head = server.until(|frame| frame.kind == HEADERS).await;
+    server.fields(&head).await;
+    let mut body = Vec::new();
+    let mut ended = head.has(raw::END_STREAM);
+    while !ended {
+        let data = server.until(|frame| frame.stream == head.stream).await;
+        if data.kind == HEADERS {
+            server.fields(&data).await;
+        } else {
+            body.extend_from_slice(&data.payload);
+        }
+        ended = data.has(raw::END_STREAM);
+    }
+    (head.stream, body)
+}
+
+async fn answer(server: &mut Raw, stream: u32) {
+    server
+        .send(&[raw::response(stream), raw::trailers(stream)].concat())
+        .await;
+}
+
+fn is(answer: &Answer, status: &str, sentence: &str) {
+    assert_eq!(answer.grpc_status.as_deref(), Some(status), "{answer:?}");
+    let said = answer.grpc_message.as_deref().unwrap_or_default();
+    assert!(said.contains(sentence), "{said}");
+}
+
+#[tokio::test]
+async fn a_refused_stream_is_sent_again_with_its_body_and_nobody_notices() {
+    let (world, listener) = before_raw().await;
+    let caller = world.caller().await;
+    let body: Vec<u8> = (0..40_000u32).map(|i| i as u8).collect();
+    let waits = call(&caller, body.clone());
+    let mut server = Raw::accept(&listener, &[]).await;
+    let (stream, first) = whole_request(&mut server).await;
+    server
+        .send(&[raw::reset(stream, 7), raw::update(0, 60_000)].concat())
+        .await;
+    let (stream, second) = whole_request(&mut server).await;
+    assert!(first == body && second == body, "the request is the same");
+    answer(&mut server, stream).await;
+    is(&waits.await.expect("it held").expect("answered"), "0", "");
+    assert_eq!(world.metric("portunus_retries_total", &[]), 1.0);
+}
+
+#[tokio::test]
+async fn a_stream_that_is_refused_twice_is_unavailable_and_says_so() {
+    let (world, listener) = before_raw().await;
+    let caller = world.caller().await;
+    let waits = call(&caller, vec![1; 10]);
+    let mut server = Raw::accept(&listener, &[]).await;
+    for _ in 0..2 {
+        let (stream, _) = whole_request(&mut server).await;
+        server.send(&raw::reset(stream, 7)).await;
+    }
+    let answer = waits.await.expect("it held").expect("answered");
+    is(
+        &answer,
+        "14",
+        "refused the request before processing it, and so did another try",
+    );
+    assert_eq!(
+        answer
+            .trailers
+            .get("portunus-error")
+            .or(answer.head.get("portunus-error"))
+            .expect("a reason"),
+        "refused"
+    );
+}
+
+#[tokio::test]
+async fn a_request_larger_than_the_replay_buffer_is_not_sent_again() {
+    let (world, listener) = before_raw().await;
+    let mut caller = world.caller_with((1 << 20, 1 << 20)).await;
+    let Begun { response, mut body, .. } = caller.begin(request("/a.B/C", &[])).await.expect("begun");
+    let sending = tokio::spawn(async move {
+        let bytes = crate::bytes::Bytes::new(1);
+        crate::world::send_bytes(&mut body, bytes, 100_000, true).await
+    });
+    let mut server = Raw::accept(&listener, &[(4, 1 << 20)]).await;
+    server.send(&raw::update(0, 1 << 20)).await;
+    let (stream, first) = whole_request(&mut server).await;
+    assert_eq!(first.len(), 100_000);
+    server.send(&raw::reset(stream, 7)).await;
+    let answer = collect(response.await.expect("answered"), 0).await.expect("whole");
+    is(&answer, "14", "too large to be sent again");
+    sending.await.expect("it held").expect("sent");
+    assert_eq!(world.metric("portunus_retries_total", &[]), 0.0);
+}
+
+#[tokio::test]
+async fn streams_above_the_last_of_a_goaway_are_sent_again_on_another_connection() {
+    let (world, listener) = before_raw().await;
+    let caller = world.caller().await;
+    let first = call(&caller, b"first".to_vec());
+    let mut server = Raw::accept(&listener, &[]).await;
+    let (low, _) = whole_request(&mut server).await;
+    let second = call(&caller, b"second".to_vec());
+    let (high, _) = whole_request(&mut server).await;
+    assert!(high > low);
+    server.send(&raw::goaway(low, 0)).await;
+    let mut other = Raw::accept(&listener, &[]).await;
+    let (stream, body) = whole_request(&mut other).await;
+    assert_eq!(body, b"second");
+    answer(&mut other, stream).await;
+    is(&second.await.expect("it held").expect("answered"), "0", "");
+    // What was not above goes on where it was, and what is new goes to the new connection.
+    let third = call(&caller, b"third".to_vec());
+    let (stream, body) = whole_request(&mut other).await;
+    assert_eq!(body, b"third");
+    answer(&mut other, stream).await;
+    is(&third.await.expect("it held").expect("answered"), "0", "");
+    answer(&mut server, low).await;
+    is(&first.await.expect("it held").expect("answered"), "0", "");
+}
+
+#[tokio::test]
+async fn a_goaway_in_two_steps_costs_no_call() {
+    let (world, listener) = before_raw().await;
+    let caller = world.caller().await;
+    let first = call(&caller, b"first".to_vec());
+    let mut server = Raw::accept(&listener, &[]).await;
+    let (stream, _) = whole_request(&mut server).await;
+    server.send(&raw::goaway((1 << 31) - 1, 0)).await;
+    let second = call(&caller, b"second".to_vec());
+    let mut other = Raw::accept(&listener, &[]).await;
+    server.send(&raw::goaway(stream, 0)).await;
+    answer(&mut server, stream).await;
+    is(&first.await.expect("it held").expect("answered"), "0", "");
+    let (stream, _) = whole_request(&mut other).await;
+    answer(&mut other, stream).await;
+    is(&second.await.expect("it held").expect("answered"), "0", "");
+    // A connection that both sides are done with is closed.
+    assert!(server.closes_within(Duration::from_secs(20)).await);
+}
+
+#[tokio::test]
+async fn a_connection_lost_after_the_request_left_is_unavailable_and_not_tried_again() {
+    let (world, listener) = before_raw().await;
+    let caller = world.caller().await;
+    let waits = call(&caller, vec![1; 10]);
+    let mut server = Raw::accept(&listener, &[]).await;
+    whole_request(&mut server).await;
+    drop(server);
+    let answer = waits.await.expect("it held").expect("answered");
+    is(&answer, "14", "may have processed it");
+    assert_eq!(world.metric("portunus_proxy_errors_total", &["connection_lost"]), 1.0);
+}
+
+#[tokio::test]
+async fn an_answer_that_had_begun_ends_with_a_status_when_its_connection_is_lost_between_messages() {
+    let (world, listener) = before_raw().await;
+    let caller = world.caller().await;
+    let waits = call(&caller, vec![1; 10]);
+    let mut server = Raw::accept(&listener, &[]).await;
+    let (stream, _) = whole_request(&mut server).await;
+    server
+        .send(&[raw::response(stream), raw::message(stream, b"one", false)].concat())
+        .await;
+    server.until_read().await;
+    drop(server);
+    let answer = waits.await.expect("it held").expect("answered");
+    assert_eq!(answer.bytes, 8);
+    is(&answer, "14", "may have processed it");
+}
+
+#[tokio::test]
+async fn inside_a_message_a_lost_connection_is_a_reset_not_a_status() {
+    let (world, listener) = before_raw().await;
+    let caller = world.caller().await;
+    let waits = call(&caller, vec![1; 10]);
+    let mut server = Raw::accept(&listener, &[]).await;
+    let (stream, _) = whole_request(&mut server).await;
+    let half = raw::frame(raw::DATA, 0, stream, &[0, 0, 0, 0, 9, 1, 2, 3]);
+    server.send(&[raw::response(stream), half].concat()).await;
+    server.until_read().await;
+    drop(server);
+    let error = waits.await.expect("it held").expect_err("it broke off");
+    assert!(error.is_reset(), "{error}");
+}
+
+#[tokio::test]
+async fn a_finished_answer_arrives_whole_though_its_connection_is_lost_before_the_caller_reads() {
+    let (world, listener) = before_raw().await;
+    let mut caller = Raw::client(world.proxy, &[(4, 0)]).await;
+    caller.send(&raw::request(1, "/a.B/C", &[], false)).await;
+    let mut server = Raw::accept(&listener, &[]).await;
+    server.until(|frame| frame.kind == HEADERS).await;
+    server.send(&raw::response(1)).await;
+    server
+        .send(&[raw::message(1, &[9; 10_000], false), raw::trailers(1)].concat())
+        .await;
+    drop(server);
+    world
+        .until("portunus_connections", &["upstream"], |open| open == 0.0)
+        .await;
+    caller.until(|frame| frame.kind == HEADERS).await;
+    caller.send(&raw::update(1, 20_000)).await;
+    let mut got = 0;
+    while got < 10_005 {
+        got += caller.until(|frame| frame.kind == raw::DATA).await.payload.len();
+    }
+    let last = caller.until(|frame| frame.kind == HEADERS).await;
+    assert_eq!(raw::text(&caller.fields(&last).await, "grpc-status"), Some("0"));
+}
+
+#[tokio::test]
+async fn a_server_that_cannot_be_reached_is_unavailable_at_once_and_says_why() {
+    let nobody = crate::world::free_port();
+    let world = World::before(nobody, Setup::default()).await;
+    let mut caller = world.caller().await;
+    let began = Instant::now();
+    let answer = caller.call("/a.B/C", 0, 0).await.expect("answered");
+    let took = began.elapsed();
+    is(&answer, "14", "refused");
+    assert!(answer.grpc_message.expect("a sentence").contains(&nobody.to_string()));
+    assert!(took < Duration::from_millis(500), "{took:?}");
+}
+
+#[tokio::test]
+async fn a_server_of_one_stream_at_a_time_gets_as_many_connections_as_there_are_calls() {
+    for (streams, calls) in [(1, 30), (10, 120)] {
+        let world = World::with(Setup {
+            server_streams: Some(streams),
+            ..Setup::default()
+        })
+        .await;
+        let caller = world.caller().await;
+        for _ in 0..3 {
+            let mut all = tokio::task::JoinSet::new();
+            for _ in 0..calls {
+                let mut caller = caller.clone();
+                all.spawn(async move { caller.call("/a.B/C", 100, 30_000).await });
+            }
+            while let Some(done) = all.join_next().await {
+                is(&done.expect("it held").expect("answered"), "0", "");
+            }
+        }
+        let connections = world.server.connections.load(std::sync::atomic::Ordering::Relaxed);
+        assert!((2..=64).contains(&connections), "{connections}");
+    }
+}
+
+#[tokio::test]
+async fn a_stopped_server_is_noticed_within_five_seconds_by_one_ping() {
+    let (world, listener) = before_raw().await;
+    let caller = world.caller().await;
+    let began = Instant::now();
+    let waits = call(&caller, vec![1; 10]);
+    let mut server = Raw::accept(&listener, &[]).await;
+    server.until_settled().await;
+    let answer = waits.await.expect("it held").expect("answered");
+    let took = began.elapsed();
+    is(&answer, "14", "did not answer a PING");
+    assert!(
+        took > Duration::from_millis(3_000) && took < Duration::from_millis(6_500),
+        "{took:?}"
+    );
+    let mut pings = 0;
+    while let Some(frame) = server.next().await {
+        pings += (frame.kind == raw::PING && !frame.has(raw::ACK)) as u32;
+    }
+    assert_eq!(pings, 1);
+}
+
+#[tokio::test]
+async fn a_server_that_answers_its_ping_may_be_silent_as_long_as_it_likes() {
+    let (world, listener) = before_raw().await;
+    let caller = world.caller().await;
+    let waits = call(&caller, vec![1; 10]);
+    let mut server = Raw::accept(&listener, &[]).await;
+    let began = Instant::now();
+    let mut pings = 0;
+    let mut stream = 0;
+    while began.elapsed() < Duration::from_secs(8) {
+        let Ok(Some(frame)) = tokio::time::timeout(Duration::from_millis(200), server.next()).await else {
+            continue;
+        };
+        match frame.kind {
+            raw::PING if !frame.has(raw::ACK) => {
+                pings += 1;
+                server.send(&raw::frame(raw::PING, raw::ACK, 0, &frame.payload)).await;
+            }
+            raw::SETTINGS if !frame.has(raw::ACK) => server.send(&raw::frame(raw::SETTINGS, raw::ACK, 0, &[])).await,
+            HEADERS => stream = frame.stream,
+            _ => {}
+        }
+    }
+    assert_eq!(pings, 1, "gRPC servers punish more");
+    answer(&mut server, stream).await;
+    is(&waits.await.expect("it held").expect("answered"), "0", "");
+}
