@@ -825,10 +825,8 @@ impl Connection {
     fn apply_setting(&mut self, id: u16, value: u32, shared: &mut Shared) -> Result<(), Fatal> {
         match id {
             setting::HEADER_TABLE_SIZE => self.encoder.set_max_table_bytes(value, &mut shared.interner),
-            setting::ENABLE_PUSH => {
-                if value > 1 || (value == 1 && self.role == Role::Client) {
-                    return fatal(Reason::PROTOCOL_ERROR, "an ENABLE_PUSH that this side cannot say");
-                }
+            setting::ENABLE_PUSH if value > 1 || (value == 1 && self.role == Role::Client) => {
+                return fatal(Reason::PROTOCOL_ERROR, "an ENABLE_PUSH that this side cannot say");
             }
             setting::MAX_CONCURRENT_STREAMS => self.peer.max_streams = value,
             setting::INITIAL_WINDOW_SIZE => {
@@ -837,11 +835,9 @@ impl Connection {
                 }
                 self.peer.initial_window = value;
             }
-            setting::MAX_FRAME_SIZE => {
-                if !(16_384..=16_777_215).contains(&value) {
-                    return fatal(Reason::PROTOCOL_ERROR, "a MAX_FRAME_SIZE out of range");
-                }
-                // Ours stay at 16,384 bytes, which every peer takes: larger ones only make neighbours wait.
+            // Ours stay at 16,384 bytes, which every peer takes: larger ones only make neighbours wait.
+            setting::MAX_FRAME_SIZE if !(16_384..=16_777_215).contains(&value) => {
+                return fatal(Reason::PROTOCOL_ERROR, "a MAX_FRAME_SIZE out of range");
             }
             setting::MAX_HEADER_LIST_SIZE => self.peer.max_header_list = value,
             _ => {}
