@@ -32,6 +32,7 @@ pub mod pod;
 pub mod program;
 pub mod sidecar;
 pub mod tools;
+pub mod traffic;
 pub mod wait;
 
 pub use capture::Capture;
