@@ -7,5 +7,6 @@ mod chaos;
 mod credit;
 mod ends;
 mod fields;
+mod load;
 mod raw;
 mod world;

@@ -265,10 +265,47 @@ impl Raw {
         }
     }
 
+    /// Waits until the other side's kernel has all that was said, whether it was read or not.
+    pub async fn until_delivered(&self) {
+        let port = |addr: std::io::Result<SocketAddr>| format!(":{:04X} ", addr.expect("it is connected").port());
+        let (from, to) = (port(self.socket.local_addr()), port(self.socket.peer_addr()));
+        loop {
+            let sockets = std::fs::read_to_string("/proc/net/tcp").expect("Linux says it");
+            let ours = sockets.lines().find(|line| {
+                let at = line.find(&from);
+                at.is_some_and(|at| at < 25 && line[at..].contains(&to))
+            });
+            let queue = ours.and_then(|line| line.split_whitespace().nth(4)?.split(':').next());
+            if queue.is_none_or(|queue| queue == "00000000") {
+                return;
+            }
+            tokio::task::yield_now().await;
+        }
+    }
+
+    /// Waits until the other side has granted so much on a stream, beyond its first window.
+    pub async fn grants_at_least(&mut self, stream: u32, bytes: u32) {
+        let mut granted = 0;
+        while granted < bytes.saturating_sub(65_535) {
+            let next = self.next().await.expect("the connection goes on");
+            if (next.kind, next.stream) == (WINDOW_UPDATE, stream) {
+                granted += next.number();
+            }
+        }
+    }
+
     /// Waits until the other side has read all that was said: its answer to a PING says so.
     pub async fn until_read(&mut self) {
         self.send(&frame(PING, 0, 0, b"have you")).await;
         while !self.next().await.is_some_and(|next| next.kind == PING && next.has(ACK)) {}
+    }
+
+    /// The same, unless what was said last broke off in the middle of something.
+    pub async fn until_settled_or(&mut self, said: &[u8]) {
+        let broken_off = said.len() < 9 || (said[3] == HEADERS && said[4] & END_HEADERS == 0);
+        if !broken_off && !said.is_empty() {
+            self.until_read().await;
+        }
     }
 
     /// Waits until both sides' SETTINGS were acknowledged.
