@@ -46,8 +46,9 @@ fn srv_records_give_each_endpoint_its_weight_and_a_lower_priority_nothing_while_
         let dead = now();
         let calls = traffic.end(time)?;
 
-        let before = calls.between(0.0, weighed);
-        ensure!(before.failed().len() == 0, "calls failed:{}", before.failed());
+        // What began later may have been in flight to one of them.
+        let before = calls.between(0.0, weighed - 0.5);
+        ensure!(before.failed().is_empty(), "calls failed:{}", before.failed());
         let shares: Vec<_> = endpoints.iter().map(|endpoint| before.share(endpoint)).collect();
         ensure!(
             (0.67..0.83).contains(&shares[0]) && (0.17..0.33).contains(&shares[1]),
@@ -56,7 +57,7 @@ fn srv_records_give_each_endpoint_its_weight_and_a_lower_priority_nothing_while_
         ensure!(shares[2] == 0.0, "the spare was called while others lived: {shares:?}");
         let after = calls.between(dead + 1.0, f64::MAX);
         ensure!(
-            after.len() > 500 && after.failed().len() == 0 && after.share(&endpoints[2]) == 1.0,
+            after.len() > 500 && after.failed().is_empty() && after.share(&endpoints[2]) == 1.0,
             "with the others dead, of {} calls the spare had {}; failed:{}",
             after.len(),
             after.share(&endpoints[2]),
@@ -85,7 +86,7 @@ fn a_resolv_conf_that_changes_is_read_again() {
             endpoints.iter().all(|endpoint| calls.share(endpoint) > 0.2)
         })?;
         ensure!(
-            traffic.calls().failed().len() == 0,
+            traffic.calls().failed().is_empty(),
             "calls failed:{}",
             traffic.calls().failed()
         );
