@@ -185,6 +185,29 @@ fn a_reset_crosses_as_a_reset_and_a_refusal_as_one() {
 }
 
 #[test]
+fn a_silent_caller_of_nobody_is_told_so() {
+    support::test(|mesh| {
+        let pair = Pair::new(mesh)?;
+        let began = Instant::now();
+        ensure!(
+            refused(&pair.client, pair.server.at(Family::V4, PORT)?, b"")?,
+            "a port without a listener took a silent caller"
+        );
+        ensure!(
+            began.elapsed() < Duration::from_secs(3),
+            "it took {:?} to say so",
+            began.elapsed()
+        );
+        let errors = pair
+            .inbound
+            .metrics()?
+            .sum("portunus_proxy_errors_total", &[("reason", "dial")]);
+        ensure!(errors == 1.0, "inbound counts {errors} failed dials");
+        Ok(())
+    });
+}
+
+#[test]
 fn a_reader_that_does_not_read_holds_its_writer_back() {
     support::test(|mesh| {
         let pair = Pair::new(mesh)?;
