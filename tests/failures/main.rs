@@ -59,7 +59,7 @@ fn lose_one_of_five(mesh: &Mesh, lose: impl FnOnce(&mut Vec<Endpoint>) -> Result
         failed.len()
     );
     let late = calls.between(after + 1.0, f64::MAX).failed();
-    ensure!(late.len() == 0, "a second after the loss there still failed:{late}");
+    ensure!(late.is_empty(), "a second after the loss there still failed:{late}");
     let unexplained: Vec<_> = failed.0.into_iter().filter(|call| !is_explained(call)).collect();
     ensure!(
         unexplained.is_empty(),
@@ -101,7 +101,7 @@ fn one_of_five_endpoints_that_swallows_packets_fails_no_call_that_begins_five_se
             late.len()
         );
         ensure!(
-            late.failed().len() == 0,
+            late.failed().is_empty(),
             "five seconds after the silence there still failed:{}",
             late.failed()
         );
@@ -155,7 +155,7 @@ fn when_every_endpoint_is_dead_calls_are_unavailable_with_a_reason_within_100_ms
             ensure!(calls.len() >= 100, "only {} calls found all {what} dead", calls.len());
             let wrong = Calls(calls.0.iter().filter(|call| !is_explained(call)).cloned().collect());
             ensure!(
-                wrong.len() == 0,
+                wrong.is_empty(),
                 "with all {what} dead, these are not UNAVAILABLE with a reason:{wrong}"
             );
             let told = calls.within(0.99)?;
@@ -207,7 +207,7 @@ fn after_a_scale_up_from_1_to_3_addresses_the_new_ones_carry_their_share_within_
         let calls = traffic.end(time)?;
 
         ensure!(
-            calls.failed().len() == 0,
+            calls.failed().is_empty(),
             "nothing fails by a scale-up:{}",
             calls.failed()
         );
@@ -245,7 +245,7 @@ fn an_address_that_dns_takes_out_gets_no_new_calls_and_those_that_run_there_end_
         let removed = now();
         let calls = traffic.end(time)?;
 
-        ensure!(calls.failed().len() == 0, "calls failed:{}", calls.failed());
+        ensure!(calls.failed().is_empty(), "calls failed:{}", calls.failed());
         let ran = calls.between(0.0, removed);
         let under_way = ran
             .0
@@ -322,7 +322,7 @@ fn stays_served(dns: &Dns, sidecar: &Sidecar, traffic: &Traffic, endpoints: &[En
     traffic.flow(Duration::from_millis(2_500));
     let calls = traffic.calls();
     ensure!(
-        calls.failed().len() == 0,
+        calls.failed().is_empty(),
         "calls failed during {what}:{}",
         calls.failed()
     );
@@ -365,7 +365,7 @@ fn three_equal_endpoints_have_33_percent_each_give_or_take_3_of_10_000_calls_on_
         let time = Duration::from_secs(10);
         let calls = Traffic::start(&caller, 1_000, time)?.end(time)?;
         ensure!(
-            calls.failed().len() == 0,
+            calls.failed().is_empty(),
             "nothing fails when nothing is wrong:{}",
             calls.failed()
         );
@@ -398,7 +398,7 @@ fn of_three_endpoints_one_that_is_ten_times_slower_has_less_than_a_third_of_its_
         endpoints[1].app.signal(nix::sys::signal::Signal::SIGUSR1)?;
         let time = Duration::from_secs(12);
         let calls = Traffic::start(&caller, 500, time)?.end(time)?;
-        ensure!(calls.failed().len() == 0, "slow is not failed:{}", calls.failed());
+        ensure!(calls.failed().is_empty(), "slow is not failed:{}", calls.failed());
         let share = calls.share(&endpoints[1]) * 100.0;
         ensure!(share > 0.0, "the slow endpoint is never asked again");
         ensure!(share < 11.0, "the slow endpoint has {share:.1} % of the calls");
@@ -418,7 +418,7 @@ fn addresses_of_a_family_that_the_pod_cannot_route_do_not_count() {
             let sidecar = caller.sidecar()?;
             let time = Duration::from_secs(2);
             let calls = Traffic::start(&caller, 100, time)?.end(time)?;
-            ensure!(calls.failed().len() == 0, "by {family} there failed:{}", calls.failed());
+            ensure!(calls.failed().is_empty(), "by {family} there failed:{}", calls.failed());
             let view = sidecar.admin("/endpoints")?.body;
             for endpoint in &endpoints {
                 ensure!(

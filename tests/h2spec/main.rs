@@ -12,12 +12,12 @@ use support::{Family, Mesh, Pod, Program, Sidecar, User, http, tools, wait_until
 
 #[test]
 fn every_case_of_h2spec_passes_through_outbound_over_ipv4_and_ipv6() {
-    support::test(|mesh| through_outbound(mesh));
+    support::test(through_outbound);
 }
 
 #[test]
 fn every_case_of_h2spec_passes_through_inbound_over_ipv4_and_ipv6() {
-    support::test(|mesh| through_inbound(mesh));
+    support::test(through_inbound);
 }
 
 /// The application is h2spec; the backend knows nothing of a mesh.

@@ -38,7 +38,7 @@ fn sigterm_under_load_fails_no_call_while_others_take_over() {
             "the sidecar ended with {ended}:\n{said}"
         );
         let calls = traffic.end(time)?;
-        ensure!(calls.failed().len() == 0, "calls failed:{}", calls.failed());
+        ensure!(calls.failed().is_empty(), "calls failed:{}", calls.failed());
         let under_way =
             calls.between(0.0, asked).0.iter().any(|call| {
                 call.from == endpoints[0].pod.name() && call.at < asked && call.at + call.ms / 1_000.0 > asked
@@ -82,7 +82,7 @@ fn after_sigterm_outbound_goes_on_until_the_application_closes() {
             "a caller that connects after SIGTERM is not served: {said}"
         );
         let calls = traffic.end(time)?;
-        ensure!(calls.failed().len() == 0, "calls failed:{}", calls.failed());
+        ensure!(calls.failed().is_empty(), "calls failed:{}", calls.failed());
         ensure!(
             calls.between(asked + 2.0, f64::MAX).len() > 100,
             "the application did not go on calling"
@@ -181,7 +181,7 @@ fn killed_and_started_again_under_load_it_listens_within_200_ms() {
                 },
             )?;
             let soon = traffic.calls().between(back + 1.0, f64::MAX).failed();
-            ensure!(soon.len() == 0, "a second later calls still fail:{soon}");
+            ensure!(soon.is_empty(), "a second later calls still fail:{soon}");
         }
         // From the kill to ready, `ip netns exec` and all. Half of them, so that a pause of a busy machine does not count.
         times.sort();

@@ -113,7 +113,7 @@ fn either_side_may_end_its_half_and_go_on_listening() {
                 client.write_all(&answer)?;
                 Ok(all)
             });
-            let sent: Vec<u8> = (0..3_000_000_u32).map(|i| (i * 31 >> 3) as u8).collect();
+            let sent: Vec<u8> = (0..3_000_000_u32).map(|i| ((i * 31) >> 3) as u8).collect();
             let mut socket = dial(&pair.client, address)?;
             socket.write_all(&sent)?;
             socket.shutdown(Shutdown::Write)?;
