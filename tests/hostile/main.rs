@@ -3,9 +3,4 @@
 mod clients;
 mod servers;
 
-#[path = "../relay/bytes.rs"]
-mod bytes;
-#[path = "../relay/raw.rs"]
-mod raw;
-#[path = "../relay/world.rs"]
-mod world;
+use support::relay::{raw, world};

@@ -2,11 +2,10 @@
 //! Every byte is checked.
 
 mod again;
-mod bytes;
 mod chaos;
 mod credit;
 mod ends;
 mod fields;
 mod load;
-mod raw;
-mod world;
+
+use support::relay::{bytes, raw, world};

@@ -30,6 +30,7 @@ pub mod netns;
 pub mod peer;
 pub mod pod;
 pub mod program;
+pub mod relay;
 pub mod sidecar;
 pub mod tools;
 pub mod traffic;

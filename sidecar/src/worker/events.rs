@@ -74,8 +74,8 @@ impl Worker {
                         wire.inside_headers = None;
                     }
                     match side {
-                        Side::Caller { inbound, .. } => self.from_caller(key, inbound, event),
-                        Side::Server { .. } => self.from_server(key, event),
+                        Side::Caller { inbound, .. } => self.hear_caller(key, inbound, event),
+                        Side::Server { .. } => self.hear_server(key, event),
                     }
                 }
                 Ok(None) => break,
@@ -91,7 +91,7 @@ impl Worker {
         self.count_unruly(key);
     }
 
-    fn from_caller(&mut self, wire: WireKey, inbound: bool, event: Event<'_>) {
+    fn hear_caller(&mut self, wire: WireKey, inbound: bool, event: Event<'_>) {
         match event {
             Event::Headers {
                 key,
@@ -235,7 +235,7 @@ impl Worker {
         }
     }
 
-    fn from_server(&mut self, wire: WireKey, event: Event<'_>) {
+    fn hear_server(&mut self, wire: WireKey, event: Event<'_>) {
         match event {
             Event::Headers { user, head, end, .. } => self.server_headers(user, head, end),
             Event::Data { user, bytes, end, .. } => {
