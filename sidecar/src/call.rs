@@ -31,6 +31,8 @@ pub(crate) struct Call {
     pub(crate) last_error: Option<String>,
     /// Whether it was sent again already: that happens once.
     pub(crate) resent: bool,
+    /// Since when bytes of it are held that do not move.
+    pub(crate) stalled: Option<Instant>,
     /// How it ended, if not by a status of the server's.
     pub(crate) ended: Option<Code>,
 }

@@ -65,6 +65,15 @@ pub enum Failure {
         /// Bytes held and promised.
         used: u64,
     },
+    /// The call's bytes did not move for longest when the memory budget was spent.
+    #[error(
+        "the sidecar held {held} bytes of this call, which its reader did not take, and may hold no more: the call that had \
+         stalled longest was ended; see portunus_memory_held_bytes and --memory-budget"
+    )]
+    Stalled {
+        /// Bytes that were held.
+        held: usize,
+    },
     /// No endpoint can be tried (any more).
     #[error("no endpoint of {service} can be reached: {why}")]
     NoEndpoint {
@@ -148,6 +157,7 @@ impl Failure {
             Failure::NextHopHeaders { .. } => "next_hop_headers",
             Failure::CallerHeaders { .. } => "caller_headers",
             Failure::MemoryBudget { .. } => "memory_budget",
+            Failure::Stalled { .. } => "stalled",
             Failure::NoEndpoint { .. } => "no_endpoint",
             Failure::Unreachable { .. } => "unreachable",
             Failure::TooManyWaiting { .. } => "too_many_waiting",
@@ -160,12 +170,13 @@ impl Failure {
     }
 
     /// Every reason there is.
-    pub const REASONS: [&'static str; 13] = [
+    pub const REASONS: [&'static str; 14] = [
         "request_headers_too_large",
         "response_headers_too_large",
         "next_hop_headers",
         "caller_headers",
         "memory_budget",
+        "stalled",
         "no_endpoint",
         "unreachable",
         "too_many_waiting",
@@ -189,6 +200,7 @@ impl Failure {
             | Failure::NextHopHeaders { .. }
             | Failure::CallerHeaders { .. }
             | Failure::MemoryBudget { .. }
+            | Failure::Stalled { .. }
             | Failure::TooManyWaiting { .. } => Code::ResourceExhausted,
             Failure::NoEndpoint { .. }
             | Failure::Unreachable { .. }
@@ -203,9 +215,10 @@ impl Failure {
     /// Who has to do something about it.
     pub fn fault(&self) -> Fault {
         match self {
-            Failure::RequestHeadersTooLarge { .. } | Failure::NextHopHeaders { .. } | Failure::Deadline { .. } => {
-                Fault::Caller
-            }
+            Failure::RequestHeadersTooLarge { .. }
+            | Failure::NextHopHeaders { .. }
+            | Failure::Stalled { .. }
+            | Failure::Deadline { .. } => Fault::Caller,
             Failure::ResponseHeadersTooLarge { .. }
             | Failure::CallerHeaders { .. }
             | Failure::Unreachable { .. }
@@ -222,6 +235,7 @@ impl Failure {
         match self {
             Failure::ResponseHeadersTooLarge { .. }
             | Failure::CallerHeaders { .. }
+            | Failure::Stalled { .. }
             | Failure::ConnectionLost { .. }
             | Failure::BadResponse { .. }
             | Failure::Deadline { .. }

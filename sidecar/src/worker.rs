@@ -96,6 +96,7 @@ impl Worker {
             tried: Default::default(),
             last_error: None,
             resent: false,
+            stalled: None,
             ended: None,
         });
         if let Some(wire) = self.wires.slots.get_mut(down.wire) {
@@ -413,7 +414,7 @@ impl Worker {
                 tracing::debug!(%addr, "{error}");
                 let why = error.to_string();
                 let mut judged = Vec::new();
-                for mark in self.pools.dial_failed(pool) {
+                for mark in self.pools.dial_failed(pool, &self.wires) {
                     self.dial_failed(Key::from_bits(mark), &why, &mut judged);
                 }
                 self.pools.remove_if_idle(pool);

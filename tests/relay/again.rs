@@ -322,3 +322,102 @@ async fn a_server_that_answers_its_ping_may_be_silent_as_long_as_it_likes() {
     answer(&mut server, stream).await;
     is(&waits.await.expect("it held").expect("answered"), "0", "");
 }
+
+#[tokio::test]
+async fn a_request_of_which_no_byte_left_goes_to_another_connection_when_its_own_is_lost() {
+    let (world, listener) = before_raw().await;
+    let mut bulk = world.caller().await;
+    let Begun { mut body, response, .. } = bulk.begin(request("/a.B/Bulk", &[])).await.expect("begun");
+    let mut server = Raw::accept(&listener, &[(4, 1 << 30)]).await;
+    let head = server.until(|frame| frame.kind == HEADERS).await;
+    server.fields(&head).await;
+    server
+        .send(&[raw::update(0, 1 << 30), raw::update(head.stream, 1 << 20)].concat())
+        .await;
+    server.until_read().await;
+    // The server reads no more: at last the proxy's socket takes no more either.
+    let sending =
+        tokio::spawn(
+            async move { crate::world::send_bytes(&mut body, crate::bytes::Bytes::new(1), 64 << 20, true).await },
+        );
+    let stuck = || world.metric("portunus_memory_held_bytes", &[]);
+    let mut last = 0.0;
+    let mut same = 0;
+    while same < 5 {
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        same = if stuck() == last && last > 60_000.0 {
+            same + 1
+        } else {
+            0
+        };
+        last = stuck();
+    }
+    // Three requests stand behind what does not leave.
+    let caller = world.caller().await;
+    let behind: Vec<_> = (0..3).map(|_| call(&caller, b"unsent".to_vec())).collect();
+    world.until("grpc_client_started_total", &[], |n| n == 4.0).await;
+    drop(server);
+    let mut other = Raw::accept(&listener, &[]).await;
+    for _ in 0..3 {
+        let (stream, body) = whole_request(&mut other).await;
+        assert_eq!(body, b"unsent");
+        answer(&mut other, stream).await;
+    }
+    for call in behind {
+        is(&call.await.expect("it held").expect("answered"), "0", "");
+    }
+    // The one that had begun to leave is not sent again.
+    let bulk = collect(response.await.expect("answered"), 0).await.expect("whole");
+    is(&bulk, "14", "may have processed it");
+    let _ = sending.await.expect("it held");
+}
+
+#[tokio::test]
+async fn a_call_does_not_wait_for_a_draining_connection_when_no_other_can_be_made() {
+    let (world, listener) = before_raw().await;
+    let caller = world.caller().await;
+    let running = call(&caller, b"first".to_vec());
+    let mut server = Raw::accept(&listener, &[]).await;
+    let (stream, _) = whole_request(&mut server).await;
+    drop(listener);
+    server.send(&raw::goaway(stream, 0)).await;
+    server.until_read().await;
+    let began = Instant::now();
+    let refused = call(&caller, b"second".to_vec());
+    is(&refused.await.expect("it held").expect("answered"), "14", "refused");
+    assert!(began.elapsed() < Duration::from_secs(2), "{:?}", began.elapsed());
+    answer(&mut server, stream).await;
+    is(&running.await.expect("it held").expect("answered"), "0", "");
+}
+
+#[tokio::test]
+async fn an_answer_that_came_before_its_connection_broke_arrives_whole_however_large() {
+    let (world, listener) = before_raw().await;
+    for _ in 0..10 {
+        let mut caller = world.caller_with((1 << 20, 1 << 20)).await;
+        let Begun { response, mut body, .. } = caller.begin(request("/a.B/C", &[])).await.expect("begun");
+        let mut server = Raw::accept(&listener, &[(4, 1 << 20)]).await;
+        let head = server.until(|frame| frame.kind == HEADERS).await;
+        server.fields(&head).await;
+        server
+            .send(&[raw::response(head.stream), raw::update(0, 1 << 20)].concat())
+            .await;
+        server.grants_at_least(head.stream, 200_000).await;
+        // More of the request is under way than the server will ever read: when it closes, that is a reset.
+        let sending = tokio::spawn(async move {
+            crate::world::send_bytes(&mut body, crate::bytes::Bytes::new(1), 400_000, false).await
+        });
+        let mut answer: Vec<u8> = Vec::new();
+        for _ in 0..15 {
+            answer.extend(raw::frame(raw::DATA, 0, head.stream, &[5; 16_000]));
+        }
+        answer.extend(raw::trailers(head.stream));
+        server.send(&answer).await;
+        // What the kernel has not delivered when a socket is closed so is lost; what it has, is not.
+        server.until_delivered().await;
+        drop(server);
+        let answer = collect(response.await.expect("answered"), 0).await.expect("whole");
+        assert_eq!((answer.bytes, answer.grpc_status.as_deref()), (240_000, Some("0")));
+        let _ = sending.await.expect("it held");
+    }
+}

@@ -103,6 +103,7 @@ async fn chaos(mut http2: http2::Settings, caller: (u32, u32), server: (u32, u32
     let world = World::with(Setup {
         http2,
         server_windows: server,
+        inbound: caller.0 == 65_535,
         ..Setup::default()
     })
     .await;
@@ -276,5 +277,38 @@ async fn a_window_that_shrinks_and_grows_under_way_costs_no_byte() {
             }
         }
         assert!(moves > 2, "the windows moved {moves} times");
+    }
+}
+
+#[tokio::test]
+async fn tables_of_any_size_stay_in_step() {
+    let world = World::start().await;
+    let mut calls = JoinSet::new();
+    for table in [0, 64, 300, 4_096, 65_536] {
+        let mut builder = h2::client::Builder::new();
+        builder.header_table_size(table);
+        let caller = world.caller_of(&builder).await;
+        for i in 0..200u64 {
+            let mut caller = caller.clone();
+            calls.spawn(async move {
+                let echo = format!("{table}-{}", i % 17);
+                let fields = [("x-echo-a", &*echo), ("x-echo-b", "always"), ("x-receive", "0")];
+                let Begun {
+                    response,
+                    mut body,
+                    seed,
+                } = caller.begin(request("/a.B/C", &fields)).await.expect("begun");
+                send_bytes(&mut body, Bytes::new(seed), 10, true).await.expect("sent");
+                let answer = collect(response.await.expect("answered"), seed).await.expect("whole");
+                assert_eq!(answer.head.get("x-echo-a").expect("it crossed"), &*echo);
+                assert_eq!(answer.head.get("x-echo-b").expect("it crossed"), "always");
+            });
+            if calls.len() >= 90 {
+                calls.join_next().await.expect("one is running").expect("it held");
+            }
+        }
+    }
+    while let Some(done) = calls.join_next().await {
+        done.expect("it held");
     }
 }

@@ -2,10 +2,10 @@
 //! Every byte is checked.
 
 mod again;
-mod bytes;
 mod chaos;
 mod credit;
 mod ends;
 mod fields;
-mod raw;
-mod world;
+mod load;
+
+use support::relay::{bytes, raw, world};

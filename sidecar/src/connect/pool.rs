@@ -133,13 +133,14 @@ impl Pools {
         said.unwrap_or(STREAMS_EACH).clamp(1, STREAMS_EACH)
     }
 
-    /// A dial failed: the calls that waited are returned, unless another dial or a wire may still serve them.
-    pub fn dial_failed(&mut self, key: PoolKey) -> Vec<u64> {
+    /// A dial failed: the calls that waited are returned, unless another dial or a wire may still serve them. (One that
+    /// only waits for its last streams to end serves nobody.)
+    pub fn dial_failed(&mut self, key: PoolKey, wires: &Wires) -> Vec<u64> {
         let Some(pool) = self.pools.get_mut(key) else {
             return Vec::new();
         };
         pool.dialling = pool.dialling.saturating_sub(1);
-        if pool.dialling > 0 || !pool.wires.is_empty() {
+        if pool.dialling > 0 || pool.lasting(wires) > 0 {
             return Vec::new();
         }
         pool.waiting.drain(..).collect()

@@ -36,13 +36,19 @@ pub struct Wire {
     pub pinged: Option<Instant>,
     /// Since when a header block has been coming.
     pub inside_headers: Option<Instant>,
-    /// Resets that followed close behind their requests, less responses that came.
+    /// Resets that followed close behind their requests, since a response came to a later one.
     pub hasty_resets: u32,
+    /// The last stream of these.
+    pub hasty_last: u32,
+    /// Whether the server has read the requests that were reset so soon.
+    pub took_up: TookUp,
     /// Bytes that the socket took since the beginning.
     pub flushed: u64,
     socket: TcpStream,
     waker: Waker,
     first: Option<Vec<u8>>,
+    /// Why nothing can be written any more, once that is so. What came before may still be read.
+    pub(crate) mute: Option<io::Error>,
     /// Whether the wire stands in the worker's list of those that want the next turn, too.
     pub(crate) is_unfinished: bool,
     /// The last turn that the wire had.
@@ -148,6 +154,10 @@ impl Wire {
                 return Ok(true);
             }
             let whole = output.len();
+            if self.mute.is_some() {
+                self.engine.written(whole, shared);
+                return Ok(true);
+            }
             if self
                 .socket
                 .poll_write_ready(&mut Context::from_waker(&self.waker))
@@ -178,6 +188,17 @@ impl Wire {
     pub fn position(&self) -> u64 {
         self.flushed + self.engine.output().len() as u64
     }
+}
+
+/// Whether a server has read what it was sent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TookUp {
+    /// It was not asked.
+    Unknown,
+    /// It was, by a PING.
+    Asked,
+    /// It has answered since.
+    Read(Instant),
 }
 
 /// A reset that a server has not been told yet.
@@ -290,10 +311,13 @@ impl Wires {
             pinged: None,
             inside_headers: None,
             hasty_resets: 0,
+            hasty_last: 0,
+            took_up: TookUp::Unknown,
             flushed: 0,
             socket,
             waker: waker.clone().into(),
             first: Some(first).filter(|bytes| !bytes.is_empty()),
+            mute: None,
             is_unfinished: false,
             turn: 0,
             is_dirty: false,

@@ -85,6 +85,8 @@ pub struct Exchange {
     pub http_status: u16,
     /// When the server is to learn of a reset, if not at once.
     pub reset_late: Option<Instant>,
+    /// Whether the response said how long it is: it cannot end otherwise, then.
+    length_promised: bool,
     request_ended: bool,
     is_head: bool,
     replay: Replay,
@@ -124,6 +126,7 @@ impl Exchange {
             code: None,
             http_status: 0,
             reset_late: None,
+            length_promised: false,
             request_ended,
             is_head,
             replay: Replay::default(),
@@ -164,8 +167,8 @@ impl Exchange {
         true
     }
 
-    /// Payload of the request.
-    pub fn request_data(&mut self, bytes: &[u8], end: bool, wires: &mut Wires) {
+    /// Payload of the request. Returns whether some of it is the first that is held.
+    pub fn request_data(&mut self, bytes: &[u8], end: bool, wires: &mut Wires) -> bool {
         self.request_ended |= end;
         if self.is_grpc {
             self.asked.follow(bytes);
@@ -173,13 +176,12 @@ impl Exchange {
         if matches!(self.phase, Phase::Waiting | Phase::Asked) {
             self.replay.keep(bytes, self.phase == Phase::Waiting, &mut wires.shared);
         }
-        let Some(up) = self.up else { return };
-        if let Some((wire, shared)) = wires.touch(up.wire) {
-            wire.engine.send_data(up.stream, bytes, end, shared);
-        }
+        let Some(up) = self.up else { return false };
+        let begins = pass_on(up, bytes, end, wires);
         if !end {
             self.refill_request(wires);
         }
+        begins
     }
 
     /// Trailers of the request; they stand in the wires' shared fields.
@@ -198,6 +200,8 @@ impl Exchange {
         if !informational {
             self.phase = if end { Phase::Answered } else { Phase::Answering };
             self.http_status = status;
+            let shared = &wires.shared;
+            self.length_promised = shared.fields.find(Name::ContentLength, &shared.interner).is_some();
             self.forget_request(wires);
             if end {
                 self.read_status(wires);
@@ -211,20 +215,19 @@ impl Exchange {
         wires.shared.fields = fields;
     }
 
-    /// Payload of the response.
-    pub fn response_data(&mut self, bytes: &[u8], end: bool, wires: &mut Wires) {
+    /// Payload of the response. Returns whether some of it is the first that is held.
+    pub fn response_data(&mut self, bytes: &[u8], end: bool, wires: &mut Wires) -> bool {
         if self.is_grpc {
             self.answered.follow(bytes);
         }
         if end {
             self.phase = Phase::Answered;
         }
-        if let Some((wire, shared)) = wires.touch(self.down.wire) {
-            wire.engine.send_data(self.down.stream, bytes, end, shared);
-        }
+        let begins = pass_on(self.down, bytes, end, wires);
         if !end {
             self.refill_response(wires);
         }
+        begins
     }
 
     /// The response's trailers; they stand in the wires' shared fields.
@@ -303,7 +306,7 @@ impl Exchange {
         if !began {
             answer.send_whole(self.is_grpc, self.is_head, &mut wire.engine, down.stream, shared);
             self.code = Some(answer.code);
-        } else if self.is_grpc && self.answered.is_between_messages() {
+        } else if self.is_grpc && self.answered.is_between_messages() && !self.length_promised {
             answer.send_trailers(&mut wire.engine, down.stream, shared);
             self.code = Some(answer.code);
         } else {
@@ -311,6 +314,31 @@ impl Exchange {
         }
         // Whatever of the request is still under way has no reader.
         wire.engine.reset_after_end(down.stream, Reason::NO_ERROR, shared);
+    }
+
+    /// Ends it at once, on both sides, whatever is held.
+    pub fn cut(&mut self, reason: Reason, wires: &mut Wires) {
+        self.reset_up(Reason::CANCEL, wires);
+        if let Some((wire, shared)) = wires.touch(self.down.wire) {
+            wire.engine.reset(self.down.stream, reason, shared);
+        }
+        self.phase = Phase::Over;
+    }
+
+    /// Bytes that are held for the caller, for the server, and to be sent (again).
+    pub fn held(&self, wires: &Wires) -> (usize, usize, usize) {
+        let of = |end: End| {
+            let wire = wires.slots.get(end.wire);
+            wire.map_or(0, |wire| wire.engine.held(end.stream))
+        };
+        (of(self.down), self.up.map_or(0, of), self.replay.len())
+    }
+
+    /// Gives up that the request can be sent again, where it is under way already.
+    pub fn forget_replay(&mut self, wires: &mut Wires) {
+        if self.phase == Phase::Asked {
+            self.replay.give_up(&mut wires.shared);
+        }
     }
 
     /// Whether nothing is left of it on either side.
@@ -370,6 +398,15 @@ impl Exchange {
         }
         wires.shared.fields = fields;
     }
+}
+
+/// Payload for `to`: what has no room is held. Returns whether that begins with these bytes.
+fn pass_on(to: End, bytes: &[u8], end: bool, wires: &mut Wires) -> bool {
+    let Some((wire, shared)) = wires.touch(to.wire) else {
+        return false;
+    };
+    let held = bytes.len() - wire.engine.send_data(to.stream, bytes, end, shared).min(bytes.len());
+    held > 0 && wire.engine.held(to.stream) == held
 }
 
 /// Lets the sender `from` send what the reader `to` has granted, or what its own path needs, less what is under way

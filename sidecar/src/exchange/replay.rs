@@ -24,11 +24,20 @@ impl Replay {
             return;
         }
         if !must && self.held.len() + bytes.len() > REPLAY_BYTES {
-            self.forget(shared);
-            self.lost = true;
+            self.give_up(shared);
             return;
         }
         shared.hold(&mut self.held, bytes);
+    }
+
+    /// The request will not be sent again.
+    pub(crate) fn give_up(&mut self, shared: &mut Shared) {
+        self.forget(shared);
+        self.lost = true;
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.held.len()
     }
 
     pub(crate) fn is_whole(&self) -> bool {

@@ -431,6 +431,11 @@ impl Connection {
             .map(|s| s.recv_window)
     }
 
+    /// The stream's identifier on the wire; 0 if it has none (any more).
+    pub fn id(&self, key: StreamKey) -> u32 {
+        self.streams.get(key).map_or(0, |s| s.id)
+    }
+
     /// Bytes of ours that the stream holds.
     pub fn held(&self, key: StreamKey) -> usize {
         self.streams.get(key).map_or(0, |s| s.held.len())
@@ -502,7 +507,7 @@ impl Connection {
         }
         self.decoder.release(&mut shared.interner);
         self.encoder.release(&mut shared.interner);
-        shared.budget.release(std::mem::take(&mut self.reserved));
+        shared.budget.unreserve(std::mem::take(&mut self.reserved));
     }
 
     pub(crate) fn borrow_output(&mut self, shared: &mut Shared) {
@@ -609,7 +614,7 @@ impl Connection {
     fn settle_reservation(&mut self, shared: &mut Shared) {
         let out = (self.recv_window - DEFAULT_WINDOW as i64).max(0) as u64;
         if out < self.reserved {
-            shared.budget.release(self.reserved - out);
+            shared.budget.unreserve(self.reserved - out);
             self.reserved = out;
         }
     }

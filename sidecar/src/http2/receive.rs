@@ -607,6 +607,9 @@ impl Connection {
         // Who does not know the limit yet may pass it; what comes later, or malformed, is its own doing.
         if wrong.is_some() || self.acked {
             self.check_resets(now)?;
+        } else {
+            // Not to acknowledge is no licence either.
+            self.check_control(now)?;
         }
         Ok(Some(Event::Refused { reason, wrong }))
     }

@@ -5,9 +5,9 @@ use std::time::Duration;
 
 use super::Worker;
 use crate::call::{CallKey, code_of_reset};
-use crate::connect::wire::Read;
+use crate::connect::wire::{Read, TookUp};
 use crate::connect::{Side, WireKey, pool};
-use crate::exchange::{End, Phase};
+use crate::exchange::{End, Exchange, Phase};
 use crate::failure::Failure;
 use crate::grpc::Code;
 use crate::http2::hpack::Name;
@@ -15,10 +15,15 @@ use crate::http2::slots::Key;
 use crate::http2::{Event, Head, Reason, StreamFault};
 use crate::{inbound, outbound};
 
+/// A server's cancel so shortly before the deadline is its way to say that the deadline passed: timers tick in
+/// milliseconds, and what remained was rounded on its way.
+const DEADLINE_IS_NEAR: Duration = Duration::from_millis(5);
 /// A server that did not even take a request up may not have seen it within this time.
 const HASTE: Duration = Duration::from_millis(100);
-/// What a server is given to take up requests that were cancelled at once, before it is told so.
-const SPARED: Duration = Duration::from_millis(30);
+/// How often it is looked whether a server has taken up requests that were cancelled at once, so that it can be told.
+pub(super) const SPARED: Duration = Duration::from_millis(10);
+/// The payload of the PING whose answer says that a server has read the requests before it.
+const WORN_PING: [u8; 8] = *b"ptn-worn";
 
 impl Worker {
     /// Reads what a wire has, once, and acts on it.
@@ -36,7 +41,10 @@ impl Worker {
                 }
             }
             Read::Nothing => {}
-            Read::End => self.close(key, "it was closed by the peer"),
+            Read::End => match wire.mute.take() {
+                Some(error) => self.close(key, &error.to_string()),
+                None => self.close(key, "it was closed by the peer"),
+            },
             Read::Broken(error) => self.close(key, &error.to_string()),
         }
     }
@@ -66,8 +74,8 @@ impl Worker {
                         wire.inside_headers = None;
                     }
                     match side {
-                        Side::Caller { inbound, .. } => self.from_caller(key, inbound, event),
-                        Side::Server { .. } => self.from_server(key, event),
+                        Side::Caller { inbound, .. } => self.hear_caller(key, inbound, event),
+                        Side::Server { .. } => self.hear_server(key, event),
                     }
                 }
                 Ok(None) => break,
@@ -83,7 +91,7 @@ impl Worker {
         self.count_unruly(key);
     }
 
-    fn from_caller(&mut self, wire: WireKey, inbound: bool, event: Event<'_>) {
+    fn hear_caller(&mut self, wire: WireKey, inbound: bool, event: Event<'_>) {
         match event {
             Event::Headers {
                 key,
@@ -116,7 +124,9 @@ impl Worker {
                 let Some(call) = self.calls.get_mut(Key::from_bits(user)) else {
                     return;
                 };
-                call.exchange.request_data(bytes, end, &mut self.wires);
+                if call.exchange.request_data(bytes, end, &mut self.wires) {
+                    call.stalled = Some(self.now);
+                }
                 if end {
                     self.settle(Key::from_bits(user));
                 }
@@ -131,10 +141,10 @@ impl Worker {
                 self.counts.refused(true);
                 self.caller_left(user, Reason::CANCEL);
             }
-            // It is the server alone who can say that a request was not processed.
+            // Only a server can say that a request was not processed, or that all is well.
             Event::Reset {
                 user,
-                reason: Reason::REFUSED_STREAM,
+                reason: Reason::REFUSED_STREAM | Reason::NO_ERROR,
                 ..
             } => self.caller_left(user, Reason::CANCEL),
             Event::Reset { user, reason, .. } => self.caller_left(user, reason),
@@ -209,22 +219,32 @@ impl Worker {
             && let Some(wire) = self.wires.slots.get_mut(up.wire)
         {
             wire.hasty_resets += 1;
-            if pool::is_worn(wire)
-                && let Some(call) = self.calls.get_mut(key)
-            {
+            wire.hasty_last = wire.hasty_last.max(wire.engine.id(up.stream));
+            if !pool::is_worn(wire) {
+                return;
+            }
+            if wire.took_up == TookUp::Unknown {
+                wire.took_up = TookUp::Asked;
+                if let Some((wire, shared)) = self.wires.touch(up.wire) {
+                    wire.engine.ping(WORN_PING, shared);
+                }
+            }
+            if let Some(call) = self.calls.get_mut(key) {
                 call.exchange.reset_late = Some(self.now + SPARED);
             }
         }
     }
 
-    fn from_server(&mut self, wire: WireKey, event: Event<'_>) {
+    fn hear_server(&mut self, wire: WireKey, event: Event<'_>) {
         match event {
             Event::Headers { user, head, end, .. } => self.server_headers(user, head, end),
             Event::Data { user, bytes, end, .. } => {
                 let Some(call) = self.calls.get_mut(Key::from_bits(user)) else {
                     return;
                 };
-                call.exchange.response_data(bytes, end, &mut self.wires);
+                if call.exchange.response_data(bytes, end, &mut self.wires) {
+                    call.stalled = Some(self.now);
+                }
                 if end {
                     self.settle(Key::from_bits(user));
                 }
@@ -242,6 +262,11 @@ impl Worker {
             }
             Event::Lowered => self.refill_all(wire, true),
             Event::GoAway { reason, .. } => self.server_goes(wire, reason),
+            Event::Pong(WORN_PING) => {
+                if let Some(wire) = self.wires.slots.get_mut(wire) {
+                    wire.took_up = TookUp::Read(self.now);
+                }
+            }
             Event::Pong(_) | Event::Refused { .. } => {}
         }
     }
@@ -273,8 +298,13 @@ impl Worker {
         match head {
             Head::Informational(status) => call.exchange.response_head(status, true, false, &mut self.wires),
             Head::Response(status) => {
-                if let Some(wire) = call.exchange.up.and_then(|up| self.wires.slots.get_mut(up.wire)) {
-                    wire.hasty_resets = wire.hasty_resets.saturating_sub(1);
+                if let Some(up) = call.exchange.up
+                    && let Some(wire) = self.wires.slots.get_mut(up.wire)
+                    && wire.hasty_resets > 0
+                    && wire.engine.id(up.stream) > wire.hasty_last
+                {
+                    // Requests are taken up in order: so were those that were reset.
+                    wire.hasty_resets = 0;
                 }
                 call.exchange.response_head(status, false, end, &mut self.wires);
                 let unavailable = call.exchange.code == Some(Code::Unavailable);
@@ -343,6 +373,17 @@ impl Worker {
         }
         if reason == Reason::REFUSED_STREAM && call.exchange.phase == Phase::Asked {
             self.not_processed(user);
+            return;
+        }
+        // Servers that keep the deadline themselves, such as grpc-go's, may end the stream before our own clock is read.
+        let overdue = call
+            .deadline
+            .filter(|deadline| deadline.at <= self.now + DEADLINE_IS_NEAR);
+        if let (Reason::CANCEL, Some(deadline), true) = (reason, overdue, call.exchange.phase != Phase::Answered) {
+            let stage = call.stage();
+            call.exchange.up = None;
+            let timeout = deadline.timeout;
+            self.fail(key, Failure::Deadline { timeout, stage });
             return;
         }
         if call.exchange.phase != Phase::Answered {
@@ -461,14 +502,69 @@ impl Worker {
             wire.engine.pump(&mut self.wires.shared, &mut moved);
             let caller = matches!(wire.side, Side::Caller { .. });
             for user in moved.drain(..) {
+                if let Some(call) = self.calls.get_mut(Key::from_bits(user)) {
+                    call.stalled = Some(self.now);
+                }
                 self.refill(user, caller);
                 self.settle(Key::from_bits(user));
             }
         }
         self.moved = moved;
+        if self.wires.shared.budget.is_overdrawn() {
+            self.relieve(self.wires.shared.budget.limit(), Duration::ZERO);
+        }
         while let Some(key) = self.wires.next_dirty() {
             self.write(key);
         }
+    }
+
+    /// More is held than may be: copies of requests go first, then the calls whose bytes have not moved for longest, and not
+    /// for `patience` at least; until `enough` is held.
+    pub(super) fn relieve(&mut self, enough: u64, patience: Duration) {
+        for (_, call) in self.calls.iter_mut() {
+            call.exchange.forget_replay(&mut self.wires);
+        }
+        if self.wires.shared.budget.used() <= enough {
+            return;
+        }
+        let holds = |exchange: &Exchange| {
+            let (down, up, replay) = exchange.held(&self.wires);
+            down + up + replay > 0
+        };
+        let stalled = self.calls.iter().filter(|(_, call)| holds(&call.exchange));
+        let mut stalled: Vec<_> = stalled
+            .map(|(key, call)| (call.stalled.unwrap_or(call.began), key))
+            .filter(|(since, _)| self.now.saturating_duration_since(*since) >= patience)
+            .collect();
+        stalled.sort_by_key(|(since, _)| *since);
+        for (_, key) in stalled {
+            if self.wires.shared.budget.used() <= enough {
+                break;
+            }
+            self.end_stalled(key);
+        }
+    }
+
+    fn end_stalled(&mut self, key: CallKey) {
+        let Some(call) = self.calls.get_mut(key) else { return };
+        let (for_caller, for_server, kept) = call.exchange.held(&self.wires);
+        let failure = Failure::Stalled {
+            held: for_caller + for_server + kept,
+        };
+        // A status would have to wait behind the bytes that wait.
+        if for_caller > 0 || matches!(call.exchange.phase, Phase::Answered | Phase::Over) {
+            let answer = failure.answer();
+            tracing::debug!(reason = answer.reason, inbound = call.inbound, "{}", answer.sentence);
+            self.counts.of(call.inbound).failed(answer.reason);
+            call.ended = Some(answer.code);
+            call.exchange.cut(Reason::ENHANCE_YOUR_CALM, &mut self.wires);
+            self.settle(key);
+            return;
+        }
+        if let Some(choice) = &call.choice {
+            self.pools.forget(choice.pool, key.to_bits());
+        }
+        self.fail(key, failure);
     }
 
     fn write(&mut self, key: WireKey) {
@@ -482,7 +578,12 @@ impl Worker {
                 self.close(key, "the peer does not read what it makes us say");
             }
             Ok(_) => self.replace_if_worn(key),
-            Err(error) => self.close(key, &error.to_string()),
+            Err(error) => {
+                // The peer has gone, but an answer may have come before that: it is read to the end first.
+                wire.engine.begin_goaway();
+                wire.mute = Some(error);
+                self.wants_another_turn(key);
+            }
         }
     }
 

@@ -3,6 +3,8 @@
 use std::time::Duration;
 
 use super::Worker;
+use super::events::SPARED;
+use crate::connect::wire::TookUp;
 use crate::connect::{Side, WireKey};
 use crate::failure::Failure;
 use crate::http2::slots::Key;
@@ -12,6 +14,10 @@ use crate::http2::{Connection, Reason};
 pub(super) const LOOK_EVERY: Duration = Duration::from_millis(500);
 /// A server's silence, while calls wait on it, after which it is asked whether it lives.
 const ASK_AFTER: Duration = Duration::from_millis(1_500);
+/// How long a server's connection may take to hand on to its application what it has read.
+const TAKES_UP_WITHIN: Duration = Duration::from_millis(150);
+/// How long a call's bytes may stand still once the memory budget is spent.
+const STALLED_LONG: Duration = Duration::from_secs(2);
 /// How long it may take to say so.
 const ANSWER_WITHIN: Duration = Duration::from_millis(2_000);
 
@@ -37,9 +43,20 @@ impl Worker {
                 },
             );
         }
-        while let Some(reset) = self.wires.late.pop_front_if(|reset| reset.due <= self.now) {
-            if let Some((wire, shared)) = self.wires.touch(reset.wire) {
+        while let Some(mut reset) = self.wires.late.pop_front_if(|reset| reset.due <= self.now) {
+            let Some((wire, shared)) = self.wires.touch(reset.wire) else {
+                continue;
+            };
+            let has_read = match wire.took_up {
+                TookUp::Read(since) => self.now.saturating_duration_since(since) >= TAKES_UP_WITHIN,
+                TookUp::Unknown | TookUp::Asked => false,
+            };
+            if has_read {
                 wire.engine.say_reset(reset.stream, reset.reason, shared);
+            } else {
+                // A server that does not even answer its PING is closed for that, sooner or later.
+                reset.due = self.now + SPARED;
+                self.wires.late.push_back(reset);
             }
         }
         let calls = &self.calls;
@@ -69,6 +86,11 @@ impl Worker {
                 continue;
             }
             self.attend(key);
+        }
+        let budget = &self.wires.shared.budget;
+        if budget.is_spent() {
+            // New calls are refused meanwhile: those that have stalled for long make room for them.
+            self.relieve(budget.limit() / 8 * 7, STALLED_LONG);
         }
         self.services.forget_idle(self.now);
     }

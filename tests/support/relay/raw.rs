@@ -7,21 +7,36 @@ use portunus_sidecar::http2::hpack::{Decoder, Fields, Interner, Limits};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 
+/// The frame DATA.
 pub const DATA: u8 = 0;
+/// The frame HEADERS.
 pub const HEADERS: u8 = 1;
+/// The frame PRIORITY.
 pub const PRIORITY: u8 = 2;
+/// The frame RST_STREAM.
 pub const RST_STREAM: u8 = 3;
+/// The frame SETTINGS.
 pub const SETTINGS: u8 = 4;
+/// The frame PUSH_PROMISE.
 pub const PUSH_PROMISE: u8 = 5;
+/// The frame PING.
 pub const PING: u8 = 6;
+/// The frame GOAWAY.
 pub const GOAWAY: u8 = 7;
+/// The frame WINDOW_UPDATE.
 pub const WINDOW_UPDATE: u8 = 8;
+/// The frame CONTINUATION.
 pub const CONTINUATION: u8 = 9;
 
+/// The flag ACK.
 pub const ACK: u8 = 1;
+/// The flag END_STREAM.
 pub const END_STREAM: u8 = 1;
+/// The flag END_HEADERS.
 pub const END_HEADERS: u8 = 4;
+/// The flag PADDED.
 pub const PADDED: u8 = 8;
+/// The flag PRIORITIZED.
 pub const PRIORITIZED: u8 = 32;
 
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
@@ -31,21 +46,29 @@ const PATIENCE: Duration = Duration::from_secs(30);
 /// A frame as it came.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Frame {
+    /// What the frame is.
     pub kind: u8,
+    /// Its flags.
     pub flags: u8,
+    /// Its stream; 0 for the connection.
     pub stream: u32,
+    /// Its payload.
     pub payload: Vec<u8>,
 }
 
 /// A field of a header list as it came.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Field {
+    /// Its name.
     pub name: String,
+    /// Its value.
     pub value: Vec<u8>,
+    /// Whether it came marked as never indexed.
     pub never_indexed: bool,
 }
 
 impl Frame {
+    /// Whether a flag is set.
     pub fn has(&self, flag: u8) -> bool {
         self.flags & flag != 0
     }
@@ -265,10 +288,47 @@ impl Raw {
         }
     }
 
+    /// Waits until the other side's kernel has all that was said, whether it was read or not.
+    pub async fn until_delivered(&self) {
+        let port = |addr: std::io::Result<SocketAddr>| format!(":{:04X} ", addr.expect("it is connected").port());
+        let (from, to) = (port(self.socket.local_addr()), port(self.socket.peer_addr()));
+        loop {
+            let sockets = std::fs::read_to_string("/proc/net/tcp").expect("Linux says it");
+            let ours = sockets.lines().find(|line| {
+                let at = line.find(&from);
+                at.is_some_and(|at| at < 25 && line[at..].contains(&to))
+            });
+            let queue = ours.and_then(|line| line.split_whitespace().nth(4)?.split(':').next());
+            if queue.is_none_or(|queue| queue == "00000000") {
+                return;
+            }
+            tokio::task::yield_now().await;
+        }
+    }
+
+    /// Waits until the other side has granted so much on a stream, beyond its first window.
+    pub async fn grants_at_least(&mut self, stream: u32, bytes: u32) {
+        let mut granted = 0;
+        while granted < bytes.saturating_sub(65_535) {
+            let next = self.next().await.expect("the connection goes on");
+            if (next.kind, next.stream) == (WINDOW_UPDATE, stream) {
+                granted += next.number();
+            }
+        }
+    }
+
     /// Waits until the other side has read all that was said: its answer to a PING says so.
     pub async fn until_read(&mut self) {
         self.send(&frame(PING, 0, 0, b"have you")).await;
         while !self.next().await.is_some_and(|next| next.kind == PING && next.has(ACK)) {}
+    }
+
+    /// The same, unless what was said last broke off in the middle of something.
+    pub async fn until_settled_or(&mut self, said: &[u8]) {
+        let broken_off = said.len() < 9 || (said[3] == HEADERS && said[4] & END_HEADERS == 0);
+        if !broken_off && !said.is_empty() {
+            self.until_read().await;
+        }
     }
 
     /// Waits until both sides' SETTINGS were acknowledged.
