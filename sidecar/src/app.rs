@@ -8,6 +8,7 @@ pub mod log;
 mod parts;
 pub mod shutdown;
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -22,7 +23,7 @@ use tracing::{info, warn};
 
 use crate::admin::{Condition, Door, Pages, Readiness};
 use crate::config::Config;
-use crate::connect::resolve::Names;
+use crate::connect::resolve::{Names, State};
 use crate::redirect;
 use crate::telemetry::{self, Registry};
 use crate::worker::{self, Command, Cut, Orders};
@@ -61,6 +62,7 @@ pub fn run(config: Config) -> Result<(), Error> {
             .context("signals cannot be heard")
             .map_err(Error::Start)?;
         let names = Names::start(parts::names(&config), &TaskTracker::new(), CancellationToken::new());
+        let followed = names.clone();
         let work = move |seat: Seat, config: &Config, registry: &Arc<Registry>| {
             let parts = parts::of(config, names.clone(), registry.clone());
             let listening = seat.listening_hook();
@@ -73,7 +75,7 @@ pub fn run(config: Config) -> Result<(), Error> {
                 },
             )
         };
-        carry(Arc::new(config), ask, asked, work).await
+        carry(Arc::new(config), ask, asked, Some(followed), work).await
     })
 }
 
@@ -82,9 +84,13 @@ async fn carry(
     config: Arc<Config>,
     ask: Sender<Event>,
     asked: Receiver<Event>,
+    names: Option<Names>,
     work: impl Fn(Seat, &Config, &Arc<Registry>) -> anyhow::Result<Cut> + Send + Sync + 'static,
 ) -> Result<(), Error> {
     let registry = Registry::new(&config.telemetry);
+    if let Some(names) = names {
+        show_names(&registry, names);
+    }
     let readiness = Readiness::new();
     let listening = readiness.condition("workers", "the workers do not listen yet");
     let staying = readiness.condition("shutdown", "the proxy is starting");
@@ -115,6 +121,7 @@ async fn carry(
     let mut crew = crew.context("worker threads cannot be made").map_err(Error::Start)?;
     crew.listening().await.map_err(Error::Start)?;
     opens.store(Some(Arc::new(crew.opens())));
+    show_endpoints(&registry, crew.opens());
     listening.met();
     if config.outbound_default.is_some() || config.inbound_default.is_some() {
         // Whoever says where unredirected connections lead does without rules.
@@ -141,6 +148,37 @@ async fn carry(
     }
     door.close().await;
     Ok(())
+}
+
+/// What the workers know of endpoints, added up by service and state at every scrape.
+fn show_endpoints(registry: &Arc<Registry>, opens: Opens) {
+    registry.observe(&telemetry::ENDPOINTS, move |samples| {
+        let mut states = BTreeMap::<_, std::collections::BTreeSet<_>>::new();
+        for view in opens.endpoints() {
+            states.entry((view.service, view.state)).or_default().insert(view.addr);
+        }
+        for ((service, state), endpoints) in states {
+            samples.push([&service, &state], endpoints.len() as f64);
+        }
+    });
+}
+
+/// The names that are followed, by how far what is known of them can be trusted.
+fn show_names(registry: &Arc<Registry>, names: Names) {
+    registry.observe(&telemetry::DNS_NAMES, move |samples| {
+        let mut counts = BTreeMap::from([("fresh", 0), ("stale", 0), ("unknown", 0)]);
+        for (_, answer) in names.known() {
+            let state = match answer.state {
+                State::Fresh => "fresh",
+                State::Stale { .. } => "stale",
+                State::Pending | State::Failed { .. } => "unknown",
+            };
+            *counts.entry(state).or_default() += 1;
+        }
+        for (state, count) in counts {
+            samples.push([state], f64::from(count));
+        }
+    });
 }
 
 /// Not ready while the redirect rules are missing: the pod's traffic would go past the proxy. Looked for often until

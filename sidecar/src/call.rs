@@ -86,23 +86,17 @@ impl Call {
 
     /// What the call's messages looked like.
     pub(crate) fn kind(&self) -> GrpcType {
-        match (
-            self.exchange.asked.messages() > 1,
-            self.exchange.answered.messages() > 1,
-        ) {
-            (false, false) => GrpcType::Unary,
-            (true, false) => GrpcType::ClientStream,
-            (false, true) => GrpcType::ServerStream,
-            (true, true) => GrpcType::BidiStream,
-        }
+        let exchange = &self.exchange;
+        GrpcType::seen(exchange.asked.messages().into(), exchange.answered.messages().into())
     }
 
     /// What its endpoint is to be judged by.
     pub(crate) fn outcome(&self, now: Instant) -> Outcome {
         let answered = self.exchange.http_status != 0;
         match self.code() {
-            Code::Unavailable | Code::Internal if !answered || self.ended.is_some() => Outcome::Failed,
             Code::Unavailable => Outcome::Failed,
+            // A reset, or an answer that cannot be passed on; not an INTERNAL of the application's own.
+            Code::Internal if !answered || self.ended.is_some() => Outcome::Failed,
             Code::Cancelled | Code::DeadlineExceeded if !answered => {
                 let since = self.choice.as_ref().map_or(now, |choice| choice.at);
                 Outcome::Abandoned {

@@ -14,7 +14,7 @@ pub enum Failure {
     /// The caller's header list is over a limit of ours.
     #[error(
         "the request's header list is {bytes} bytes in {fields} fields, and the sidecar takes {max_bytes} bytes and \
-         {max_fields} fields: send less metadata, or raise --max-header-list-bytes or --max-header-fields"
+         {max_fields} fields: send less metadata, or raise --http2-max-header-list-bytes or --http2-max-header-fields"
     )]
     RequestHeadersTooLarge {
         /// Bytes, as RFC 9113, 6.5.2 counts.
@@ -28,7 +28,7 @@ pub enum Failure {
     },
     /// The server's header list is over a limit of ours.
     #[error(
-        "the response of {addr} has a header list of {bytes} bytes, more than the sidecar takes: see --max-header-list-bytes"
+        "the response of {addr} has a header list of {bytes} bytes, more than the sidecar takes: see --http2-max-header-list-bytes"
     )]
     ResponseHeadersTooLarge {
         /// Who answered.
@@ -73,14 +73,6 @@ pub enum Failure {
     Stalled {
         /// Bytes that were held.
         held: usize,
-    },
-    /// The name has no addresses.
-    #[error("no address for {service}: {why}")]
-    NoAddress {
-        /// What was asked for.
-        service: String,
-        /// What the name servers said.
-        why: String,
     },
     /// No endpoint can be tried (any more).
     #[error("no endpoint of {service} can be reached: {why}")]
@@ -166,7 +158,6 @@ impl Failure {
             Failure::CallerHeaders { .. } => "caller_headers",
             Failure::MemoryBudget { .. } => "memory_budget",
             Failure::Stalled { .. } => "stalled",
-            Failure::NoAddress { .. } => "no_address",
             Failure::NoEndpoint { .. } => "no_endpoint",
             Failure::Unreachable { .. } => "unreachable",
             Failure::TooManyWaiting { .. } => "too_many_waiting",
@@ -179,14 +170,13 @@ impl Failure {
     }
 
     /// Every reason there is.
-    pub const REASONS: [&'static str; 15] = [
+    pub const REASONS: [&'static str; 14] = [
         "request_headers_too_large",
         "response_headers_too_large",
         "next_hop_headers",
         "caller_headers",
         "memory_budget",
         "stalled",
-        "no_address",
         "no_endpoint",
         "unreachable",
         "too_many_waiting",
@@ -212,8 +202,7 @@ impl Failure {
             | Failure::MemoryBudget { .. }
             | Failure::Stalled { .. }
             | Failure::TooManyWaiting { .. } => Code::ResourceExhausted,
-            Failure::NoAddress { .. }
-            | Failure::NoEndpoint { .. }
+            Failure::NoEndpoint { .. }
             | Failure::Unreachable { .. }
             | Failure::ConnectionLost { .. }
             | Failure::Refused { .. }
@@ -236,7 +225,7 @@ impl Failure {
             | Failure::TooManyWaiting { .. }
             | Failure::Refused { .. }
             | Failure::BadResponse { .. } => Fault::Server,
-            Failure::NoAddress { .. } | Failure::NoEndpoint { .. } | Failure::ConnectionLost { .. } => Fault::Network,
+            Failure::NoEndpoint { .. } | Failure::ConnectionLost { .. } => Fault::Network,
             Failure::MemoryBudget { .. } | Failure::Stopping => Fault::Sidecar,
         }
     }
@@ -254,7 +243,6 @@ impl Failure {
             Failure::RequestHeadersTooLarge { .. }
             | Failure::NextHopHeaders { .. }
             | Failure::MemoryBudget { .. }
-            | Failure::NoAddress { .. }
             | Failure::NoEndpoint { .. }
             | Failure::Unreachable { .. }
             | Failure::TooManyWaiting { .. }

@@ -1,7 +1,7 @@
 //! The story from this pod's application to the network.
 //!
 //! A connection that the application opened is accepted, its destination learned, its first bytes looked at
-//! ([`connection`]). If it is HTTP/2, each RPC on it begins at [`request`]: it is matched to a service, an endpoint is
+//! (`worker/door.rs`). If it is HTTP/2, each RPC on it begins at [`request`]: it is matched to a service, an endpoint is
 //! picked, reached, and from then on the two streams are carried by their exchange, until both have ended and the call
 //! is recorded.
 
@@ -136,14 +136,17 @@ fn named(worker: &mut Worker, key: CallKey) -> Option<ServiceKey> {
     let call = worker.calls.get(key)?;
     let port = call.meant.port();
     let interner = &worker.wires.shared.interner;
-    let authority = call.exchange.head.get(call.exchange.asks.authority?.into(), interner)?;
-    let id = authority.id;
+    let at = call.exchange.asks.authority?.into();
+    let id = call.exchange.head.id(at);
     match id.map_or(ByTag::Unknown, |id| worker.services.by_tag(interner.tag(id), port)) {
         ByTag::Service(known) => return Some(known),
         ByTag::NoName => return None,
         ByTag::Unknown => {}
     }
-    let service = match worker.services.named(authority.value, port, worker.now) {
+    let service = match worker
+        .services
+        .named(call.exchange.head.value(at, interner)?, port, worker.now)
+    {
         Named::Known(service) => service,
         Named::New(service, host) => {
             worker.resolve(service, host, port);

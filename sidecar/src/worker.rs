@@ -19,6 +19,7 @@ use std::time::{Duration, Instant};
 
 use rand::rngs::StdRng;
 use tokio::net::TcpStream;
+use tokio_util::sync::CancellationToken;
 
 use crate::balance::{EndpointKey, EndpointSpec, Outcome};
 use crate::call::{Call, CallKey, Deadline};
@@ -129,20 +130,20 @@ impl Worker {
     /// The method of an RPC: known by the number on its interned path, else looked up or learned.
     fn method_of(&mut self, exchange: &Exchange, inbound: bool) -> Option<MethodId> {
         let interner = &mut self.wires.shared.interner;
-        let path = exchange.head.get(exchange.asks.path?.into(), interner)?;
+        let at = exchange.asks.path?.into();
         let (direction, shift) = if inbound {
             (Direction::Inbound, 16)
         } else {
             (Direction::Outbound, 0)
         };
-        let Some(id) = path.id else {
-            return Some(self.recorder.method(direction, path.value));
+        let Some(id) = exchange.head.id(at) else {
+            return Some(self.recorder.method(direction, exchange.head.value(at, interner)?));
         };
         let tag = interner.tag(id);
         if let Some(method) = MethodId::from_tag((tag >> shift) as u16) {
             return Some(method);
         }
-        let method = self.recorder.method(direction, path.value);
+        let method = self.recorder.method(direction, exchange.head.value(at, interner)?);
         interner.set_tag(id, tag | u32::from(method.tag()) << shift);
         Some(method)
     }
@@ -201,7 +202,14 @@ impl Worker {
             return;
         }
         let answer = failure.answer();
-        tracing::debug!(reason = answer.reason, inbound = call.inbound, "{}", answer.sentence);
+        tracing::debug!(
+            reason = answer.reason,
+            fault = ?failure.fault(),
+            processed = failure.may_have_been_processed(),
+            inbound = call.inbound,
+            "{}",
+            answer.sentence
+        );
         self.counts.of(call.inbound).failed(answer.reason);
         call.ended = Some(answer.code);
         call.exchange.answer(&answer, &mut self.wires);
@@ -312,7 +320,17 @@ impl Worker {
     pub(crate) fn resolve(&mut self, service: ServiceKey, host: String, port: u16) {
         let srv = self.parts.srv.get(&host).cloned();
         let query = Query { host, port, srv };
-        run::follow(self.parts.names.clone(), self.inbox.clone(), service, query);
+        let followed = CancellationToken::new();
+        run::follow(
+            self.parts.names.clone(),
+            self.inbox.clone(),
+            service,
+            query,
+            followed.clone(),
+        );
+        if let Some(service) = self.services.get_mut(service) {
+            service.following = Some(followed.drop_guard());
+        }
     }
 
     /// The addresses of a service, as the name servers give them now.
@@ -399,6 +417,7 @@ impl Worker {
                 for mark in self.pools.dial_failed(pool, &self.wires) {
                     self.dial_failed(Key::from_bits(mark), &why, &mut judged);
                 }
+                self.pools.remove_if_idle(pool);
             }
         }
     }

@@ -364,9 +364,10 @@ impl Connection {
             more = again;
             self.take(words, &buffer[..len])?;
         }
-        let pumped = self.pump(words);
+        self.pump(words);
         match self.wire.flush() {
-            Ok(true) if pumped && self.has_more_now() => Ok(Next::Again),
+            // Also when this turn added nothing, since what it wrote was there before: no event will come for the rest.
+            Ok(true) if self.has_more_now() => Ok(Next::Again),
             Ok(_) if self.is_paced() => Ok(Next::Paced),
             Ok(_) => Ok(Next::Wait),
             Err(_) => Ok(Next::Closed),
@@ -555,13 +556,13 @@ impl Connection {
         });
     }
 
-    /// Appends DATA of the streams that have some, a frame each in turn. Whether any stream had its turn.
-    fn pump(&mut self, words: &Words) -> bool {
+    /// Appends DATA of the streams that have some, a frame each in turn.
+    fn pump(&mut self, words: &Words) {
         let now = self.is_paced().then(Instant::now);
         if let Some(now) = now {
             self.streams.iter_mut().for_each(|stream| stream.advance(now));
         }
-        let (mut idle, mut any) = (0, false);
+        let mut idle = 0;
         while idle < self.streams.len() && self.wire.unwritten() < TURN && self.wire.send_window > 0 {
             self.turn = (self.turn + 1) % self.streams.len();
             let stream = &mut self.streams[self.turn];
@@ -571,7 +572,7 @@ impl Connection {
                 idle += 1;
                 continue;
             }
-            (idle, any) = (0, true);
+            idle = 0;
             stream.window -= len as i64;
             self.wire.send_window -= len as i64;
             wire::append_head(len, kind::DATA, 0, stream.id, &mut self.wire.out);
@@ -581,7 +582,6 @@ impl Connection {
                 self.streams.swap_remove(self.turn);
             }
         }
-        any
     }
 
     fn has_more_now(&self) -> bool {

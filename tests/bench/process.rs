@@ -106,11 +106,15 @@ impl Process {
         calls.with_context(|| format!("{} holds no total", summary.display()))
     }
 
-    /// Asks it to end and waits for that.
+    /// Asks it to end, after a while more urgently (a second signal cuts what drains), and waits for that.
     pub(crate) fn end(mut self, patience: Duration) -> Result<ExitStatus> {
         kill(self.pid(), Signal::SIGTERM).context("the program is gone")?;
-        let until = Instant::now() + patience;
-        while Instant::now() < until {
+        let (began, mut urged) = (Instant::now(), false);
+        while began.elapsed() < patience {
+            if !urged && began.elapsed() > patience / 20 {
+                urged = true;
+                kill(self.pid(), Signal::SIGTERM).context("the program is gone")?;
+            }
             if let Some(status) = self.child.try_wait()? {
                 return Ok(status);
             }

@@ -74,7 +74,7 @@ impl Series {
 
     /// Lines for eyes.
     pub(crate) fn table(&self) -> String {
-        let mut text = format!("\n{:<14}{}, {}\n", self.row, self.what, self.unit);
+        let mut text = format!("\n{:<16}{}, {}\n", self.row, self.what, self.unit);
         for (peer, values) in &self.values {
             let Some(middle) = median(values) else { continue };
             let low = values.iter().copied().fold(f64::INFINITY, f64::min);

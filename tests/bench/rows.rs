@@ -253,7 +253,7 @@ impl Bench {
 
     fn mixed(&mut self) -> Result<Vec<Series>> {
         let calls = if self.quick { 1_000 } else { 4_000 };
-        let mut figures: BTreeMap<&str, Series> = [
+        let names = [
             (
                 "T12.alone.p50",
                 "median time of a unary call, 1,000 a second, without bulk",
@@ -274,10 +274,11 @@ impl Bench {
             ),
             ("T12.full.p99", "99th percentile of the same", "us"),
             ("T12.full.bulk", "bulk carried meanwhile", "GiB/s"),
-        ]
-        .into_iter()
-        .map(|(row, what, unit)| (row, Series::new(row, what, unit)))
-        .collect();
+        ];
+        let mut figures: BTreeMap<&str, Series> = names
+            .into_iter()
+            .map(|(row, what, unit)| (row, Series::new(row, what, unit)))
+            .collect();
         let pace = Duration::from_nanos(1_000_000_000 * (T12_STREAMS * payload::BULK) as u64 / T12_PACE);
         let neighbours = [("alone", None), ("paced", Some(pace)), ("full", Some(Duration::ZERO))];
         self.each_round("T12", PROXY_CPU, true, |subject| {
@@ -335,7 +336,7 @@ impl Bench {
                 bound: 1.0,
             });
         }
-        Ok(figures.into_values().collect())
+        Ok(names.iter().filter_map(|(row, ..)| figures.remove(row)).collect())
     }
 
     /// Fixed batches, in two runs of different length: what starting and ending costs falls out of the difference.
@@ -379,9 +380,11 @@ impl Bench {
 
     fn counted(&self, peer: Peer, style: Style, batches: u64) -> Result<u64> {
         let backend = Backend::start(LOAD_CPU)?;
-        let (running, counts) = self.programs.start_counted(peer, backend.address(), PROXY_CPU)?;
+        // On the CPU of the load, so that the proxy sees whole batches, on every machine.
+        let (running, counts) = self.programs.start_counted(peer, backend.address(), LOAD_CPU)?;
         {
             let opening = Opening {
+                authority: backend.address(),
                 connections: T1_CONNECTIONS,
                 style,
                 stream_window: wire::FIRST_WINDOW,
@@ -494,6 +497,7 @@ impl Subject<'_> {
         Session::open(
             self.address(),
             Opening {
+                authority: self.backend.address(),
                 connections,
                 style,
                 stream_window,

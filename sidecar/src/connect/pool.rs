@@ -197,9 +197,8 @@ impl Pools {
             && pool.dialling == 0
             && pool.waiting.is_empty()
         {
-            let addr = pool.addr;
+            self.by_key.remove(&(pool.own, pool.addr));
             self.pools.remove(key);
-            self.by_key.retain(|(_, of), pool| *of != addr || *pool != key);
         }
     }
 }

@@ -14,7 +14,7 @@ use std::time::Instant;
 
 use crate::connect::{LateReset, WireKey, Wires};
 use crate::grpc::{self, Boundary};
-use crate::http2::hpack::{Fields, Name};
+use crate::http2::hpack::{FieldId, Fields, Name};
 use crate::http2::{Reason, Settings, StreamKey};
 use replay::Replay;
 
@@ -101,14 +101,15 @@ impl Exchange {
         let mut is_grpc = false;
         let mut is_head = false;
         let mut asks = Asks::default();
-        for (at, name) in head.names().enumerate() {
-            let value = || head.get(at, interner).map_or(&b""[..], |field| field.value);
-            let at = Some(at as u16);
+        for (place, name) in head.names().enumerate() {
+            let value = || head.value(place, interner).unwrap_or_default();
+            let at = Some(place as u16);
             match name {
                 Name::Path => asks.path = at,
                 Name::Authority => asks.authority = at,
                 Name::GrpcTimeout => asks.timeout = at,
                 Name::ContentType => is_grpc = grpc::is_content_type(value()),
+                Name::Method if head.id(place) == Some(FieldId::METHOD_POST) => {}
                 Name::Method => is_head = value() == b"HEAD",
                 _ => {}
             }
@@ -177,7 +178,9 @@ impl Exchange {
         }
         let Some(up) = self.up else { return false };
         let begins = pass_on(up, bytes, end, wires);
-        self.refill_request(wires);
+        if !end {
+            self.refill_request(wires);
+        }
         begins
     }
 
@@ -210,10 +213,6 @@ impl Exchange {
                 .send_headers(self.down.stream, &fields, informational, end, shared);
         }
         wires.shared.fields = fields;
-        if !informational && !end {
-            // What the reader granted beyond the first window goes to the server in the turn that learns of it.
-            self.refill_response(wires);
-        }
     }
 
     /// Payload of the response. Returns whether some of it is the first that is held.
@@ -413,15 +412,20 @@ fn pass_on(to: End, bytes: &[u8], end: bool, wires: &mut Wires) -> bool {
 /// Lets the sender `from` send what the reader `to` has granted, or what its own path needs, less what is under way
 /// and what is held already.
 fn refill(from: End, to: End, wires: &mut Wires) {
-    let Some(reader) = wires.slots.get(to.wire) else { return };
-    let held = reader.engine.held(to.stream) as i64;
-    let room = reader.engine.room(to.stream);
     let Some(sender) = wires.slots.get(from.wire) else {
         return;
     };
     let Some(window) = sender.engine.recv_window(from.stream) else {
         return;
     };
+    let first = sender.engine.settings().first_stream_window as i64;
+    // A short message leaves most of the first window: who may send more will show it.
+    if window <= first && window * 4 > first * 3 {
+        return;
+    }
+    let Some(reader) = wires.slots.get(to.wire) else { return };
+    let held = reader.engine.held(to.stream) as i64;
+    let room = reader.engine.room(to.stream);
     let missing = credit_due(sender.engine.settings(), room, sender.engine.path_need(), window + held);
     if missing > 0
         && let Some((wire, shared)) = wires.touch(from.wire)

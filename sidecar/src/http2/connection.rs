@@ -3,8 +3,6 @@
 //! The owner feeds what it read to [`Connection::receive`] until that returns `None`, answers events by the commands of
 //! `send.rs`, lets [`Connection::pump`] move what is held when the turn ends, and writes [`Connection::output`].
 
-use std::collections::HashMap;
-use std::hash::{BuildHasherDefault, Hasher};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -14,6 +12,7 @@ use super::closed::{Closed, How};
 use super::frame::{self, DEFAULT_WINDOW, MAX_STREAM_ID, Reason, setting};
 use super::held::{Budget, Held, Pool};
 use super::hpack::{self, Decoder, Encoder, Fields, Interner};
+use super::ids::Ids;
 use super::message::Wrong;
 use super::path::Path;
 use super::receive::Parser;
@@ -198,7 +197,7 @@ pub struct Connection {
     pub(crate) role: Role,
     pub(crate) settings: Arc<Settings>,
     pub(crate) streams: Slots<Stream>,
-    pub(crate) ids: HashMap<u32, StreamKey, BuildHasherDefault<IdHasher>>,
+    pub(crate) ids: Ids,
     pub(crate) parser: Parser,
     pub(crate) decoder: Decoder,
     pub(crate) encoder: Encoder,
@@ -292,7 +291,7 @@ impl Connection {
         let mut connection = Connection {
             role,
             streams: Slots::default(),
-            ids: HashMap::default(),
+            ids: Ids::default(),
             parser: Parser::new(role),
             decoder: Decoder::new(hpack::DEFAULT_TABLE_BYTES),
             encoder: Encoder::new(),
@@ -531,7 +530,7 @@ impl Connection {
     }
 
     pub(crate) fn by_id(&self, id: u32) -> Option<StreamKey> {
-        self.ids.get(&id).copied()
+        self.ids.get(id)
     }
 
     /// Whether `id` was never opened.
@@ -548,7 +547,7 @@ impl Connection {
     pub(crate) fn remove(&mut self, key: StreamKey, how: How, shared: &mut Shared) -> Option<Stream> {
         let mut stream = self.streams.remove(key)?;
         if stream.id != 0 {
-            self.ids.remove(&stream.id);
+            self.ids.remove(stream.id);
             self.closed.remember(stream.id, how);
         }
         if stream.scheduled && self.ready.len() > STALE_TURNS && self.ready.len() > 2 * self.streams.len() {
@@ -625,24 +624,4 @@ impl Connection {
 
     /// How long the graceful GOAWAY waits for its PING before it names the last stream anyway.
     pub const GOAWAY_PATIENCE: Duration = Duration::from_secs(1);
-}
-
-/// Hashes stream identifiers, which count up by two.
-#[derive(Default)]
-pub(crate) struct IdHasher(u64);
-
-impl Hasher for IdHasher {
-    fn finish(&self) -> u64 {
-        self.0
-    }
-
-    fn write(&mut self, bytes: &[u8]) {
-        for &byte in bytes {
-            self.write_u32(byte as u32);
-        }
-    }
-
-    fn write_u32(&mut self, id: u32) {
-        self.0 = (self.0 ^ id as u64).wrapping_mul(0x9E37_79B9_7F4A_7C15).rotate_left(32);
-    }
 }

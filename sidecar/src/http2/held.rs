@@ -113,7 +113,16 @@ impl Held {
     }
 
     /// Throws away what is held, and says how much memory that freed.
+    #[inline]
     pub fn clear(&mut self, pool: &mut Pool) -> usize {
+        if self.chunks.is_empty() {
+            0
+        } else {
+            self.throw_away(pool)
+        }
+    }
+
+    fn throw_away(&mut self, pool: &mut Pool) -> usize {
         let mut memory = 0;
         for chunk in self.chunks.drain(..) {
             memory += chunk.capacity();

@@ -71,7 +71,7 @@ pub(crate) fn request(fields: &Fields, interner: &Interner) -> Result<Head, Wron
     let mut check = Check::new(METHOD | SCHEME | PATH | AUTHORITY);
     let mut connect = false;
     for (at, name) in fields.names().enumerate() {
-        let value = || fields.get(at, interner).map_or(&b""[..], |field| field.value);
+        let value = || fields.value(at, interner).unwrap_or_default();
         match name {
             Name::Method => {
                 let method = value();
@@ -99,7 +99,7 @@ pub(crate) fn request(fields: &Fields, interner: &Interner) -> Result<Head, Wron
 pub(crate) fn response(fields: &Fields, interner: &Interner) -> Result<Head, Wrong> {
     let mut check = Check::new(STATUS);
     for (at, name) in fields.names().enumerate() {
-        let value = || fields.get(at, interner).map_or(&b""[..], |field| field.value);
+        let value = || fields.value(at, interner).unwrap_or_default();
         match name {
             Name::Status => {
                 let status = value();
@@ -124,7 +124,7 @@ pub(crate) fn response(fields: &Fields, interner: &Interner) -> Result<Head, Wro
 pub(crate) fn trailers(fields: &Fields, interner: &Interner) -> Result<(), Wrong> {
     let mut check = Check::new(0);
     for (at, name) in fields.names().enumerate() {
-        check.other(name, || fields.get(at, interner).map_or(&b""[..], |field| field.value))?;
+        check.other(name, || fields.value(at, interner).unwrap_or_default())?;
     }
     check.finish(fields, 0, 0).map(drop)
 }

@@ -9,6 +9,7 @@ mod connection;
 mod frame;
 mod held;
 pub mod hpack;
+mod ids;
 mod message;
 mod path;
 mod receive;

@@ -8,6 +8,8 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use tokio_util::sync::DropGuard;
+
 use crate::balance::{self, Balancer, EndpointKey, EndpointSpec};
 use crate::connect::resolve::Answer;
 use crate::http2::slots::{Key, Slots};
@@ -17,6 +19,8 @@ pub type ServiceKey = Key<Service>;
 
 /// Names that one worker knows at most; RPCs to further ones go to the address that was dialled.
 const MOST_SERVICES: usize = 1_000;
+/// How often services that nobody calls are looked for.
+const TIDY_EVERY: Duration = Duration::from_secs(10);
 /// A service that nobody has called for so long is forgotten.
 const FORGET_AFTER: Duration = Duration::from_secs(600);
 
@@ -32,6 +36,8 @@ pub struct Service {
     pub waiting: Vec<u64>,
     /// When it was called last.
     pub used: Instant,
+    /// Whose drop ends the following of its name.
+    pub following: Option<DropGuard>,
     is_name: bool,
     tag: u16,
 }
@@ -46,6 +52,8 @@ pub struct Services {
     /// Named services by a number that an interned `:authority` can carry: what spares an RPC the look-up of its name.
     tagged: Vec<Tagged>,
     settings: balance::Settings,
+    /// When idle services were looked for last.
+    tidied: Option<Instant>,
 }
 
 struct Tagged {
@@ -90,6 +98,7 @@ impl Services {
             last_address: None,
             tagged: Vec::new(),
             settings,
+            tidied: None,
         }
     }
 
@@ -142,6 +151,8 @@ impl Services {
         let Some(host) = host_of(authority) else {
             return Named::None;
         };
+        // Names are the same in any case (RFC 4343).
+        let host = host.to_ascii_lowercase();
         let name = format!("{host}:{port}");
         if let Some(key) = self.by_name.get(&name) {
             return Named::Known(*key);
@@ -156,23 +167,28 @@ impl Services {
             balancer: Balancer::new(self.settings.clone()),
             waiting: Vec::new(),
             used: now,
+            following: None,
             is_name: true,
             tag,
         });
         self.tagged[tag as usize].key = key;
         self.by_name.insert(name, key);
-        Named::New(key, host.to_owned())
+        Named::New(key, host)
     }
 
     /// The service that an address is by itself.
     pub fn of_address(&mut self, addr: SocketAddr, now: Instant) -> ServiceKey {
         if let Some((last, key)) = self.last_address
             && last == addr
-            && self.slots.contains(key)
+            && let Some(service) = self.slots.get_mut(key)
         {
+            service.used = now;
             return key;
         }
         let key = self.find_address(addr, now);
+        if let Some(service) = self.slots.get_mut(key) {
+            service.used = now;
+        }
         self.last_address = Some((addr, key));
         key
     }
@@ -180,9 +196,6 @@ impl Services {
     fn find_address(&mut self, addr: SocketAddr, now: Instant) -> ServiceKey {
         if let Some(key) = self.by_address.get(&addr) {
             return *key;
-        }
-        if self.by_address.len() >= MOST_SERVICES {
-            self.forget_idle(now);
         }
         let mut balancer = Balancer::new(self.settings.clone());
         balancer.update(
@@ -200,6 +213,7 @@ impl Services {
             balancer,
             waiting: Vec::new(),
             used: now,
+            following: None,
             is_name: false,
             tag: 0,
         });
@@ -233,6 +247,13 @@ impl Services {
 
     /// Forgets the services that nobody has called for long.
     pub fn forget_idle(&mut self, now: Instant) {
+        if self
+            .tidied
+            .is_some_and(|last| now.saturating_duration_since(last) < TIDY_EVERY)
+        {
+            return;
+        }
+        self.tidied = Some(now);
         let idle = |service: &Service| {
             service.waiting.is_empty()
                 && now.saturating_duration_since(service.used) > FORGET_AFTER

@@ -83,13 +83,6 @@ pub static MEMORY_HELD: Family<Gauge, 0> = Family::gauge(
     [],
 );
 
-/// Questions to DNS.
-pub static DNS_LOOKUPS: Family<Counter, 2> = Family::counter(
-    "portunus_dns_lookups_total",
-    "Questions to DNS, by record type and outcome.",
-    ["type", "outcome"],
-);
-
 /// Names that are followed.
 pub static DNS_NAMES: Family<Gauge, 1> = Family::gauge(
     "portunus_dns_names",

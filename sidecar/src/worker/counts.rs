@@ -90,9 +90,9 @@ impl Way {
         }
     }
 
-    /// Connections that are open, on both sides.
+    /// Connections of those who ask. (Those that we opened ourselves wait in their pools, and nobody waits for them.)
     pub(crate) fn open(&self) -> u64 {
-        (self.downstream.get() + self.upstream.get()).max(0) as u64
+        self.downstream.get().max(0) as u64
     }
 
     pub(crate) fn opened_downstream(&self) {

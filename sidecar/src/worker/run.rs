@@ -367,7 +367,8 @@ fn obey(worker: &mut Worker, command: Command, stop: &Stop, tunnels: &Tunnels) -
         }
         Command::End => {
             stop.cut.cancel();
-            let connections = worker.wires.slots.len() as u64 + tunnels.inbound.get() + tunnels.outbound.get();
+            let asked = worker.counts.of(true).open() + worker.counts.of(false).open();
+            let connections = asked + tunnels.inbound.get() + tunnels.outbound.get();
             let calls = worker.calls.len() as u64;
             for key in worker.calls.keys() {
                 worker.fail(key, Failure::Stopping);
@@ -434,8 +435,8 @@ fn state(state: balance::State) -> &'static str {
     }
 }
 
-/// Tells the worker the addresses of a name, now and whenever they change.
-pub(super) fn follow(names: Names, inbox: Arc<Inbox>, service: ServiceKey, query: Query) {
+/// Tells the worker the addresses of a name, now and whenever they change, until the service is forgotten.
+pub(super) fn follow(names: Names, inbox: Arc<Inbox>, service: ServiceKey, query: Query, forgotten: CancellationToken) {
     tokio::task::spawn_local(async move {
         let Ok(mut answers) = names.watch(query) else {
             inbox.send(Message::NamesAreLate(service));
@@ -448,6 +449,7 @@ pub(super) fn follow(names: Names, inbox: Arc<Inbox>, service: ServiceKey, query
             let answer = answers.borrow_and_update().clone();
             inbox.send(Message::Resolved { service, answer });
             tokio::select! {
+                () = forgotten.cancelled() => return,
                 changed = answers.changed() => if changed.is_err() { return },
                 () = &mut patience, if patient => {
                     patient = false;

@@ -91,6 +91,24 @@ impl Fields {
         self.items.get(at).map(|item| item.view(&self.text, interner))
     }
 
+    /// The value of the field at a position.
+    #[inline]
+    pub fn value<'a>(&'a self, at: usize, interner: &'a Interner) -> Option<&'a [u8]> {
+        match self.items.get(at)? {
+            Item::Interned { id, .. } => Some(interner.value(*id)),
+            Item::Literal(literal) => Some(literal.texts(&self.text).1),
+        }
+    }
+
+    /// The number of the field at a position, if it is interned.
+    #[inline]
+    pub fn id(&self, at: usize) -> Option<FieldId> {
+        match self.items.get(at)? {
+            Item::Interned { id, .. } => Some(*id),
+            Item::Literal(_) => None,
+        }
+    }
+
     /// The first field of this name.
     pub fn find<'a>(&'a self, name: Name, interner: &'a Interner) -> Option<FieldView<'a>> {
         self.items

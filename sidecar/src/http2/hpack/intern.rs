@@ -178,6 +178,12 @@ impl Interner {
         }
     }
 
+    /// The value alone.
+    #[inline]
+    pub(super) fn value(&self, id: FieldId) -> &[u8] {
+        self.slot(id).texts().1
+    }
+
     /// What [`set_tag`](Self::set_tag) hung on the field; 0 when it is new.
     #[inline]
     pub fn tag(&self, id: FieldId) -> u32 {
