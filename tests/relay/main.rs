@@ -8,5 +8,7 @@ mod credit;
 mod ends;
 mod fields;
 mod load;
+#[allow(dead_code, reason = "it is shared with the hostile peers' tests")]
 mod raw;
+#[allow(dead_code, reason = "it is shared with the hostile peers' tests")]
 mod world;
