@@ -210,7 +210,7 @@ async fn look_for_rules(redirected: Condition, config: Arc<Config>) {
 /// How soon the rules are looked for again while they are missing.
 const RULES_MISSING_PAUSE: Duration = Duration::from_millis(50);
 /// How soon they are looked at again once they were seen.
-const RULES_SEEN_PAUSE: Duration = Duration::from_secs(30);
+const RULES_SEEN_PAUSE: Duration = Duration::from_secs(5);
 
 fn record(registry: &Arc<Registry>, cut: Cut) {
     let recorder = registry.recorder();

@@ -14,9 +14,6 @@ use crate::world::{PATIENCE, Setup, World};
 
 const ENHANCE_YOUR_CALM: u32 = 11;
 
-/// What is done to a stream that was just opened.
-type Provocation = fn(u32) -> Vec<u8>;
-
 /// Whoever measures the process's memory is alone.
 static MEMORY: RwLock<()> = RwLock::const_new(());
 
@@ -134,6 +131,7 @@ async fn a_stranger_that_resets_what_it_asks_for_is_cut_and_the_own_application_
 async fn a_stranger_that_makes_us_reset_is_cut() {
     let _with_others = MEMORY.read().await;
     // CVE-2025-8671, "made you reset": each of these makes the server's end reset the stream.
+    type Provocation = fn(u32) -> Vec<u8>;
     let provocations: [(&str, Provocation); 5] = [
         ("an update of nothing", |stream| update(stream, 0)),
         ("a window that overflows", |stream| update(stream, 0x7FFF_FFFF)),

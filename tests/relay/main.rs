@@ -2,13 +2,10 @@
 //! Every byte is checked.
 
 mod again;
-mod bytes;
 mod chaos;
 mod credit;
 mod ends;
 mod fields;
 mod load;
-#[allow(dead_code, reason = "it is shared with the hostile peers' tests")]
-mod raw;
-#[allow(dead_code, reason = "it is shared with the hostile peers' tests")]
-mod world;
+
+use support::relay::{bytes, raw, world};

@@ -30,8 +30,10 @@ pub mod netns;
 pub mod peer;
 pub mod pod;
 pub mod program;
+pub mod relay;
 pub mod sidecar;
 pub mod tools;
+pub mod traffic;
 pub mod wait;
 
 pub use capture::Capture;

@@ -8,7 +8,8 @@ use std::time::{Duration, Instant};
 /// What a peer did too much of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Abuse {
-    /// PING, SETTINGS, PRIORITY, WINDOW_UPDATE, unknown and empty frames.
+    /// PING, SETTINGS, PRIORITY, WINDOW_UPDATE, unknown and empty frames, and header blocks that unfold into far more than
+    /// was sent.
     ControlFrames,
     /// Streams reset before their response came, or that the peer made us reset.
     Resets,
@@ -48,7 +49,7 @@ impl Purse {
     }
 
     fn spend(&mut self, n: i32) -> Verdict {
-        self.tokens -= n;
+        self.tokens = self.tokens.saturating_sub(n);
         if self.tokens < 0 {
             Verdict::Cut
         } else if self.tokens < self.most / 2 && !self.warned {

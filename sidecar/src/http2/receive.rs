@@ -37,6 +37,8 @@ struct Data {
     padding: u32,
     /// The byte that says how long the padding is has not come yet.
     pad_length_due: bool,
+    /// The payload has not been compared with `content-length` yet.
+    length_due: bool,
     end: bool,
 }
 
@@ -260,6 +262,7 @@ impl Connection {
             left: header.len - padded as u32,
             padding: 0,
             pad_length_due: padded,
+            length_due: true,
             end: header.has(END_STREAM),
         });
         // The connection's window goes back at once, whatever becomes of the bytes: no stream blocks another.
@@ -348,6 +351,16 @@ impl Connection {
                 only_padding = true;
             }
         }
+        if std::mem::take(&mut data.length_due) {
+            self.parser.data = Some(data);
+            if self.breaks_length(data) {
+                // The rest of the frame belongs to nobody.
+                self.parser.data = Some(Data { key: Key::NONE, ..data });
+                let fault = StreamFault::Malformed(Wrong::ContentLengthMismatch);
+                let event = self.fault(data.key, fault, Reason::PROTOCOL_ERROR, shared, now)?;
+                return Ok(event.map_or(Step::Again, Step::Event));
+            }
+        }
         if data.left > 0 && input.is_empty() {
             return Ok(Step::Hungry);
         }
@@ -365,23 +378,6 @@ impl Connection {
         let Some(stream) = self.streams.get_mut(data.key) else {
             return Ok(Step::Again);
         };
-        if let Some(left) = stream.length_left {
-            let fits = left.checked_sub(n as u64).filter(|left| !end || *left == 0);
-            if fits.is_none() {
-                // The rest of the frame belongs to nobody.
-                if let Some(data) = &mut self.parser.data {
-                    data.key = Key::NONE;
-                }
-                let fault = StreamFault::Malformed(Wrong::ContentLengthMismatch);
-                return Ok(
-                    match self.fault(data.key, fault, Reason::PROTOCOL_ERROR, shared, now)? {
-                        Some(event) => Step::Event(event),
-                        None => Step::Again,
-                    },
-                );
-            }
-            stream.length_left = fits;
-        }
         if end {
             stream.theirs = Half::Ended;
         }
@@ -400,6 +396,22 @@ impl Connection {
             bytes,
             end,
         }))
+    }
+
+    /// Whether a frame has more or, as the last, less payload than `content-length` still promises. It is asked of the
+    /// whole frame, so that it does not matter how its bytes come.
+    fn breaks_length(&mut self, data: Data) -> bool {
+        let Some(stream) = self.streams.get_mut(data.key) else {
+            return false;
+        };
+        let Some(left) = stream.length_left else { return false };
+        match left.checked_sub(data.left.into()) {
+            Some(left) if !data.end || left == 0 => {
+                stream.length_left = Some(left);
+                false
+            }
+            _ => true,
+        }
     }
 
     // ---- HEADERS and CONTINUATION (6.2, 6.10) ----
@@ -507,6 +519,7 @@ impl Connection {
         {
             return fatal(Reason::COMPRESSION_ERROR, "a header block that cannot be decoded");
         }
+        self.check_amplification(block.len(), shared.fields.list_size(), now)?;
         match self.by_id(id) {
             Some(key) if depends_on_itself => {
                 self.fault(key, StreamFault::Protocol, Reason::PROTOCOL_ERROR, shared, now)
@@ -815,10 +828,8 @@ impl Connection {
     fn apply_setting(&mut self, id: u16, value: u32, shared: &mut Shared) -> Result<(), Fatal> {
         match id {
             setting::HEADER_TABLE_SIZE => self.encoder.set_max_table_bytes(value, &mut shared.interner),
-            setting::ENABLE_PUSH => {
-                if value > 1 || (value == 1 && self.role == Role::Client) {
-                    return fatal(Reason::PROTOCOL_ERROR, "an ENABLE_PUSH that this side cannot say");
-                }
+            setting::ENABLE_PUSH if value > 1 || (value == 1 && self.role == Role::Client) => {
+                return fatal(Reason::PROTOCOL_ERROR, "an ENABLE_PUSH that this side cannot say");
             }
             setting::MAX_CONCURRENT_STREAMS => self.peer.max_streams = value,
             setting::INITIAL_WINDOW_SIZE => {
@@ -827,11 +838,9 @@ impl Connection {
                 }
                 self.peer.initial_window = value;
             }
-            setting::MAX_FRAME_SIZE => {
-                if !(16_384..=16_777_215).contains(&value) {
-                    return fatal(Reason::PROTOCOL_ERROR, "a MAX_FRAME_SIZE out of range");
-                }
-                // Ours stay at 16,384 bytes, which every peer takes: larger ones only make neighbours wait.
+            // Ours stay at 16,384 bytes, which every peer takes: larger ones only make neighbours wait.
+            setting::MAX_FRAME_SIZE if !(16_384..=16_777_215).contains(&value) => {
+                return fatal(Reason::PROTOCOL_ERROR, "a MAX_FRAME_SIZE out of range");
             }
             setting::MAX_HEADER_LIST_SIZE => self.peer.max_header_list = value,
             _ => {}
@@ -1009,6 +1018,23 @@ impl Connection {
 
     fn check_control(&mut self, now: Instant) -> Result<(), Fatal> {
         self.judge(Abuse::ControlFrames, 1, "too many frames that carry nothing", now)
+    }
+
+    /// A block of a few bytes can refer to the largest entry of its table again and again: what it unfolds into beyond all
+    /// that the table holds is work for us, and for the next hop.
+    fn check_amplification(&mut self, block: usize, list: usize, now: Instant) -> Result<(), Fatal> {
+        let usual = 4 * block + 2 * self.settings.header_table_bytes as usize + 4_096;
+        let cost = list.saturating_sub(usual) / 256;
+        if cost == 0 {
+            return Ok(());
+        }
+        let cost = i32::try_from(cost).unwrap_or(i32::MAX / 2);
+        self.judge(
+            Abuse::ControlFrames,
+            cost,
+            "header blocks that unfold into far more than was sent",
+            now,
+        )
     }
 
     /// A frame that makes us look at every stream costs as much.

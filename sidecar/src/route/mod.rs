@@ -164,7 +164,7 @@ impl Services {
         let key = self.slots.insert(Service {
             name: name.clone(),
             answer: None,
-            balancer: Balancer::new(self.settings.clone()),
+            balancer: Balancer::new(self.settings),
             waiting: Vec::new(),
             used: now,
             following: None,
@@ -197,7 +197,7 @@ impl Services {
         if let Some(key) = self.by_address.get(&addr) {
             return *key;
         }
-        let mut balancer = Balancer::new(self.settings.clone());
+        let mut balancer = Balancer::new(self.settings);
         balancer.update(
             &[EndpointSpec {
                 addr,

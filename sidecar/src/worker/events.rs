@@ -15,6 +15,9 @@ use crate::http2::slots::Key;
 use crate::http2::{Event, Head, Reason, StreamFault};
 use crate::{inbound, outbound};
 
+/// A server's cancel so shortly before the deadline is its way to say that the deadline passed: timers tick in
+/// milliseconds, and what remained was rounded on its way.
+const DEADLINE_IS_NEAR: Duration = Duration::from_millis(5);
 /// A server that did not even take a request up may not have seen it within this time.
 const HASTE: Duration = Duration::from_millis(100);
 /// How often it is looked whether a server has taken up requests that were cancelled at once, so that it can be told.
@@ -71,8 +74,8 @@ impl Worker {
                         wire.inside_headers = None;
                     }
                     match side {
-                        Side::Caller { inbound, .. } => self.from_caller(key, inbound, event),
-                        Side::Server { .. } => self.from_server(key, event),
+                        Side::Caller { inbound, .. } => self.hear_caller(key, inbound, event),
+                        Side::Server { .. } => self.hear_server(key, event),
                     }
                 }
                 Ok(None) => break,
@@ -88,7 +91,7 @@ impl Worker {
         self.count_unruly(key);
     }
 
-    fn from_caller(&mut self, wire: WireKey, inbound: bool, event: Event<'_>) {
+    fn hear_caller(&mut self, wire: WireKey, inbound: bool, event: Event<'_>) {
         match event {
             Event::Headers {
                 key,
@@ -232,7 +235,7 @@ impl Worker {
         }
     }
 
-    fn from_server(&mut self, wire: WireKey, event: Event<'_>) {
+    fn hear_server(&mut self, wire: WireKey, event: Event<'_>) {
         match event {
             Event::Headers { user, head, end, .. } => self.server_headers(user, head, end),
             Event::Data { user, bytes, end, .. } => {
@@ -370,6 +373,17 @@ impl Worker {
         }
         if reason == Reason::REFUSED_STREAM && call.exchange.phase == Phase::Asked {
             self.not_processed(user);
+            return;
+        }
+        // Servers that keep the deadline themselves, such as grpc-go's, may end the stream before our own clock is read.
+        let overdue = call
+            .deadline
+            .filter(|deadline| deadline.at <= self.now + DEADLINE_IS_NEAR);
+        if let (Reason::CANCEL, Some(deadline), true) = (reason, overdue, call.exchange.phase != Phase::Answered) {
+            let stage = call.stage();
+            call.exchange.up = None;
+            let timeout = deadline.timeout;
+            self.fail(key, Failure::Deadline { timeout, stage });
             return;
         }
         if call.exchange.phase != Phase::Answered {

@@ -195,7 +195,7 @@ async fn serve(parts: Parts, orders: Orders) -> anyhow::Result<Cut> {
         wires,
         calls: Slots::default(),
         pools: Pools::default(),
-        services: Services::new(parts.balance.clone()),
+        services: Services::new(parts.balance),
         counts: Counts::new(&recorder, parts.budget),
         recorder,
         rng: rand::rngs::StdRng::from_rng(&mut rand::rng()),

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::peer::*;
 use crate::http2::abuse::Abuse;
-use crate::http2::frame::{END_HEADERS, Reason, kind, setting};
+use crate::http2::frame::{END_HEADERS, END_STREAM, Reason, kind, setting};
 use crate::http2::settings::Settings;
 
 // ---- honest peers ----
@@ -311,6 +311,41 @@ fn requests_over_a_limit_that_was_acknowledged_are_cut() {
     let mut server = server();
     for round in 0..100 {
         server.feed(&[ask(3 + 2 * round, true)]);
+    }
+    assert!(is_content(&mut server));
+}
+
+#[test]
+fn blocks_that_unfold_into_far_more_than_was_sent_are_cut() {
+    let large = "x".repeat(3_900);
+    // An entry that fills the table, and then 16 references to it in 16 bytes.
+    let entry = [&[0x40][..], &block(&[("x-large", &large)])[1..]].concat();
+    let first = raw(kind::HEADERS, END_HEADERS, 1, &[block(&request()), entry].concat());
+    let mut server = End::server();
+    server.feed(&[first]);
+    server.reset(1, Reason::CANCEL);
+    server.said();
+    is_cut(server, Abuse::ControlFrames, |round| {
+        let bomb = [block(&request()), vec![0x80 | 62; 16]].concat();
+        vec![
+            raw(kind::HEADERS, END_HEADERS, 3 + 2 * round, &bomb),
+            rst(3 + 2 * round, Reason::CANCEL),
+        ]
+    });
+}
+
+#[test]
+fn a_table_full_of_metadata_that_each_call_refers_to_is_welcome() {
+    let large = "x".repeat(3_900);
+    let entry = [&[0x40][..], &block(&[("x-large", &large)])[1..]].concat();
+    let mut server = End::server();
+    server.feed(&[raw(kind::HEADERS, END_HEADERS, 1, &[block(&request()), entry].concat())]);
+    server.answer(1, true);
+    for id in (3..40_001).step_by(2) {
+        let fields = [block(&request()), vec![0x80 | 62]].concat();
+        server.feed(&[raw(kind::HEADERS, END_HEADERS | END_STREAM, id, &fields)]);
+        server.answer(id, true);
+        server.said();
     }
     assert!(is_content(&mut server));
 }

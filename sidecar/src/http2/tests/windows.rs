@@ -1,5 +1,7 @@
 //! Flow control, frame by frame: windows of streams and connections, both ways (RFC 9113, 5.2, 6.1 and 6.9).
 
+use std::time::Duration;
+
 use super::peer::*;
 use crate::http2::connection::StreamFault;
 use crate::http2::frame::{DEFAULT_WINDOW, Reason, kind, setting};
@@ -162,6 +164,47 @@ fn a_busy_connection_reserves_the_credit_it_gives_and_gives_it_back() {
     assert_eq!(server.shared.budget.used(), (1 << 20) - u64::from(DEFAULT_WINDOW));
     server.conn.release(&mut server.shared);
     assert_eq!(server.shared.budget.used(), 0);
+}
+
+/// A peer that fills the connection's window once a round trip, and answers the PING that measures it.
+fn bulk_over(round_trip: Duration, rounds: u32) -> End {
+    let mut server = End::server();
+    server.feed(&[ask(1, false)]);
+    for _ in 0..rounds {
+        // Updates come back while it sends, so it sends as much as it ever has credit for.
+        let mut left = server.conn.recv_target;
+        while left > 0 {
+            let n = left.min(16_384) as usize;
+            server.grant(1, n as u32);
+            server.feed(&[data(1, &vec![0; n], false)]);
+            assert!(server.fatal.is_none());
+            left -= n as i64;
+        }
+        server.pass(round_trip);
+        for frame in server.said() {
+            if frame.kind == kind::PING {
+                server.feed(&[pong(frame.payload[..].try_into().expect("8 bytes"))]);
+            }
+        }
+    }
+    server
+}
+
+#[test]
+fn the_window_of_a_near_connection_stays_small_and_that_of_a_far_one_grows_to_its_ceiling() {
+    let near = bulk_over(Duration::from_micros(200), 30);
+    assert_eq!((near.conn.recv_target, near.conn.path_need()), (1 << 20, 0));
+    let far = bulk_over(Duration::from_millis(20), 30);
+    assert_eq!(far.conn.recv_target, 16 << 20);
+    assert!(far.shared.budget.used() <= 16 << 20);
+}
+
+#[test]
+fn what_an_idle_connection_takes_is_little() {
+    let connection = size_of::<crate::http2::Connection>();
+    let stream = size_of::<crate::http2::Stream>();
+    assert!(connection <= 1_024, "{connection} bytes");
+    assert!(stream <= 256, "{stream} bytes");
 }
 
 #[test]

@@ -19,7 +19,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::bytes::Bytes;
+use super::bytes::Bytes;
 
 /// What any wait in a test may take on a machine that is busy with other things.
 pub const PATIENCE: Duration = Duration::from_secs(10);

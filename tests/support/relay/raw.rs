@@ -7,21 +7,36 @@ use portunus_sidecar::http2::hpack::{Decoder, Fields, Interner, Limits};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 
+/// The frame DATA.
 pub const DATA: u8 = 0;
+/// The frame HEADERS.
 pub const HEADERS: u8 = 1;
+/// The frame PRIORITY.
 pub const PRIORITY: u8 = 2;
+/// The frame RST_STREAM.
 pub const RST_STREAM: u8 = 3;
+/// The frame SETTINGS.
 pub const SETTINGS: u8 = 4;
+/// The frame PUSH_PROMISE.
 pub const PUSH_PROMISE: u8 = 5;
+/// The frame PING.
 pub const PING: u8 = 6;
+/// The frame GOAWAY.
 pub const GOAWAY: u8 = 7;
+/// The frame WINDOW_UPDATE.
 pub const WINDOW_UPDATE: u8 = 8;
+/// The frame CONTINUATION.
 pub const CONTINUATION: u8 = 9;
 
+/// The flag ACK.
 pub const ACK: u8 = 1;
+/// The flag END_STREAM.
 pub const END_STREAM: u8 = 1;
+/// The flag END_HEADERS.
 pub const END_HEADERS: u8 = 4;
+/// The flag PADDED.
 pub const PADDED: u8 = 8;
+/// The flag PRIORITIZED.
 pub const PRIORITIZED: u8 = 32;
 
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
@@ -31,21 +46,29 @@ const PATIENCE: Duration = Duration::from_secs(30);
 /// A frame as it came.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Frame {
+    /// What the frame is.
     pub kind: u8,
+    /// Its flags.
     pub flags: u8,
+    /// Its stream; 0 for the connection.
     pub stream: u32,
+    /// Its payload.
     pub payload: Vec<u8>,
 }
 
 /// A field of a header list as it came.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Field {
+    /// Its name.
     pub name: String,
+    /// Its value.
     pub value: Vec<u8>,
+    /// Whether it came marked as never indexed.
     pub never_indexed: bool,
 }
 
 impl Frame {
+    /// Whether a flag is set.
     pub fn has(&self, flag: u8) -> bool {
         self.flags & flag != 0
     }

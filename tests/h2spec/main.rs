@@ -1,0 +1,104 @@
+//! h2spec, an independent suite for RFC 9113 and RFC 7541, finds no fault in either door of the sidecar.
+
+use std::{
+    fs,
+    net::{IpAddr, Ipv4Addr},
+    os::unix::fs::PermissionsExt,
+    time::Duration,
+};
+
+use anyhow::{Context, Result, ensure};
+use support::{Family, Mesh, Pod, Program, Sidecar, User, http, tools, wait_until};
+
+#[test]
+fn every_case_of_h2spec_passes_through_outbound_over_ipv4_and_ipv6() {
+    support::test(through_outbound);
+}
+
+#[test]
+fn every_case_of_h2spec_passes_through_inbound_over_ipv4_and_ipv6() {
+    support::test(through_inbound);
+}
+
+/// The application is h2spec; the backend knows nothing of a mesh.
+fn through_outbound(mesh: &Mesh) -> Result<()> {
+    let (client, server) = (mesh.pod("client")?, mesh.pod("server")?);
+    // Declared, so that what is no HTTP/2 is refused as such rather than tunnelled past the engine.
+    let sidecar = client.sidecar_with(&[("PORTUNUS_OUTBOUND_PROTOCOL", &format!("{PORT}=h2c"))])?;
+    let _backend = backend(&server)?;
+    for family in Family::ALL {
+        let before = connections(&sidecar, "outbound")?;
+        let said = h2spec(&client, &server, family)?;
+        judge(&said, connections(&sidecar, "outbound")? - before)?;
+    }
+    Ok(())
+}
+
+/// The caller is h2spec, from a pod without a sidecar.
+fn through_inbound(mesh: &Mesh) -> Result<()> {
+    let (client, server) = (mesh.pod("client")?, mesh.pod("server")?);
+    let sidecar = server.sidecar_with(&[("PORTUNUS_PROTOCOL", &format!("{PORT}=h2c"))])?;
+    let _backend = backend(&server)?;
+    for family in Family::ALL {
+        let before = connections(&sidecar, "inbound")?;
+        let said = h2spec(&client, &server, family)?;
+        judge(&said, connections(&sidecar, "inbound")? - before)?;
+    }
+    Ok(())
+}
+
+/// An HTTP/2 server with one page.
+fn backend(pod: &Pod) -> Result<Program> {
+    let pages = pod.folder().join("pages");
+    fs::create_dir(&pages)?;
+    fs::set_permissions(&pages, fs::Permissions::from_mode(0o755))?;
+    fs::write(pages.join("index.html"), "<p>a page</p>\n")?;
+    let mut command = pod.command(User::App, "nghttpd");
+    command.args(["--no-tls", "-d"]).arg(&pages).arg(PORT.to_string());
+    let backend = pod.start("nghttpd", command)?;
+    // By loopback: by its own address the pod's sidecar would take any call.
+    let address = (Ipv4Addr::LOCALHOST, PORT).into();
+    wait_until(Duration::from_secs(10), "nghttpd listens", || {
+        // It speaks no HTTP/1, and closes: that it takes the connection is enough.
+        !matches!(http::get(pod, address, "/"), Err(error) if format!("{error:#}").contains("refused"))
+    })?;
+    Ok(backend)
+}
+
+/// Runs it in a pod, and returns what it wrote.
+fn h2spec(client: &Pod, server: &Pod, family: Family) -> Result<String> {
+    let mut command = client.command(User::App, tools::go("h2spec")?);
+    let host = match server.address(family)? {
+        IpAddr::V4(v4) => v4.to_string(),
+        IpAddr::V6(v6) => format!("[{v6}]"),
+    };
+    command.args(["--host", &host, "--port", &PORT.to_string(), "--path", "/index.html"]);
+    // A proxy answers once its backend has: longer than the two seconds that h2spec waits at first on a busy machine.
+    command.args(["--timeout", "4"]);
+    let mut program = client.start("h2spec", command)?;
+    program.wait(Duration::from_secs(300)).context("h2spec runs")?;
+    Ok(program.output())
+}
+
+/// All 146, by the engine and not past it.
+fn judge(said: &str, connections: f64) -> Result<()> {
+    let failures = said.split("Failures:").nth(1).unwrap_or_default();
+    ensure!(
+        said.contains("146 tests, 146 passed, 0 skipped, 0 failed"),
+        "h2spec says: {}\n{failures}",
+        said.lines().last().unwrap_or_default()
+    );
+    ensure!(
+        connections >= 146.0,
+        "the engine has had {connections} connections of 146 cases: the rest went past it"
+    );
+    Ok(())
+}
+
+/// Connections that the engine took in.
+fn connections(sidecar: &Sidecar, direction: &str) -> Result<f64> {
+    let labels = [("direction", direction), ("side", "downstream")];
+    Ok(sidecar.metrics()?.sum("portunus_connections_opened_total", &labels))
+}
+
+const PORT: u16 = 8080;
