@@ -1,6 +1,7 @@
 //! What fails when endpoints, names or deadlines do: little, for a short time, and with a reason.
 
 mod deadline;
+mod names;
 
 use std::time::Duration;
 
@@ -123,6 +124,33 @@ fn one_of_five_endpoints_that_swallows_packets_fails_no_call_that_begins_five_se
                 .sum("portunus_proxy_errors_total", &[("reason", "connection_lost")])
                 > 0.0,
             "no call was in flight to the silent endpoint: nothing was shown"
+        );
+        Ok(())
+    });
+}
+
+#[test]
+fn a_path_that_loses_one_packet_in_twenty_fails_no_call() {
+    let _alone = alone();
+    support::test(|mesh| {
+        let dns = mesh.dns()?;
+        let endpoints = Endpoint::several(mesh, 2, WORK)?;
+        dns.set(NAME, &addresses(&endpoints), 5)?;
+        let caller = mesh.pod("caller")?;
+        let _sidecar = caller.sidecar()?;
+        let time = Duration::from_secs(8);
+        let traffic = Traffic::start(&caller, 100, time)?;
+        endpoints[0].pod.lose_packets(5)?;
+        let lossy = now();
+        let calls = traffic.end(time)?;
+        ensure!(
+            calls.failed().is_empty(),
+            "lost packets come again, and calls need not fail for them:{}",
+            calls.failed()
+        );
+        ensure!(
+            calls.between(lossy, f64::MAX).share(&endpoints[0]) > 0.02,
+            "nobody was called over the lossy path: nothing was shown"
         );
         Ok(())
     });

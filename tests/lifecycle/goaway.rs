@@ -3,7 +3,7 @@
 use std::{
     io::{ErrorKind, Read, Write},
     net::TcpStream,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result, bail, ensure};
@@ -58,6 +58,43 @@ fn sigterm_says_goaway_in_two_steps_and_what_runs_ends_well() {
         ended.sort_unstable();
         ensure!(ended == [1, 3], "of streams 1 and 3 there ended {ended:?}");
         let status = sidecar.wait(Duration::from_secs(10))?;
+        ensure!(
+            status.success() && sidecar.output().contains("nothing was cut"),
+            "the sidecar ended with {status}:\n{}",
+            sidecar.output()
+        );
+        Ok(())
+    });
+}
+
+#[test]
+fn an_application_that_merely_idles_is_asked_to_close_before_the_grace_period_ends() {
+    support::test(|mesh| {
+        let (pod, server) = (mesh.pod("caller")?, mesh.pod("greeter")?);
+        let mut sidecar = pod.sidecar_with(&[("PORTUNUS_SHUTDOWN_GRACE_PERIOD", "5s")])?;
+        let _app = Peer::greeter(&server, Stack::Tonic, 50051, Duration::ZERO)?;
+        let address = server.at(Family::V6, 50051)?;
+        let mut wire = Wire::open(in_netns(&pod, || TcpStream::connect(address))??)?;
+        wire.call(1)?;
+        loop {
+            let frame = wire.next()?.context("the connection ended before the answer")?;
+            wire.acknowledge(&frame)?;
+            if frame.stream == 1 && frame.flags & END_STREAM != 0 && frame.kind == HEADERS {
+                break;
+            }
+        }
+        sidecar.signal(Signal::SIGTERM)?;
+        let began = Instant::now();
+        wire.until(GOAWAY)?;
+        ensure!(
+            began.elapsed() > Duration::from_secs(3),
+            "outbound was told to close {:?} after the signal, while the application may still call",
+            began.elapsed()
+        );
+        while let Some(frame) = wire.next()? {
+            wire.acknowledge(&frame)?;
+        }
+        let status = sidecar.wait(Duration::from_secs(5))?;
         ensure!(
             status.success() && sidecar.output().contains("nothing was cut"),
             "the sidecar ended with {status}:\n{}",

@@ -100,6 +100,38 @@ fn after_sigterm_outbound_goes_on_until_the_application_closes() {
 }
 
 #[test]
+fn several_workers_carry_drain_and_end_as_one() {
+    let _alone = alone();
+    support::test(|mesh| {
+        let dns = mesh.dns()?;
+        let endpoints = Endpoint::several(mesh, 2, Duration::from_millis(2))?;
+        dns.set(NAME, &addresses(&endpoints), 5)?;
+        let caller = mesh.pod("caller")?;
+        let mut sidecar = caller.sidecar_with(&[("PORTUNUS_WORKERS", "3")])?;
+        let target = format!("{NAME}:{}", traffic::PORT);
+        let callers = (0..8).map(|_| peer::caller(&caller, Stack::Tonic, &target, 40, SECOND * 3));
+        let callers = callers.collect::<Result<Vec<_>>>()?;
+        wait_until(SECOND * 10, "every caller is served", || {
+            callers.iter().all(|caller| caller.output().contains("\"OK\""))
+        })?;
+        sidecar.signal(Signal::SIGTERM)?;
+        for mut caller in callers {
+            ensure!(caller.wait(SECOND * 20)?.success(), "a caller ended well");
+            let said = caller.output();
+            let answered = said.lines().filter(|line| line.contains("\"OK\"")).count();
+            ensure!(answered == 120, "of 120 calls {answered} were answered:\n{said}");
+        }
+        let ended = sidecar.wait(SECOND * 5)?;
+        let said = sidecar.output();
+        ensure!(
+            ended.success() && said.contains("workers=3") && said.contains("nothing was cut"),
+            "it ended with {ended}:\n{said}"
+        );
+        Ok(())
+    });
+}
+
+#[test]
 fn a_second_signal_cuts_what_runs_and_counts_it() {
     support::test(|mesh| cut(mesh, "25s", true));
 }

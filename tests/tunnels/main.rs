@@ -185,6 +185,29 @@ fn a_reset_crosses_as_a_reset_and_a_refusal_as_one() {
 }
 
 #[test]
+fn a_silent_caller_of_nobody_is_told_so() {
+    support::test(|mesh| {
+        let pair = Pair::new(mesh)?;
+        let began = Instant::now();
+        ensure!(
+            refused(&pair.client, pair.server.at(Family::V4, PORT)?, b"")?,
+            "a port without a listener took a silent caller"
+        );
+        ensure!(
+            began.elapsed() < Duration::from_secs(3),
+            "it took {:?} to say so",
+            began.elapsed()
+        );
+        let errors = pair
+            .inbound
+            .metrics()?
+            .sum("portunus_proxy_errors_total", &[("reason", "dial")]);
+        ensure!(errors == 1.0, "inbound counts {errors} failed dials");
+        Ok(())
+    });
+}
+
+#[test]
 fn a_reader_that_does_not_read_holds_its_writer_back() {
     support::test(|mesh| {
         let pair = Pair::new(mesh)?;
@@ -319,6 +342,29 @@ fn a_pod_that_calls_itself_by_its_own_address_is_answered() {
                 .with_context(|| format!("an RPC to itself by {family}"))?;
         }
         Ok(())
+    });
+}
+
+#[test]
+fn an_ipv4_address_in_ipv6_form_leads_where_it_says() {
+    support::test(|mesh| {
+        let pair = Pair::new(mesh)?;
+        let address = pair.server.at(Family::V4, PORT)?;
+        let std::net::IpAddr::V4(v4) = address.ip() else {
+            bail!("{address} is no IPv4 address")
+        };
+        let mapped = SocketAddr::from((v4.to_ipv6_mapped(), PORT));
+        let listener = listen(&pair.server, address)?;
+        let mut socket = dial(&pair.client, mapped)?;
+        socket.write_all(b"by the other form")?;
+        let (mut server, from) = listener.accept()?;
+        let mut heard = [0; 17];
+        server.read_exact(&mut heard)?;
+        ensure!(&heard == b"by the other form", "there came {heard:?} from {from}");
+        support::wait_until(Duration::from_secs(2), "both sidecars have carried it", || {
+            carried(&pair.outbound, "outbound").is_ok_and(|carried| carried == 1.0)
+                && carried(&pair.inbound, "inbound").is_ok_and(|carried| carried == 1.0)
+        })
     });
 }
 

@@ -1,0 +1,170 @@
+//! Which endpoints a name means: SRV records, a resolv.conf that changes, and names that mean somebody else.
+
+use std::time::Duration;
+
+use anyhow::{Result, ensure};
+use support::{
+    Family, Mesh, Stack,
+    dns::Srv,
+    peer,
+    traffic::{Endpoint, NAME, PORT, Traffic, addresses, alone, now},
+    wait_until,
+};
+
+#[test]
+fn srv_records_give_each_endpoint_its_weight_and_a_lower_priority_nothing_while_the_higher_one_lives() {
+    let _alone = alone();
+    support::test(|mesh| {
+        let dns = mesh.dns()?;
+        let mut endpoints = Endpoint::several(mesh, 3, WORK)?;
+        // What the application resolves for itself, and what the record's targets are.
+        dns.set(NAME, &addresses(&endpoints), 5)?;
+        let targets = ["one.test", "two.test", "spare.test"];
+        for (target, endpoint) in targets.iter().zip(&endpoints) {
+            dns.set(target, &endpoint.pod.addresses(), 5)?;
+        }
+        let instance = |target, priority, weight| Srv {
+            priority,
+            weight,
+            port: PORT,
+            target,
+        };
+        let records = [
+            instance(targets[0], 0, 30),
+            instance(targets[1], 0, 10),
+            instance(targets[2], 10, 10),
+        ];
+        dns.set_srv(&format!("_grpc._tcp.{NAME}"), &records, 5)?;
+        let caller = mesh.pod("caller")?;
+        let _sidecar = caller.sidecar_with(&[("PORTUNUS_DNS_SRV", NAME)])?;
+        let time = Duration::from_secs(12);
+        let traffic = Traffic::start(&caller, 400, time)?;
+        traffic.flow(Duration::from_secs(5));
+        let weighed = now();
+        endpoints[0].app.kill()?;
+        endpoints[1].app.kill()?;
+        let dead = now();
+        let calls = traffic.end(time)?;
+
+        // What began later may have been in flight to one of them.
+        let before = calls.between(0.0, weighed - 0.5);
+        ensure!(before.failed().is_empty(), "calls failed:{}", before.failed());
+        let shares: Vec<_> = endpoints.iter().map(|endpoint| before.share(endpoint)).collect();
+        ensure!(
+            (0.67..0.83).contains(&shares[0]) && (0.17..0.33).contains(&shares[1]),
+            "weights of 30 and 10 gave shares of {shares:?}"
+        );
+        ensure!(shares[2] == 0.0, "the spare was called while others lived: {shares:?}");
+        let after = calls.between(dead + 1.0, f64::MAX);
+        ensure!(
+            after.len() > 500 && after.failed().is_empty() && after.share(&endpoints[2]) == 1.0,
+            "with the others dead, of {} calls the spare had {}; failed:{}",
+            after.len(),
+            after.share(&endpoints[2]),
+            after.failed()
+        );
+        Ok(())
+    });
+}
+
+#[test]
+fn a_resolv_conf_that_changes_is_read_again() {
+    let _alone = alone();
+    support::test(|mesh| {
+        let dns = mesh.dns()?;
+        let endpoints = Endpoint::several(mesh, 2, WORK)?;
+        dns.set(NAME, &addresses(&endpoints), 1)?;
+        let caller = mesh.pod("caller")?;
+        let good = std::fs::read_to_string(format!("/etc/netns/{}/resolv.conf", caller.namespace()))?;
+        // The sidecar alone is misled: the application dials what it was told before.
+        caller.set_resolv_conf("nameserver 10.77.0.250\noptions timeout:1 attempts:1\n")?;
+        let sidecar = caller.sidecar()?;
+        caller.set_resolv_conf(&good)?;
+        let traffic = Traffic::start(&caller, 100, Duration::from_secs(60))?;
+        wait_until(Duration::from_secs(20), "both endpoints are called", || {
+            let calls = traffic.calls().between(now() - 1.0, f64::MAX);
+            endpoints.iter().all(|endpoint| calls.share(endpoint) > 0.2)
+        })?;
+        ensure!(
+            traffic.calls().failed().is_empty(),
+            "calls failed:{}",
+            traffic.calls().failed()
+        );
+        let fresh = sidecar.metrics()?.sum("portunus_dns_names", &[("state", "fresh")]);
+        ensure!(fresh >= 1.0, "no name is fresh");
+        Ok(())
+    });
+}
+
+#[test]
+fn a_call_whose_authority_has_nothing_to_do_with_its_address_goes_where_it_was_dialled() {
+    support::test(|mesh| {
+        let dns = mesh.dns()?;
+        let endpoints = Endpoint::several(mesh, 2, WORK)?;
+        let [meant, other] = &endpoints[..] else {
+            unreachable!("two were started")
+        };
+        dns.set(NAME, &addresses([other]), 5)?;
+        for family in Family::ALL {
+            let caller = mesh.pod_of(&format!("caller-{}", family.to_string().to_lowercase()), &[family])?;
+            let _sidecar = caller.sidecar()?;
+            // As an application does that has an address from elsewhere: /etc/hosts, a registry, a file.
+            hosts(&caller, &format!("{} {NAME}\n", meant.pod.address(family)?))?;
+            let mut program = peer::caller(
+                &caller,
+                Stack::Tonic,
+                &format!("{NAME}:{PORT}"),
+                20,
+                Duration::from_secs(1),
+            )?;
+            ensure!(
+                program.wait(Duration::from_secs(20))?.success(),
+                "the caller ended well"
+            );
+            let said = program.output();
+            let answered = said.lines().filter(|line| line.contains(meant.pod.name())).count();
+            ensure!(
+                answered == 20,
+                "by {family} {answered} of 20 calls reached the address that was dialled:\n{said}"
+            );
+        }
+        Ok(())
+    });
+}
+
+fn hosts(pod: &support::Pod, lines: &str) -> Result<()> {
+    let file = format!("/etc/netns/{}/hosts", pod.namespace());
+    let text = std::fs::read_to_string(&file)?;
+    Ok(std::fs::write(file, text + lines)?)
+}
+
+#[test]
+fn a_name_without_addresses_leads_where_the_application_dialled() {
+    support::test(|mesh: &Mesh| {
+        let dns = mesh.dns()?;
+        let endpoint = Endpoint::start(mesh, 1, WORK)?;
+        let caller = mesh.pod("caller")?;
+        let _sidecar = caller.sidecar()?;
+        hosts(&caller, &format!("{} {NAME}\n", endpoint.pod.address(Family::V4)?))?;
+        let mut program = peer::caller(
+            &caller,
+            Stack::Tonic,
+            &format!("{NAME}:{PORT}"),
+            20,
+            Duration::from_secs(1),
+        )?;
+        ensure!(
+            program.wait(Duration::from_secs(20))?.success(),
+            "the caller ended well"
+        );
+        ensure!(dns.questions(NAME) > 0, "the name server was not even asked");
+        let said = program.output();
+        ensure!(
+            said.lines().filter(|line| line.contains("\"OK\"")).count() == 20,
+            "a name that DNS does not know cannot be called:\n{said}"
+        );
+        Ok(())
+    });
+}
+
+const WORK: Duration = Duration::from_millis(2);
