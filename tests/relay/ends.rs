@@ -391,7 +391,7 @@ async fn the_end_cuts_what_runs_says_so_and_counts_it() {
     }
     let cut = tokio::task::spawn_blocking(move || world.end()).await.expect("it held");
     assert_eq!(cut.rpcs, 7);
-    assert!(cut.connections >= 2, "{cut:?}");
+    assert!(cut.connections >= 1, "{cut:?}");
     for call in calls {
         let answer = collect(call.response.await.expect("answered"), 0).await.expect("whole");
         assert_eq!(answer.grpc_status.as_deref(), Some("14"));

@@ -291,12 +291,7 @@ async fn a_request_over_a_header_limit_is_refused_alone_with_a_status() {
     let over = request("/a.B/C", &[("x-a", &large), ("x-b", &large), ("x-c", &large)]);
     let answer = caller.ask(over).await.expect("answered");
     assert_eq!(answer.grpc_status.as_deref(), Some("8"));
-    assert!(
-        answer
-            .grpc_message
-            .expect("a sentence")
-            .contains("--max-header-list-bytes")
-    );
+    assert!(answer.grpc_message.expect("a sentence").contains("send less metadata"));
     let many: Vec<_> = (0..300).map(|i| format!("x-{i}")).collect();
     let many: Vec<_> = many.iter().map(|name| (&**name, "1")).collect();
     let answer = caller.ask(request("/a.B/C", &many)).await.expect("answered");

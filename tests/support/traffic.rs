@@ -144,11 +144,6 @@ impl Calls {
         self.0.len()
     }
 
-    /// Whether there is none.
-    pub fn is_empty(&self) -> bool {
-        self.len() == 0
-    }
-
     /// The part of the answers that one endpoint gave.
     pub fn share(&self, endpoint: &Endpoint) -> f64 {
         let answered = self.0.iter().filter(|call| call.is_ok());

@@ -325,11 +325,6 @@ impl Caller {
         Ok(Begun { response, body, seed })
     }
 
-    /// Leaves without a word.
-    pub fn vanish(&self) {
-        self.connection.abort();
-    }
-
     /// Whether the connection has ended.
     pub fn has_ended(&self) -> bool {
         self.connection.is_finished()
