@@ -139,6 +139,11 @@ impl Calls {
         Calls(self.0.iter().filter(|call| !call.is_ok()).cloned().collect())
     }
 
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
     /// How many there are.
     pub fn len(&self) -> usize {
         self.0.len()
