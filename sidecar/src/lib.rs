@@ -19,6 +19,8 @@ pub mod telemetry;
 
 // The stories, and what turns them.
 mod call;
+#[cfg(test)]
+mod levels;
 pub mod failure;
 pub mod inbound;
 pub mod outbound;
