@@ -6,7 +6,9 @@ use std::path::{Path, PathBuf};
 /// The house from the ground up. A module may name those of its own level and of the levels below.
 const LEVELS: [&[&str]; 4] = [
     &["telemetry", "grpc"],
-    &["accept", "balance", "connect", "detect", "exchange", "http2", "redirect", "route", "tunnel"],
+    &[
+        "accept", "balance", "connect", "detect", "exchange", "http2", "redirect", "route", "tunnel",
+    ],
     &["call", "failure", "inbound", "outbound", "timers", "worker"],
     &["admin", "app", "config"],
 ];
@@ -30,7 +32,11 @@ fn sources(folder: &Path, into: &mut Vec<PathBuf>) {
 
 /// The first words of the `crate::` paths in a text, also those in braces.
 fn named(text: &str) -> Vec<String> {
-    let word = |text: &str| text.chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect::<String>();
+    let word = |text: &str| {
+        text.chars()
+            .take_while(|c| c.is_alphanumeric() || *c == '_')
+            .collect::<String>()
+    };
     let mut found = Vec::new();
     for rest in text.split("crate::").skip(1) {
         match rest.strip_prefix('{') {
@@ -73,7 +79,11 @@ fn nobody_imports_upwards() {
         // Tests at the end of a file may use what they like.
         let text = fs::read_to_string(&file).unwrap();
         let text = text.split("#[cfg(test)]\nmod tests").next().unwrap();
-        let code: String = text.lines().filter(|line| !line.trim_start().starts_with("//")).collect::<Vec<_>>().join("\n");
+        let code: String = text
+            .lines()
+            .filter(|line| !line.trim_start().starts_with("//"))
+            .collect::<Vec<_>>()
+            .join("\n");
         for name in named(&code) {
             let is_room = LEVELS[1].contains(&module);
             if level(&name) > level(module) || (is_room && NOT_FOR_ROOMS.contains(&name.as_str())) {

@@ -19,10 +19,10 @@ pub mod telemetry;
 
 // The stories, and what turns them.
 mod call;
-#[cfg(test)]
-mod levels;
 pub mod failure;
 pub mod inbound;
+#[cfg(test)]
+mod levels;
 pub mod outbound;
 mod timers;
 pub mod worker;
