@@ -21,6 +21,8 @@ pub mod telemetry;
 mod call;
 pub mod failure;
 pub mod inbound;
+#[cfg(test)]
+mod levels;
 pub mod outbound;
 mod timers;
 pub mod worker;
