@@ -264,7 +264,7 @@ pub(crate) const PATH_PING: [u8; 8] = *b"ptn-path";
 /// Output that DATA may fill up to; headers and control frames may exceed it.
 pub(crate) const OUTPUT_BYTES: usize = 64 << 10;
 /// Output that a peer does not read, at which it is cut.
-const OUTPUT_CEILING: usize = 1 << 20;
+const OUTPUT_CEILING: usize = 4 << 20;
 /// Turns of streams that are gone, which are not worth looking for.
 const STALE_TURNS: usize = 64;
 /// Streams that we open before the peer's SETTINGS said how many it takes.

@@ -242,6 +242,6 @@ fn equal_inputs_give_equal_bytes() {
 fn what_a_peer_never_reads_is_noticed() {
     let mut server = End::server_with(Settings::default());
     assert!(!server.conn.output_overflows());
-    server.conn.out.resize((1 << 20) + 1, 0);
+    server.conn.out.resize((4 << 20) + 1, 0);
     assert!(server.conn.output_overflows());
 }
