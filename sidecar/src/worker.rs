@@ -64,6 +64,9 @@ pub(crate) struct Worker {
     spare: Vec<Fields>,
     /// Turns so far.
     turns: u64,
+    /// Pools whose waiting calls are to be looked at.
+    to_serve: Vec<(PoolKey, SocketAddr)>,
+    is_serving: bool,
     draining_inbound: bool,
     draining_outbound: bool,
 }
@@ -267,19 +270,33 @@ impl Worker {
     }
 
     /// Calls that wait for a connection to this address get one, as far as there are any.
+    ///
+    /// A call that fails on the way there settles, which asks for this again: that is remembered, not nested, since
+    /// thousands may wait whose deadline has passed.
     fn serve(&mut self, pool: PoolKey, addr: SocketAddr) {
-        while let Some(mark) = self.pools.next_waiting(pool, &self.wires) {
-            let key = Key::from_bits(mark);
-            let connect::Reach::Wire(wire) = self.pools.reach(pool, mark, &self.wires) else {
-                break;
-            };
-            if let Err(failure) = self.carry(key, wire) {
-                self.fail(key, failure);
+        if !self.pools.is_awaited(pool) {
+            return;
+        }
+        self.to_serve.push((pool, addr));
+        if self.is_serving {
+            return;
+        }
+        self.is_serving = true;
+        while let Some((pool, addr)) = self.to_serve.pop() {
+            while let Some(mark) = self.pools.next_waiting(pool, &self.wires) {
+                let key = Key::from_bits(mark);
+                let connect::Reach::Wire(wire) = self.pools.reach(pool, mark, &self.wires) else {
+                    break;
+                };
+                if let Err(failure) = self.carry(key, wire) {
+                    self.fail(key, failure);
+                }
+            }
+            if self.pools.needs_dial(pool, &self.wires) {
+                self.spawn_dial(pool, addr);
             }
         }
-        if self.pools.needs_dial(pool, &self.wires) {
-            self.spawn_dial(pool, addr);
-        }
+        self.is_serving = false;
     }
 
     /// Keeps the caller's deadline.

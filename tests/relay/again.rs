@@ -425,3 +425,35 @@ async fn an_answer_that_came_before_its_connection_broke_arrives_whole_however_l
         let _ = sending.await.expect("it held");
     }
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn thousands_that_wait_for_a_slow_server_end_with_their_deadline_one_after_another() {
+    let world = World::with(Setup {
+        server_streams: Some(1),
+        ..Setup::default()
+    })
+    .await;
+    let mut calls = Vec::new();
+    for _ in 0..4 {
+        let mut caller = world.caller().await;
+        for _ in 0..900 {
+            // None of the requests ends, so none is answered; most never find a stream.
+            let fields = [("grpc-timeout", "3S"), ("x-receive", "0")];
+            calls.push(
+                caller
+                    .begin(request("/a.B/C", &fields))
+                    .await
+                    .expect("the connection lives"),
+            );
+        }
+    }
+    for Begun { response, body, seed } in calls {
+        let answer = collect(response.await.expect("a response"), seed)
+            .await
+            .expect("answered");
+        assert_eq!(answer.grpc_status.as_deref(), Some("4"));
+        drop(body);
+    }
+    let answer = world.caller().await.call("/a.B/C", 10, 10).await.expect("answered");
+    assert_eq!(answer.grpc_status.as_deref(), Some("0"));
+}

@@ -153,6 +153,11 @@ impl Pools {
         }
     }
 
+    /// Whether any call waits.
+    pub fn is_awaited(&self, key: PoolKey) -> bool {
+        self.pools.get(key).is_some_and(|pool| !pool.waiting.is_empty())
+    }
+
     /// The next call that waits, if there is a wire for it now.
     pub fn next_waiting(&mut self, key: PoolKey, wires: &Wires) -> Option<u64> {
         let pool = self.pools.get_mut(key)?;
