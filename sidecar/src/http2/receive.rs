@@ -714,7 +714,7 @@ impl Connection {
             return match self.by_id(header.stream) {
                 Some(key) => self.fault(key, StreamFault::Protocol, Reason::FRAME_SIZE_ERROR, shared, now),
                 None if self.is_idle(header.stream) => fatal(Reason::FRAME_SIZE_ERROR, "PRIORITY that is not 5 bytes"),
-                None => self.check_control(now).map(|()| None),
+                None => self.fault_on_closed(header.stream, Reason::FRAME_SIZE_ERROR, now),
             };
         };
         if dependency(priority) == header.stream {
@@ -987,6 +987,15 @@ impl Connection {
     ) -> Result<Option<Event<'a>>, Fatal> {
         self.check_resets(now)?;
         Ok(self.reset_for(key, fault, reason, shared))
+    }
+
+    /// A stream error on a stream that has ended already, which the peer may not know; what we have reset is ignored.
+    fn fault_on_closed<'a>(&mut self, id: u32, reason: Reason, now: Instant) -> Result<Option<Event<'a>>, Fatal> {
+        if self.closed.how(id) == Some(How::OurReset) {
+            return self.check_control(now).map(|()| None);
+        }
+        frame::put_rst_stream(&mut self.out, id, reason);
+        self.check_resets(now).map(|()| None)
     }
 
     fn reset_for<'a>(

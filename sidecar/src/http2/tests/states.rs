@@ -302,7 +302,8 @@ impl Model {
                     kind::PRIORITY if id == 0 => protocol,
                     kind::RST_STREAM if id == 0 => protocol,
                     kind::PRIORITY if live(self, id) => self.judged(id, Stream(Reason::FRAME_SIZE_ERROR)),
-                    kind::PRIORITY if !self.is_idle(id) => Ignored,
+                    kind::PRIORITY if matches!(self.streams.get(&id), Some(State::WeReset)) => Ignored,
+                    kind::PRIORITY if !self.is_idle(id) => Stream(Reason::FRAME_SIZE_ERROR),
                     _ => Connection(Reason::FRAME_SIZE_ERROR),
                 };
                 (verdict, Some(raw(kind, 0, id, &[0; 7])))
