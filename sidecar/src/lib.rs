@@ -1,9 +1,10 @@
 //! The map of the sidecar: the proxy beside each application.
 //!
-//! An RPC walks through the rooms in the order of this list. [`outbound`] and [`inbound`] tell its life, one call a
-//! room; [`worker`] owns the connections it travels on; `docs/architecture.md` says who may import whom.
+//! An RPC walks through [`accept`], [`detect`], [`http2`], [`exchange`], [`route`], [`balance`] and [`connect`]; what is no
+//! HTTP/2 through [`tunnel`]. [`outbound`] and [`inbound`] tell its life, one call a room; [`worker`] owns the connections it
+//! travels on; `docs/architecture.md` says who may import whom, and `levels.rs` holds the source to it.
 
-// The rooms, in the order in which an RPC meets them.
+// The rooms.
 pub mod accept;
 pub mod balance;
 pub mod connect;

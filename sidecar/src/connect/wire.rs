@@ -348,7 +348,7 @@ impl Wires {
         Some(key)
     }
 
-    /// How many of the dirty wires there are.
+    /// The wires that have something to write.
     pub fn dirty(&self) -> &[WireKey] {
         &self.dirty
     }

@@ -619,7 +619,7 @@ impl Connection {
         }
     }
 
-    /// How long the peer may be silent before it is asked whether it lives; a constant of the protocol's users.
+    /// The payload of the PING that asks a silent peer whether it lives.
     pub const KEEPALIVE_PAYLOAD: [u8; 8] = *b"ptn-live";
 
     /// How long the graceful GOAWAY waits for its PING before it names the last stream anyway.
