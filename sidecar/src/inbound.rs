@@ -1,7 +1,7 @@
 //! The story from the network to this pod's application.
 //!
 //! A connection from the network is accepted, its destination must be an address of this pod, its first bytes are looked
-//! at (`worker/door.rs`). If it is HTTP/2, each RPC on it begins at [`request`]: what the peer must not say is removed,
+//! at (`worker/door.rs`). If it is HTTP/2, each RPC on it begins at `request`: what the peer must not say is removed,
 //! the application is reached at the address that the caller meant, and the two streams are carried by their exchange.
 
 use crate::call::{CallKey, Choice};

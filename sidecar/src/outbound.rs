@@ -1,7 +1,7 @@
 //! The story from this pod's application to the network.
 //!
 //! A connection that the application opened is accepted, its destination learned, its first bytes looked at
-//! (`worker/door.rs`). If it is HTTP/2, each RPC on it begins at [`request`]: it is matched to a service, an endpoint is
+//! (`worker/door.rs`). If it is HTTP/2, each RPC on it begins at `request`: it is matched to a service, an endpoint is
 //! picked, reached, and from then on the two streams are carried by their exchange, until both have ended and the call
 //! is recorded.
 
