@@ -5,7 +5,6 @@
 //! the application is reached at the address that the caller meant, and the two streams are carried by their exchange.
 
 use crate::call::{CallKey, Choice};
-use crate::connect::Reach;
 use crate::exchange::End;
 use crate::failure::Failure;
 use crate::http2::Shared;
@@ -41,15 +40,7 @@ fn go(worker: &mut Worker, key: CallKey) -> Result<(), Failure> {
         pool,
         at: worker.now,
     });
-    match worker.pools.reach(pool, key.to_bits(), &worker.wires) {
-        Reach::Wire(wire) => worker.carry(key, wire),
-        Reach::Dial => {
-            worker.dial(pool, addr);
-            Ok(())
-        }
-        Reach::Wait => Ok(()),
-        Reach::Full => Err(Failure::TooManyWaiting { addr }),
-    }
+    worker.reach(key, pool, addr)
 }
 
 /// What a peer must not say, it must not say behind its last message either.

@@ -9,7 +9,7 @@ use std::net::SocketAddr;
 
 use crate::balance::NoEndpoint;
 use crate::call::{Call, CallKey, Choice};
-use crate::connect::{PoolKey, Reach};
+use crate::connect::PoolKey;
 use crate::exchange::End;
 use crate::failure::Failure;
 use crate::grpc::timeout;
@@ -82,15 +82,7 @@ pub(crate) fn again(worker: &mut Worker, key: CallKey) {
 /// Pick an endpoint, reach it, carry the call there.
 fn go(worker: &mut Worker, key: CallKey) -> Result<(), Failure> {
     let (pool, addr) = pick(worker, key)?;
-    match worker.pools.reach(pool, key.to_bits(), &worker.wires) {
-        Reach::Wire(wire) => worker.carry(key, wire),
-        Reach::Dial => {
-            worker.dial(pool, addr);
-            Ok(())
-        }
-        Reach::Wait => Ok(()),
-        Reach::Full => Err(Failure::TooManyWaiting { addr }),
-    }
+    worker.reach(key, pool, addr)
 }
 
 /// Pick: the better of two endpoints, among those that this call has not tried.

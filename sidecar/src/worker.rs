@@ -24,7 +24,7 @@ use tokio_util::sync::CancellationToken;
 use crate::balance::{EndpointKey, EndpointSpec, Outcome};
 use crate::call::{Call, CallKey, Deadline};
 use crate::connect::resolve::{Answer, Query, State, Target};
-use crate::connect::{self, PoolKey, Pools, Side, WireKey, Wires};
+use crate::connect::{self, PoolKey, Pools, Reach, Side, WireKey, Wires};
 use crate::exchange::{End, Exchange, Phase};
 use crate::failure::Failure;
 use crate::grpc::timeout;
@@ -151,8 +151,21 @@ impl Worker {
         Some(method)
     }
 
+    /// Reaches `addr` by a connection of its pool and carries the call there; the call waits if there is none yet.
+    pub(crate) fn reach(&mut self, key: CallKey, pool: PoolKey, addr: SocketAddr) -> Result<(), Failure> {
+        match self.pools.reach(pool, key.to_bits(), &self.wires) {
+            Reach::Wire(wire) => self.carry(key, wire),
+            Reach::Dial => {
+                self.dial(pool, addr);
+                Ok(())
+            }
+            Reach::Wait => Ok(()),
+            Reach::Full => Err(Failure::TooManyWaiting { addr }),
+        }
+    }
+
     /// Sends the call's request on `wire`, with what the deadline leaves.
-    pub(crate) fn carry(&mut self, key: CallKey, wire: WireKey) -> Result<(), Failure> {
+    fn carry(&mut self, key: CallKey, wire: WireKey) -> Result<(), Failure> {
         let Some(call) = self.calls.get_mut(key) else {
             return Ok(());
         };
@@ -191,9 +204,9 @@ impl Worker {
         }
         // The wire was full after all: the call waits with the others.
         match self.pools.reach(pool, key.to_bits(), &self.wires) {
-            connect::Reach::Dial => self.dial(pool, addr),
-            connect::Reach::Wire(_) | connect::Reach::Wait => {}
-            connect::Reach::Full => return Err(Failure::TooManyWaiting { addr }),
+            Reach::Dial => self.dial(pool, addr),
+            Reach::Wire(_) | Reach::Wait => {}
+            Reach::Full => return Err(Failure::TooManyWaiting { addr }),
         }
         Ok(())
     }
@@ -285,7 +298,7 @@ impl Worker {
         while let Some((pool, addr)) = self.to_serve.pop() {
             while let Some(mark) = self.pools.next_waiting(pool, &self.wires) {
                 let key = Key::from_bits(mark);
-                let connect::Reach::Wire(wire) = self.pools.reach(pool, mark, &self.wires) else {
+                let Reach::Wire(wire) = self.pools.reach(pool, mark, &self.wires) else {
                     break;
                 };
                 if let Err(failure) = self.carry(key, wire) {
@@ -293,7 +306,7 @@ impl Worker {
                 }
             }
             if self.pools.needs_dial(pool, &self.wires) {
-                self.spawn_dial(pool, addr);
+                self.dial(pool, addr);
             }
         }
         self.is_serving = false;
@@ -320,11 +333,7 @@ impl Worker {
     }
 
     /// Opens a connection to `addr` for its pool.
-    pub(crate) fn dial(&mut self, pool: PoolKey, addr: SocketAddr) {
-        self.spawn_dial(pool, addr);
-    }
-
-    fn spawn_dial(&self, pool: PoolKey, addr: SocketAddr) {
+    fn dial(&self, pool: PoolKey, addr: SocketAddr) {
         let inbox = self.inbox.clone();
         let settings = self.parts.dial.clone();
         tokio::task::spawn_local(async move {

@@ -56,8 +56,6 @@ pub(crate) struct Head {
     pub(crate) length: Option<u64>,
     /// `:status` of a response, else 0.
     pub(crate) status: u16,
-    /// A request whose response has no body whatever its `content-length` says.
-    pub(crate) is_head: bool,
 }
 
 const METHOD: u8 = 1;
@@ -77,7 +75,6 @@ pub(crate) fn request(fields: &Fields, interner: &Interner) -> Result<Head, Wron
                 let method = value();
                 check.pseudo(METHOD, method)?;
                 connect = method == b"CONNECT";
-                check.head.is_head = method == b"HEAD";
             }
             Name::Scheme => check.pseudo(SCHEME, value())?,
             Name::Path => check.pseudo(PATH, value())?,
@@ -145,7 +142,6 @@ impl Check {
             head: Head {
                 length: None,
                 status: 0,
-                is_head: false,
             },
         }
     }
