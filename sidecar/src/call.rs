@@ -28,7 +28,7 @@ pub(crate) struct Call {
     pub(crate) choice: Option<Choice>,
     pub(crate) tried: Tried,
     /// What came of the last endpoint that was tried.
-    pub(crate) last_error: Option<String>,
+    pub(crate) last_error: Option<Box<str>>,
     /// Whether it was sent again already: that happens once.
     pub(crate) resent: bool,
     /// Since when bytes of it are held that do not move.
@@ -90,10 +90,10 @@ impl Call {
         GrpcType::seen(exchange.asked.messages().into(), exchange.answered.messages().into())
     }
 
-    /// What its endpoint is to be judged by.
-    pub(crate) fn outcome(&self, now: Instant) -> Outcome {
+    /// What its endpoint is to be judged by, when the call ends with `code`.
+    pub(crate) fn outcome(&self, code: Code, now: Instant) -> Outcome {
         let answered = self.exchange.http_status != 0;
-        match self.code() {
+        match code {
             Code::Unavailable => Outcome::Failed,
             // A reset, or an answer that cannot be passed on; not an INTERNAL of the application's own.
             Code::Internal if !answered || self.ended.is_some() => Outcome::Failed,

@@ -13,6 +13,7 @@ use crate::connect::PoolKey;
 use crate::exchange::End;
 use crate::failure::Failure;
 use crate::grpc::timeout;
+use crate::http2::hpack::Name;
 use crate::route::{ByTag, NO_NAME, Named, ServiceKey};
 use crate::worker::Worker;
 
@@ -128,7 +129,7 @@ fn named(worker: &mut Worker, key: CallKey) -> Option<ServiceKey> {
     let call = worker.calls.get(key)?;
     let port = call.meant.port();
     let interner = &worker.wires.shared.interner;
-    let at = call.exchange.asks.authority?.into();
+    let at = call.exchange.head.place(Name::Authority)?;
     let id = call.exchange.head.id(at);
     match id.map_or(ByTag::Unknown, |id| worker.services.by_tag(interner.tag(id), port)) {
         ByTag::Service(known) => return Some(known),
@@ -163,10 +164,8 @@ fn allow_deadline(worker: &mut Worker, key: CallKey) -> Result<(), Failure> {
     let Some(call) = worker.calls.get_mut(key) else {
         return Ok(());
     };
-    let Some(at) = call.exchange.asks.timeout else {
-        return Ok(());
-    };
-    let Some(field) = call.exchange.head.get(at.into(), &worker.wires.shared.interner) else {
+    let interner = &worker.wires.shared.interner;
+    let Some(field) = call.exchange.head.find(Name::GrpcTimeout, interner) else {
         return Ok(());
     };
     match timeout::parse(field.value) {

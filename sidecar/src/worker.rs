@@ -25,11 +25,11 @@ use crate::balance::{EndpointKey, EndpointSpec, Outcome};
 use crate::call::{Call, CallKey, Deadline};
 use crate::connect::resolve::{Answer, Query, State, Target};
 use crate::connect::{self, PoolKey, Pools, Reach, Side, WireKey, Wires};
-use crate::exchange::{End, Exchange, Phase};
+use crate::exchange::{End, Exchange};
 use crate::failure::Failure;
 use crate::grpc::timeout;
 use crate::http2::Connection;
-use crate::http2::hpack::{Fields, Name};
+use crate::http2::hpack::{Fields, Interner, Name};
 use crate::http2::slots::{Key, Slots};
 use crate::route::{ServiceKey, Services};
 use crate::telemetry::{Direction, MethodId, Recorder};
@@ -40,6 +40,8 @@ use run::{Inbox, Message};
 
 /// Bytes that one connection may bring in a turn.
 const READ_BYTES: usize = 64 << 10;
+/// Empty header lists that are kept for the next calls.
+const SPARE_LISTS: usize = 256;
 
 /// Everything that one worker owns.
 pub(crate) struct Worker {
@@ -74,24 +76,17 @@ pub(crate) struct Worker {
 impl Worker {
     /// A call begins: its header list is taken over, and what can be said of it at once is said.
     pub(crate) fn begin_call(&mut self, down: End, inbound: bool, ended: bool) -> Option<CallKey> {
-        let spare = self.spare_fields();
-        let head = mem::replace(&mut self.wires.shared.fields, spare);
         let wire = self.wires.slots.get(down.wire)?;
         let Side::Caller { meant, .. } = wire.side else {
             return None;
         };
-        let over = head.over_limit();
-        let bytes = head.list_size();
-        let kept = head.len();
-        let settings = wire.engine.settings();
-        let limits = (settings.max_header_list_bytes, settings.max_header_fields);
-        let exchange = Exchange::new(down, head, ended, &self.wires);
-        let method = exchange.is_grpc.then(|| self.method_of(&exchange, inbound)).flatten();
-        let key = self.calls.insert(Call {
-            exchange,
+        let spare = self.spare.pop().unwrap_or_default();
+        let head = mem::replace(&mut self.wires.shared.fields, spare);
+        let key = self.calls.insert_with(|| Call {
+            exchange: Exchange::new(down, head, ended, &self.wires.shared.interner),
             inbound,
             meant,
-            method,
+            method: None,
             began: self.now,
             deadline: None,
             service: Key::NONE,
@@ -106,49 +101,33 @@ impl Worker {
             wire.engine.set_user(down.stream, key.to_bits());
         }
         self.counts.of(inbound).requests.inc();
-        if let Some(method) = method {
-            self.recorder.started(method);
-        }
-        if over {
-            let (max_bytes, max_fields) = limits;
-            self.fail(
-                key,
-                Failure::RequestHeadersTooLarge {
-                    bytes,
-                    fields: kept,
-                    max_bytes,
-                    max_fields,
-                },
+        let call = self.calls.get_mut(key)?;
+        if call.exchange.is_grpc {
+            call.method = method_of(
+                &call.exchange,
+                inbound,
+                &mut self.wires.shared.interner,
+                &mut self.recorder,
             );
-            return None;
+            if let Some(method) = call.method {
+                self.recorder.started(method);
+            }
         }
-        if self.wires.shared.budget.is_spent() {
+        let refused = if call.exchange.head.over_limit() {
+            Failure::RequestHeadersTooLarge {
+                bytes: call.exchange.head.list_size(),
+                fields: call.exchange.head.len(),
+                max_bytes: self.parts.http2.max_header_list_bytes,
+                max_fields: self.parts.http2.max_header_fields,
+            }
+        } else if self.wires.shared.budget.is_spent() {
             let used = self.wires.shared.budget.used();
-            self.fail(key, Failure::MemoryBudget { used });
-            return None;
-        }
-        Some(key)
-    }
-
-    /// The method of an RPC: known by the number on its interned path, else looked up or learned.
-    fn method_of(&mut self, exchange: &Exchange, inbound: bool) -> Option<MethodId> {
-        let interner = &mut self.wires.shared.interner;
-        let at = exchange.asks.path?.into();
-        let (direction, shift) = if inbound {
-            (Direction::Inbound, 16)
+            Failure::MemoryBudget { used }
         } else {
-            (Direction::Outbound, 0)
+            return Some(key);
         };
-        let Some(id) = exchange.head.id(at) else {
-            return Some(self.recorder.method(direction, exchange.head.value(at, interner)?));
-        };
-        let tag = interner.tag(id);
-        if let Some(method) = MethodId::from_tag((tag >> shift) as u16) {
-            return Some(method);
-        }
-        let method = self.recorder.method(direction, exchange.head.value(at, interner)?);
-        interner.set_tag(id, tag | u32::from(method.tag()) << shift);
-        Some(method)
+        self.fail(key, refused);
+        None
     }
 
     /// Reaches `addr` by a connection of its pool and carries the call there; the call waits if there is none yet.
@@ -169,8 +148,6 @@ impl Worker {
         let Some(call) = self.calls.get_mut(key) else {
             return Ok(());
         };
-        let Some(choice) = &call.choice else { return Ok(()) };
-        let (pool, addr) = (choice.pool, choice.addr);
         if let Some(deadline) = call.deadline {
             let left = deadline.at.saturating_duration_since(self.now);
             if left.is_zero() {
@@ -196,6 +173,7 @@ impl Worker {
         if call.exchange.head.list_size() > max {
             let bytes = call.exchange.head.kept_size(&self.wires.shared.interner);
             if bytes > max {
+                let addr = call.server();
                 return Err(Failure::NextHopHeaders { addr, bytes, max });
             }
         }
@@ -203,6 +181,8 @@ impl Worker {
             return Ok(());
         }
         // The wire was full after all: the call waits with the others.
+        let Some(choice) = &call.choice else { return Ok(()) };
+        let (pool, addr) = (choice.pool, choice.addr);
         match self.pools.reach(pool, key.to_bits(), &self.wires) {
             Reach::Dial => self.dial(pool, addr),
             Reach::Wire(_) | Reach::Wait => {}
@@ -214,7 +194,7 @@ impl Worker {
     /// Ends the call by an answer of our own, and records it.
     pub(crate) fn fail(&mut self, key: CallKey, failure: Failure) {
         let Some(call) = self.calls.get_mut(key) else { return };
-        if matches!(call.exchange.phase, Phase::Answered | Phase::Over) {
+        if call.exchange.phase.is_last() {
             return;
         }
         let answer = failure.answer();
@@ -256,30 +236,30 @@ impl Worker {
 
     /// Records the call and lets go of it, if nothing is left of it.
     pub(crate) fn settle(&mut self, key: CallKey) {
-        if self
-            .calls
-            .get(key)
-            .is_none_or(|call| !call.exchange.is_finished(&self.wires))
-        {
+        let Some(call) = self.calls.get_mut(key) else { return };
+        if !call.exchange.is_finished(&self.wires) {
             return;
         }
-        let Some(mut call) = self.calls.remove(key) else { return };
-        let elapsed = self.now.saturating_duration_since(call.began);
+        let code = call.code();
         if let Some(method) = call.method {
-            self.recorder.handled(method, call.kind(), call.code(), elapsed);
+            let elapsed = self.now.saturating_duration_since(call.began);
+            self.recorder.handled(method, call.kind(), code, elapsed);
         }
-        let outcome = call.outcome(self.now);
-        if let Some(choice) = call.choice {
-            if let (Some(place), Some(service)) = (choice.place, self.services.get_mut(call.service)) {
-                let gone = service.balancer.finished(place, outcome, self.now);
-                if let Some(gone) = gone {
-                    self.retire(gone.addr);
-                }
-            }
-            self.serve(choice.pool, choice.addr);
-        }
+        let outcome = call.outcome(code, self.now);
+        let (service, choice) = (call.service, call.choice.take());
         call.exchange.release(&mut self.wires);
-        self.keep_fields(call.exchange.head);
+        if self.spare.len() < SPARE_LISTS {
+            self.spare.push(mem::take(&mut call.exchange.head));
+        }
+        self.calls.discard(key);
+        let Some(choice) = choice else { return };
+        if let (Some(place), Some(service)) = (choice.place, self.services.get_mut(service)) {
+            let gone = service.balancer.finished(place, outcome, self.now);
+            if let Some(gone) = gone {
+                self.retire(gone.addr);
+            }
+        }
+        self.serve(choice.pool, choice.addr);
     }
 
     /// Calls that wait for a connection to this address get one, as far as there are any.
@@ -457,7 +437,7 @@ impl Worker {
     /// The endpoint that a call waited for cannot be reached: it tries the others, one after another.
     pub(crate) fn dial_failed(&mut self, key: CallKey, why: &str, judged: &mut Vec<(ServiceKey, EndpointKey)>) {
         let Some(call) = self.calls.get_mut(key) else { return };
-        call.last_error = Some(why.to_owned());
+        call.last_error = Some(why.into());
         let Some(choice) = &call.choice else { return };
         let (service, Some(endpoint)) = (call.service, choice.place.as_ref().map(|place| place.key())) else {
             self.fail(key, Failure::Unreachable { why: why.to_owned() });
@@ -473,14 +453,24 @@ impl Worker {
         self.leave_endpoint(key);
         self.send_again(key);
     }
+}
 
-    fn spare_fields(&mut self) -> Fields {
-        self.spare.pop().unwrap_or_default()
+/// The method of an RPC: known by the number on its interned path, else looked up or learned.
+fn method_of(exchange: &Exchange, inbound: bool, interner: &mut Interner, recorder: &mut Recorder) -> Option<MethodId> {
+    let at = exchange.head.place(Name::Path)?;
+    let (direction, shift) = if inbound {
+        (Direction::Inbound, 16)
+    } else {
+        (Direction::Outbound, 0)
+    };
+    let Some(id) = exchange.head.id(at) else {
+        return Some(recorder.method(direction, exchange.head.value(at, interner)?));
+    };
+    let tag = interner.tag(id);
+    if let Some(method) = MethodId::from_tag((tag >> shift) as u16) {
+        return Some(method);
     }
-
-    fn keep_fields(&mut self, fields: Fields) {
-        if self.spare.len() < 256 {
-            self.spare.push(fields);
-        }
-    }
+    let method = recorder.method(direction, exchange.head.value(at, interner)?);
+    interner.set_tag(id, tag | u32::from(method.tag()) << shift);
+    Some(method)
 }

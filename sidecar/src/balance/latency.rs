@@ -42,6 +42,10 @@ impl Latency {
         let Some(Estimate { nanos, at }) = self.0 else {
             return usual;
         };
+        if at == now {
+            // Heard of in this very turn.
+            return nanos;
+        }
         let silent = now.saturating_duration_since(at);
         if silent < decay / 64 {
             return nanos;

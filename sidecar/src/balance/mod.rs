@@ -42,7 +42,6 @@ use std::{
 };
 
 use rand::{Rng, RngExt};
-use smallvec::SmallVec;
 
 pub use endpoint::{EndpointKey, State, View};
 
@@ -164,9 +163,9 @@ impl Call {
     }
 }
 
-/// The endpoints that one RPC has tried already.
+/// The endpoints that one RPC has tried already. Nothing is allocated for one that has tried none.
 #[derive(Debug, Clone, Default)]
-pub struct Tried(SmallVec<[EndpointKey; 6]>);
+pub struct Tried(Vec<EndpointKey>);
 
 impl Tried {
     /// Remembers that `key` has been tried.

@@ -9,12 +9,11 @@ mod replay;
 
 pub use answer::Answer;
 
-use std::mem;
 use std::time::Instant;
 
 use crate::connect::{LateReset, WireKey, Wires};
 use crate::grpc::{self, Boundary};
-use crate::http2::hpack::{FieldId, Fields, Name};
+use crate::http2::hpack::{FieldId, Fields, Interner, Name};
 use crate::http2::{Reason, Settings, StreamKey};
 use replay::Replay;
 
@@ -50,15 +49,12 @@ pub enum Phase {
     Over,
 }
 
-/// Places in a request's header list.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Asks {
-    /// `:path`.
-    pub path: Option<u16>,
-    /// `:authority`.
-    pub authority: Option<u16>,
-    /// `grpc-timeout`.
-    pub timeout: Option<u16>,
+impl Phase {
+    /// Whether no response, or no more of one, will come.
+    #[inline]
+    pub fn is_last(self) -> bool {
+        matches!(self, Phase::Answered | Phase::Over)
+    }
 }
 
 /// An RPC between two ends.
@@ -71,8 +67,6 @@ pub struct Exchange {
     pub phase: Phase,
     /// The request's header list, while it may have to be sent (again).
     pub head: Fields,
-    /// Where in `head`, as it came, the fields stand that say what is asked.
-    pub asks: Asks,
     /// Whether the content type is gRPC's.
     pub is_grpc: bool,
     /// Messages of the request.
@@ -96,30 +90,17 @@ pub struct Exchange {
 
 impl Exchange {
     /// An exchange whose request is `head`.
-    pub fn new(down: End, head: Fields, request_ended: bool, wires: &Wires) -> Exchange {
-        let interner = &wires.shared.interner;
-        let mut is_grpc = false;
-        let mut is_head = false;
-        let mut asks = Asks::default();
-        for (place, name) in head.names().enumerate() {
-            let value = || head.value(place, interner).unwrap_or_default();
-            let at = Some(place as u16);
-            match name {
-                Name::Path => asks.path = at,
-                Name::Authority => asks.authority = at,
-                Name::GrpcTimeout => asks.timeout = at,
-                Name::ContentType => is_grpc = grpc::is_content_type(value()),
-                Name::Method if head.id(place) == Some(FieldId::METHOD_POST) => {}
-                Name::Method => is_head = value() == b"HEAD",
-                _ => {}
-            }
-        }
+    #[inline]
+    pub fn new(down: End, head: Fields, request_ended: bool, interner: &Interner) -> Exchange {
+        let value = |name| head.place(name).and_then(|at| head.value(at, interner));
+        let is_grpc = value(Name::ContentType).is_some_and(grpc::is_content_type);
+        let is_post = head.id(0) == Some(FieldId::METHOD_POST);
+        let is_head = !is_post && value(Name::Method) == Some(b"HEAD");
         Exchange {
             down,
             up: None,
             phase: Phase::Waiting,
             head,
-            asks,
             is_grpc,
             asked: Boundary::default(),
             answered: Boundary::default(),
@@ -151,19 +132,17 @@ impl Exchange {
             return true;
         }
         let ends_with_data = self.request_ended && self.replay.trailers.is_none();
-        for piece in self.replay.pieces() {
-            to.engine.send_data(stream, piece, false, shared);
-        }
-        if ends_with_data {
-            to.engine.send_data(stream, &[], true, shared);
-        } else if let Some(trailers) = &self.replay.trailers {
+        to.engine.send_data(stream, self.replay.bytes(), ends_with_data, shared);
+        if let Some(trailers) = &self.replay.trailers {
             let mut copy = Fields::new();
             trailers.copy_to(&mut copy, &mut shared.interner);
             to.engine.send_trailers(stream, &mut copy, shared);
             copy.clear(&mut shared.interner);
         }
-        // The caller may have used its first window up while there was nobody to forward credit for.
-        self.refill_request(wires);
+        if !self.replay.is_empty() {
+            // The caller may have used its first window up while there was nobody to forward credit for.
+            self.refill_request(wires);
+        }
         true
     }
 
@@ -200,19 +179,16 @@ impl Exchange {
         if !informational {
             self.phase = if end { Phase::Answered } else { Phase::Answering };
             self.http_status = status;
-            let shared = &wires.shared;
-            self.length_promised = shared.fields.find(Name::ContentLength, &shared.interner).is_some();
+            self.length_promised = wires.shared.fields.names().has(Name::ContentLength);
             self.forget_request(wires);
             if end {
                 self.read_status(wires);
             }
         }
-        let fields = mem::take(&mut wires.shared.fields);
         if let Some((wire, shared)) = wires.touch(self.down.wire) {
             wire.engine
-                .send_headers(self.down.stream, &fields, informational, end, shared);
+                .pass_on_headers(self.down.stream, informational, end, shared);
         }
-        wires.shared.fields = fields;
     }
 
     /// Payload of the response. Returns whether some of it is the first that is held.
@@ -295,7 +271,7 @@ impl Exchange {
     pub fn answer(&mut self, answer: &Answer, wires: &mut Wires) {
         self.reset_up(Reason::CANCEL, wires);
         let began = matches!(self.phase, Phase::Answering);
-        if matches!(self.phase, Phase::Answered | Phase::Over) {
+        if self.phase.is_last() {
             return;
         }
         self.phase = Phase::Over;
@@ -331,7 +307,7 @@ impl Exchange {
             let wire = wires.slots.get(end.wire);
             wire.map_or(0, |wire| wire.engine.held(end.stream))
         };
-        (of(self.down), self.up.map_or(0, of), self.replay.len())
+        (of(self.down), self.up.map_or(0, of), self.replay.bytes().len())
     }
 
     /// Gives up that the request can be sent again, where it is under way already.
@@ -342,6 +318,7 @@ impl Exchange {
     }
 
     /// Whether nothing is left of it on either side.
+    #[inline]
     pub fn is_finished(&self, wires: &Wires) -> bool {
         let open = |end: End| {
             wires
@@ -349,7 +326,7 @@ impl Exchange {
                 .get(end.wire)
                 .is_some_and(|wire| wire.engine.is_open(end.stream))
         };
-        self.phase != Phase::Waiting && !open(self.down) && !self.up.is_some_and(open)
+        self.phase.is_last() && !open(self.down) && !self.up.is_some_and(open)
     }
 
     /// Gives back what it holds. To be called before it is dropped.
@@ -392,11 +369,9 @@ impl Exchange {
 
     fn send_trailers(&self, to: Option<End>, wires: &mut Wires) {
         let Some(to) = to else { return };
-        let mut fields = mem::take(&mut wires.shared.fields);
         if let Some((wire, shared)) = wires.touch(to.wire) {
-            wire.engine.send_trailers(to.stream, &mut fields, shared);
+            wire.engine.pass_on_trailers(to.stream, shared);
         }
-        wires.shared.fields = fields;
     }
 }
 

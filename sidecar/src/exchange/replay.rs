@@ -1,7 +1,7 @@
 //! The request as far as it came, kept while it may have to be sent (again): bounded, and gone as soon as it cannot.
 
+use crate::http2::Shared;
 use crate::http2::hpack::Fields;
-use crate::http2::{Held, Shared};
 
 /// Bytes of a request that are kept to be sent again.
 const REPLAY_BYTES: usize = 64 << 10;
@@ -9,7 +9,7 @@ const REPLAY_BYTES: usize = 64 << 10;
 /// A request that can be sent again while it is whole.
 #[derive(Default)]
 pub(crate) struct Replay {
-    held: Held,
+    bytes: Vec<u8>,
     /// Trailers of the request.
     pub(crate) trailers: Option<Box<Fields>>,
     /// Bytes were passed on that are not kept.
@@ -23,11 +23,11 @@ impl Replay {
         if self.lost {
             return;
         }
-        if !must && self.held.len() + bytes.len() > REPLAY_BYTES {
+        if !must && self.bytes.len() + bytes.len() > REPLAY_BYTES {
             self.give_up(shared);
             return;
         }
-        shared.hold(&mut self.held, bytes);
+        shared.copy(bytes, &mut self.bytes);
     }
 
     /// The request will not be sent again.
@@ -36,24 +36,22 @@ impl Replay {
         self.lost = true;
     }
 
-    pub(crate) fn len(&self) -> usize {
-        self.held.len()
-    }
-
     pub(crate) fn is_whole(&self) -> bool {
         !self.lost
     }
 
     pub(crate) fn is_empty(&self) -> bool {
-        self.held.is_empty()
+        self.bytes.is_empty()
     }
 
-    pub(crate) fn pieces(&self) -> impl Iterator<Item = &[u8]> {
-        self.held.slices()
+    pub(crate) fn bytes(&self) -> &[u8] {
+        &self.bytes
     }
 
     pub(crate) fn forget(&mut self, shared: &mut Shared) {
-        shared.drop_held(&mut self.held);
+        if self.bytes.capacity() > 0 {
+            shared.drop_copy(&mut self.bytes);
+        }
         if let Some(mut trailers) = self.trailers.take() {
             trailers.clear(&mut shared.interner);
         }

@@ -10,7 +10,7 @@ use super::Settings;
 use super::abuse::{Abuse, Ledger};
 use super::closed::{Closed, How};
 use super::frame::{self, DEFAULT_WINDOW, MAX_STREAM_ID, Reason, setting};
-use super::held::{Budget, Held, Pool};
+use super::held::{Budget, Pool};
 use super::hpack::{self, Decoder, Encoder, Fields, Interner};
 use super::ids::Ids;
 use super::message::Wrong;
@@ -28,6 +28,8 @@ pub struct Shared {
     /// Memory that may be used.
     pub budget: Budget,
     pub(crate) pool: Pool,
+    /// Memory for small copies.
+    pub(crate) copies: Vec<Vec<u8>>,
     /// Output buffers of connections that have nothing to write.
     pub(crate) outputs: Vec<Vec<u8>>,
 }
@@ -40,20 +42,9 @@ impl Shared {
             fields: Fields::new(),
             budget: Budget::new(budget),
             pool: Pool::default(),
+            copies: Vec::new(),
             outputs: Vec::new(),
         }
-    }
-
-    /// Holds a copy of `bytes`, whose memory is counted in the budget.
-    pub fn hold(&mut self, held: &mut Held, bytes: &[u8]) {
-        let taken = held.push(bytes, &mut self.pool);
-        self.budget.add(taken as u64);
-    }
-
-    /// Throws away what is held.
-    pub fn drop_held(&mut self, held: &mut Held) {
-        let freed = held.clear(&mut self.pool);
-        self.budget.release(freed as u64);
     }
 
     /// Throws away trailers that were held.
@@ -230,10 +221,20 @@ pub struct Connection {
     /// Whether the peer is the pod's own application, which may cancel as it likes.
     pub(crate) own_application: bool,
     pub(crate) path: Path,
+    /// The time of what is being received.
+    pub(crate) now: Instant,
     /// What the peer did too much of.
     pub(crate) unruly: Option<Abuse>,
     /// Resets that we sent on streams that had no response: a peer may take many of them for an attack.
     pub(crate) early_resets: u32,
+}
+
+/// What is left of a stream that was taken out.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Gone {
+    pub(crate) id: u32,
+    pub(crate) user: u64,
+    pub(crate) theirs: Half,
 }
 
 /// A DATA frame at the end of the output, which can still grow.
@@ -318,6 +319,7 @@ impl Connection {
             ledger: Ledger::new(now),
             own_application,
             path: Path::new(now),
+            now,
             unruly: None,
             early_resets: 0,
             settings,
@@ -544,33 +546,56 @@ impl Connection {
     }
 
     /// Takes a stream out, with all that it holds, and remembers how it ended.
-    pub(crate) fn remove(&mut self, key: StreamKey, how: How, shared: &mut Shared) -> Option<Stream> {
-        let mut stream = self.streams.remove(key)?;
-        if stream.id != 0 {
-            self.ids.remove(stream.id);
-            self.closed.remember(stream.id, how);
+    pub(crate) fn remove(&mut self, key: StreamKey, how: How, shared: &mut Shared) -> Option<Gone> {
+        let stream = self.streams.get_mut(key)?;
+        let gone = Gone {
+            id: stream.id,
+            user: stream.user,
+            theirs: stream.theirs,
+        };
+        if !stream.held.is_empty() {
+            shared.drop_held(&mut stream.held);
         }
-        if stream.scheduled && self.ready.len() > STALE_TURNS && self.ready.len() > 2 * self.streams.len() {
-            // While the connection has no room nobody takes turns, and streams that come and go would pile up here.
-            self.ready.retain(|key| self.streams.contains(*key));
-        }
-        shared.drop_held(&mut stream.held);
         if let Ending::Trailers(fields) = std::mem::replace(&mut stream.ending, Ending::Open) {
             shared.drop_trailers(*fields);
         }
-        Some(stream)
+        let had_a_turn = stream.scheduled;
+        self.streams.discard(key);
+        if gone.id != 0 {
+            self.ids.remove(gone.id);
+            self.closed.remember(gone.id, how);
+        }
+        if had_a_turn && self.ready.len() > STALE_TURNS && self.ready.len() > 2 * self.streams.len() {
+            // While the connection has no room nobody takes turns, and streams that come and go would pile up here.
+            self.ready.retain(|key| self.streams.contains(*key));
+        }
+        Some(gone)
     }
 
-    /// Removes the stream if both halves have ended, and sends the reset that waited for that.
-    pub(crate) fn settle(&mut self, key: StreamKey, shared: &mut Shared) {
+    /// Removes a stream that is over, and sends the reset that waited for that.
+    pub(crate) fn finish(&mut self, key: StreamKey, shared: &mut Shared) {
         let Some(stream) = self.streams.get(key) else { return };
-        if stream.is_done() {
-            self.remove(key, How::EndStream, shared);
-        } else if stream.ours == Half::Ended && stream.reset_after.is_some() {
-            let (id, reason) = (stream.id, stream.reset_after.unwrap_or(Reason::NO_ERROR));
-            frame::put_rst_stream(&mut self.out, id, reason);
-            self.remove(key, How::OurReset, shared);
+        let simple = stream.is_done() && stream.held.is_empty() && !stream.is_ending() && !stream.scheduled;
+        if !simple {
+            return self.finish_with_reset(key, shared);
         }
+        let id = stream.id;
+        self.streams.discard(key);
+        self.ids.remove(id);
+        self.closed.remember(id, How::EndStream);
+    }
+
+    #[cold]
+    fn finish_with_reset(&mut self, key: StreamKey, shared: &mut Shared) {
+        let Some(stream) = self.streams.get(key) else { return };
+        let how = match stream.reset_after {
+            Some(reason) if !stream.is_done() => {
+                frame::put_rst_stream(&mut self.out, stream.id, reason);
+                How::OurReset
+            }
+            _ => How::EndStream,
+        };
+        self.remove(key, how, shared);
     }
 
     /// The window that a stream's sender starts with. A lower one than the default counts once it is acknowledged.
@@ -584,11 +609,16 @@ impl Connection {
     }
 
     /// Restores the connection's window, at the latest when half of it is used, while the budget lasts.
+    #[inline]
     pub(crate) fn restore_window(&mut self, shared: &mut Shared) {
         if self.recv_target - self.recv_window < self.recv_target / 2 {
             self.settle_reservation(shared);
-            return;
+        } else {
+            self.give_window(shared);
         }
+    }
+
+    fn give_window(&mut self, shared: &mut Shared) {
         let wanted = (self.settings.connection_window as i64)
             .max(self.path.need().min(self.settings.connection_window_ceiling as i64));
         // A connection grows when it has used half of what it had, as one that is not idle.
@@ -611,7 +641,11 @@ impl Connection {
     }
 
     /// The reservation follows the credit that is out: what came is counted as held, or has left already.
+    #[inline]
     fn settle_reservation(&mut self, shared: &mut Shared) {
+        if self.reserved == 0 {
+            return;
+        }
         let out = (self.recv_window - DEFAULT_WINDOW as i64).max(0) as u64;
         if out < self.reserved {
             shared.budget.unreserve(self.reserved - out);

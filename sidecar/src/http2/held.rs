@@ -1,101 +1,153 @@
 //! Bytes that wait for a reader, in pooled chunks: memory near the bytes themselves, and given back as they leave.
 
-use smallvec::SmallVec;
+use super::Shared;
 
 /// A first chunk is small, since most streams that hold anything hold little; each further one is larger, up to a frame,
 /// so that the memory stays near the bytes.
 const SIZES: [usize; 4] = [512, 2 << 10, 8 << 10, 16 << 10];
 /// Free chunks kept, of each size, for the next who needs one.
 const KEPT: usize = 64;
+/// What a copy takes at first; and how many of that size are kept for the next who needs one.
+const COPY_BYTES: usize = 512;
+const COPIES_KEPT: usize = 256;
+/// No chunk.
+const NONE: u32 = 0;
 
-/// Free chunks of one worker, by size.
-#[derive(Default)]
+/// The chunks of one worker: those that somebody holds, and some that are free, by size.
 pub struct Pool {
-    free: [Vec<Vec<u8>>; SIZES.len()],
+    /// The first stands for [`NONE`].
+    chunks: Vec<Chunk>,
+    free: [Vec<u32>; SIZES.len()],
+    /// Numbers that are free, without memory.
+    vacant: Vec<u32>,
 }
 
-impl Pool {
-    /// A chunk larger than `last`, if there is a larger size, and large enough for `bytes`, if any is.
-    fn take(&mut self, last: usize, bytes: usize) -> Vec<u8> {
-        let fits = |&(_, &size): &(usize, &usize)| size > last && size >= bytes;
-        let (i, &size) = SIZES
-            .iter()
-            .enumerate()
-            .find(fits)
-            .unwrap_or((SIZES.len() - 1, &SIZES[SIZES.len() - 1]));
-        self.free[i].pop().unwrap_or_else(|| Vec::with_capacity(size))
-    }
+/// Some bytes that are held, and where they go on.
+struct Chunk {
+    bytes: Vec<u8>,
+    next: u32,
+}
 
-    fn give(&mut self, mut chunk: Vec<u8>) {
-        chunk.clear();
-        let Some(i) = SIZES.iter().position(|size| *size == chunk.capacity()) else {
-            return;
-        };
-        if self.free[i].len() < KEPT {
-            self.free[i].push(chunk);
+impl Chunk {
+    const fn new(bytes: Vec<u8>) -> Chunk {
+        Chunk { bytes, next: NONE }
+    }
+}
+
+impl Default for Pool {
+    fn default() -> Pool {
+        Pool {
+            chunks: vec![Chunk::new(Vec::new())],
+            free: Default::default(),
+            vacant: Vec::new(),
         }
     }
 }
 
-/// The bytes that one direction of a stream holds, in order.
+impl Pool {
+    /// A chunk larger than `last`, if there is a larger size, and large enough for `bytes`, if any is.
+    fn take(&mut self, last: usize, bytes: usize) -> u32 {
+        let fits = |size: &usize| *size > last && *size >= bytes;
+        let class = SIZES.iter().position(fits).unwrap_or(SIZES.len() - 1);
+        self.free[class].pop().unwrap_or_else(|| self.make(SIZES[class]))
+    }
+
+    #[cold]
+    fn make(&mut self, size: usize) -> u32 {
+        let chunk = Chunk::new(Vec::with_capacity(size));
+        match self.vacant.pop() {
+            Some(number) => {
+                self.chunks[number as usize] = chunk;
+                number
+            }
+            None => {
+                self.chunks.push(chunk);
+                self.chunks.len() as u32 - 1
+            }
+        }
+    }
+
+    /// Takes a chunk back; says how much memory it has, and which one follows it.
+    fn give(&mut self, number: u32) -> (usize, u32) {
+        let chunk = &mut self.chunks[number as usize];
+        chunk.bytes.clear();
+        let memory = chunk.bytes.capacity();
+        let next = std::mem::replace(&mut chunk.next, NONE);
+        match SIZES.iter().position(|size| *size == memory) {
+            Some(class) if self.free[class].len() < KEPT => self.free[class].push(number),
+            _ => {
+                chunk.bytes = Vec::new();
+                self.vacant.push(number);
+            }
+        }
+        (memory, next)
+    }
+}
+
+/// The bytes that one direction of a stream holds, in order. They stand in the [`Pool`], so they are to be cleared before
+/// this is dropped.
 #[derive(Default)]
 pub struct Held {
-    /// One chunk, which most make do with, needs no memory of its own here.
-    chunks: SmallVec<[Vec<u8>; 1]>,
+    first: u32,
+    last: u32,
     /// How much of the first chunk has left.
-    taken: usize,
-    len: usize,
+    taken: u32,
+    len: u32,
 }
 
 impl Held {
     /// How many bytes are held.
+    #[inline]
     pub fn len(&self) -> usize {
-        self.len
+        self.len as usize
     }
 
     /// Whether nothing is held.
+    #[inline]
     pub fn is_empty(&self) -> bool {
         self.len == 0
     }
 
     /// Keeps a copy of `bytes` behind what is held already, and says how much memory that took.
     pub fn push(&mut self, mut bytes: &[u8], pool: &mut Pool) -> usize {
-        self.len += bytes.len();
+        self.len += bytes.len() as u32;
         let mut memory = 0;
         while !bytes.is_empty() {
-            let (size, fits) = match self.chunks.last() {
-                Some(last) => (last.capacity(), last.capacity() - last.len()),
-                None => (0, 0),
-            };
+            let last = &mut pool.chunks[self.last as usize].bytes;
+            let size = last.capacity();
+            let fits = (size - last.len()).min(bytes.len());
             if fits == 0 {
-                let chunk = pool.take(size, bytes.len());
-                memory += chunk.capacity();
-                self.chunks.push(chunk);
+                let number = pool.take(size, bytes.len());
+                memory += pool.chunks[number as usize].bytes.capacity();
+                if self.last == NONE {
+                    self.first = number;
+                } else {
+                    pool.chunks[self.last as usize].next = number;
+                }
+                self.last = number;
                 continue;
             }
-            let (now, later) = bytes.split_at(fits.min(bytes.len()));
-            self.chunks
-                .last_mut()
-                .expect("it was just looked at")
-                .extend_from_slice(now);
-            bytes = later;
+            let now;
+            (now, bytes) = bytes.split_at(fits);
+            last.extend_from_slice(now);
         }
         memory
     }
 
     /// Moves the first `n` bytes (or all, if fewer are held) to the end of `out`, and says how much memory that freed.
-    pub fn pop_into(&mut self, mut n: usize, out: &mut Vec<u8>, pool: &mut Pool) -> usize {
+    pub fn pop_into(&mut self, n: usize, out: &mut Vec<u8>, pool: &mut Pool) -> usize {
+        let mut n = n.min(self.len());
         let mut memory = 0;
-        n = n.min(self.len);
-        self.len -= n;
+        self.len -= n as u32;
         while n > 0 {
-            let first = self.chunks.first().expect("held bytes are in chunks");
-            let now = n.min(first.len() - self.taken);
-            out.extend_from_slice(&first[self.taken..self.taken + now]);
-            self.taken += now;
+            let first = &pool.chunks[self.first as usize].bytes[self.taken as usize..];
+            let now = n.min(first.len());
+            out.extend_from_slice(&first[..now]);
             n -= now;
-            if self.taken == first.len() {
+            if now == first.len() {
                 memory += self.drop_first(pool);
+            } else {
+                self.taken += now as u32;
             }
         }
         if self.len == 0 {
@@ -104,43 +156,59 @@ impl Held {
         memory
     }
 
-    /// Everything that is held, chunk by chunk.
-    pub fn slices(&self) -> impl Iterator<Item = &[u8]> {
-        self.chunks
-            .iter()
-            .enumerate()
-            .map(|(i, chunk)| if i == 0 { &chunk[self.taken..] } else { &chunk[..] })
-    }
-
     /// Throws away what is held, and says how much memory that freed.
-    #[inline]
     pub fn clear(&mut self, pool: &mut Pool) -> usize {
-        if self.chunks.is_empty() {
-            0
-        } else {
-            self.throw_away(pool)
-        }
-    }
-
-    fn throw_away(&mut self, pool: &mut Pool) -> usize {
         let mut memory = 0;
-        for chunk in self.chunks.drain(..) {
-            memory += chunk.capacity();
-            pool.give(chunk);
+        while self.first != NONE {
+            memory += self.drop_first(pool);
         }
-        // An empty stream keeps no memory of a burst that it once held.
-        self.chunks = SmallVec::new();
-        self.taken = 0;
         self.len = 0;
         memory
     }
 
     fn drop_first(&mut self, pool: &mut Pool) -> usize {
+        let (memory, next) = pool.give(self.first);
+        self.first = next;
         self.taken = 0;
-        let chunk = self.chunks.remove(0);
-        let memory = chunk.capacity();
-        pool.give(chunk);
+        if next == NONE {
+            self.last = NONE;
+        }
         memory
+    }
+}
+
+impl Shared {
+    /// Holds a copy of `bytes`, whose memory is counted in the budget.
+    pub fn hold(&mut self, held: &mut Held, bytes: &[u8]) {
+        let taken = held.push(bytes, &mut self.pool);
+        self.budget.add(taken as u64);
+    }
+
+    /// Throws away what is held.
+    pub fn drop_held(&mut self, held: &mut Held) {
+        let freed = held.clear(&mut self.pool);
+        self.budget.release(freed as u64);
+    }
+
+    /// Adds `bytes` to a copy in one piece, whose memory is counted in the budget.
+    pub fn copy(&mut self, bytes: &[u8], copy: &mut Vec<u8>) {
+        if copy.capacity() == 0 {
+            *copy = self.copies.pop().unwrap_or_else(|| Vec::with_capacity(COPY_BYTES));
+            self.budget.add(copy.capacity() as u64);
+        }
+        let before = copy.capacity();
+        copy.extend_from_slice(bytes);
+        self.budget.add((copy.capacity() - before) as u64);
+    }
+
+    /// Throws such a copy away.
+    pub fn drop_copy(&mut self, copy: &mut Vec<u8>) {
+        self.budget.release(copy.capacity() as u64);
+        let mut copy = std::mem::take(copy);
+        copy.clear();
+        if copy.capacity() == COPY_BYTES && self.copies.len() < COPIES_KEPT {
+            self.copies.push(copy);
+        }
     }
 }
 
@@ -239,7 +307,7 @@ mod tests {
             held.pop_into(1 + out.len() % 3_001, &mut out, &mut pool);
         }
         assert_eq!(out, all);
-        assert!(held.chunks.is_empty());
+        assert_eq!((held.first, held.last), (NONE, NONE));
     }
 
     #[test]
@@ -249,7 +317,7 @@ mod tests {
         for _ in 0..10_000 {
             held.push(&[7; 10], &mut pool);
         }
-        let memory: usize = held.chunks.iter().map(Vec::capacity).sum();
+        let memory = held.clear(&mut pool);
         assert!(memory < 120_000, "{memory} bytes for 100,000");
     }
 
@@ -279,6 +347,21 @@ mod tests {
         memory -= held.clear(&mut pool) as i64;
         assert_eq!(memory, 0);
         assert!(held.is_empty());
+    }
+
+    #[test]
+    fn a_copy_is_counted_while_it_is_there() {
+        let mut shared = Shared::new(1 << 20);
+        for size in [10, COPY_BYTES, 10_000] {
+            let mut copy = Vec::new();
+            for _ in 0..3 {
+                shared.copy(&vec![7; size], &mut copy);
+                assert_eq!(shared.budget.used(), copy.capacity() as u64);
+            }
+            assert_eq!(copy, vec![7; 3 * size]);
+            shared.drop_copy(&mut copy);
+            assert_eq!((shared.budget.used(), copy.capacity()), (0, 0));
+        }
     }
 
     #[test]

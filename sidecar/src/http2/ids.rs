@@ -16,15 +16,13 @@ const FIRST_PLACES: usize = 8;
 const FREE: (u32, StreamKey) = (0, Key::NONE);
 
 impl Ids {
+    #[inline]
     pub(crate) fn get(&self, id: u32) -> Option<StreamKey> {
-        if self.len == 0 || id == 0 {
-            return None;
-        }
         let mut at = self.home(id);
         loop {
-            match self.places[at] {
-                (found, key) if found == id => return Some(key),
+            match *self.places.get(at)? {
                 (0, _) => return None,
+                (found, key) if found == id => return Some(key),
                 _ => at = self.next(at),
             }
         }
@@ -88,7 +86,7 @@ impl Ids {
     fn home(&self, id: u32) -> usize {
         // Multiplied, so that a peer that leaves out identifiers does not pile its streams up in one place.
         let spread = (id >> 1).wrapping_mul(0x9E37_79B1);
-        (spread >> 8) as usize & (self.places.len() - 1)
+        (spread >> 8) as usize & self.places.len().wrapping_sub(1)
     }
 
     #[inline]

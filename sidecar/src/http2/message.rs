@@ -1,34 +1,25 @@
 //! What makes a header list a message, and what makes it malformed (RFC 9113, 8.1 to 8.3).
 
-use super::hpack::{Fields, Interner, Malformed, Name};
+use super::hpack::{FieldId, Fields, Interner, Malformed, Name, Names};
 
 /// What a peer's header list got wrong. Each is a stream error PROTOCOL_ERROR (RFC 9113, 8.1.1).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Wrong {
-    /// A name or a value with bytes that it cannot have.
-    #[error("a field that is not one: {0:?}")]
+    /// A field that no message can have.
+    #[error("{0}")]
     Field(Malformed),
-    /// A pseudo field behind an ordinary one.
-    #[error("a pseudo field behind an ordinary field")]
-    PseudoLate,
+    /// A pseudo field twice, or behind an ordinary field.
+    #[error("a pseudo field twice, or behind an ordinary field")]
+    PseudoMisplaced,
     /// A pseudo field that this kind of message does not have.
     #[error("a pseudo field that this message cannot have")]
     PseudoUnknown,
-    /// A pseudo field twice.
-    #[error("a pseudo field twice")]
-    PseudoTwice,
-    /// `:method`, `:scheme`, `:path` or `:status` is missing, or empty.
-    #[error("a pseudo field is missing or empty")]
+    /// `:method`, `:scheme`, `:path` or `:status` is missing.
+    #[error("a pseudo field is missing")]
     PseudoMissing,
     /// `:status` is not three digits.
     #[error("a :status that is not three digits")]
     Status,
-    /// `connection` and its like, which HTTP/2 does not have.
-    #[error("a connection-specific field")]
-    ConnectionField,
-    /// `te` with something other than `trailers`.
-    #[error("te other than trailers")]
-    Te,
     /// `content-length` that is no number, or comes twice with different ones.
     #[error("a content-length that is not one number")]
     ContentLength,
@@ -58,148 +49,115 @@ pub(crate) struct Head {
     pub(crate) status: u16,
 }
 
-const METHOD: u8 = 1;
-const SCHEME: u8 = 2;
-const PATH: u8 = 4;
-const AUTHORITY: u8 = 8;
-const STATUS: u8 = 16;
+/// What every request has but CONNECT.
+const ASKED: Names = Names::of(&[Name::Method, Name::Scheme, Name::Path]);
 
 /// Reads the head of a request.
 pub(crate) fn request(fields: &Fields, interner: &Interner) -> Result<Head, Wrong> {
-    let mut check = Check::new(METHOD | SCHEME | PATH | AUTHORITY);
-    let mut connect = false;
-    for (at, name) in fields.names().enumerate() {
-        let value = || fields.value(at, interner).unwrap_or_default();
-        match name {
-            Name::Method => {
-                let method = value();
-                check.pseudo(METHOD, method)?;
-                connect = method == b"CONNECT";
-            }
-            Name::Scheme => check.pseudo(SCHEME, value())?,
-            Name::Path => check.pseudo(PATH, value())?,
-            Name::Authority => check.pseudo(AUTHORITY, b"-")?,
-            name => check.other(name, value)?,
-        }
-    }
+    let here = pseudo(fields, ASKED.or(Names::of(&[Name::Authority])))?;
     // RFC 9113, 8.5: CONNECT has :method and :authority, and nothing else that begins with a colon.
-    let needed = if connect {
-        METHOD | AUTHORITY
+    let (needed, forbidden) = if is_connect(fields, interner) {
+        (
+            Names::of(&[Name::Method, Name::Authority]),
+            Names::of(&[Name::Scheme, Name::Path]),
+        )
     } else {
-        METHOD | SCHEME | PATH
+        (ASKED, Names::NONE)
     };
-    let forbidden = if connect { SCHEME | PATH } else { 0 };
-    check.finish(fields, needed, forbidden)
+    // A list that was too long is answered as that, not as one that lacks what was cut off.
+    if !here.has_all(needed) && !fields.over_limit() {
+        return Err(Wrong::PseudoMissing);
+    }
+    if here.has_any(forbidden) {
+        return Err(Wrong::PseudoUnknown);
+    }
+    Ok(Head {
+        length: length(fields, interner)?,
+        status: 0,
+    })
 }
 
 /// Reads the head of a response, or of an informational one (1xx).
 pub(crate) fn response(fields: &Fields, interner: &Interner) -> Result<Head, Wrong> {
-    let mut check = Check::new(STATUS);
-    for (at, name) in fields.names().enumerate() {
-        let value = || fields.value(at, interner).unwrap_or_default();
-        match name {
-            Name::Status => {
-                let status = value();
-                check.pseudo(STATUS, status)?;
-                check.head.status = match status {
-                    [a @ b'1'..=b'9', b @ b'0'..=b'9', c @ b'0'..=b'9'] => {
-                        (a - b'0') as u16 * 100 + (b - b'0') as u16 * 10 + (c - b'0') as u16
-                    }
-                    _ => return Err(Wrong::Status),
-                };
-            }
-            name => check.other(name, value)?,
-        }
+    const NEEDED: Names = Names::of(&[Name::Status]);
+    let here = pseudo(fields, NEEDED)?;
+    if !here.has_all(NEEDED) && !fields.over_limit() {
+        return Err(Wrong::PseudoMissing);
     }
-    if check.head.status == 101 {
-        return Err(Wrong::SwitchingProtocols);
-    }
-    check.finish(fields, STATUS, 0)
+    let status = match fields.id(0) {
+        Some(FieldId::STATUS_200) => 200,
+        _ => status(fields.value(0, interner).filter(|_| here.has_all(NEEDED)))?,
+    };
+    Ok(Head {
+        length: length(fields, interner)?,
+        status,
+    })
 }
 
 /// Reads trailers: fields without any pseudo field (RFC 9113, 8.1).
 pub(crate) fn trailers(fields: &Fields, interner: &Interner) -> Result<(), Wrong> {
-    let mut check = Check::new(0);
-    for (at, name) in fields.names().enumerate() {
-        check.other(name, || fields.value(at, interner).unwrap_or_default())?;
-    }
-    check.finish(fields, 0, 0).map(drop)
+    pseudo(fields, Names::NONE)?;
+    length(fields, interner).map(drop)
 }
 
-struct Check {
-    allowed: u8,
-    seen: u8,
-    ordinary: bool,
-    head: Head,
+/// The pseudo fields that there are: of these alone, each once, before all others; and no field is malformed.
+#[inline]
+fn pseudo(fields: &Fields, allowed: Names) -> Result<Names, Wrong> {
+    if let Some(malformed) = fields.malformed() {
+        return Err(Wrong::Field(malformed));
+    }
+    let here = fields.names().and(Names::PSEUDO);
+    if !allowed.has_all(here) {
+        return Err(Wrong::PseudoUnknown);
+    }
+    if fields.misplaced().has_any(Names::PSEUDO) {
+        return Err(Wrong::PseudoMisplaced);
+    }
+    Ok(here)
 }
 
-impl Check {
-    fn new(allowed: u8) -> Check {
-        Check {
-            allowed,
-            seen: 0,
-            ordinary: false,
-            head: Head {
-                length: None,
-                status: 0,
-            },
-        }
+#[inline]
+fn is_connect(fields: &Fields, interner: &Interner) -> bool {
+    // What every call of gRPC begins with.
+    if fields.id(0) == Some(FieldId::METHOD_POST) {
+        return false;
     }
+    let method = fields.find(Name::Method, interner);
+    method.is_some_and(|method| method.value == b"CONNECT")
+}
 
-    fn pseudo(&mut self, which: u8, value: &[u8]) -> Result<(), Wrong> {
-        if self.ordinary {
-            return Err(Wrong::PseudoLate);
+/// `:status`, three digits. (A list that was cut off may lack it; its owner answers that.)
+fn status(value: Option<&[u8]>) -> Result<u16, Wrong> {
+    match value {
+        Some(b"101") => Err(Wrong::SwitchingProtocols),
+        Some([a @ b'1'..=b'9', b @ b'0'..=b'9', c @ b'0'..=b'9']) => {
+            Ok((a - b'0') as u16 * 100 + (b - b'0') as u16 * 10 + (c - b'0') as u16)
         }
-        if self.allowed & which == 0 {
-            return Err(Wrong::PseudoUnknown);
-        }
-        if self.seen & which != 0 {
-            return Err(Wrong::PseudoTwice);
-        }
-        if value.is_empty() {
-            return Err(Wrong::PseudoMissing);
-        }
-        self.seen |= which;
-        Ok(())
+        Some(_) => Err(Wrong::Status),
+        None => Ok(0),
     }
+}
 
-    fn other<'a>(&mut self, name: Name, value: impl Fn() -> &'a [u8]) -> Result<(), Wrong> {
-        match name {
-            Name::Method | Name::Scheme | Name::Path | Name::Authority | Name::Status => Err(Wrong::PseudoUnknown),
-            Name::Protocol | Name::OtherPseudo => Err(Wrong::PseudoUnknown),
-            Name::Connection | Name::KeepAlive | Name::ProxyConnection | Name::TransferEncoding | Name::Upgrade => {
-                Err(Wrong::ConnectionField)
-            }
-            Name::Te if value() != b"trailers" => Err(Wrong::Te),
-            Name::ContentLength => {
-                let length = number(value()).ok_or(Wrong::ContentLength)?;
-                if self.head.length.is_some_and(|before| before != length) {
-                    return Err(Wrong::ContentLength);
-                }
-                self.head.length = Some(length);
-                self.ordinary = true;
-                Ok(())
-            }
-            _ => {
-                self.ordinary = true;
-                Ok(())
-            }
-        }
+/// What `content-length` says, if it is there: once, or the same each time (RFC 9110, 8.6).
+#[inline(always)]
+fn length(fields: &Fields, interner: &Interner) -> Result<Option<u64>, Wrong> {
+    if fields.names().has(Name::ContentLength) {
+        length_said(fields, interner)
+    } else {
+        Ok(None)
     }
+}
 
-    fn finish(self, fields: &Fields, needed: u8, forbidden: u8) -> Result<Head, Wrong> {
-        if let Some(malformed) = fields.malformed() {
-            return Err(Wrong::Field(malformed));
+fn length_said(fields: &Fields, interner: &Interner) -> Result<Option<u64>, Wrong> {
+    let mut said = None;
+    for value in fields.values(Name::ContentLength, interner) {
+        let length = number(value).ok_or(Wrong::ContentLength)?;
+        if said.is_some_and(|before| before != length) {
+            return Err(Wrong::ContentLength);
         }
-        // A list that was too long is answered as that, not as one that lacks what was cut off.
-        if !fields.over_limit() && self.seen & needed != needed {
-            return Err(Wrong::PseudoMissing);
-        }
-        if self.seen & forbidden != 0 {
-            return Err(Wrong::PseudoUnknown);
-        }
-        Ok(self.head)
+        said = Some(length);
     }
+    Ok(said)
 }
 
 fn number(value: &[u8]) -> Option<u64> {

@@ -18,14 +18,22 @@ use super::stream::{Half, Stream, StreamKey};
 
 /// Where in the peer's bytes we are.
 pub(crate) struct Parser {
-    /// Bytes of the client's preface that are still to come (server role).
-    preface_left: u8,
+    at: At,
     /// A frame that has not come whole; never DATA, whose payload is handed on as it comes.
     partial: Vec<u8>,
-    data: Option<Data>,
-    /// Payload bytes to pass over.
-    skip: u32,
     block: Option<Box<Block>>,
+}
+
+/// What the next byte belongs to.
+enum At {
+    /// A frame, which it begins or goes on with.
+    Frame,
+    /// The client's preface, of which so many bytes are still to come (server role).
+    Preface { left: usize },
+    /// The payload of DATA.
+    Data(Data),
+    /// Padding behind DATA.
+    Padding { left: usize },
 }
 
 /// A DATA frame whose payload is coming.
@@ -53,12 +61,13 @@ struct Block {
 
 impl Parser {
     pub(crate) fn new(role: Role) -> Parser {
-        let preface_left = if role == Role::Server { PREFACE.len() as u8 } else { 0 };
+        let at = match role {
+            Role::Server => At::Preface { left: PREFACE.len() },
+            Role::Client => At::Frame,
+        };
         Parser {
-            preface_left,
+            at,
             partial: Vec::new(),
-            data: None,
-            skip: 0,
             block: None,
         }
     }
@@ -66,7 +75,7 @@ impl Parser {
     /// Whether the rest of a DATA frame is still to come, which counts already.
     #[cfg(test)]
     pub(crate) fn is_inside_data(&self) -> bool {
-        self.data.is_some()
+        matches!(self.at, At::Data(_))
     }
 
     pub(crate) fn is_inside_block(&self) -> bool {
@@ -85,7 +94,8 @@ impl Connection {
         now: Instant,
     ) -> Result<Option<Event<'a>>, Fatal> {
         self.borrow_output(shared);
-        let result = self.next_event(input, shared, now);
+        self.now = now;
+        let result = self.next_event(input, shared);
         match &result {
             Err(error) => self.say_goaway(self.last_theirs, error.reason, error.why),
             // What came needed no answer: the memory for one is not kept by a connection that may be idle now.
@@ -95,41 +105,38 @@ impl Connection {
         result
     }
 
-    fn next_event<'a>(
-        &mut self,
-        input: &mut &'a [u8],
-        shared: &mut Shared,
-        now: Instant,
-    ) -> Result<Option<Event<'a>>, Fatal> {
+    fn next_event<'a>(&mut self, input: &mut &'a [u8], shared: &mut Shared) -> Result<Option<Event<'a>>, Fatal> {
         loop {
-            if let Some(data) = self.parser.data {
-                match self.go_on_with_data(data, input, shared, now)? {
+            match self.parser.at {
+                At::Frame if input.is_empty() => return Ok(None),
+                At::Frame => match self.read_frame(input, shared) {
+                    Ok(None) => {}
+                    done => return done,
+                },
+                At::Data(data) => match self.go_on_with_data(data, input, shared)? {
                     Step::Event(event) => return Ok(Some(event)),
-                    Step::Again => continue,
+                    Step::Again => {}
                     Step::Hungry => return Ok(None),
+                },
+                At::Padding { left } | At::Preface { left } if input.is_empty() => {
+                    debug_assert!(left > 0, "what is over is left");
+                    return Ok(None);
                 }
-            }
-            if input.is_empty() {
-                return Ok(None);
-            }
-            if self.parser.skip > 0 {
-                let n = input.len().min(self.parser.skip as usize);
-                *input = &input[n..];
-                self.parser.skip -= n as u32;
-                continue;
-            }
-            if self.parser.preface_left > 0 {
-                self.read_preface(input)?;
-                continue;
-            }
-            if let Some(event) = self.read_frame(input, shared, now)? {
-                return Ok(Some(event));
+                At::Padding { left } => {
+                    let n = input.len().min(left);
+                    *input = &input[n..];
+                    self.parser.at = if n == left {
+                        At::Frame
+                    } else {
+                        At::Padding { left: left - n }
+                    };
+                }
+                At::Preface { left } => self.read_preface(left, input)?,
             }
         }
     }
 
-    fn read_preface(&mut self, input: &mut &[u8]) -> Result<(), Fatal> {
-        let left = self.parser.preface_left as usize;
+    fn read_preface(&mut self, left: usize, input: &mut &[u8]) -> Result<(), Fatal> {
         let n = left.min(input.len());
         let expected = &PREFACE[PREFACE.len() - left..][..n];
         if &input[..n] != expected {
@@ -138,17 +145,16 @@ impl Connection {
                 "the client's first bytes are not HTTP/2's preface",
             );
         }
-        self.parser.preface_left -= n as u8;
+        self.parser.at = if n == left {
+            At::Frame
+        } else {
+            At::Preface { left: left - n }
+        };
         *input = &input[n..];
         Ok(())
     }
 
-    fn read_frame<'a>(
-        &mut self,
-        input: &mut &'a [u8],
-        shared: &mut Shared,
-        now: Instant,
-    ) -> Result<Option<Event<'a>>, Fatal> {
+    fn read_frame<'a>(&mut self, input: &mut &'a [u8], shared: &mut Shared) -> Result<Option<Event<'a>>, Fatal> {
         // Most frames come whole, and are read where they stand.
         if self.parser.partial.is_empty()
             && let Some(bytes) = input.first_chunk::<HEADER_BYTES>()
@@ -157,23 +163,22 @@ impl Connection {
             self.check_frame(&header)?;
             if header.kind == kind::DATA {
                 *input = &input[HEADER_BYTES..];
-                return self.begin_data(header, shared, now);
+                return self.on_data(header, input, shared);
             }
             let whole = HEADER_BYTES + header.len as usize;
             if input.len() >= whole {
                 let payload = &input[HEADER_BYTES..whole];
                 *input = &input[whole..];
-                return self.on_frame(header, payload, shared, now);
+                return self.on_frame(header, payload, shared);
             }
         }
-        self.read_partial_frame(input, shared, now)
+        self.read_partial_frame(input, shared)
     }
 
     fn read_partial_frame<'a>(
         &mut self,
         input: &mut &'a [u8],
         shared: &mut Shared,
-        now: Instant,
     ) -> Result<Option<Event<'a>>, Fatal> {
         take_up_to(&mut self.parser.partial, HEADER_BYTES, input);
         let Some(bytes) = self.parser.partial.first_chunk::<HEADER_BYTES>() else {
@@ -184,7 +189,7 @@ impl Connection {
             self.check_frame(&header)?;
             if header.kind == kind::DATA {
                 self.parser.partial.clear();
-                return self.begin_data(header, shared, now);
+                return self.on_data(header, input, shared);
             }
         }
         let whole = HEADER_BYTES + header.len as usize;
@@ -194,7 +199,7 @@ impl Connection {
         }
         // The memory goes with the frame: an idle connection keeps none.
         let frame = std::mem::take(&mut self.parser.partial);
-        self.on_frame(header, &frame[HEADER_BYTES..], shared, now)
+        self.on_frame(header, &frame[HEADER_BYTES..], shared)
     }
 
     /// What can be said of a frame by its header alone.
@@ -218,29 +223,28 @@ impl Connection {
         header: Header,
         payload: &[u8],
         shared: &mut Shared,
-        now: Instant,
     ) -> Result<Option<Event<'a>>, Fatal> {
         match header.kind {
-            kind::HEADERS => self.on_headers(header, payload, shared, now),
-            kind::CONTINUATION => self.on_continuation(header, payload, shared, now),
-            kind::WINDOW_UPDATE => self.on_window_update(header, payload, shared, now),
-            kind::RST_STREAM => self.on_rst_stream(header, payload, shared, now),
-            kind::SETTINGS => self.on_settings(header, payload, shared, now),
-            kind::PING => self.on_ping(header, payload, now),
-            kind::GOAWAY => self.on_goaway(header, payload, now),
-            kind::PRIORITY => self.on_priority(header, payload, shared, now),
+            kind::HEADERS => self.on_headers(header, payload, shared),
+            kind::CONTINUATION => self.on_continuation(header, payload, shared),
+            kind::WINDOW_UPDATE => self.on_window_update(header, payload, shared),
+            kind::RST_STREAM => self.on_rst_stream(header, payload, shared),
+            kind::SETTINGS => self.on_settings(header, payload, shared),
+            kind::PING => self.on_ping(header, payload),
+            kind::GOAWAY => self.on_goaway(header, payload),
+            kind::PRIORITY => self.on_priority(header, payload, shared),
             kind::PUSH_PROMISE => fatal(Reason::PROTOCOL_ERROR, "PUSH_PROMISE, which was never allowed"),
-            _ => self.check_control(now).map(|()| None),
+            _ => self.check_control().map(|()| None),
         }
     }
 
     // ---- DATA (6.1) ----
 
-    fn begin_data<'a>(
+    fn on_data<'a>(
         &mut self,
         header: Header,
+        input: &mut &'a [u8],
         shared: &mut Shared,
-        now: Instant,
     ) -> Result<Option<Event<'a>>, Fatal> {
         if header.stream == 0 {
             return fatal(Reason::PROTOCOL_ERROR, "DATA on stream 0");
@@ -249,87 +253,111 @@ impl Connection {
         if padded && header.len == 0 {
             return fatal(Reason::FRAME_SIZE_ERROR, "padded DATA without a pad length");
         }
-        let len = header.len as i64;
-        self.recv_window -= len;
+        self.recv_window -= header.len as i64;
         if self.recv_window < 0 {
             return fatal(
                 Reason::FLOW_CONTROL_ERROR,
                 "more DATA than the connection's window allows",
             );
         }
-        self.parser.data = Some(Data {
+        // The connection's window goes back at once, whatever becomes of the bytes: no stream blocks another.
+        self.restore_window(shared);
+        let mut data = Data {
             key: Key::NONE,
             left: header.len - padded as u32,
             padding: 0,
             pad_length_due: padded,
             length_due: true,
             end: header.has(END_STREAM),
-        });
-        // The connection's window goes back at once, whatever becomes of the bytes: no stream blocks another.
-        self.restore_window(shared);
-        let Some(key) = self.by_id(header.stream) else {
-            return self.data_on_closed(header.stream, header.len, now);
         };
+        let refused = match self.by_id(header.stream) {
+            None => Refused::Closed,
+            Some(key) => match self.take_data(key, &header) {
+                Ok(whole) if whole && input.len() >= header.len as usize => {
+                    let bytes;
+                    (bytes, *input) = input.split_at(header.len as usize);
+                    return Ok(Some(self.hand_on(key, bytes, data.end, shared)));
+                }
+                Ok(_) if header.len == 0 && !data.end => return self.check_control().map(|()| None),
+                Ok(_) => {
+                    data.key = key;
+                    self.parser.at = At::Data(data);
+                    return Ok(None);
+                }
+                Err((fault, reason)) => Refused::Open(key, fault, reason),
+            },
+        };
+        // The payload is still to come, and belongs to nobody.
+        self.parser.at = At::Data(data);
+        match refused {
+            Refused::Closed => self.data_on_closed(header.stream, header.len),
+            Refused::Open(key, fault, reason) => self.fault(key, fault, reason, shared),
+        }
+    }
+
+    /// Counts DATA in its stream's window. Says whether nothing else is to be asked of it than where it goes.
+    #[inline]
+    fn take_data(&mut self, key: StreamKey, header: &Header) -> Result<bool, (StreamFault, Reason)> {
         let stream = self.streams.get_mut(key).expect("ids lead to streams that are open");
         match stream.theirs {
             Half::Body => {}
-            Half::Head => {
-                return self.fault(
-                    key,
-                    StreamFault::Malformed(Wrong::Premature),
-                    Reason::PROTOCOL_ERROR,
-                    shared,
-                    now,
-                );
-            }
-            Half::Ended => return self.fault(key, StreamFault::AfterEnd, Reason::STREAM_CLOSED, shared, now),
+            Half::Head => return Err((StreamFault::Malformed(Wrong::Premature), Reason::PROTOCOL_ERROR)),
+            Half::Ended => return Err((StreamFault::AfterEnd, Reason::STREAM_CLOSED)),
         }
-        stream.recv_window -= len;
+        stream.recv_window -= header.len as i64;
         if stream.recv_window < 0 {
-            return self.fault(key, StreamFault::FlowControl, Reason::FLOW_CONTROL_ERROR, shared, now);
+            return Err((StreamFault::FlowControl, Reason::FLOW_CONTROL_ERROR));
         }
-        if let Some(data) = &mut self.parser.data {
-            data.key = key;
+        let simple = !header.has(PADDED) && stream.length_left.is_none();
+        if header.len == 0 {
+            return Ok(simple && header.has(END_STREAM));
         }
-        if len == 0 {
-            if !header.has(END_STREAM) {
-                self.parser.data = None;
-                return self.check_control(now).map(|()| None);
-            }
-        } else {
-            if !padded {
-                self.ledger.useful(header.len as usize);
-            }
-            if self.path.data(len as u64, now) {
-                frame::put_ping(&mut self.out, 0, PATH_PING);
+        if !header.has(PADDED) {
+            self.ledger.useful(header.len as usize);
+        }
+        if self.path.data(header.len as u64, self.now) {
+            frame::put_ping(&mut self.out, 0, PATH_PING);
+        }
+        Ok(simple)
+    }
+
+    /// Payload for the stream's owner.
+    #[inline(always)]
+    fn hand_on<'a>(&mut self, key: StreamKey, bytes: &'a [u8], end: bool, shared: &mut Shared) -> Event<'a> {
+        let stream = self.streams.get_mut(key).expect("it was just looked at");
+        let user = stream.user;
+        if end {
+            stream.theirs = Half::Ended;
+            if stream.is_over() {
+                self.finish(key, shared);
             }
         }
-        Ok(None)
+        Event::Data { key, user, bytes, end }
     }
 
     /// DATA of a stream that is gone counts in the connection's window, and is thrown away.
-    fn data_on_closed<'a>(&mut self, id: u32, len: u32, now: Instant) -> Result<Option<Event<'a>>, Fatal> {
+    fn data_on_closed<'a>(&mut self, id: u32, len: u32) -> Result<Option<Event<'a>>, Fatal> {
         if self.is_idle(id) {
             return fatal(Reason::PROTOCOL_ERROR, "DATA on a stream that was never opened");
         }
         match self.closed.how(id) {
-            Some(How::OurReset) if len == 0 => self.check_control(now).map(|()| None),
+            Some(How::OurReset) if len == 0 => self.check_control().map(|()| None),
             Some(How::OurReset) => Ok(None),
             Some(How::TheirReset) => {
                 frame::put_rst_stream(&mut self.out, id, Reason::STREAM_CLOSED);
-                self.check_resets(now).map(|()| None)
+                self.check_resets().map(|()| None)
             }
             Some(How::EndStream) => fatal(Reason::STREAM_CLOSED, "DATA on a stream that had ended"),
             None => fatal(Reason::PROTOCOL_ERROR, "DATA on a stream that was passed over"),
         }
     }
 
+    /// The next piece of a DATA frame that did not come whole, is padded, or has a `content-length` to keep.
     fn go_on_with_data<'a>(
         &mut self,
         mut data: Data,
         input: &mut &'a [u8],
         shared: &mut Shared,
-        now: Instant,
     ) -> Result<Step<'a>, Fatal> {
         let mut only_padding = false;
         if data.pad_length_due {
@@ -343,21 +371,21 @@ impl Connection {
             data.padding = padding as u32;
             data.left -= data.padding;
             data.pad_length_due = false;
-            self.parser.data = Some(data);
+            self.parser.at = At::Data(data);
             if data.left > 0 {
                 self.ledger.useful(data.left as usize);
             } else if !data.end {
-                self.check_control(now)?;
+                self.check_control()?;
                 only_padding = true;
             }
         }
         if std::mem::take(&mut data.length_due) {
-            self.parser.data = Some(data);
+            self.parser.at = At::Data(data);
             if self.breaks_length(data) {
                 // The rest of the frame belongs to nobody.
-                self.parser.data = Some(Data { key: Key::NONE, ..data });
+                self.parser.at = At::Data(Data { key: Key::NONE, ..data });
                 let fault = StreamFault::Malformed(Wrong::ContentLengthMismatch);
-                let event = self.fault(data.key, fault, Reason::PROTOCOL_ERROR, shared, now)?;
+                let event = self.fault(data.key, fault, Reason::PROTOCOL_ERROR, shared)?;
                 return Ok(event.map_or(Step::Again, Step::Event));
             }
         }
@@ -368,34 +396,17 @@ impl Connection {
         let (bytes, rest) = input.split_at(n);
         *input = rest;
         data.left -= n as u32;
-        self.parser.data = if data.left == 0 {
-            self.parser.skip = data.padding;
-            None
-        } else {
-            Some(data)
+        self.parser.at = match (data.left, data.padding) {
+            (0, 0) => At::Frame,
+            (0, left) => At::Padding { left: left as usize },
+            _ => At::Data(data),
         };
         let end = data.end && data.left == 0;
-        let Some(stream) = self.streams.get_mut(data.key) else {
-            return Ok(Step::Again);
-        };
-        if end {
-            stream.theirs = Half::Ended;
-        }
-        let user = stream.user;
-        // Padding alone is told, too: the owner gives its credit back.
-        if bytes.is_empty() && !end && !only_padding {
-            return Ok(Step::Again);
-        }
-        if end {
-            self.settle(data.key, shared);
-        }
         // A frame of nothing but padding is an event, too: it has used credit, which its sender may wait for.
-        Ok(Step::Event(Event::Data {
-            key: data.key,
-            user,
-            bytes,
-            end,
-        }))
+        if (bytes.is_empty() && !end && !only_padding) || !self.streams.contains(data.key) {
+            return Ok(Step::Again);
+        }
+        Ok(Step::Event(self.hand_on(data.key, bytes, end, shared)))
     }
 
     /// Whether a frame has more or, as the last, less payload than `content-length` still promises. It is asked of the
@@ -421,7 +432,6 @@ impl Connection {
         header: Header,
         mut payload: &[u8],
         shared: &mut Shared,
-        now: Instant,
     ) -> Result<Option<Event<'a>>, Fatal> {
         if header.stream == 0 {
             return fatal(Reason::PROTOCOL_ERROR, "HEADERS on stream 0");
@@ -450,7 +460,6 @@ impl Connection {
                 depends_on_itself,
                 payload,
                 shared,
-                now,
             );
         }
         self.parser.block = Some(Box::new(Block {
@@ -468,7 +477,6 @@ impl Connection {
         header: Header,
         payload: &[u8],
         shared: &mut Shared,
-        now: Instant,
     ) -> Result<Option<Event<'a>>, Fatal> {
         let Some(block) = &mut self.parser.block else {
             return fatal(Reason::PROTOCOL_ERROR, "CONTINUATION without HEADERS before it");
@@ -493,7 +501,6 @@ impl Connection {
             block.depends_on_itself,
             &block.bytes,
             shared,
-            now,
         )
     }
 
@@ -505,13 +512,11 @@ impl Connection {
         depends_on_itself: bool,
         block: &[u8],
         shared: &mut Shared,
-        now: Instant,
     ) -> Result<Option<Event<'a>>, Fatal> {
         let limits = hpack::Limits {
             list_bytes: self.settings.max_header_list_bytes,
             fields: self.settings.max_header_fields,
         };
-        shared.fields.clear(&mut shared.interner);
         if self
             .decoder
             .decode(block, &limits, &mut shared.interner, &mut shared.fields)
@@ -519,30 +524,28 @@ impl Connection {
         {
             return fatal(Reason::COMPRESSION_ERROR, "a header block that cannot be decoded");
         }
-        self.check_amplification(block.len(), shared.fields.list_size(), now)?;
+        self.check_amplification(block.len(), shared.fields.list_size())?;
         match self.by_id(id) {
-            Some(key) if depends_on_itself => {
-                self.fault(key, StreamFault::Protocol, Reason::PROTOCOL_ERROR, shared, now)
-            }
-            Some(key) if self.role == Role::Server => self.on_trailers(key, end, shared, now),
-            Some(key) => self.on_response(key, end, shared, now),
+            Some(key) if depends_on_itself => self.fault(key, StreamFault::Protocol, Reason::PROTOCOL_ERROR, shared),
+            Some(key) if self.role == Role::Server => self.on_trailers(key, end, shared),
+            Some(key) => self.on_response(key, end, shared),
             None if self.role == Role::Server && id % 2 == 1 && id > self.last_theirs => {
-                self.on_request(id, end, depends_on_itself, shared, now)
+                self.on_request(id, end, depends_on_itself, shared)
             }
-            None => self.block_on_closed(id, now),
+            None => self.block_on_closed(id),
         }
     }
 
-    fn block_on_closed<'a>(&mut self, id: u32, now: Instant) -> Result<Option<Event<'a>>, Fatal> {
+    fn block_on_closed<'a>(&mut self, id: u32) -> Result<Option<Event<'a>>, Fatal> {
         let ours = (id % 2 == 1) == (self.role == Role::Client);
         if self.is_idle(id) || (self.role == Role::Server && ours) || (self.role == Role::Client && !ours) {
             return fatal(Reason::PROTOCOL_ERROR, "HEADERS on a stream that cannot be opened so");
         }
         match self.closed.how(id) {
-            Some(How::OurReset) => self.check_control(now).map(|()| None),
+            Some(How::OurReset) => self.check_control().map(|()| None),
             Some(How::TheirReset) => {
                 frame::put_rst_stream(&mut self.out, id, Reason::STREAM_CLOSED);
-                self.check_resets(now).map(|()| None)
+                self.check_resets().map(|()| None)
             }
             Some(How::EndStream) => fatal(Reason::STREAM_CLOSED, "HEADERS on a stream that had ended"),
             None => fatal(
@@ -558,33 +561,34 @@ impl Connection {
         end: bool,
         depends_on_itself: bool,
         shared: &mut Shared,
-        now: Instant,
     ) -> Result<Option<Event<'a>>, Fatal> {
         self.last_theirs = id;
         if matches!(self.going, Going::Last(_)) {
             // Our last GOAWAY named the last stream: the peer knows that this one is not processed (6.8). What else
             // belongs to it is under way, and harmless.
             self.closed.remember(id, How::OurReset);
-            return self.check_control(now).map(|()| None);
+            return self.check_control().map(|()| None);
         }
         if self.streams.len() >= self.settings.max_concurrent_streams as usize {
-            return self.refuse(id, Reason::REFUSED_STREAM, None, now);
+            return self.refuse(id, Reason::REFUSED_STREAM, None);
         }
         if depends_on_itself {
-            return self.refuse(id, Reason::PROTOCOL_ERROR, Some(Wrong::DependsOnItself), now);
+            return self.refuse(id, Reason::PROTOCOL_ERROR, Some(Wrong::DependsOnItself));
         }
         let head = match message::request(&shared.fields, &shared.interner) {
             Ok(head) => head,
-            Err(wrong) => return self.refuse(id, Reason::PROTOCOL_ERROR, Some(wrong), now),
+            Err(wrong) => return self.refuse(id, Reason::PROTOCOL_ERROR, Some(wrong)),
         };
         if end && head.length.is_some_and(|length| length != 0) {
-            return self.refuse(id, Reason::PROTOCOL_ERROR, Some(Wrong::ContentLengthMismatch), now);
+            return self.refuse(id, Reason::PROTOCOL_ERROR, Some(Wrong::ContentLengthMismatch));
         }
         let theirs = if end { Half::Ended } else { Half::Body };
-        let mut stream = Stream::new(0, theirs, self.first_recv_window(), self.peer.initial_window as i64);
-        stream.id = id;
-        stream.length_left = head.length;
-        let key = self.streams.insert(stream);
+        let (receive, send) = (self.first_recv_window(), self.peer.initial_window as i64);
+        let key = self.streams.insert_with(|| Stream {
+            id,
+            length_left: head.length,
+            ..Stream::new(0, theirs, receive, send)
+        });
         self.ids.insert(id, key);
         self.ledger.useful(0);
         Ok(Some(Event::Headers {
@@ -595,35 +599,23 @@ impl Connection {
         }))
     }
 
-    fn refuse<'a>(
-        &mut self,
-        id: u32,
-        reason: Reason,
-        wrong: Option<Wrong>,
-        now: Instant,
-    ) -> Result<Option<Event<'a>>, Fatal> {
+    fn refuse<'a>(&mut self, id: u32, reason: Reason, wrong: Option<Wrong>) -> Result<Option<Event<'a>>, Fatal> {
         frame::put_rst_stream(&mut self.out, id, reason);
         self.closed.remember(id, How::OurReset);
         // Who does not know the limit yet may pass it; what comes later, or malformed, is its own doing.
         if wrong.is_some() || self.acked {
-            self.check_resets(now)?;
+            self.check_resets()?;
         } else {
             // Not to acknowledge is no licence either.
-            self.check_control(now)?;
+            self.check_control()?;
         }
         Ok(Some(Event::Refused { reason, wrong }))
     }
 
-    fn on_trailers<'a>(
-        &mut self,
-        key: StreamKey,
-        end: bool,
-        shared: &mut Shared,
-        now: Instant,
-    ) -> Result<Option<Event<'a>>, Fatal> {
+    fn on_trailers<'a>(&mut self, key: StreamKey, end: bool, shared: &mut Shared) -> Result<Option<Event<'a>>, Fatal> {
         let stream = self.streams.get_mut(key).expect("ids lead to streams that are open");
         if stream.theirs == Half::Ended {
-            return self.fault(key, StreamFault::AfterEnd, Reason::STREAM_CLOSED, shared, now);
+            return self.fault(key, StreamFault::AfterEnd, Reason::STREAM_CLOSED, shared);
         }
         let wrong = match message::trailers(&shared.fields, &shared.interner) {
             Err(wrong) => Some(wrong),
@@ -632,12 +624,15 @@ impl Connection {
             Ok(()) => None,
         };
         if let Some(wrong) = wrong {
-            return self.fault(key, StreamFault::Malformed(wrong), Reason::PROTOCOL_ERROR, shared, now);
+            return self.fault(key, StreamFault::Malformed(wrong), Reason::PROTOCOL_ERROR, shared);
         }
         stream.theirs = Half::Ended;
         let user = stream.user;
+        let over = stream.is_over();
         self.ledger.useful(0);
-        self.settle(key, shared);
+        if over {
+            self.finish(key, shared);
+        }
         Ok(Some(Event::Headers {
             key,
             user,
@@ -646,17 +641,11 @@ impl Connection {
         }))
     }
 
-    fn on_response<'a>(
-        &mut self,
-        key: StreamKey,
-        end: bool,
-        shared: &mut Shared,
-        now: Instant,
-    ) -> Result<Option<Event<'a>>, Fatal> {
+    fn on_response<'a>(&mut self, key: StreamKey, end: bool, shared: &mut Shared) -> Result<Option<Event<'a>>, Fatal> {
         let stream = self.streams.get_mut(key).expect("ids lead to streams that are open");
         match stream.theirs {
             Half::Head => {}
-            Half::Body | Half::Ended => return self.on_trailers(key, end, shared, now),
+            Half::Body | Half::Ended => return self.on_trailers(key, end, shared),
         }
         let head = match message::response(&shared.fields, &shared.interner) {
             Ok(head) if head.status < 200 && end => Err(Wrong::Premature),
@@ -664,12 +653,12 @@ impl Connection {
         };
         let head = match head {
             Ok(head) => head,
-            Err(wrong) => return self.fault(key, StreamFault::Malformed(wrong), Reason::PROTOCOL_ERROR, shared, now),
+            Err(wrong) => return self.fault(key, StreamFault::Malformed(wrong), Reason::PROTOCOL_ERROR, shared),
         };
         if head.status < 200 {
             let user = stream.user;
             // Each informational response makes work and carries little.
-            self.check_control(now)?;
+            self.check_control()?;
             return Ok(Some(Event::Headers {
                 key,
                 user,
@@ -682,13 +671,14 @@ impl Connection {
         stream.length_left = if no_content { Some(0) } else { head.length };
         if end && stream.length_left.is_some_and(|left| left != 0) {
             let fault = StreamFault::Malformed(Wrong::ContentLengthMismatch);
-            return self.fault(key, fault, Reason::PROTOCOL_ERROR, shared, now);
+            return self.fault(key, fault, Reason::PROTOCOL_ERROR, shared);
         }
         stream.theirs = if end { Half::Ended } else { Half::Body };
         let user = stream.user;
+        let over = end && stream.is_over();
         self.ledger.useful(0);
-        if end {
-            self.settle(key, shared);
+        if over {
+            self.finish(key, shared);
         }
         Ok(Some(Event::Headers {
             key,
@@ -705,26 +695,25 @@ impl Connection {
         header: Header,
         payload: &[u8],
         shared: &mut Shared,
-        now: Instant,
     ) -> Result<Option<Event<'a>>, Fatal> {
         if header.stream == 0 {
             return fatal(Reason::PROTOCOL_ERROR, "PRIORITY on stream 0");
         }
         let Some(priority) = payload.first_chunk::<5>().filter(|_| payload.len() == 5) else {
             return match self.by_id(header.stream) {
-                Some(key) => self.fault(key, StreamFault::Protocol, Reason::FRAME_SIZE_ERROR, shared, now),
+                Some(key) => self.fault(key, StreamFault::Protocol, Reason::FRAME_SIZE_ERROR, shared),
                 None if self.is_idle(header.stream) => fatal(Reason::FRAME_SIZE_ERROR, "PRIORITY that is not 5 bytes"),
-                None => self.fault_on_closed(header.stream, Reason::FRAME_SIZE_ERROR, now),
+                None => self.fault_on_closed(header.stream, Reason::FRAME_SIZE_ERROR),
             };
         };
         if dependency(priority) == header.stream {
             return match self.by_id(header.stream) {
-                Some(key) => self.fault(key, StreamFault::Protocol, Reason::PROTOCOL_ERROR, shared, now),
+                Some(key) => self.fault(key, StreamFault::Protocol, Reason::PROTOCOL_ERROR, shared),
                 None if self.is_idle(header.stream) => fatal(Reason::PROTOCOL_ERROR, "a stream that depends on itself"),
-                None => self.check_control(now).map(|()| None),
+                None => self.check_control().map(|()| None),
             };
         }
-        self.check_control(now).map(|()| None)
+        self.check_control().map(|()| None)
     }
 
     fn on_rst_stream<'a>(
@@ -732,7 +721,6 @@ impl Connection {
         header: Header,
         payload: &[u8],
         shared: &mut Shared,
-        now: Instant,
     ) -> Result<Option<Event<'a>>, Fatal> {
         if header.stream == 0 {
             return fatal(Reason::PROTOCOL_ERROR, "RST_STREAM on stream 0");
@@ -744,7 +732,7 @@ impl Connection {
             return fatal(Reason::PROTOCOL_ERROR, "RST_STREAM on a stream that was never opened");
         }
         let Some(key) = self.by_id(header.stream) else {
-            return self.check_control(now).map(|()| None);
+            return self.check_control().map(|()| None);
         };
         let reason = Reason(u32::from_be_bytes(code));
         let stream = self.streams.get_mut(key).expect("ids lead to streams that are open");
@@ -765,7 +753,7 @@ impl Connection {
         let user = stream.user;
         if premature {
             // Before the stream is taken out: after the last straw, too, its owner finds it among those to be ended.
-            self.check_resets(now)?;
+            self.check_resets()?;
         }
         self.remove(key, How::TheirReset, shared);
         Ok(Some(Event::Reset {
@@ -783,7 +771,6 @@ impl Connection {
         header: Header,
         payload: &[u8],
         shared: &mut Shared,
-        now: Instant,
     ) -> Result<Option<Event<'a>>, Fatal> {
         if header.stream != 0 {
             return fatal(Reason::PROTOCOL_ERROR, "SETTINGS on a stream");
@@ -795,7 +782,7 @@ impl Connection {
                     "an acknowledgement of SETTINGS with a payload",
                 );
             }
-            self.check_control(now)?;
+            self.check_control()?;
             return Ok(self.on_settings_ack().then_some(Event::Lowered));
         }
         if !payload.len().is_multiple_of(6) {
@@ -818,9 +805,9 @@ impl Connection {
         }
         self.out.extend_from_slice(&frame::header(0, kind::SETTINGS, ACK, 0));
         if moved == 0 {
-            self.check_control(now)?;
+            self.check_control()?;
         } else {
-            self.check_work_on_all(now)?;
+            self.check_work_on_all()?;
         }
         Ok(Some(Event::Settings { rooms: moved != 0 }))
     }
@@ -881,7 +868,7 @@ impl Connection {
 
     // ---- PING, GOAWAY, WINDOW_UPDATE (6.7 to 6.9) ----
 
-    fn on_ping<'a>(&mut self, header: Header, payload: &[u8], now: Instant) -> Result<Option<Event<'a>>, Fatal> {
+    fn on_ping<'a>(&mut self, header: Header, payload: &[u8]) -> Result<Option<Event<'a>>, Fatal> {
         if header.stream != 0 {
             return fatal(Reason::PROTOCOL_ERROR, "PING on a stream");
         }
@@ -890,18 +877,18 @@ impl Connection {
         };
         if !header.has(ACK) {
             frame::put_ping(&mut self.out, ACK, payload);
-            return self.check_control(now).map(|()| None);
+            return self.check_control().map(|()| None);
         }
-        self.check_control(now)?;
+        self.check_control()?;
         match payload {
-            PATH_PING => self.path.answered(now),
+            PATH_PING => self.path.answered(self.now),
             DRAIN_PING => self.finish_goaway(),
             _ => {}
         }
         Ok(Some(Event::Pong(payload)))
     }
 
-    fn on_goaway<'a>(&mut self, header: Header, payload: &[u8], now: Instant) -> Result<Option<Event<'a>>, Fatal> {
+    fn on_goaway<'a>(&mut self, header: Header, payload: &[u8]) -> Result<Option<Event<'a>>, Fatal> {
         if header.stream != 0 {
             return fatal(Reason::PROTOCOL_ERROR, "GOAWAY on a stream");
         }
@@ -915,7 +902,7 @@ impl Connection {
         if self.their_goaway.is_some_and(|before| last > before) {
             return fatal(Reason::PROTOCOL_ERROR, "GOAWAY that takes back what the last one said");
         }
-        self.check_work_on_all(now)?;
+        self.check_work_on_all()?;
         // A server has no streams of its own here, so the identifier matters to the client role alone.
         self.their_goaway = Some(last);
         Ok(Some(Event::GoAway {
@@ -929,7 +916,6 @@ impl Connection {
         header: Header,
         payload: &[u8],
         shared: &mut Shared,
-        now: Instant,
     ) -> Result<Option<Event<'a>>, Fatal> {
         let Ok(bytes) = <[u8; 4]>::try_from(payload) else {
             return fatal(Reason::FRAME_SIZE_ERROR, "WINDOW_UPDATE that is not 4 bytes");
@@ -946,7 +932,7 @@ impl Connection {
                     "WINDOW_UPDATE made the connection's window overflow",
                 );
             }
-            return self.check_control(now).map(|()| None);
+            return self.check_control().map(|()| None);
         }
         if self.is_idle(header.stream) {
             return fatal(
@@ -955,22 +941,22 @@ impl Connection {
             );
         }
         let Some(key) = self.by_id(header.stream) else {
-            return self.check_control(now).map(|()| None);
+            return self.check_control().map(|()| None);
         };
         if increment == 0 {
-            return self.fault(key, StreamFault::Protocol, Reason::PROTOCOL_ERROR, shared, now);
+            return self.fault(key, StreamFault::Protocol, Reason::PROTOCOL_ERROR, shared);
         }
         let stream = self.streams.get_mut(key).expect("ids lead to streams that are open");
         stream.send_window += increment;
         if stream.send_window > MAX_WINDOW {
-            return self.fault(key, StreamFault::FlowControl, Reason::FLOW_CONTROL_ERROR, shared, now);
+            return self.fault(key, StreamFault::FlowControl, Reason::FLOW_CONTROL_ERROR, shared);
         }
         if stream.send_window > 0 && !stream.held.is_empty() && !stream.scheduled {
             stream.scheduled = true;
             self.ready.push_back(key);
         }
         let user = stream.user;
-        self.check_control(now)?;
+        self.check_control()?;
         Ok(Some(Event::Room { user }))
     }
 
@@ -983,19 +969,18 @@ impl Connection {
         fault: StreamFault,
         reason: Reason,
         shared: &mut Shared,
-        now: Instant,
     ) -> Result<Option<Event<'a>>, Fatal> {
-        self.check_resets(now)?;
+        self.check_resets()?;
         Ok(self.reset_for(key, fault, reason, shared))
     }
 
     /// A stream error on a stream that has ended already, which the peer may not know; what we have reset is ignored.
-    fn fault_on_closed<'a>(&mut self, id: u32, reason: Reason, now: Instant) -> Result<Option<Event<'a>>, Fatal> {
+    fn fault_on_closed<'a>(&mut self, id: u32, reason: Reason) -> Result<Option<Event<'a>>, Fatal> {
         if self.closed.how(id) == Some(How::OurReset) {
-            return self.check_control(now).map(|()| None);
+            return self.check_control().map(|()| None);
         }
         frame::put_rst_stream(&mut self.out, id, reason);
-        self.check_resets(now).map(|()| None)
+        self.check_resets().map(|()| None)
     }
 
     fn reset_for<'a>(
@@ -1016,22 +1001,25 @@ impl Connection {
         })
     }
 
-    fn check_resets(&mut self, now: Instant) -> Result<(), Fatal> {
+    fn check_resets(&mut self) -> Result<(), Fatal> {
         self.judge(
             Abuse::Resets,
             1,
             "too many streams that were reset before they were answered",
-            now,
         )
     }
 
-    fn check_control(&mut self, now: Instant) -> Result<(), Fatal> {
-        self.judge(Abuse::ControlFrames, 1, "too many frames that carry nothing", now)
+    fn check_control(&mut self) -> Result<(), Fatal> {
+        self.judge(Abuse::ControlFrames, 1, "too many frames that carry nothing")
     }
 
     /// A block of a few bytes can refer to the largest entry of its table again and again: what it unfolds into beyond all
     /// that the table holds is work for us, and for the next hop.
-    fn check_amplification(&mut self, block: usize, list: usize, now: Instant) -> Result<(), Fatal> {
+    #[inline]
+    fn check_amplification(&mut self, block: usize, list: usize) -> Result<(), Fatal> {
+        if list <= 4_096 {
+            return Ok(());
+        }
         let usual = 4 * block + 2 * self.settings.header_table_bytes as usize + 4_096;
         let cost = list.saturating_sub(usual) / 256;
         if cost == 0 {
@@ -1042,19 +1030,18 @@ impl Connection {
             Abuse::ControlFrames,
             cost,
             "header blocks that unfold into far more than was sent",
-            now,
         )
     }
 
     /// A frame that makes us look at every stream costs as much.
-    fn check_work_on_all(&mut self, now: Instant) -> Result<(), Fatal> {
+    fn check_work_on_all(&mut self) -> Result<(), Fatal> {
         let cost = 1 + self.streams.len() as i32 / 16;
-        self.judge(Abuse::ControlFrames, cost, "too many frames that carry nothing", now)
+        self.judge(Abuse::ControlFrames, cost, "too many frames that carry nothing")
     }
 
     /// First a graceful GOAWAY, which lets a clumsy peer start afresh; then the end.
-    fn judge(&mut self, what: Abuse, cost: i32, why: &'static str, now: Instant) -> Result<(), Fatal> {
-        match self.ledger.spend(what, cost, now) {
+    fn judge(&mut self, what: Abuse, cost: i32, why: &'static str) -> Result<(), Fatal> {
+        match self.ledger.spend(what, cost, self.now) {
             Verdict::Fine => Ok(()),
             Verdict::Warn => {
                 self.unruly = Some(what);
@@ -1067,6 +1054,14 @@ impl Connection {
             }
         }
     }
+}
+
+/// Why DATA has no owner.
+enum Refused {
+    /// Its stream is gone.
+    Closed,
+    /// Its stream may not have it.
+    Open(StreamKey, StreamFault, Reason),
 }
 
 enum Step<'a> {

@@ -5,7 +5,7 @@
 use super::closed::How;
 use super::connection::{Connection, DRAIN_PING, Going, OUTPUT_BYTES, Role, Shared, Tail};
 use super::frame::{self, END_HEADERS, END_STREAM, HEADER_BYTES, MAX_PAYLOAD, MAX_STREAM_ID, Reason, kind};
-use super::hpack::Fields;
+use super::hpack::{Fields, Interner};
 use super::stream::{Ending, Half, Stream, StreamKey};
 
 impl Connection {
@@ -15,14 +15,11 @@ impl Connection {
         if self.role != Role::Client || !self.has_capacity() {
             return None;
         }
-        let mut stream = Stream::new(
-            user,
-            Half::Head,
-            self.first_recv_window(),
-            self.peer.initial_window as i64,
-        );
-        stream.head_request = is_head;
-        Some(self.streams.insert(stream))
+        let (receive, send) = (self.first_recv_window(), self.peer.initial_window as i64);
+        Some(self.streams.insert_with(|| Stream {
+            head_request: is_head,
+            ..Stream::new(user, Half::Head, receive, send)
+        }))
     }
 
     /// Sends a request, a final response, or a 1xx (`informational`), and END_STREAM with it if `end`.
@@ -34,23 +31,41 @@ impl Connection {
         end: bool,
         shared: &mut Shared,
     ) {
+        if let Some(id) = self.begin_headers(key, informational, end, shared) {
+            self.put_block(id, fields, end, &mut shared.interner);
+            self.end_headers(key, end, shared);
+        }
+    }
+
+    /// The same, of the header list that came last: [`Shared::fields`].
+    pub fn pass_on_headers(&mut self, key: StreamKey, informational: bool, end: bool, shared: &mut Shared) {
+        if let Some(id) = self.begin_headers(key, informational, end, shared) {
+            self.put_block(id, &shared.fields, end, &mut shared.interner);
+            self.end_headers(key, end, shared);
+        }
+    }
+
+    /// The identifier of a stream whose head may be sent now.
+    #[inline]
+    fn begin_headers(&mut self, key: StreamKey, informational: bool, end: bool, shared: &mut Shared) -> Option<u32> {
         self.borrow_output(shared);
-        let Some(stream) = self.streams.get_mut(key) else {
-            return;
-        };
+        let stream = self.streams.get_mut(key)?;
         if stream.ours != Half::Head {
-            return;
+            return None;
         }
         if stream.id == 0 {
             stream.id = self.next_ours;
             self.ids.insert(stream.id, key);
             self.next_ours += 2;
         }
-        let id = stream.id;
         if !informational {
             stream.ours = if end { Half::Ended } else { Half::Body };
         }
-        self.put_block(id, fields, end, shared);
+        Some(stream.id)
+    }
+
+    #[inline]
+    fn end_headers(&mut self, key: StreamKey, end: bool, shared: &mut Shared) {
         self.ledger.useful(0);
         if end {
             self.ended(key, shared);
@@ -101,8 +116,15 @@ impl Connection {
         sent
     }
 
-    /// Sends trailers, behind the last held byte. `fields` is left empty.
+    /// Sends trailers, behind the last held byte: `fields` is taken, if they have to wait for that.
     pub fn send_trailers(&mut self, key: StreamKey, fields: &mut Fields, shared: &mut Shared) {
+        std::mem::swap(fields, &mut shared.fields);
+        self.pass_on_trailers(key, shared);
+        std::mem::swap(fields, &mut shared.fields);
+    }
+
+    /// The same, of the header list that came last: [`Shared::fields`].
+    pub fn pass_on_trailers(&mut self, key: StreamKey, shared: &mut Shared) {
         self.borrow_output(shared);
         let Some(stream) = self.streams.get_mut(key) else {
             return;
@@ -111,13 +133,13 @@ impl Connection {
             return;
         }
         if !stream.held.is_empty() {
-            shared.budget.add(fields.list_size() as u64);
-            stream.ending = Ending::Trailers(Box::new(std::mem::take(fields)));
+            shared.budget.add(shared.fields.list_size() as u64);
+            stream.ending = Ending::Trailers(Box::new(std::mem::take(&mut shared.fields)));
             return;
         }
         stream.ours = Half::Ended;
         let id = stream.id;
-        self.put_block(id, fields, true, shared);
+        self.put_block(id, &shared.fields, true, &mut shared.interner);
         self.ended(key, shared);
     }
 
@@ -151,7 +173,9 @@ impl Connection {
         self.borrow_output(shared);
         if let Some(stream) = self.streams.get_mut(key) {
             stream.reset_after = Some(reason);
-            self.settle(key, shared);
+            if stream.is_over() {
+                self.finish(key, shared);
+            }
         }
     }
 
@@ -222,7 +246,7 @@ impl Connection {
                 Ending::Trailers(fields) => {
                     stream.ours = Half::Ended;
                     let id = stream.id;
-                    self.put_block(id, &fields, true, shared);
+                    self.put_block(id, &fields, true, &mut shared.interner);
                     shared.drop_trailers(*fields);
                 }
             }
@@ -274,7 +298,9 @@ impl Connection {
         if self.role == Role::Server {
             self.ledger.answered();
         }
-        self.settle(key, shared);
+        if self.streams.get(key).is_some_and(Stream::is_over) {
+            self.finish(key, shared);
+        }
     }
 
     /// A DATA frame; or more of the one that the output ends with, if that is this stream's.
@@ -310,10 +336,10 @@ impl Connection {
     }
 
     /// A header block, in as many frames as it needs.
-    fn put_block(&mut self, id: u32, fields: &Fields, end: bool, shared: &mut Shared) {
+    fn put_block(&mut self, id: u32, fields: &Fields, end: bool, interner: &mut Interner) {
         let at = self.out.len();
         self.out.extend_from_slice(&[0; HEADER_BYTES]);
-        self.encoder.encode(fields, &mut shared.interner, &mut self.out);
+        self.encoder.encode(fields, interner, &mut self.out);
         let len = self.out.len() - at - HEADER_BYTES;
         let end_stream = if end { END_STREAM } else { 0 };
         if len <= MAX_PAYLOAD {

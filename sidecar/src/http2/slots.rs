@@ -105,25 +105,22 @@ impl<T> Slots<T> {
 
     /// Puts `value` into a free slot.
     pub fn insert(&mut self, value: T) -> Key<T> {
-        self.len += 1;
+        self.insert_with(|| value)
+    }
+
+    /// Makes a thing where it will stay: in a free slot.
+    #[inline]
+    pub fn insert_with(&mut self, make: impl FnOnce() -> T) -> Key<T> {
         if self.free == NO_SLOT {
-            let slot = self.slots.len() as u32;
-            self.slots.push(Slot {
-                generation: 1,
-                next_free: NO_SLOT,
-                value: Some(value),
-            });
-            return Key {
-                slot,
-                generation: 1,
-                of: PhantomData,
-            };
+            self.grow();
         }
         let slot = self.free;
         let entry = &mut self.slots[slot as usize];
         self.free = entry.next_free;
+        self.len += 1;
         entry.generation = entry.generation.wrapping_add(1);
-        entry.value = Some(value);
+        debug_assert!(entry.value.is_none(), "a free slot is empty");
+        entry.value = Some(make());
         Key {
             slot,
             generation: entry.generation,
@@ -131,7 +128,18 @@ impl<T> Slots<T> {
         }
     }
 
+    #[cold]
+    fn grow(&mut self) {
+        self.free = self.slots.len() as u32;
+        self.slots.push(Slot {
+            generation: 0,
+            next_free: NO_SLOT,
+            value: None,
+        });
+    }
+
     /// The thing of `key`, if it is still there.
+    #[inline]
     pub fn get(&self, key: Key<T>) -> Option<&T> {
         match self.slots.get(key.slot as usize) {
             Some(slot) if slot.generation == key.generation => slot.value.as_ref(),
@@ -140,6 +148,7 @@ impl<T> Slots<T> {
     }
 
     /// The thing of `key`, if it is still there.
+    #[inline]
     pub fn get_mut(&mut self, key: Key<T>) -> Option<&mut T> {
         match self.slots.get_mut(key.slot as usize) {
             Some(slot) if slot.generation == key.generation => slot.value.as_mut(),
@@ -148,6 +157,7 @@ impl<T> Slots<T> {
     }
 
     /// Whether the thing of `key` is still there.
+    #[inline]
     pub fn contains(&self, key: Key<T>) -> bool {
         self.get(key).is_some()
     }
@@ -159,11 +169,29 @@ impl<T> Slots<T> {
             return None;
         }
         let value = slot.value.take()?;
+        self.free_slot(key.slot);
+        Some(value)
+    }
+
+    /// Drops the thing of `key` where it stands.
+    #[inline]
+    pub fn discard(&mut self, key: Key<T>) {
+        if let Some(slot) = self.slots.get_mut(key.slot as usize)
+            && slot.generation == key.generation
+            && slot.value.is_some()
+        {
+            slot.value = None;
+            self.free_slot(key.slot);
+        }
+    }
+
+    #[inline]
+    fn free_slot(&mut self, at: u32) {
+        let slot = &mut self.slots[at as usize];
         slot.generation = slot.generation.wrapping_add(1);
         slot.next_free = self.free;
-        self.free = key.slot;
+        self.free = at;
         self.len -= 1;
-        Some(value)
     }
 
     /// Everything, with its key.

@@ -85,8 +85,15 @@ impl Stream {
     }
 
     /// Whether both halves have ended.
+    #[inline]
     pub(crate) fn is_done(&self) -> bool {
         self.theirs == Half::Ended && self.ours == Half::Ended
+    }
+
+    /// Whether nothing more will be said here: both halves have ended, or ours has, and wants no more of theirs.
+    #[inline]
+    pub(crate) fn is_over(&self) -> bool {
+        self.ours == Half::Ended && (self.theirs == Half::Ended || self.reset_after.is_some())
     }
 
     /// Whether our half is waiting to end behind held bytes.

@@ -66,14 +66,15 @@ impl Worker {
             };
             match wire.engine.receive(&mut input, shared, self.now) {
                 Ok(Some(event)) => {
-                    let side = wire.side;
-                    if matches!(event, Event::Headers { .. } | Event::Data { .. }) {
-                        wire.pinged = None;
+                    match event {
+                        Event::Headers { .. } => {
+                            wire.pinged = None;
+                            wire.inside_headers = None;
+                        }
+                        Event::Data { .. } => wire.pinged = None,
+                        _ => {}
                     }
-                    if matches!(event, Event::Headers { .. }) {
-                        wire.inside_headers = None;
-                    }
-                    match side {
+                    match wire.side {
                         Side::Caller { inbound, .. } => self.hear_caller(key, inbound, event),
                         Side::Server { .. } => self.hear_server(key, event),
                     }
@@ -127,7 +128,7 @@ impl Worker {
                 if call.exchange.request_data(bytes, end, &mut self.wires) {
                     call.stalled = Some(self.now);
                 }
-                if end {
+                if end && call.exchange.phase.is_last() {
                     self.settle(Key::from_bits(user));
                 }
             }
@@ -273,22 +274,9 @@ impl Worker {
 
     fn server_headers(&mut self, user: u64, head: Head, end: bool) {
         let key = Key::from_bits(user);
-        let Some(call) = self.calls.get_mut(key) else { return };
-        let addr = call.server();
-        if self.wires.shared.fields.over_limit() {
-            let bytes = self.wires.shared.fields.list_size();
-            self.fail(key, Failure::ResponseHeadersTooLarge { addr, bytes });
+        if let Err(failure) = self.limits_of_response_headers(key) {
+            self.fail(key, failure);
             return;
-        }
-        let caller = self.wires.slots.get(call.exchange.down.wire);
-        let max = caller.map_or(usize::MAX, |wire| wire.engine.max_header_list());
-        // Few callers say what they take, so the size is mostly not asked for.
-        if max < u32::MAX as usize {
-            let bytes = self.wires.shared.fields.kept_size(&self.wires.shared.interner);
-            if bytes > max {
-                self.fail(key, Failure::CallerHeaders { addr, bytes, max });
-                return;
-            }
         }
         if end && self.says_unsent(key) {
             self.unsent(user);
@@ -324,19 +312,39 @@ impl Worker {
         }
     }
 
+    /// A header list of a response that is too large, for us or for the caller, is not passed on cut off.
+    fn limits_of_response_headers(&self, key: CallKey) -> Result<(), Failure> {
+        let Some(call) = self.calls.get(key) else {
+            return Ok(());
+        };
+        let shared = &self.wires.shared;
+        if shared.fields.over_limit() {
+            let (addr, bytes) = (call.server(), shared.fields.list_size());
+            return Err(Failure::ResponseHeadersTooLarge { addr, bytes });
+        }
+        let caller = self.wires.slots.get(call.exchange.down.wire);
+        let max = caller.map_or(usize::MAX, |wire| wire.engine.max_header_list());
+        // What came is no less than what is kept, and quicker to ask.
+        if shared.fields.list_size() > max {
+            let bytes = shared.fields.kept_size(&shared.interner);
+            if bytes > max {
+                let addr = call.server();
+                return Err(Failure::CallerHeaders { addr, bytes, max });
+            }
+        }
+        Ok(())
+    }
+
     /// Whether the response is a sidecar's, at the other end, that says that it could not reach the application: nothing
     /// of the request was processed.
     fn says_unsent(&self, key: CallKey) -> bool {
-        let outbound = self
-            .calls
-            .get(key)
-            .is_some_and(|call| !call.inbound && call.exchange.phase == Phase::Asked);
         let shared = &self.wires.shared;
-        outbound
-            && shared
-                .fields
-                .find(Name::PortunusError, &shared.interner)
-                .is_some_and(|field| Failure::is_unsent(field.value))
+        let said = shared.fields.find(Name::PortunusError, &shared.interner);
+        said.is_some_and(|field| Failure::is_unsent(field.value))
+            && self
+                .calls
+                .get(key)
+                .is_some_and(|call| !call.inbound && call.exchange.phase == Phase::Asked)
     }
 
     /// The application of the endpoint cannot be reached, though its sidecar can: as if the endpoint itself could not.
@@ -359,16 +367,10 @@ impl Worker {
     fn server_reset(&mut self, user: u64, reason: Reason, fault: Option<StreamFault>) {
         let key = Key::from_bits(user);
         let Some(call) = self.calls.get_mut(key) else { return };
-        let addr = call.server();
         if let Some(fault) = fault {
+            let (addr, why) = (call.server(), fault.to_string());
             call.exchange.up = None;
-            self.fail(
-                key,
-                Failure::BadResponse {
-                    addr,
-                    why: fault.to_string(),
-                },
-            );
+            self.fail(key, Failure::BadResponse { addr, why });
             return;
         }
         if reason == Reason::REFUSED_STREAM && call.exchange.phase == Phase::Asked {
@@ -552,7 +554,7 @@ impl Worker {
             held: for_caller + for_server + kept,
         };
         // A status would have to wait behind the bytes that wait.
-        if for_caller > 0 || matches!(call.exchange.phase, Phase::Answered | Phase::Over) {
+        if for_caller > 0 || call.exchange.phase.is_last() {
             let answer = failure.answer();
             tracing::debug!(reason = answer.reason, inbound = call.inbound, "{}", answer.sentence);
             self.counts.of(call.inbound).failed(answer.reason);
@@ -631,7 +633,7 @@ impl Worker {
             call.exchange.server_reset(Reason::NO_ERROR, &mut self.wires);
             self.settle(key);
         } else if call.exchange.is_unsent(flushed) && call.exchange.take_back(&mut self.wires) {
-            call.last_error = Some(format!("the connection to {addr} ended: {why}"));
+            call.last_error = Some(format!("the connection to {addr} ended: {why}").into());
             self.leave_for_another(key);
         } else {
             call.exchange.up = None;

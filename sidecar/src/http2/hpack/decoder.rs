@@ -79,7 +79,34 @@ impl Decoder {
         out: &mut Fields,
     ) -> Result<(), Error> {
         out.clear(interner);
-        let result = self.read(block, limits, interner, out);
+        // Nearly all that a peer sends again is indices of one byte, and nothing else.
+        let (taken, size) = match block.first() {
+            Some(0x81..=0xfe) if self.must_shrink_to.is_none() => {
+                let run = &block[..block.len().min(limits.fields as usize)];
+                take_ids(&self.entries, run, interner, out)
+            }
+            _ => (0, 0),
+        };
+        out.count_ids(taken, size, limits.list_bytes, interner);
+        if taken == block.len() && taken > 0 {
+            return Ok(());
+        }
+        self.decode_rest(&block[taken..], taken > 0, limits, interner, out)
+    }
+
+    fn decode_rest(
+        &mut self,
+        block: &[u8],
+        has_begun: bool,
+        limits: &Limits,
+        interner: &mut Interner,
+        out: &mut Fields,
+    ) -> Result<(), Error> {
+        let mut result = Ok(block);
+        if !has_begun {
+            result = self.size_updates(block, interner);
+        }
+        let result = result.and_then(|rest| self.read(rest, limits, interner, out));
         if result.is_err() {
             out.empty(interner);
         }
@@ -93,7 +120,6 @@ impl Decoder {
 
     fn read(&mut self, block: &[u8], limits: &Limits, interner: &mut Interner, out: &mut Fields) -> Result<(), Error> {
         let mut input = block;
-        self.size_updates(&mut input, interner)?;
         while let Some((&first, rest)) = input.split_first() {
             let input_from_first = input;
             input = rest;
@@ -138,13 +164,14 @@ impl Decoder {
     }
 
     /// At the beginning of a block: none, one, or two of which the first is the least (RFC 7541, 4.2).
-    fn size_updates(&mut self, input: &mut &[u8], interner: &mut Interner) -> Result<(), Error> {
+    fn size_updates<'a>(&mut self, block: &'a [u8], interner: &mut Interner) -> Result<&'a [u8], Error> {
+        let mut input = block;
         for _ in 0..2 {
             let Some((&first @ 0x20..0x40, rest)) = input.split_first() else {
                 break;
             };
-            *input = rest;
-            let asked = integer::decode(first, 5, input)?;
+            input = rest;
+            let asked = integer::decode(first, 5, &mut input)?;
             let allowed = self.must_shrink_to.take().unwrap_or(self.allowed);
             if asked > allowed {
                 return Err(Error::SizeUpdateTooLarge { asked, allowed });
@@ -154,7 +181,7 @@ impl Decoder {
         }
         match self.must_shrink_to {
             Some(allowed) => Err(Error::SizeUpdateMissing { allowed }),
-            None => Ok(()),
+            None => Ok(input),
         }
     }
 
@@ -165,7 +192,7 @@ impl Decoder {
                 let (text_len, malformed) = interner.refer(id);
                 if out.count(text_len as u32 + OVERHEAD, limits.list_bytes, limits.fields) {
                     out.note(malformed);
-                    out.items.push(item);
+                    out.keep(item);
                 } else {
                     interner.release(id);
                 }
@@ -175,7 +202,7 @@ impl Decoder {
                     let place = out.text.len() as u32;
                     self.private.copy_to(literal.place, literal.text_len(), &mut out.text);
                     out.note(literal.malformed);
-                    out.items.push(Item::Literal(Literal { place, ..literal }));
+                    out.keep(Item::Literal(Literal { place, ..literal }));
                 }
             }
         }
@@ -212,7 +239,7 @@ impl Decoder {
             self.copy_name(name_index, interner, &mut out.text)?
         };
         let name_len = out.text.len() - place;
-        read_string(input, &mut out.text)?;
+        let plain = read_string(input, &mut out.text)?;
         let text = &out.text[place..];
         let size = text.len() as u32 + OVERHEAD;
 
@@ -242,7 +269,13 @@ impl Decoder {
                 name: class.name,
                 static_index: class.static_index,
                 never_indexed: form.never_indexed || class.keep == Keep::Secret,
-                malformed: name_malformed.or_else(|| name::value_malformed(value)),
+                malformed: name_malformed.or_else(|| {
+                    if plain {
+                        name::plain_malformed(class.name, value)
+                    } else {
+                        name::value_malformed(class.name, value)
+                    }
+                }),
             })
         };
         if form.indexing {
@@ -275,7 +308,7 @@ impl Decoder {
                 }
                 Item::Literal(literal) => out.note(literal.malformed),
             }
-            out.items.push(item);
+            out.keep(item);
         }
         if !kept || matches!(item, Item::Interned { .. }) {
             out.text.truncate(place);
@@ -361,6 +394,7 @@ fn take_ids(entries: &Entries, run: &[u8], interner: &mut Interner, out: &mut Fi
     let run = &run[..run.len().min(RUN)];
     out.items.reserve(run.len());
     let before = out.items.len();
+    let mut seen = out.seen();
     let mut text = 0;
     // 0xbe is the youngest entry, 0xfe the last that one byte can name.
     let entries = entries.as_slice();
@@ -374,7 +408,7 @@ fn take_ids(entries: &Entries, run: &[u8], interner: &mut Interner, out: &mut Fi
                 _ => break,
             },
         };
-        let Item::Interned { id, .. } = *item else { break };
+        let Item::Interned { id, name } = *item else { break };
         if out.items.len() == out.items.capacity() {
             // Never so, after reserving; said here so that the loop has no way out to the allocator.
             break;
@@ -382,8 +416,10 @@ fn take_ids(entries: &Entries, run: &[u8], interner: &mut Interner, out: &mut Fi
         let (text_len, malformed) = interner.refer(id);
         text += text_len;
         out.note(malformed);
+        seen.see(name);
         out.items.push(*item);
     }
+    out.has_seen(seen);
     let taken = out.items.len() - before;
     (taken, text + taken * OVERHEAD as usize)
 }
@@ -409,14 +445,15 @@ fn take_string<'a>(input: &mut &'a [u8]) -> Result<Coded<'a>, Error> {
     })
 }
 
-/// Appends the next string of the block.
-fn read_string(input: &mut &[u8], out: &mut Vec<u8>) -> Result<(), Error> {
+/// Appends the next string of the block, and says whether it is known to have no control byte.
+#[inline]
+fn read_string(input: &mut &[u8], out: &mut Vec<u8>) -> Result<huffman::Plain, Error> {
     let Coded { huffman, coded } = take_string(input)?;
     if huffman {
         huffman::decode(coded, out)
     } else {
         out.extend_from_slice(coded);
-        Ok(())
+        Ok(false)
     }
 }
 

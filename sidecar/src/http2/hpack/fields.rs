@@ -3,7 +3,7 @@
 use super::{
     OVERHEAD,
     intern::{FieldId, Interner},
-    name::{self, Keep, Malformed, Name},
+    name::{self, Keep, Malformed, Name, Names},
 };
 
 /// One field, lent.
@@ -31,6 +31,8 @@ pub struct Fields {
     /// The literals' names and values.
     pub(super) text: Vec<u8>,
     list_size: usize,
+    names: Names,
+    misplaced: Names,
     malformed: Option<Malformed>,
     over_limit: bool,
 }
@@ -66,6 +68,8 @@ impl Fields {
             items: Vec::new(),
             text: Vec::new(),
             list_size: 0,
+            names: Names::NONE,
+            misplaced: Names::NONE,
             malformed: None,
             over_limit: false,
         }
@@ -94,10 +98,7 @@ impl Fields {
     /// The value of the field at a position.
     #[inline]
     pub fn value<'a>(&'a self, at: usize, interner: &'a Interner) -> Option<&'a [u8]> {
-        match self.items.get(at)? {
-            Item::Interned { id, .. } => Some(interner.value(*id)),
-            Item::Literal(literal) => Some(literal.texts(&self.text).1),
-        }
+        self.items.get(at).map(|item| item.value(&self.text, interner))
     }
 
     /// The number of the field at a position, if it is interned.
@@ -111,19 +112,44 @@ impl Fields {
 
     /// The first field of this name.
     pub fn find<'a>(&'a self, name: Name, interner: &'a Interner) -> Option<FieldView<'a>> {
-        self.items
-            .iter()
-            .find(|item| item.name() == name)
-            .map(|item| item.view(&self.text, interner))
+        self.place(name).and_then(|at| self.get(at, interner))
     }
 
-    /// The name of each field in order, without a look at the interner.
-    pub fn names(&self) -> impl Iterator<Item = Name> {
-        self.items.iter().map(Item::name)
+    /// The position of the first field of this name.
+    #[inline]
+    pub fn place(&self, name: Name) -> Option<usize> {
+        if !self.names.has(name) {
+            return None;
+        }
+        self.items.iter().position(|item| item.name() == name)
+    }
+
+    /// The values of all fields of this name, in order.
+    pub fn values<'a>(&'a self, name: Name, interner: &'a Interner) -> impl Iterator<Item = &'a [u8]> {
+        let here = self.items.iter().filter(move |item| item.name() == name);
+        here.map(|item| item.value(&self.text, interner))
+    }
+
+    /// The names of the fields.
+    #[inline]
+    pub fn names(&self) -> Names {
+        self.names
+    }
+
+    /// The names of fields that stand behind another field of the same name, or behind one whose name has no colon.
+    #[inline]
+    pub fn misplaced(&self) -> Names {
+        self.misplaced
     }
 
     /// Takes out every field of this name and says how many there were.
     pub fn remove_all(&mut self, name: Name, interner: &mut Interner) -> usize {
+        let gone = Names::of(&[name]);
+        if !self.names.has_any(gone) {
+            return 0;
+        }
+        self.names = self.names.but(gone);
+        self.misplaced = self.misplaced.but(gone);
         let before = self.items.len();
         self.items.retain(|item| {
             let stays = item.name() != name;
@@ -135,28 +161,17 @@ impl Fields {
         before - self.items.len()
     }
 
-    /// Takes out every field for which `stays` is false.
-    pub fn retain(&mut self, interner: &mut Interner, mut stays: impl FnMut(&FieldView<'_>) -> bool) {
-        let Fields { items, text, .. } = self;
-        items.retain(|item| {
-            let stays = stays(&item.view(text, interner));
-            if let (false, Item::Interned { id, .. }) = (stays, item) {
-                interner.release(*id);
-            }
-            stays
-        });
-    }
-
     /// Appends a field of our own as a literal: it will be sent as one that nobody indexes, and a secret as one that nobody
     /// may index.
     pub fn push(&mut self, name_text: &[u8], value: &[u8], never_indexed: bool) {
         let (class, name_malformed) = name::judge(name_text);
-        let malformed = name_malformed.or_else(|| name::value_malformed(value));
+        let malformed = name_malformed.or_else(|| name::value_malformed(class.name, value));
         let place = self.text.len() as u32;
         self.text.extend_from_slice(name_text);
         self.text.extend_from_slice(value);
         self.list_size += name_text.len() + value.len() + OVERHEAD as usize;
         self.malformed = self.malformed.or(malformed);
+        self.note_name(class.name);
         self.items.push(Item::Literal(Literal {
             place,
             name_len: name_text.len() as u32,
@@ -174,6 +189,7 @@ impl Fields {
         let FieldView { name, malformed, .. } = interner.view(id);
         self.list_size += interner.size(id) as usize;
         self.malformed = self.malformed.or(malformed);
+        self.note_name(name);
         self.items.push(Item::Interned { name, id });
     }
 
@@ -188,6 +204,8 @@ impl Fields {
         other.items.extend_from_slice(&self.items);
         other.text.extend_from_slice(&self.text);
         other.list_size = self.list_size;
+        other.names = self.names;
+        other.misplaced = self.misplaced;
         other.malformed = self.malformed;
         other.over_limit = self.over_limit;
     }
@@ -210,6 +228,8 @@ impl Fields {
         self.items.clear();
         self.text.clear();
         self.list_size = 0;
+        self.names = Names::NONE;
+        self.misplaced = Names::NONE;
         self.malformed = None;
         self.over_limit = false;
         if self.text.capacity() > SPARE_TEXT {
@@ -275,6 +295,11 @@ impl Fields {
                 interner.release(id);
             }
         }
+        self.names = Names::NONE;
+        self.misplaced = Names::NONE;
+        for at in 0..self.items.len() {
+            self.note_name(self.items[at].name());
+        }
     }
 
     #[inline]
@@ -283,14 +308,72 @@ impl Fields {
             self.malformed = malformed;
         }
     }
+
+    /// Appends a decoded field, which was counted.
+    #[inline]
+    pub(super) fn keep(&mut self, item: Item) {
+        self.note_name(item.name());
+        self.items.push(item);
+    }
+
+    #[inline]
+    fn note_name(&mut self, name: Name) {
+        let mut seen = self.seen();
+        seen.see(name);
+        self.has_seen(seen);
+    }
+
+    /// What names there are so far.
+    #[inline]
+    pub(super) fn seen(&self) -> Seen {
+        Seen {
+            names: self.names,
+            misplaced: self.misplaced,
+        }
+    }
+
+    #[inline]
+    pub(super) fn has_seen(&mut self, Seen { names, misplaced }: Seen) {
+        self.names = names;
+        self.misplaced = misplaced;
+    }
+}
+
+/// The names of fields, one after another.
+#[derive(Clone, Copy)]
+pub(super) struct Seen {
+    names: Names,
+    misplaced: Names,
+}
+
+impl Seen {
+    #[inline]
+    pub(super) fn see(&mut self, name: Name) {
+        let name = Names::of(&[name]);
+        let before = if self.names.has_ordinary() {
+            Names::ALL
+        } else {
+            self.names
+        };
+        self.misplaced = self.misplaced.or(before.and(name));
+        self.names = self.names.or(name);
+    }
 }
 
 impl Item {
     #[inline]
-    fn name(&self) -> Name {
+    pub(super) fn name(&self) -> Name {
         match self {
             Item::Interned { name, .. } => *name,
             Item::Literal(literal) => literal.name,
+        }
+    }
+
+    #[inline]
+    fn value<'a>(&self, text: &'a [u8], interner: &'a Interner) -> &'a [u8] {
+        match self {
+            Item::Interned { id, .. } => interner.value(*id),
+            Item::Literal(literal) => literal.texts(text).1,
         }
     }
 
@@ -385,19 +468,34 @@ mod tests {
         assert_eq!(copy.remove_all(Name::UserAgent, &mut interner), 1);
         assert_eq!(shown(&copy, &interner), [":method=POST", "x-a=1"]);
         assert!(copy.kept_size(&interner) < copy.list_size());
-        fields.retain(&mut interner, |field| {
-            field.name != Name::Method && field.value != b"1S"
-        });
-        assert_eq!(shown(&fields, &interner), ["user-agent=x", "x-a=1", "grpc-timeout=2S"]);
+        assert_eq!(copy.names(), Names::of(&[Name::Method, Name::Other]));
+        assert!(!copy.misplaced().has_any(Names::PSEUDO));
         assert_eq!(
-            fields.names().collect::<Vec<_>>(),
-            [Name::UserAgent, Name::Other, Name::GrpcTimeout]
+            fields.values(Name::GrpcTimeout, &interner).collect::<Vec<_>>(),
+            [b"1S", b"2S"]
         );
+        assert_eq!(fields.place(Name::UserAgent), Some(2));
+        assert_eq!(fields.place(Name::Te), None);
         copy.clear(&mut interner);
         fields.clear(&mut interner);
         assert_eq!((fields.len(), fields.list_size()), (0, 0));
         interner.release(agent);
         assert_eq!(interner.live(), 0);
+    }
+
+    #[test]
+    fn a_pseudo_field_is_misplaced_behind_its_like_and_behind_an_ordinary_one() {
+        let misplaced = |names: &[&str]| {
+            let mut fields = Fields::new();
+            for name in names {
+                fields.push(name.as_bytes(), b"x", false);
+            }
+            fields.misplaced().and(Names::PSEUDO)
+        };
+        assert!(misplaced(&[":method", ":path", "te", "x-a", "x-a"]).is_empty());
+        assert_eq!(misplaced(&[":method", ":path", ":method"]), Names::of(&[Name::Method]));
+        assert_eq!(misplaced(&[":method", "te", ":path"]), Names::of(&[Name::Path]));
+        assert_eq!(misplaced(&["x-a", ":status"]), Names::of(&[Name::Status]));
     }
 
     #[test]

@@ -8,15 +8,21 @@ use super::{Error, huffman_codes::CODES};
 const WINDOW_BITS: u32 = 12;
 const LONGEST: usize = 30;
 
-/// Appends what `src` stands for. On an error nothing has been appended.
-pub fn decode(src: &[u8], out: &mut Vec<u8>) -> Result<(), Error> {
+/// Appends what `src` stands for, and says whether that is plain: every control byte has a long code, so where none was
+/// met there is no control byte. On an error nothing has been appended.
+pub fn decode(src: &[u8], out: &mut Vec<u8>) -> Result<Plain, Error> {
     let start = out.len();
     // The shortest code has 5 bits; and eight bytes are written at a time, also where only the first counts.
-    out.resize(start + src.len() * 8 / 5 + 8, 0);
-    let written = decode_into(src, &mut out[start..]);
-    out.truncate(start + written.as_ref().copied().unwrap_or(0));
-    written.map(|_| ())
+    out.reserve(src.len() * 8 / 5 + 8);
+    let result = decode_all(src, out);
+    if result.is_err() {
+        out.truncate(start);
+    }
+    result
 }
+
+/// Whether a text is known to have no control byte.
+pub type Plain = bool;
 
 /// Appends `src`, coded.
 pub fn encode(src: &[u8], out: &mut Vec<u8>) {
@@ -44,49 +50,43 @@ pub fn encoded_len(src: &[u8]) -> usize {
     bits.div_ceil(8)
 }
 
-fn decode_into(src: &[u8], out: &mut [u8]) -> Result<usize, Error> {
+fn decode_all(src: &[u8], out: &mut Vec<u8>) -> Result<Plain, Error> {
     let end = src.len() * 8;
-    // Bits that are decoded, and bytes that are written.
+    // Bits that are decoded.
     let mut used = 0;
-    let mut at = 0;
+    let mut plain = true;
     while used < end {
         // At least 57 bits: behind the end, ones, as if padding went on for ever.
-        let mut bits = word_at(src, used / 8) << (used % 8);
-        let mut window = window(bits);
-        if window.0 == 0 {
-            let rest = end - used;
-            if rest < 8 && bits.leading_ones() as usize >= rest {
-                return Ok(at);
-            }
-            let (symbol, length) = long_code(bits);
-            if length as usize > rest {
-                return Err(Error::HuffmanPadding);
-            }
-            out[at] = u8::try_from(symbol).map_err(|_| Error::HuffmanEos)?;
-            at += 1;
-            used += length as usize;
+        let word = word_at(src, used / 8) << (used % 8);
+        // Four windows of 12 bits are less than 57. Where a longer code begins, no window takes anything any more.
+        let (mut bits, mut text, mut taken) = (word, 0, Taken(0));
+        for _ in 0..4 {
+            let window = WINDOWS[(bits >> (64 - WINDOW_BITS)) as usize];
+            text |= window.text() << taken.text_bits();
+            bits <<= window.bits();
+            taken.add(window);
+        }
+        used += taken.bits();
+        out.extend_from_slice(&u64::to_le_bytes(text));
+        out.truncate(out.len() - 8 + taken.symbols());
+        if taken.bits() > 0 {
             continue;
         }
-        // Four windows of 12 bits are less than 57. Where a longer code begins, the next turn of the outer loop finds it
-        // in front. The text goes through a word of its own, so that its bounds are checked once for all four.
-        let mut text = [0; 10];
-        let mut len = 0;
-        for _ in 0..4 {
-            text[len & 7..][..2].copy_from_slice(&window.text());
-            len += window.symbols();
-            used += window.bits() as usize;
-            bits <<= window.bits();
-            window = self::window(bits);
-            if window.0 == 0 {
-                break;
-            }
+        let rest = end - used;
+        if rest < 8 && word.leading_ones() as usize >= rest {
+            return Ok(plain);
         }
-        out[at..][..8].copy_from_slice(&text[..8]);
-        at += len;
+        let (symbol, length) = long_code(word);
+        if length as usize > rest {
+            return Err(Error::HuffmanPadding);
+        }
+        out.push(u8::try_from(symbol).map_err(|_| Error::HuffmanEos)?);
+        used += length as usize;
+        plain = false;
     }
     // Ones never make a symbol, so a symbol that reaches behind the end had begun with wrong padding.
     if used == end {
-        Ok(at)
+        Ok(plain)
     } else {
         Err(Error::HuffmanPadding)
     }
@@ -104,11 +104,6 @@ fn word_at(src: &[u8], at: usize) -> u64 {
     }
 }
 
-#[inline]
-fn window(bits: u64) -> Window {
-    WINDOWS[(bits >> (64 - WINDOW_BITS)) as usize]
-}
-
 /// Finds the code of more than [`WINDOW_BITS`] bits that `word` begins with, and its length.
 #[cold]
 fn long_code(word: u64) -> (u16, u32) {
@@ -124,29 +119,50 @@ fn long_code(word: u64) -> (u16, u32) {
 
 /// What stands in the next 12 bits: two whole symbols, one, or none (the beginning of a longer code; all zeros).
 ///
-/// From the lowest byte: two bytes of text, the bits that they take, and how many symbols they are. Four bytes a window keep
+/// From the lowest byte: how many bits they take, how many bits of text they are, and that text. Four bytes a window keep
 /// the table in the cache.
 #[derive(Clone, Copy)]
 struct Window(u32);
 
 impl Window {
     const fn new(text: [u8; 2], symbols: u32, bits: u32) -> Window {
-        Window(u16::from_le_bytes(text) as u32 | bits << 16 | symbols << 24)
+        Window((u16::from_le_bytes(text) as u32) << 16 | symbols << 11 | bits)
     }
 
     #[inline]
-    const fn text(self) -> [u8; 2] {
-        (self.0 as u16).to_le_bytes()
-    }
-
-    #[inline]
-    const fn symbols(self) -> usize {
-        (self.0 >> 24) as usize
+    const fn text(self) -> u64 {
+        (self.0 >> 16) as u64
     }
 
     #[inline]
     const fn bits(self) -> u32 {
-        self.0 >> 16 & 0xff
+        self.0 & 0xff
+    }
+}
+
+/// What some windows took together: counted as each of them counts, in one number.
+#[derive(Clone, Copy)]
+struct Taken(u32);
+
+impl Taken {
+    #[inline]
+    fn add(&mut self, window: Window) {
+        self.0 += window.0 & 0xffff;
+    }
+
+    #[inline]
+    fn bits(self) -> usize {
+        self.0 as usize & 0xff
+    }
+
+    #[inline]
+    fn symbols(self) -> usize {
+        self.0 as usize >> 11
+    }
+
+    #[inline]
+    fn text_bits(self) -> u32 {
+        (self.0 >> 8) & 0x3f
     }
 }
 
@@ -174,7 +190,7 @@ const fn windows() -> [Window; 1 << WINDOW_BITS] {
         let second = single[(at << first.bits()) & ((1 << WINDOW_BITS) - 1)];
         let bits = first.bits() + second.bits();
         if first.0 != 0 && second.0 != 0 && bits <= WINDOW_BITS {
-            windows[at] = Window::new([first.text()[0], second.text()[0]], 2, bits);
+            windows[at] = Window::new([first.text() as u8, second.text() as u8], 2, bits);
         }
         at += 1;
     }
@@ -232,9 +248,12 @@ mod tests {
     fn decoded(src: &[u8]) -> Result<Vec<u8>, Error> {
         let mut out = b"before".to_vec();
         let result = decode(src, &mut out);
+        if result == Ok(true) {
+            assert!(!out.iter().any(u8::is_ascii_control), "plain text has no control byte");
+        }
         assert!(out.starts_with(b"before"));
         assert!(result.is_ok() || out.len() == 6, "an error leaves nothing behind");
-        result.map(|()| out.split_off(6))
+        result.map(|_| out.split_off(6))
     }
 
     fn encoded(src: &[u8]) -> Vec<u8> {

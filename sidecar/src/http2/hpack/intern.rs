@@ -83,15 +83,12 @@ impl Note {
     }
 
     fn malformed(self) -> Option<Malformed> {
-        [
-            Malformed::EmptyName,
-            Malformed::UpperCaseName,
-            Malformed::BadNameByte,
-            Malformed::BadValueByte,
-            Malformed::ValueSpace,
-        ]
-        .into_iter()
-        .find(|malformed| Note::new(Some(*malformed)).0 == self.0 & !Note::MET_AGAIN.0)
+        if self.0 & !Note::MET_AGAIN.0 == 0 {
+            return None;
+        }
+        Malformed::ALL
+            .into_iter()
+            .find(|malformed| Note::new(Some(*malformed)).0 == self.0 & !Note::MET_AGAIN.0)
     }
 
     fn is_met_again(self) -> bool {
@@ -137,13 +134,14 @@ impl Interner {
         slots.extend((1..=static_table::LEN).map(|index| {
             let (name_text, value) = static_table::ENTRIES[index as usize - 1];
             let Class { name, static_index, .. } = static_table::class(index);
+            let malformed = name::judge(name_text).1;
             Slot {
                 text: [name_text, value].concat(),
                 name_len: name_text.len() as u32,
                 references: 1,
                 name,
                 static_index,
-                note: Note::MET_AGAIN,
+                note: Note(Note::new(malformed).0 | Note::MET_AGAIN.0),
                 ..Slot::unused()
             }
         }));
@@ -252,7 +250,7 @@ impl Interner {
                 slot.hash = hash;
                 slot.name = class.name;
                 slot.static_index = class.static_index;
-                slot.note = Note::new(name_malformed.or_else(|| name::value_malformed(&text[name_len..])));
+                slot.note = Note::new(name_malformed.or_else(|| name::value_malformed(class.name, &text[name_len..])));
                 self.live += 1;
                 self.bytes += text.len();
                 self.chain(id);

@@ -32,7 +32,7 @@ pub use decoder::{Decoder, Limits};
 pub use encoder::Encoder;
 pub use fields::{FieldView, Fields};
 pub use intern::{FieldId, Interner};
-pub use name::{Malformed, Name};
+pub use name::{Malformed, Name, Names};
 
 /// The bytes of dynamic table that both ends begin with, and the most that our encoder uses (RFC 9113, 6.5.2).
 pub const DEFAULT_TABLE_BYTES: u32 = 4_096;

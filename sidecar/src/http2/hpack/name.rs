@@ -87,28 +87,136 @@ impl Name {
     }
 }
 
-/// Why a field makes its message malformed (RFC 9113, 8.2.1).
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+/// A set of names.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Names(u64);
+
+impl Names {
+    /// No name.
+    pub const NONE: Names = Names(0);
+    /// Every name.
+    pub const ALL: Names = Names(u64::MAX);
+    /// Those that begin with a colon.
+    pub const PSEUDO: Names = Names::of(&[
+        Name::Method,
+        Name::Scheme,
+        Name::Path,
+        Name::Authority,
+        Name::Protocol,
+        Name::Status,
+        Name::OtherPseudo,
+    ]);
+
+    /// The set of these.
+    pub const fn of(names: &[Name]) -> Names {
+        let mut set = Names::NONE;
+        let mut at = 0;
+        while at < names.len() {
+            set.0 |= 1 << names[at] as u8;
+            at += 1;
+        }
+        set
+    }
+
+    /// Whether `name` is in it.
+    #[inline]
+    pub const fn has(self, name: Name) -> bool {
+        self.has_any(Names::of(&[name]))
+    }
+
+    /// Whether any of `others` is in it.
+    #[inline]
+    pub const fn has_any(self, others: Names) -> bool {
+        self.0 & others.0 != 0
+    }
+
+    /// Whether all of `others` are in it.
+    #[inline]
+    pub const fn has_all(self, others: Names) -> bool {
+        self.0 & others.0 == others.0
+    }
+
+    /// The names that are in both.
+    #[inline]
+    pub const fn and(self, others: Names) -> Names {
+        Names(self.0 & others.0)
+    }
+
+    /// The names of this set alone.
+    #[inline]
+    pub const fn but(self, others: Names) -> Names {
+        Names(self.0 & !others.0)
+    }
+
+    /// Whether there is none.
+    #[inline]
+    pub const fn is_empty(self) -> bool {
+        self.0 == 0
+    }
+
+    /// Whether an ordinary name, without a colon, is in it.
+    #[inline]
+    pub const fn has_ordinary(self) -> bool {
+        // Pseudo names have the lowest bits.
+        self.0 > Names::PSEUDO.0
+    }
+
+    /// The names that are in either.
+    #[inline]
+    pub const fn or(self, others: Names) -> Names {
+        Names(self.0 | others.0)
+    }
+}
+
+/// Why a field makes its message malformed, whatever else stands there (RFC 9113, 8.2 and 8.3).
+#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
 #[repr(u8)]
 pub enum Malformed {
     /// The name is empty.
+    #[error("a field without a name")]
     EmptyName,
     /// The name has an upper-case letter.
+    #[error("a field name with an upper-case letter")]
     UpperCaseName,
     /// The name has a byte that no token has (RFC 9110, 5.6.2), or a colon that is not its first byte.
+    #[error("a field name with a byte that no name has")]
     BadNameByte,
+    /// `connection` and its like, which HTTP/2 does not have.
+    #[error("a connection-specific field")]
+    ConnectionField,
     /// The value has NUL, CR, LF, DEL or another control byte that is not a tab.
+    #[error("a field value with a control byte")]
     BadValueByte,
     /// The value begins or ends with a space or a tab.
+    #[error("a field value that begins or ends with a space")]
     ValueSpace,
+    /// `:method`, `:scheme`, `:path` or `:status` without a value.
+    #[error("a pseudo field without a value")]
+    EmptyPseudo,
+    /// `te` with something other than `trailers`.
+    #[error("te other than trailers")]
+    Te,
 }
 
 impl Malformed {
+    pub(super) const ALL: [Malformed; 8] = [
+        Malformed::EmptyName,
+        Malformed::UpperCaseName,
+        Malformed::BadNameByte,
+        Malformed::ConnectionField,
+        Malformed::BadValueByte,
+        Malformed::ValueSpace,
+        Malformed::EmptyPseudo,
+        Malformed::Te,
+    ];
+
     /// Whether every field of the same name is malformed.
     pub(super) fn is_of_the_name(self) -> bool {
         match self {
-            Malformed::EmptyName | Malformed::UpperCaseName | Malformed::BadNameByte => true,
-            Malformed::BadValueByte | Malformed::ValueSpace => false,
+            Malformed::EmptyName | Malformed::UpperCaseName | Malformed::BadNameByte | Malformed::ConnectionField => {
+                true
+            }
+            Malformed::BadValueByte | Malformed::ValueSpace | Malformed::EmptyPseudo | Malformed::Te => false,
         }
     }
 }
@@ -144,7 +252,7 @@ pub(super) enum Keep {
 /// What the name is, and what is wrong with it.
 pub(super) fn judge(text: &[u8]) -> (Class, Option<Malformed>) {
     if let Some(class) = known(text) {
-        return (class, None);
+        return (class, connection_field(class.name));
     }
     let malformed = name_malformed(text);
     let class = match text {
@@ -166,39 +274,65 @@ pub(super) fn judge(text: &[u8]) -> (Class, Option<Malformed>) {
     (class, malformed)
 }
 
-/// What is wrong with a value.
+fn connection_field(name: Name) -> Option<Malformed> {
+    const NAMES: Names = Names::of(&[
+        Name::Connection,
+        Name::KeepAlive,
+        Name::ProxyConnection,
+        Name::TransferEncoding,
+        Name::Upgrade,
+    ]);
+    NAMES.has(name).then_some(Malformed::ConnectionField)
+}
+
+/// What is wrong with a value of a field of this name.
 #[inline]
-pub(super) fn value_malformed(value: &[u8]) -> Option<Malformed> {
-    let space = |byte: Option<&u8>| matches!(byte, Some(b' ' | b'\t'));
-    if may_have_control(value) && value.iter().any(|&byte| (byte < b' ' && byte != b'\t') || byte == 0x7f) {
-        Some(Malformed::BadValueByte)
-    } else if space(value.first()) || space(value.last()) {
-        Some(Malformed::ValueSpace)
-    } else {
-        None
+pub(super) fn value_malformed(name: Name, value: &[u8]) -> Option<Malformed> {
+    match name {
+        Name::Method | Name::Scheme | Name::Path | Name::Status if value.is_empty() => Some(Malformed::EmptyPseudo),
+        Name::Te if value != b"trailers" => Some(Malformed::Te),
+        _ => text_malformed(value),
     }
 }
 
-/// Whether a byte may be a control byte; false is sure. Eight bytes at a time, since each call has long values of its own.
-fn may_have_control(value: &[u8]) -> bool {
-    let each = |byte: u8| u64::from_ne_bytes([byte; 8]);
-    // The highest bit of the lowest byte that is less than `limit` is set (and perhaps those of others above it).
-    let below = |word: u64, limit: u8| word.wrapping_sub(each(limit)) & !word;
-    let found = |chunk: &[u8; 8]| {
-        let word = u64::from_ne_bytes(*chunk);
-        (below(word, b' ') | below(word ^ each(0x7f), 1)) & each(0x80)
-    };
-    match value.last_chunk::<8>() {
-        Some(last) => {
-            value
-                .as_chunks::<8>()
-                .0
-                .iter()
-                .fold(found(last), |all, chunk| all | found(chunk))
-                != 0
-        }
-        None => true,
+#[inline]
+fn text_malformed(value: &[u8]) -> Option<Malformed> {
+    if may_have_control(value) && value.iter().any(|&byte| (byte < b' ' && byte != b'\t') || byte == 0x7f) {
+        Some(Malformed::BadValueByte)
+    } else {
+        spaces_malformed(value)
     }
+}
+
+/// What is wrong with a value that is known to have no control byte.
+#[inline]
+pub(super) fn plain_malformed(name: Name, value: &[u8]) -> Option<Malformed> {
+    match name {
+        Name::Method | Name::Scheme | Name::Path | Name::Status | Name::Te => value_malformed(name, value),
+        _ => spaces_malformed(value),
+    }
+}
+
+#[inline]
+fn spaces_malformed(value: &[u8]) -> Option<Malformed> {
+    let space = |byte: Option<&u8>| matches!(byte, Some(b' ' | b'\t'));
+    (space(value.first()) || space(value.last())).then_some(Malformed::ValueSpace)
+}
+
+/// Whether a byte may be a control byte; false is sure. Sixteen bytes at a time, since each call has long values of its own.
+fn may_have_control(value: &[u8]) -> bool {
+    let mut found = [0u8; 16];
+    let mut look = |chunk: &[u8; 16]| {
+        for (found, byte) in found.iter_mut().zip(chunk) {
+            *found |= u8::from(*byte < b' ') | u8::from(*byte == 0x7f);
+        }
+    };
+    let Some(last) = value.last_chunk() else { return true };
+    look(last);
+    for chunk in value.as_chunks().0 {
+        look(chunk);
+    }
+    found != [0; 16]
 }
 
 fn name_malformed(text: &[u8]) -> Option<Malformed> {
@@ -404,7 +538,8 @@ mod tests {
     fn every_listed_name_is_known_and_its_neighbours_are_not() {
         for (text, name, keep) in LISTED {
             let (class, malformed) = judge(text);
-            assert_eq!((class.name, class.keep, malformed), (name, keep, None));
+            assert_eq!((class.name, class.keep), (name, keep));
+            assert_eq!(malformed, connection_field(name));
             let longer = [text, b"x"].concat();
             assert_eq!(known(&longer), None);
             let mut other = text.to_vec();
@@ -412,6 +547,15 @@ mod tests {
             assert_eq!(known(&other), None, "{}", other.escape_ascii());
         }
         assert_eq!(known(b""), None);
+    }
+
+    #[test]
+    fn a_set_knows_whether_a_name_without_a_colon_is_in_it() {
+        for (text, name, _) in LISTED {
+            assert_eq!(Names::of(&[name]).has_ordinary(), text[0] != b':');
+            assert_eq!(Names::PSEUDO.has(name), text[0] == b':');
+        }
+        assert!(!Names::PSEUDO.has_ordinary() && !Names::NONE.has_ordinary());
     }
 
     #[test]
@@ -464,13 +608,20 @@ mod tests {
                 vec![b'x', byte, b'x'],
                 [&[b'x'; 40], [byte].as_slice(), &[b'x'; 25]].concat(),
             ] {
-                assert_eq!(value_malformed(&value), bad.then_some(Malformed::BadValueByte));
+                assert_eq!(
+                    value_malformed(Name::Other, &value),
+                    bad.then_some(Malformed::BadValueByte)
+                );
             }
         }
         for spaced in [b" a".as_slice(), b"a ", b"\ta", b"a\t", b" "] {
-            assert_eq!(value_malformed(spaced), Some(Malformed::ValueSpace));
+            assert_eq!(value_malformed(Name::Other, spaced), Some(Malformed::ValueSpace));
         }
-        assert_eq!(value_malformed(b""), None);
-        assert_eq!(value_malformed(b"a b\tc \xe9"), None);
+        assert_eq!(value_malformed(Name::Other, b""), None);
+        assert_eq!(value_malformed(Name::Other, b"a b\tc \xe9"), None);
+        assert_eq!(value_malformed(Name::Path, b""), Some(Malformed::EmptyPseudo));
+        assert_eq!(value_malformed(Name::Te, b"gzip"), Some(Malformed::Te));
+        assert_eq!(value_malformed(Name::Te, b"trailers"), None);
+        assert_eq!(name(b"upgrade"), Some(Malformed::ConnectionField));
     }
 }

@@ -983,7 +983,7 @@ proptest! {
         let theirs = |src: &[u8]| loona_hpack::huffman::HuffmanDecoder::new().decode(src).ok();
         let ours = |src: &[u8]| {
             let mut out = Vec::new();
-            huffman::decode(src, &mut out).ok().map(|()| out)
+            huffman::decode(src, &mut out).ok().map(|_| out)
         };
         prop_assert_eq!(ours(&src), theirs(&src));
         let mut coded = Vec::new();

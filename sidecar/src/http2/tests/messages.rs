@@ -65,17 +65,18 @@ fn requests_of_every_legal_shape_pass() {
 
 #[test]
 fn a_malformed_request_is_refused_on_its_own_stream() {
+    use Malformed::{ConnectionField, EmptyPseudo, Te};
     use Wrong::*;
     for (list, wrong) in [
         (get()[..2].to_vec(), PseudoMissing),
         (get()[1..].to_vec(), PseudoMissing),
         (vec![get()[0], get()[2]], PseudoMissing),
-        (vec![get()[0], get()[1], (":path", "")], PseudoMissing),
+        (vec![get()[0], get()[1], (":path", "")], Field(EmptyPseudo)),
         (vec![], PseudoMissing),
-        (and(get(), &[(":method", "GET")]), PseudoTwice),
-        (and(get(), &[(":path", "/")]), PseudoTwice),
-        (and(vec![("x", "y")], &get()), PseudoLate),
-        (and(get(), &[("x", "y"), (":authority", "a")]), PseudoLate),
+        (and(get(), &[(":method", "GET")]), PseudoMisplaced),
+        (and(get(), &[(":path", "/")]), PseudoMisplaced),
+        (and(vec![("x", "y")], &get()), PseudoMisplaced),
+        (and(get(), &[("x", "y"), (":authority", "a")]), PseudoMisplaced),
         (and(get(), &[(":status", "200")]), PseudoUnknown),
         (and(get(), &[(":protocol", "websocket")]), PseudoUnknown),
         (and(get(), &[(":other", "x")]), PseudoUnknown),
@@ -84,13 +85,13 @@ fn a_malformed_request_is_refused_on_its_own_stream() {
             PseudoUnknown,
         ),
         (vec![(":method", "CONNECT")], PseudoMissing),
-        (and(get(), &[("connection", "close")]), ConnectionField),
-        (and(get(), &[("keep-alive", "1")]), ConnectionField),
-        (and(get(), &[("proxy-connection", "close")]), ConnectionField),
-        (and(get(), &[("transfer-encoding", "chunked")]), ConnectionField),
-        (and(get(), &[("upgrade", "h2c")]), ConnectionField),
-        (and(get(), &[("te", "gzip")]), Te),
-        (and(get(), &[("te", "trailers, gzip")]), Te),
+        (and(get(), &[("connection", "close")]), Field(ConnectionField)),
+        (and(get(), &[("keep-alive", "1")]), Field(ConnectionField)),
+        (and(get(), &[("proxy-connection", "close")]), Field(ConnectionField)),
+        (and(get(), &[("transfer-encoding", "chunked")]), Field(ConnectionField)),
+        (and(get(), &[("upgrade", "h2c")]), Field(ConnectionField)),
+        (and(get(), &[("te", "gzip")]), Field(Te)),
+        (and(get(), &[("te", "trailers, gzip")]), Field(Te)),
         (and(get(), &[("content-length", "")]), ContentLength),
         (and(get(), &[("content-length", "+1")]), ContentLength),
         (and(get(), &[("content-length", "1,1")]), ContentLength),
@@ -209,21 +210,26 @@ fn informational_responses_come_before_the_final_one() {
 
 #[test]
 fn a_malformed_response_costs_its_own_stream() {
+    use Malformed::{ConnectionField, EmptyPseudo};
     use Wrong::*;
     let bad: [(List<'_>, bool, Wrong); 15] = [
         (vec![], false, PseudoMissing),
         (vec![("x", "y")], true, PseudoMissing),
-        (vec![(":status", "")], true, PseudoMissing),
+        (vec![(":status", "")], true, Field(EmptyPseudo)),
         (vec![(":status", "20")], true, Status),
         (vec![(":status", "2000")], true, Status),
         (vec![(":status", "2x0")], true, Status),
         (vec![(":status", "020")], true, Status),
-        (vec![(":status", "200"), (":status", "200")], true, PseudoTwice),
-        (vec![("x", "y"), (":status", "200")], true, PseudoLate),
+        (vec![(":status", "200"), (":status", "200")], true, PseudoMisplaced),
+        (vec![("x", "y"), (":status", "200")], true, PseudoMisplaced),
         (vec![(":status", "200"), (":path", "/")], true, PseudoUnknown),
         (vec![(":status", "100")], true, Premature),
         (vec![(":status", "101")], false, SwitchingProtocols),
-        (vec![(":status", "200"), ("connection", "close")], true, ConnectionField),
+        (
+            vec![(":status", "200"), ("connection", "close")],
+            true,
+            Field(ConnectionField),
+        ),
         (vec![(":status", "200"), ("content-length", "x")], true, ContentLength),
         (
             vec![(":status", "200"), ("content-length", "5")],
@@ -275,8 +281,11 @@ fn trailers_that_do_not_end_the_stream_or_are_malformed_cost_it() {
         (headers(1, &[("a", "b")], false), Wrong::TrailersOpen),
         (headers(1, &[(":status", "200")], true), Wrong::PseudoUnknown),
         (headers(1, &[(":path", "/")], true), Wrong::PseudoUnknown),
-        (headers(1, &[("te", "gzip")], true), Wrong::Te),
-        (headers(1, &[("connection", "x")], true), Wrong::ConnectionField),
+        (headers(1, &[("te", "gzip")], true), Wrong::Field(Malformed::Te)),
+        (
+            headers(1, &[("connection", "x")], true),
+            Wrong::Field(Malformed::ConnectionField),
+        ),
     ] {
         let mut server = End::server();
         server.feed(&[ask(1, false), data(1, b"x", false)]);
