@@ -45,9 +45,9 @@ fn go(worker: &mut Worker, key: CallKey) -> Result<(), Failure> {
 
 /// What a peer must not say, it must not say behind its last message either.
 pub(crate) fn clean_trailers(shared: &mut Shared) {
-    shared
-        .fields
-        .remove_all(Name::ForwardedClientCert, &mut shared.interner);
+    if shared.fields().names().has(Name::ForwardedClientCert) {
+        shared.remove_fields(Name::ForwardedClientCert);
+    }
 }
 
 /// Header work: an identity that the peer claims in words is removed, whatever its spelling; how the call came is said.

@@ -28,6 +28,7 @@ pub(crate) fn request(worker: &mut Worker, down: End, ended: bool) {
 }
 
 /// Match: which service is meant. The call waits if the name's addresses are not known yet.
+#[inline(always)]
 fn find(worker: &mut Worker, key: CallKey) -> Result<(), Failure> {
     let Some(call) = worker.calls.get(key) else {
         return Ok(());
@@ -81,12 +82,14 @@ pub(crate) fn again(worker: &mut Worker, key: CallKey) {
 }
 
 /// Pick an endpoint, reach it, carry the call there.
+#[inline(always)]
 fn go(worker: &mut Worker, key: CallKey) -> Result<(), Failure> {
     let (pool, addr) = pick(worker, key)?;
     worker.reach(key, pool, addr)
 }
 
 /// Pick: the better of two endpoints, among those that this call has not tried.
+#[inline(always)]
 fn pick(worker: &mut Worker, key: CallKey) -> Result<(PoolKey, SocketAddr), Failure> {
     let now = worker.now;
     let no_call = || Failure::Stopping;

@@ -81,7 +81,7 @@ impl Worker {
             return None;
         };
         let spare = self.spare.pop().unwrap_or_default();
-        let head = mem::replace(&mut self.wires.shared.fields, spare);
+        let head = self.wires.shared.take_fields(spare);
         let key = self.calls.insert_with(|| Call {
             exchange: Exchange::new(down, head, ended, &self.wires.shared.interner),
             inbound,
@@ -131,6 +131,7 @@ impl Worker {
     }
 
     /// Reaches `addr` by a connection of its pool and carries the call there; the call waits if there is none yet.
+    #[inline(always)]
     pub(crate) fn reach(&mut self, key: CallKey, pool: PoolKey, addr: SocketAddr) -> Result<(), Failure> {
         match self.pools.reach(pool, key.to_bits(), &self.wires) {
             Reach::Wire(wire) => self.carry(key, wire),
@@ -144,6 +145,7 @@ impl Worker {
     }
 
     /// Sends the call's request on `wire`, with what the deadline leaves.
+    #[inline(always)]
     fn carry(&mut self, key: CallKey, wire: WireKey) -> Result<(), Failure> {
         let Some(call) = self.calls.get_mut(key) else {
             return Ok(());

@@ -90,7 +90,7 @@ pub struct Exchange {
 
 impl Exchange {
     /// An exchange whose request is `head`.
-    #[inline]
+    #[inline(always)]
     pub fn new(down: End, head: Fields, request_ended: bool, interner: &Interner) -> Exchange {
         let value = |name| head.place(name).and_then(|at| head.value(at, interner));
         let is_grpc = value(Name::ContentType).is_some_and(grpc::is_content_type);
@@ -116,6 +116,7 @@ impl Exchange {
     }
 
     /// Opens a stream on `wire` and sends it what there is of the request. `false` if the wire has no room for it.
+    #[inline(always)]
     pub fn connect(&mut self, wire: WireKey, user: u64, wires: &mut Wires) -> bool {
         let Some((to, shared)) = wires.touch(wire) else {
             return false;
@@ -147,6 +148,7 @@ impl Exchange {
     }
 
     /// Payload of the request. Returns whether some of it is the first that is held.
+    #[inline(always)]
     pub fn request_data(&mut self, bytes: &[u8], end: bool, wires: &mut Wires) -> bool {
         self.request_ended |= end;
         if self.is_grpc {
@@ -168,18 +170,19 @@ impl Exchange {
         self.request_ended = true;
         if matches!(self.phase, Phase::Waiting | Phase::Asked) && self.replay.is_whole() {
             let mut kept = Fields::new();
-            wires.shared.fields.copy_to(&mut kept, &mut wires.shared.interner);
+            wires.shared.copy_fields(&mut kept);
             self.replay.trailers = Some(Box::new(kept));
         }
         self.send_trailers(self.up, wires);
     }
 
     /// The response's head, or an informational one; it stands in the wires' shared fields.
+    #[inline(always)]
     pub fn response_head(&mut self, status: u16, informational: bool, end: bool, wires: &mut Wires) {
         if !informational {
             self.phase = if end { Phase::Answered } else { Phase::Answering };
             self.http_status = status;
-            self.length_promised = wires.shared.fields.names().has(Name::ContentLength);
+            self.length_promised = wires.shared.fields().names().has(Name::ContentLength);
             self.forget_request(wires);
             if end {
                 self.read_status(wires);
@@ -192,6 +195,7 @@ impl Exchange {
     }
 
     /// Payload of the response. Returns whether some of it is the first that is held.
+    #[inline(always)]
     pub fn response_data(&mut self, bytes: &[u8], end: bool, wires: &mut Wires) -> bool {
         if self.is_grpc {
             self.answered.follow(bytes);
@@ -207,6 +211,7 @@ impl Exchange {
     }
 
     /// The response's trailers; they stand in the wires' shared fields.
+    #[inline(always)]
     pub fn response_trailers(&mut self, wires: &mut Wires) {
         self.phase = Phase::Answered;
         self.read_status(wires);
@@ -362,11 +367,12 @@ impl Exchange {
     }
 
     fn read_status(&mut self, wires: &Wires) {
-        if let Some(status) = wires.shared.fields.find(Name::GrpcStatus, &wires.shared.interner) {
+        if let Some(status) = wires.shared.fields().find(Name::GrpcStatus, &wires.shared.interner) {
             self.code = Some(grpc::Code::parse(status.value));
         }
     }
 
+    #[inline(always)]
     fn send_trailers(&self, to: Option<End>, wires: &mut Wires) {
         let Some(to) = to else { return };
         if let Some((wire, shared)) = wires.touch(to.wire) {
@@ -376,6 +382,7 @@ impl Exchange {
 }
 
 /// Payload for `to`: what has no room is held. Returns whether that begins with these bytes.
+#[inline(always)]
 fn pass_on(to: End, bytes: &[u8], end: bool, wires: &mut Wires) -> bool {
     let Some((wire, shared)) = wires.touch(to.wire) else {
         return false;

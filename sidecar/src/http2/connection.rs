@@ -11,7 +11,7 @@ use super::abuse::{Abuse, Ledger};
 use super::closed::{Closed, How};
 use super::frame::{self, DEFAULT_WINDOW, MAX_STREAM_ID, Reason, setting};
 use super::held::{Budget, Pool};
-use super::hpack::{self, Decoder, Encoder, Fields, Interner};
+use super::hpack::{self, Decoder, Encoder, Fields, Interner, ListId, Lists, Name};
 use super::ids::Ids;
 use super::message::Wrong;
 use super::path::Path;
@@ -23,8 +23,11 @@ use super::stream::{Ending, Half, Stream, StreamKey};
 pub struct Shared {
     /// Header fields that some table of some connection holds.
     pub interner: Interner,
-    /// The header list of the event that was returned last.
-    pub fields: Fields,
+    /// Header lists that come again and again.
+    pub(crate) lists: Lists,
+    /// The header list of the event that was returned last, unless it is one of those.
+    pub(crate) fields: Fields,
+    pub(crate) known: Option<ListId>,
     /// Memory that may be used.
     pub budget: Budget,
     pub(crate) pool: Pool,
@@ -39,12 +42,76 @@ impl Shared {
     pub fn new(budget: u64) -> Shared {
         Shared {
             interner: Interner::new(),
+            lists: Lists::default(),
             fields: Fields::new(),
+            known: None,
             budget: Budget::new(budget),
             pool: Pool::default(),
             copies: Vec::new(),
             outputs: Vec::new(),
         }
+    }
+
+    /// The header list of the event that was returned last.
+    #[inline]
+    pub fn fields(&self) -> &Fields {
+        match self.known.and_then(|known| self.lists.get(known)) {
+            Some(list) => list,
+            None => &self.fields,
+        }
+    }
+
+    /// The same, to be changed.
+    fn fields_mut(&mut self) -> &mut Fields {
+        if let Some(known) = self.known.take() {
+            self.fields.clear(&mut self.interner);
+            if let Some(list) = self.lists.get(known) {
+                list.copy_to(&mut self.fields, &mut self.interner);
+            }
+        }
+        &mut self.fields
+    }
+
+    /// Takes every field of this name out of it.
+    pub fn remove_fields(&mut self, name: Name) {
+        self.fields_mut();
+        self.fields.remove_all(name, &mut self.interner);
+    }
+
+    /// Makes `other` an equal list.
+    pub fn copy_fields(&mut self, other: &mut Fields) {
+        let list = self.known.and_then(|known| self.lists.get(known));
+        list.unwrap_or(&self.fields).copy_to(other, &mut self.interner);
+    }
+
+    /// Takes that list, and leaves `empty` in its place.
+    pub fn take_fields(&mut self, empty: Fields) -> Fields {
+        std::mem::replace(self.fields_mut(), empty)
+    }
+
+    /// Gives back all that it holds of its own tables.
+    #[cfg(test)]
+    pub(crate) fn release(&mut self) {
+        self.known = None;
+        self.fields.clear(&mut self.interner);
+        self.lists.release(&mut self.interner);
+    }
+
+    /// Decodes a header block, which becomes that list.
+    #[inline]
+    pub(crate) fn decode(
+        &mut self,
+        block: &[u8],
+        decoder: &mut Decoder,
+        limits: &hpack::Limits,
+    ) -> Result<(), hpack::Error> {
+        self.known = decoder.known(block).filter(|known| self.lists.get(*known).is_some());
+        if self.known.is_some() {
+            return Ok(());
+        }
+        decoder.decode(block, limits, &mut self.interner, &mut self.fields)?;
+        decoder.learn(block, &self.fields, &mut self.lists, &mut self.interner);
+        Ok(())
     }
 
     /// Throws away trailers that were held.
@@ -512,6 +579,7 @@ impl Connection {
         shared.budget.unreserve(std::mem::take(&mut self.reserved));
     }
 
+    #[inline(always)]
     pub(crate) fn borrow_output(&mut self, shared: &mut Shared) {
         if self.out.capacity() == 0 {
             self.out = shared.outputs.pop().unwrap_or_default();
@@ -573,6 +641,7 @@ impl Connection {
     }
 
     /// Removes a stream that is over, and sends the reset that waited for that.
+    #[inline(always)]
     pub(crate) fn finish(&mut self, key: StreamKey, shared: &mut Shared) {
         let Some(stream) = self.streams.get(key) else { return };
         let simple = stream.is_done() && stream.held.is_empty() && !stream.is_ending() && !stream.scheduled;

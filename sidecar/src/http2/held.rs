@@ -191,6 +191,7 @@ impl Shared {
     }
 
     /// Adds `bytes` to a copy in one piece, whose memory is counted in the budget.
+    #[inline]
     pub fn copy(&mut self, bytes: &[u8], copy: &mut Vec<u8>) {
         if copy.capacity() == 0 {
             *copy = self.copies.pop().unwrap_or_else(|| Vec::with_capacity(COPY_BYTES));
@@ -202,6 +203,7 @@ impl Shared {
     }
 
     /// Throws such a copy away.
+    #[inline]
     pub fn drop_copy(&mut self, copy: &mut Vec<u8>) {
         self.budget.release(copy.capacity() as u64);
         let mut copy = std::mem::take(copy);

@@ -29,6 +29,7 @@ impl Ids {
     }
 
     /// Remembers a stream that was not there.
+    #[inline]
     pub(crate) fn insert(&mut self, id: u32, key: StreamKey) {
         if self.len * 2 >= self.places.len() {
             self.grow();
@@ -41,35 +42,40 @@ impl Ids {
         self.len += 1;
     }
 
+    #[inline]
     pub(crate) fn remove(&mut self, id: u32) {
-        if self.len == 0 || id == 0 {
-            return;
-        }
         let mut at = self.home(id);
-        while self.places[at].0 != id {
-            if self.places[at].0 == 0 {
-                return;
+        loop {
+            match self.places.get(at) {
+                Some((found, _)) if *found == id && id != 0 => break,
+                None | Some((0, _)) => return,
+                _ => at = self.next(at),
             }
-            at = self.next(at);
         }
         self.len -= 1;
-        // Those behind it that were pushed on by others move back, so that no search ends too early.
-        let mut free = at;
+        self.places[at] = FREE;
+        if self.places[self.next(at)].0 != 0 {
+            self.close_gap(at);
+        }
+    }
+
+    /// Those behind a gap that were pushed on by others move back, so that no search ends too early.
+    fn close_gap(&mut self, mut free: usize) {
+        let mask = self.places.len() - 1;
+        let mut at = free;
         loop {
             at = self.next(at);
             let id = self.places[at].0;
             if id == 0 {
-                break;
+                return;
             }
-            let mask = self.places.len() - 1;
             let distance_home = at.wrapping_sub(self.home(id)) & mask;
             let distance_free = at.wrapping_sub(free) & mask;
             if distance_home >= distance_free {
-                self.places[free] = self.places[at];
+                self.places[free] = std::mem::replace(&mut self.places[at], FREE);
                 free = at;
             }
         }
-        self.places[free] = FREE;
     }
 
     #[cfg(test)]
@@ -91,9 +97,10 @@ impl Ids {
 
     #[inline]
     fn next(&self, at: usize) -> usize {
-        (at + 1) & (self.places.len() - 1)
+        (at + 1) & self.places.len().wrapping_sub(1)
     }
 
+    #[cold]
     fn grow(&mut self) {
         let more = (self.places.len() * 2).max(FIRST_PLACES);
         let before = std::mem::replace(&mut self.places, vec![FREE; more]);

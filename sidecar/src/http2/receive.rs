@@ -105,6 +105,7 @@ impl Connection {
         result
     }
 
+    #[inline(always)]
     fn next_event<'a>(&mut self, input: &mut &'a [u8], shared: &mut Shared) -> Result<Option<Event<'a>>, Fatal> {
         loop {
             match self.parser.at {
@@ -154,6 +155,7 @@ impl Connection {
         Ok(())
     }
 
+    #[inline(always)]
     fn read_frame<'a>(&mut self, input: &mut &'a [u8], shared: &mut Shared) -> Result<Option<Event<'a>>, Fatal> {
         // Most frames come whole, and are read where they stand.
         if self.parser.partial.is_empty()
@@ -175,6 +177,7 @@ impl Connection {
         self.read_partial_frame(input, shared)
     }
 
+    #[cold]
     fn read_partial_frame<'a>(
         &mut self,
         input: &mut &'a [u8],
@@ -203,6 +206,7 @@ impl Connection {
     }
 
     /// What can be said of a frame by its header alone.
+    #[inline(always)]
     fn check_frame(&mut self, header: &Header) -> Result<(), Fatal> {
         if header.len as usize > MAX_PAYLOAD {
             return fatal(Reason::FRAME_SIZE_ERROR, "a frame larger than 16,384 bytes");
@@ -427,6 +431,7 @@ impl Connection {
 
     // ---- HEADERS and CONTINUATION (6.2, 6.10) ----
 
+    #[inline(always)]
     fn on_headers<'a>(
         &mut self,
         header: Header,
@@ -472,6 +477,7 @@ impl Connection {
         Ok(None)
     }
 
+    #[cold]
     fn on_continuation<'a>(
         &mut self,
         header: Header,
@@ -517,14 +523,10 @@ impl Connection {
             list_bytes: self.settings.max_header_list_bytes,
             fields: self.settings.max_header_fields,
         };
-        if self
-            .decoder
-            .decode(block, &limits, &mut shared.interner, &mut shared.fields)
-            .is_err()
-        {
+        if shared.decode(block, &mut self.decoder, &limits).is_err() {
             return fatal(Reason::COMPRESSION_ERROR, "a header block that cannot be decoded");
         }
-        self.check_amplification(block.len(), shared.fields.list_size())?;
+        self.check_amplification(block.len(), shared.fields().list_size())?;
         match self.by_id(id) {
             Some(key) if depends_on_itself => self.fault(key, StreamFault::Protocol, Reason::PROTOCOL_ERROR, shared),
             Some(key) if self.role == Role::Server => self.on_trailers(key, end, shared),
@@ -555,6 +557,7 @@ impl Connection {
         }
     }
 
+    #[inline(always)]
     fn on_request<'a>(
         &mut self,
         id: u32,
@@ -575,7 +578,7 @@ impl Connection {
         if depends_on_itself {
             return self.refuse(id, Reason::PROTOCOL_ERROR, Some(Wrong::DependsOnItself));
         }
-        let head = match message::request(&shared.fields, &shared.interner) {
+        let head = match message::request(shared.fields(), &shared.interner) {
             Ok(head) => head,
             Err(wrong) => return self.refuse(id, Reason::PROTOCOL_ERROR, Some(wrong)),
         };
@@ -617,7 +620,7 @@ impl Connection {
         if stream.theirs == Half::Ended {
             return self.fault(key, StreamFault::AfterEnd, Reason::STREAM_CLOSED, shared);
         }
-        let wrong = match message::trailers(&shared.fields, &shared.interner) {
+        let wrong = match message::trailers(shared.fields(), &shared.interner) {
             Err(wrong) => Some(wrong),
             Ok(()) if !end => Some(Wrong::TrailersOpen),
             Ok(()) if stream.length_left.is_some_and(|left| left != 0) => Some(Wrong::ContentLengthMismatch),
@@ -641,13 +644,14 @@ impl Connection {
         }))
     }
 
+    #[inline(always)]
     fn on_response<'a>(&mut self, key: StreamKey, end: bool, shared: &mut Shared) -> Result<Option<Event<'a>>, Fatal> {
         let stream = self.streams.get_mut(key).expect("ids lead to streams that are open");
         match stream.theirs {
             Half::Head => {}
             Half::Body | Half::Ended => return self.on_trailers(key, end, shared),
         }
-        let head = match message::response(&shared.fields, &shared.interner) {
+        let head = match message::response(shared.fields(), &shared.interner) {
             Ok(head) if head.status < 200 && end => Err(Wrong::Premature),
             other => other,
         };

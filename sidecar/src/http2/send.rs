@@ -38,9 +38,10 @@ impl Connection {
     }
 
     /// The same, of the header list that came last: [`Shared::fields`].
+    #[inline(always)]
     pub fn pass_on_headers(&mut self, key: StreamKey, informational: bool, end: bool, shared: &mut Shared) {
         if let Some(id) = self.begin_headers(key, informational, end, shared) {
-            self.put_block(id, &shared.fields, end, &mut shared.interner);
+            self.pass_on_block(id, end, shared);
             self.end_headers(key, end, shared);
         }
     }
@@ -118,29 +119,44 @@ impl Connection {
 
     /// Sends trailers, behind the last held byte: `fields` is taken, if they have to wait for that.
     pub fn send_trailers(&mut self, key: StreamKey, fields: &mut Fields, shared: &mut Shared) {
-        std::mem::swap(fields, &mut shared.fields);
-        self.pass_on_trailers(key, shared);
-        std::mem::swap(fields, &mut shared.fields);
+        if let Some(id) = self.begin_trailers(key, shared) {
+            self.put_block(id, fields, true, &mut shared.interner);
+            self.ended(key, shared);
+        } else if let Some(stream) = self.waits_for_trailers(key) {
+            shared.budget.add(fields.list_size() as u64);
+            stream.ending = Ending::Trailers(Box::new(std::mem::take(fields)));
+        }
     }
 
     /// The same, of the header list that came last: [`Shared::fields`].
+    #[inline(always)]
     pub fn pass_on_trailers(&mut self, key: StreamKey, shared: &mut Shared) {
-        self.borrow_output(shared);
-        let Some(stream) = self.streams.get_mut(key) else {
-            return;
-        };
-        if stream.ours != Half::Body || stream.is_ending() {
-            return;
+        if let Some(id) = self.begin_trailers(key, shared) {
+            self.pass_on_block(id, true, shared);
+            self.ended(key, shared);
+        } else if let Some(stream) = self.waits_for_trailers(key) {
+            let fields = shared.take_fields(Fields::new());
+            shared.budget.add(fields.list_size() as u64);
+            stream.ending = Ending::Trailers(Box::new(fields));
         }
-        if !stream.held.is_empty() {
-            shared.budget.add(shared.fields.list_size() as u64);
-            stream.ending = Ending::Trailers(Box::new(std::mem::take(&mut shared.fields)));
-            return;
+    }
+
+    /// The identifier of a stream whose trailers may be sent now.
+    #[inline]
+    fn begin_trailers(&mut self, key: StreamKey, shared: &mut Shared) -> Option<u32> {
+        self.borrow_output(shared);
+        let stream = self.streams.get_mut(key)?;
+        if stream.ours != Half::Body || stream.is_ending() || !stream.held.is_empty() {
+            return None;
         }
         stream.ours = Half::Ended;
-        let id = stream.id;
-        self.put_block(id, &shared.fields, true, &mut shared.interner);
-        self.ended(key, shared);
+        Some(stream.id)
+    }
+
+    /// A stream whose trailers have to follow what is held.
+    fn waits_for_trailers(&mut self, key: StreamKey) -> Option<&mut Stream> {
+        let stream = self.streams.get_mut(key)?;
+        (stream.ours == Half::Body && !stream.is_ending()).then_some(stream)
     }
 
     /// Resets the stream: what it held is thrown away, and the key finds nothing from now on.
@@ -294,6 +310,7 @@ impl Connection {
         matches!(self.going, Going::Last(_)) && self.streams.is_empty()
     }
 
+    #[inline(always)]
     fn ended(&mut self, key: StreamKey, shared: &mut Shared) {
         if self.role == Role::Server {
             self.ledger.answered();
@@ -304,6 +321,7 @@ impl Connection {
     }
 
     /// A DATA frame; or more of the one that the output ends with, if that is this stream's.
+    #[inline(always)]
     fn put_data(&mut self, id: u32, bytes: &[u8], end: bool) {
         let tail = self.tail;
         let grows = tail.stream == id && tail.end == self.out.len() && tail.end > 0;
@@ -333,6 +351,20 @@ impl Connection {
                 return;
             }
         }
+    }
+
+    /// The block of the header list that came last.
+    #[inline]
+    fn pass_on_block(&mut self, id: u32, end: bool, shared: &mut Shared) {
+        let Shared {
+            lists,
+            known,
+            fields,
+            interner,
+            ..
+        } = shared;
+        let fields = known.and_then(|known| lists.get(known)).unwrap_or(fields);
+        self.put_block(id, fields, end, interner);
     }
 
     /// A header block, in as many frames as it needs.

@@ -92,6 +92,7 @@ impl Worker {
         self.count_unruly(key);
     }
 
+    #[inline(always)]
     fn hear_caller(&mut self, wire: WireKey, inbound: bool, event: Event<'_>) {
         match event {
             Event::Headers {
@@ -172,7 +173,7 @@ impl Worker {
         let Some(call) = self.calls.get(Key::from_bits(user)) else {
             return Ok(());
         };
-        let fields = &self.wires.shared.fields;
+        let fields = self.wires.shared.fields();
         if fields.over_limit() {
             let settings = &self.parts.http2;
             return Err(Failure::RequestHeadersTooLarge {
@@ -236,6 +237,7 @@ impl Worker {
         }
     }
 
+    #[inline(always)]
     fn hear_server(&mut self, wire: WireKey, event: Event<'_>) {
         match event {
             Event::Headers { user, head, end, .. } => self.server_headers(user, head, end),
@@ -272,6 +274,7 @@ impl Worker {
         }
     }
 
+    #[inline(always)]
     fn server_headers(&mut self, user: u64, head: Head, end: bool) {
         let key = Key::from_bits(user);
         if let Err(failure) = self.limits_of_response_headers(key) {
@@ -318,15 +321,15 @@ impl Worker {
             return Ok(());
         };
         let shared = &self.wires.shared;
-        if shared.fields.over_limit() {
-            let (addr, bytes) = (call.server(), shared.fields.list_size());
+        if shared.fields().over_limit() {
+            let (addr, bytes) = (call.server(), shared.fields().list_size());
             return Err(Failure::ResponseHeadersTooLarge { addr, bytes });
         }
         let caller = self.wires.slots.get(call.exchange.down.wire);
         let max = caller.map_or(usize::MAX, |wire| wire.engine.max_header_list());
         // What came is no less than what is kept, and quicker to ask.
-        if shared.fields.list_size() > max {
-            let bytes = shared.fields.kept_size(&shared.interner);
+        if shared.fields().list_size() > max {
+            let bytes = shared.fields().kept_size(&shared.interner);
             if bytes > max {
                 let addr = call.server();
                 return Err(Failure::CallerHeaders { addr, bytes, max });
@@ -339,7 +342,7 @@ impl Worker {
     /// of the request was processed.
     fn says_unsent(&self, key: CallKey) -> bool {
         let shared = &self.wires.shared;
-        let said = shared.fields.find(Name::PortunusError, &shared.interner);
+        let said = shared.fields().find(Name::PortunusError, &shared.interner);
         said.is_some_and(|field| Failure::is_unsent(field.value))
             && self
                 .calls
@@ -353,7 +356,7 @@ impl Worker {
         let Some(call) = self.calls.get_mut(key) else { return };
         let addr = call.server();
         let shared = &self.wires.shared;
-        let sentence = shared.fields.find(Name::GrpcMessage, &shared.interner);
+        let sentence = shared.fields().find(Name::GrpcMessage, &shared.interner);
         let why = sentence.map(|field| String::from_utf8_lossy(field.value).into_owned());
         let why = why.unwrap_or_else(|| format!("the application at {addr} cannot be reached"));
         if call.exchange.take_back(&mut self.wires) {

@@ -6,7 +6,8 @@ use super::{
     fields::{Fields, Item, Literal},
     huffman, integer,
     intern::{FieldId, Interner},
-    name::{self, Class, Keep, Malformed},
+    known::{Blocks, ListId, Lists},
+    name::{self, Class, Keep, Malformed, Name},
     private::Private,
     static_table,
 };
@@ -36,6 +37,8 @@ pub struct Decoder {
     allowed: u32,
     /// The least that was allowed since the last block, where the peer must say that it has heard of it.
     must_shrink_to: Option<u32>,
+    /// Blocks that come again.
+    blocks: Blocks,
 }
 
 /// One literal, as far as it is known before its text is read.
@@ -56,17 +59,25 @@ impl Decoder {
             max: max_table_bytes,
             allowed: max_table_bytes,
             must_shrink_to: None,
+            blocks: Blocks::default(),
         }
     }
 
     /// The peer has acknowledged another SETTINGS_HEADER_TABLE_SIZE. If it is less than the peer uses, the next block
     /// must begin with a size update.
     pub fn set_max_table_bytes(&mut self, max_table_bytes: u32) {
+        self.blocks.forget();
         self.allowed = max_table_bytes;
         if max_table_bytes < self.max {
             let least = self.must_shrink_to.unwrap_or(max_table_bytes);
             self.must_shrink_to = Some(least.min(max_table_bytes));
         }
+    }
+
+    /// The list that `block` is, if it is one that comes again: nothing is to be decoded then.
+    #[inline]
+    pub fn known(&self, block: &[u8]) -> Option<ListId> {
+        self.blocks.list(block)
     }
 
     /// Reads a whole block into `out`, which is emptied first. After an error `out` is empty and the decoder is of no more
@@ -88,10 +99,19 @@ impl Decoder {
             _ => (0, 0),
         };
         out.count_ids(taken, size, limits.list_bytes, interner);
-        if taken == block.len() && taken > 0 {
-            return Ok(());
+        if taken < block.len() || taken == 0 {
+            return self.decode_rest(&block[taken..], taken > 0, limits, interner, out);
         }
-        self.decode_rest(&block[taken..], taken > 0, limits, interner, out)
+        Ok(())
+    }
+
+    /// Learns that `block` was `fields`, which were decoded last, if it looks as if it will come again.
+    #[inline]
+    pub fn learn(&mut self, block: &[u8], fields: &Fields, lists: &mut Lists, interner: &mut Interner) {
+        // As many bytes as fields: each is an index, and means the same until the table changes.
+        if block.len() == fields.len() && !fields.over_limit() && self.blocks.is_quiet(block.len()) {
+            self.blocks.learn(block, fields, lists, interner);
+        }
     }
 
     fn decode_rest(
@@ -220,17 +240,8 @@ impl Decoder {
     ) -> Result<(), Error> {
         let name_index = integer::decode(first, form.prefix_bits, input)?;
         if out.over_limit() && !form.indexing {
-            // Neither kept nor put into the table: only its length matters.
-            if name_index == 0 {
-                take_string(input)?;
-            } else {
-                self.entry(name_index)?;
-            }
-            let value = take_string(input)?;
-            out.count(value.coded.len() as u32 + OVERHEAD, limits.list_bytes, limits.fields);
-            return Ok(());
+            return self.pass_over(name_index, input, limits, out);
         }
-
         let place = out.text.len();
         let (class, name_malformed) = if name_index == 0 {
             read_string(input, &mut out.text)?;
@@ -240,80 +251,123 @@ impl Decoder {
         };
         let name_len = out.text.len() - place;
         let plain = read_string(input, &mut out.text)?;
-        let text = &out.text[place..];
-        let size = text.len() as u32 + OVERHEAD;
-
-        let value = &text[name_len..];
-        let of_static_table = if form.never_indexed {
-            None
-        } else {
-            static_table::find(class.static_index, value)
-        };
-        let into_table = form.indexing && size <= self.max;
-        let item = if let Some(index) = of_static_table {
-            Item::Interned {
-                name: class.name,
-                id: FieldId(index),
-            }
-        } else if into_table && class.keep == Keep::Shared {
+        let size = (out.text.len() - place) as u32 + OVERHEAD;
+        if form.indexing && class.keep == Keep::Shared && size <= self.max {
+            let text = &out.text[place..];
             // Before the table makes room: the text may be that of the entry that goes.
-            Item::Interned {
-                name: class.name,
-                id: interner.intern(text, name_len, class, name_malformed),
-            }
+            let id = interner.intern(text, name_len, class, name_malformed);
+            out.text.truncate(place);
+            self.add_shared(class.name, id, size, limits, interner, out);
         } else {
-            Item::Literal(Literal {
+            let value = &out.text[place + name_len..];
+            let malformed = name_malformed.or_else(|| match plain {
+                true => name::plain_malformed(class.name, value),
+                false => name::value_malformed(class.name, value),
+            });
+            let literal = Literal {
                 place: place as u32,
                 name_len: name_len as u32,
                 value_len: value.len() as u32,
                 name: class.name,
                 static_index: class.static_index,
                 never_indexed: form.never_indexed || class.keep == Keep::Secret,
-                malformed: name_malformed.or_else(|| {
-                    if plain {
-                        name::plain_malformed(class.name, value)
-                    } else {
-                        name::value_malformed(class.name, value)
-                    }
-                }),
-            })
+                malformed,
+            };
+            self.add_literal(literal, &form, limits, interner, out);
+        }
+        Ok(())
+    }
+
+    /// Beyond the limit, and not for the table: only its length matters.
+    #[cold]
+    fn pass_over(&self, name_index: u32, input: &mut &[u8], limits: &Limits, out: &mut Fields) -> Result<(), Error> {
+        if name_index == 0 {
+            take_string(input)?;
+        } else {
+            self.entry(name_index)?;
+        }
+        let value = take_string(input)?;
+        out.count(value.coded.len() as u32 + OVERHEAD, limits.list_bytes, limits.fields);
+        Ok(())
+    }
+
+    /// A field that others have as well: the table takes over the reference that its sender's literal made.
+    #[inline]
+    fn add_shared(
+        &mut self,
+        name: Name,
+        id: FieldId,
+        size: u32,
+        limits: &Limits,
+        interner: &mut Interner,
+        out: &mut Fields,
+    ) {
+        self.shrink_to(self.max - size, interner);
+        self.bytes += size;
+        let item = Item::Interned { name, id };
+        self.entries.push(item);
+        if out.count(size, limits.list_bytes, limits.fields) {
+            interner.retain(id);
+            out.note(interner.malformed(id));
+            out.keep(item);
+        }
+    }
+
+    /// A field whose text stands at the end of the list's, and is nobody else's; or one of the static table.
+    fn add_literal(
+        &mut self,
+        literal: Literal,
+        form: &Form,
+        limits: &Limits,
+        interner: &mut Interner,
+        out: &mut Fields,
+    ) {
+        let place = literal.place as usize;
+        let text = &out.text[place..];
+        let size = literal.size();
+        let of_static_table = match form.never_indexed {
+            true => None,
+            false => static_table::find(literal.static_index, literal.texts(&out.text).1),
+        };
+        let name = literal.name;
+        let item = match of_static_table {
+            Some(index) => Item::Interned {
+                name,
+                id: FieldId(index),
+            },
+            None => Item::Literal(literal),
         };
         if form.indexing {
             // An entry that is larger than the table empties it, and that is all (RFC 7541, 4.4).
             self.shrink_to(self.max.saturating_sub(size), interner);
-        }
-        if into_table {
-            let entry = match item {
-                Item::Interned { id, .. } => {
-                    if of_static_table.is_some() {
+            if size <= self.max {
+                self.bytes += size;
+                self.entries.push(match item {
+                    Item::Interned { id, .. } => {
                         interner.retain(id);
+                        item
                     }
-                    item
-                }
-                Item::Literal(literal) => Item::Literal(Literal {
-                    place: self.private.push(text),
-                    ..literal
-                }),
-            };
-            self.bytes += size;
-            self.entries.push(entry);
+                    Item::Literal(literal) => Item::Literal(Literal {
+                        place: self.private.push(text),
+                        ..literal
+                    }),
+                });
+            }
         }
-
         let kept = out.count(size, limits.list_bytes, limits.fields);
         if kept {
             match item {
                 Item::Interned { id, .. } => {
                     interner.retain(id);
-                    out.note(interner.view(id).malformed);
+                    out.note(interner.malformed(id));
                 }
                 Item::Literal(literal) => out.note(literal.malformed),
             }
             out.keep(item);
         }
-        if !kept || matches!(item, Item::Interned { .. }) {
+        if !kept || of_static_table.is_some() {
             out.text.truncate(place);
         }
-        Ok(())
     }
 
     /// What stands at an index of either table.
@@ -366,7 +420,9 @@ impl Decoder {
         Ok((class, malformed.filter(|malformed| malformed.is_of_the_name())))
     }
 
+    /// Takes out what the table has no room for beside what comes next: it is about to change.
     fn shrink_to(&mut self, bytes: u32, interner: &mut Interner) {
+        self.blocks.forget();
         while self.bytes > bytes
             && let Some(oldest) = self.entries.pop()
         {

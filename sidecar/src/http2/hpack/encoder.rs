@@ -7,6 +7,7 @@ use super::{
     fields::{Fields, Item},
     huffman, integer,
     intern::{FieldId, Interner},
+    known::Blocks,
     static_table,
 };
 
@@ -27,6 +28,8 @@ pub struct Encoder {
     resized: Option<Resized>,
     /// Which entries may go in while the table is full.
     lot: u32,
+    /// Blocks that were made of lists that come again.
+    blocks: Blocks,
 }
 
 /// What the next block must say first (RFC 7541, 4.2): the least size since the last block, then, if larger, the last.
@@ -45,6 +48,7 @@ impl Encoder {
             max: DEFAULT_TABLE_BYTES,
             resized: None,
             lot: 1,
+            blocks: Blocks::default(),
         }
     }
 
@@ -60,7 +64,16 @@ impl Encoder {
     }
 
     /// Appends the block of these fields to `out`. Blocks must be sent in the order in which they are encoded.
+    #[inline]
     pub fn encode(&mut self, fields: &Fields, interner: &mut Interner, out: &mut Vec<u8>) {
+        match fields.known.and_then(|list| self.blocks.block(list)) {
+            Some(block) => out.extend_from_slice(block),
+            None => self.write(fields, interner, out),
+        }
+    }
+
+    fn write(&mut self, fields: &Fields, interner: &mut Interner, out: &mut Vec<u8>) {
+        let begins = out.len();
         if let Some(Resized { least }) = self.resized.take() {
             integer::encode(least, 0x20, 5, out);
             if least < self.max {
@@ -86,6 +99,13 @@ impl Encoder {
                     put_raw(value, out);
                 }
             }
+        }
+        if let Some(list) = fields.known
+            && out.len() - begins == fields.items.len()
+            && self.blocks.is_quiet(fields.items.len())
+        {
+            // As many bytes as fields: each is an index, and means the same until the table changes.
+            self.blocks.remember(&out[begins..], list);
         }
     }
 
@@ -133,7 +153,9 @@ impl Encoder {
         self.lot >> 29 == 0
     }
 
+    /// Takes out what the table has no room for beside what comes next: it is about to change.
     fn shrink_to(&mut self, bytes: u32, interner: &mut Interner) {
+        self.blocks.forget();
         while self.bytes > bytes
             && let Some(oldest) = self.entries.pop_back()
         {

@@ -3,6 +3,7 @@
 use super::{
     OVERHEAD,
     intern::{FieldId, Interner},
+    known::ListId,
     name::{self, Keep, Malformed, Name, Names},
 };
 
@@ -35,6 +36,8 @@ pub struct Fields {
     misplaced: Names,
     malformed: Option<Malformed>,
     over_limit: bool,
+    /// Its number among those that come again, while it is as it came.
+    pub(super) known: Option<ListId>,
 }
 
 /// A field of a list, or an entry of a table.
@@ -72,6 +75,7 @@ impl Fields {
             misplaced: Names::NONE,
             malformed: None,
             over_limit: false,
+            known: None,
         }
     }
 
@@ -91,6 +95,7 @@ impl Fields {
     }
 
     /// The field at a position.
+    #[inline]
     pub fn get<'a>(&'a self, at: usize, interner: &'a Interner) -> Option<FieldView<'a>> {
         self.items.get(at).map(|item| item.view(&self.text, interner))
     }
@@ -111,6 +116,7 @@ impl Fields {
     }
 
     /// The first field of this name.
+    #[inline]
     pub fn find<'a>(&'a self, name: Name, interner: &'a Interner) -> Option<FieldView<'a>> {
         self.place(name).and_then(|at| self.get(at, interner))
     }
@@ -148,6 +154,7 @@ impl Fields {
         if !self.names.has_any(gone) {
             return 0;
         }
+        self.known = None;
         self.names = self.names.but(gone);
         self.misplaced = self.misplaced.but(gone);
         let before = self.items.len();
@@ -171,6 +178,7 @@ impl Fields {
         self.text.extend_from_slice(value);
         self.list_size += name_text.len() + value.len() + OVERHEAD as usize;
         self.malformed = self.malformed.or(malformed);
+        self.known = None;
         self.note_name(class.name);
         self.items.push(Item::Literal(Literal {
             place,
@@ -189,6 +197,7 @@ impl Fields {
         let FieldView { name, malformed, .. } = interner.view(id);
         self.list_size += interner.size(id) as usize;
         self.malformed = self.malformed.or(malformed);
+        self.known = None;
         self.note_name(name);
         self.items.push(Item::Interned { name, id });
     }
@@ -208,6 +217,7 @@ impl Fields {
         other.misplaced = self.misplaced;
         other.malformed = self.malformed;
         other.over_limit = self.over_limit;
+        other.known = self.known;
     }
 
     /// Takes out all fields and gives their references back.
@@ -232,6 +242,7 @@ impl Fields {
         self.misplaced = Names::NONE;
         self.malformed = None;
         self.over_limit = false;
+        self.known = None;
         if self.text.capacity() > SPARE_TEXT {
             self.text.shrink_to(SPARE_TEXT);
         }

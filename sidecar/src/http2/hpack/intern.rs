@@ -238,6 +238,10 @@ impl Interner {
                 id
             }
             None => {
+                if let Some(index) = static_table::find(class.static_index, &text[name_len..]) {
+                    self.retain(FieldId(index));
+                    return FieldId(index);
+                }
                 let id = self.take_slot();
                 let slot = &mut self.slots[id as usize];
                 slot.text.clear();
@@ -277,6 +281,12 @@ impl Interner {
             slot.note.met()
         };
         (slot.text.len(), malformed)
+    }
+
+    /// What is wrong with the field.
+    #[inline]
+    pub(super) fn malformed(&self, id: FieldId) -> Option<Malformed> {
+        self.slot(id).note.malformed()
     }
 
     /// One reference less.

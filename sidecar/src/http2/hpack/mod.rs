@@ -21,6 +21,7 @@ pub mod huffman;
 mod huffman_codes;
 mod integer;
 mod intern;
+mod known;
 mod name;
 mod private;
 mod static_table;
@@ -32,6 +33,7 @@ pub use decoder::{Decoder, Limits};
 pub use encoder::Encoder;
 pub use fields::{FieldView, Fields};
 pub use intern::{FieldId, Interner};
+pub use known::{ListId, Lists};
 pub use name::{Malformed, Name, Names};
 
 /// The bytes of dynamic table that both ends begin with, and the most that our encoder uses (RFC 9113, 6.5.2).

@@ -109,16 +109,22 @@ pub(super) fn class(index: u32) -> Class {
 }
 
 /// The entry with this value among those of one name, of which `first` is the first (0: a name that is not here).
+#[inline]
 pub(super) fn find(first: u8, value: &[u8]) -> Option<u32> {
+    // No value of the table is longer.
+    if first == 0 || value.len() > LONGEST_VALUE {
+        return None;
+    }
     let first = u32::from(first);
     let last = match first {
-        0 => return None,
         2 | 4 | 6 => first + 1,
         8 => 14,
         _ => first,
     };
     (first..=last).find(|&index| ENTRIES[index as usize - 1].1 == value)
 }
+
+const LONGEST_VALUE: usize = 13;
 
 #[cfg(test)]
 mod tests {
@@ -131,6 +137,7 @@ mod tests {
             assert_eq!(class, name::judge(name_text).0);
             assert_eq!(ENTRIES[usize::from(class.static_index) - 1].0, name_text);
             assert_eq!(find(class.static_index, value), Some(index));
+            assert!(value.len() <= LONGEST_VALUE);
         }
         assert_eq!(find(8, b"201"), None);
         assert_eq!(find(0, b""), None);

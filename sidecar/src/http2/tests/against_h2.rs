@@ -206,7 +206,7 @@ impl Shell {
                     }
                 }
                 if head == Head::Trailers {
-                    let field = self.shared.fields.get(0, &self.shared.interner).expect("one field");
+                    let field = self.shared.fields().get(0, &self.shared.interner).expect("one field");
                     assert_eq!((field.name_text, field.value), (&b"x-end"[..], &b"1"[..]));
                     self.trailers[call] = true;
                 }

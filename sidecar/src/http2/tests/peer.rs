@@ -269,7 +269,7 @@ fn own(event: Event<'_>, conn: &mut Connection, shared: &Shared) -> Seen {
                 id = conn.streams.get(key).expect("a request's stream is open").id.into();
                 conn.set_user(key, id);
             }
-            let fields = texts(&shared.fields, &shared.interner);
+            let fields = texts(shared.fields(), &shared.interner);
             Seen::Headers { id, head, end, fields }
         }
         Event::Data { user, bytes, end, .. } => Seen::Data {

@@ -108,7 +108,7 @@ impl Relay {
                 });
                 match up {
                     Some(up) => {
-                        let fields = std::mem::take(&mut self.shared.fields);
+                        let fields = self.shared.take_fields(Fields::new());
                         self.up.send_headers(up, &fields, false, end, &mut self.shared);
                         self.shared.fields = fields;
                     }
@@ -117,7 +117,7 @@ impl Relay {
             }
             Event::Headers { user, .. } => {
                 if let Some(up) = self.pairs[user as usize].up {
-                    let mut fields = std::mem::take(&mut self.shared.fields);
+                    let mut fields = self.shared.take_fields(Fields::new());
                     self.up.send_trailers(up, &mut fields, &mut self.shared);
                     self.shared.fields = fields;
                 }
@@ -152,7 +152,7 @@ impl Relay {
                 let pair = &mut self.pairs[user as usize];
                 pair.answered |= end;
                 let down = pair.down;
-                let mut fields = std::mem::take(&mut self.shared.fields);
+                let mut fields = self.shared.take_fields(Fields::new());
                 match head {
                     Head::Trailers => self.down.send_trailers(down, &mut fields, &mut self.shared),
                     head => {
@@ -285,7 +285,7 @@ impl Relay {
         self.down.release(&mut self.shared);
         self.up.release(&mut self.shared);
         assert_eq!(self.shared.budget.used(), 0, "the budget is whole again");
-        self.shared.fields.clear(&mut self.shared.interner);
+        self.shared.release();
         assert_eq!(self.shared.interner.live(), 0, "no field is held any more");
     }
 

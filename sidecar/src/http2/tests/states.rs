@@ -478,7 +478,7 @@ proptest! {
         prop_assert_eq!(&seen, &seen_whole);
         prop_assert_eq!(pieces.said(), said_whole);
         whole.conn.release(&mut whole.shared);
-        whole.shared.fields.clear(&mut whole.shared.interner);
+        whole.shared.release();
         prop_assert_eq!(whole.shared.budget.used(), 0);
         prop_assert_eq!(whole.shared.interner.live(), 0);
     }
