@@ -168,10 +168,10 @@ fn allow_deadline(worker: &mut Worker, key: CallKey) -> Result<(), Failure> {
         return Ok(());
     };
     let interner = &worker.wires.shared.interner;
-    let Some(field) = call.exchange.head.find(Name::GrpcTimeout, interner) else {
+    let Some(text) = call.exchange.head.value_of(Name::GrpcTimeout, interner) else {
         return Ok(());
     };
-    match timeout::parse(field.value) {
+    match timeout::parse(text) {
         Some(allowed) => worker.set_deadline(key, allowed),
         None => {
             worker.counts.invalid_timeouts.inc();

@@ -261,7 +261,9 @@ impl Worker {
                 self.retire(gone.addr);
             }
         }
-        self.serve(choice.pool, choice.addr);
+        if self.pools.is_awaited(choice.pool) {
+            self.serve(choice.pool, choice.addr);
+        }
     }
 
     /// Calls that wait for a connection to this address get one, as far as there are any.

@@ -335,7 +335,7 @@ impl Balancer {
     }
 
     /// An RPC is on its way to the endpoint: it counts as load until [`Balancer::finished`].
-    #[inline]
+    #[inline(always)]
     pub fn started(&mut self, key: EndpointKey) -> Call {
         if let Some(endpoint) = self.slots.get_mut(key) {
             endpoint.waiting = endpoint.waiting.saturating_add(1);
@@ -346,7 +346,7 @@ impl Balancer {
     /// The first response headers of an RPC came, `latency` after [`Balancer::started`]. This is all that counts for
     /// the endpoint's speed, and it counts once. An answer that says the endpoint could not serve is none: report it as
     /// [`Outcome::Failed`] alone.
-    #[inline]
+    #[inline(always)]
     pub fn answered(&mut self, call: &mut Call, latency: Duration, now: Instant) {
         if let Some(endpoint) = self.slots.get_mut(call.key).filter(|_| !call.answered) {
             endpoint.waiting = endpoint.waiting.saturating_sub(1);
@@ -358,7 +358,7 @@ impl Balancer {
     }
 
     /// An RPC has ended. Returns the endpoint if it was draining and this was the last: its connections can be closed.
-    #[inline]
+    #[inline(always)]
     pub fn finished(&mut self, call: Call, outcome: Outcome, now: Instant) -> Option<Gone> {
         let endpoint = self.slots.get_mut(call.key)?;
         let count = if call.answered {
@@ -403,7 +403,7 @@ impl Balancer {
     }
 
     /// A connection to the endpoint stands. After failures its share grows slowly, as that of a new one.
-    #[inline]
+    #[inline(always)]
     pub fn dial_ok(&mut self, key: EndpointKey, now: Instant) {
         if let Some(endpoint) = self.slots.get_mut(key)
             && endpoint.standing != Standing::Ready

@@ -91,7 +91,7 @@ impl Pools {
     }
 
     /// A wire with room for one more stream, or what is to be done to get one. A call that has to wait is remembered.
-    #[inline]
+    #[inline(always)]
     pub fn reach(&mut self, key: PoolKey, call: u64, wires: &Wires) -> Reach {
         let Some(pool) = self.pools.get_mut(key) else {
             return Reach::Full;

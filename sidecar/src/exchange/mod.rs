@@ -92,7 +92,7 @@ impl Exchange {
     /// An exchange whose request is `head`.
     #[inline(always)]
     pub fn new(down: End, head: Fields, request_ended: bool, interner: &Interner) -> Exchange {
-        let value = |name| head.place(name).and_then(|at| head.value(at, interner));
+        let value = |name| head.value_of(name, interner);
         let is_grpc = value(Name::ContentType).is_some_and(grpc::is_content_type);
         let is_post = head.id(0) == Some(FieldId::METHOD_POST);
         let is_head = !is_post && value(Name::Method) == Some(b"HEAD");
@@ -367,8 +367,9 @@ impl Exchange {
     }
 
     fn read_status(&mut self, wires: &Wires) {
-        if let Some(status) = wires.shared.fields().find(Name::GrpcStatus, &wires.shared.interner) {
-            self.code = Some(grpc::Code::parse(status.value));
+        let shared = &wires.shared;
+        if let Some(status) = shared.fields().value_of(Name::GrpcStatus, &shared.interner) {
+            self.code = Some(grpc::Code::parse(status));
         }
     }
 
@@ -393,6 +394,7 @@ fn pass_on(to: End, bytes: &[u8], end: bool, wires: &mut Wires) -> bool {
 
 /// Lets the sender `from` send what the reader `to` has granted, or what its own path needs, less what is under way
 /// and what is held already.
+#[inline(always)]
 fn refill(from: End, to: End, wires: &mut Wires) {
     let Some(sender) = wires.slots.get(from.wire) else {
         return;

@@ -19,7 +19,7 @@ pub(crate) struct Replay {
 impl Replay {
     /// Keeps `bytes` of the request. While they `must` be kept, because nobody else has them, the sender's credit is
     /// what bounds them.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn keep(&mut self, bytes: &[u8], must: bool, shared: &mut Shared) {
         if self.lost {
             return;
@@ -49,7 +49,7 @@ impl Replay {
         &self.bytes
     }
 
-    #[inline]
+    #[inline(always)]
     pub(crate) fn forget(&mut self, shared: &mut Shared) {
         if self.bytes.capacity() > 0 {
             shared.drop_copy(&mut self.bytes);

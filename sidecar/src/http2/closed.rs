@@ -24,6 +24,7 @@ pub(crate) struct Closed {
 }
 
 impl Closed {
+    #[inline(always)]
     pub(crate) fn remember(&mut self, id: u32, how: How) {
         if self.ring.len() < REMEMBERED {
             self.ring.push((id, how));

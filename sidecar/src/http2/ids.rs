@@ -16,7 +16,7 @@ const FIRST_PLACES: usize = 8;
 const FREE: (u32, StreamKey) = (0, Key::NONE);
 
 impl Ids {
-    #[inline]
+    #[inline(always)]
     pub(crate) fn get(&self, id: u32) -> Option<StreamKey> {
         let mut at = self.home(id);
         loop {
@@ -29,7 +29,7 @@ impl Ids {
     }
 
     /// Remembers a stream that was not there.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn insert(&mut self, id: u32, key: StreamKey) {
         if self.len * 2 >= self.places.len() {
             self.grow();
@@ -42,7 +42,7 @@ impl Ids {
         self.len += 1;
     }
 
-    #[inline]
+    #[inline(always)]
     pub(crate) fn remove(&mut self, id: u32) {
         let mut at = self.home(id);
         loop {

@@ -53,6 +53,7 @@ pub(crate) struct Head {
 const ASKED: Names = Names::of(&[Name::Method, Name::Scheme, Name::Path]);
 
 /// Reads the head of a request.
+#[inline(always)]
 pub(crate) fn request(fields: &Fields, interner: &Interner) -> Result<Head, Wrong> {
     let here = pseudo(fields, ASKED.or(Names::of(&[Name::Authority])))?;
     // RFC 9113, 8.5: CONNECT has :method and :authority, and nothing else that begins with a colon.
@@ -78,6 +79,7 @@ pub(crate) fn request(fields: &Fields, interner: &Interner) -> Result<Head, Wron
 }
 
 /// Reads the head of a response, or of an informational one (1xx).
+#[inline(always)]
 pub(crate) fn response(fields: &Fields, interner: &Interner) -> Result<Head, Wrong> {
     const NEEDED: Names = Names::of(&[Name::Status]);
     let here = pseudo(fields, NEEDED)?;
@@ -95,13 +97,14 @@ pub(crate) fn response(fields: &Fields, interner: &Interner) -> Result<Head, Wro
 }
 
 /// Reads trailers: fields without any pseudo field (RFC 9113, 8.1).
+#[inline(always)]
 pub(crate) fn trailers(fields: &Fields, interner: &Interner) -> Result<(), Wrong> {
     pseudo(fields, Names::NONE)?;
     length(fields, interner).map(drop)
 }
 
 /// The pseudo fields that there are: of these alone, each once, before all others; and no field is malformed.
-#[inline]
+#[inline(always)]
 fn pseudo(fields: &Fields, allowed: Names) -> Result<Names, Wrong> {
     if let Some(malformed) = fields.malformed() {
         return Err(Wrong::Field(malformed));

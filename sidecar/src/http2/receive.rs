@@ -171,6 +171,10 @@ impl Connection {
             if input.len() >= whole {
                 let payload = &input[HEADER_BYTES..whole];
                 *input = &input[whole..];
+                if header.kind == kind::HEADERS && header.flags & (PADDED | PRIORITY_FLAG | END_HEADERS) == END_HEADERS
+                {
+                    return self.on_whole_block(header, payload, false, shared);
+                }
                 return self.on_frame(header, payload, shared);
             }
         }
@@ -438,9 +442,6 @@ impl Connection {
         mut payload: &[u8],
         shared: &mut Shared,
     ) -> Result<Option<Event<'a>>, Fatal> {
-        if header.stream == 0 {
-            return fatal(Reason::PROTOCOL_ERROR, "HEADERS on stream 0");
-        }
         if header.has(PADDED) {
             let Some((&padding, rest)) = payload.split_first() else {
                 return fatal(Reason::FRAME_SIZE_ERROR, "padded HEADERS without a pad length");
@@ -459,13 +460,10 @@ impl Connection {
             payload = rest;
         }
         if header.has(END_HEADERS) {
-            return self.on_block(
-                header.stream,
-                header.has(END_STREAM),
-                depends_on_itself,
-                payload,
-                shared,
-            );
+            return self.on_whole_block(header, payload, depends_on_itself, shared);
+        }
+        if header.stream == 0 {
+            return fatal(Reason::PROTOCOL_ERROR, "HEADERS on stream 0");
         }
         self.parser.block = Some(Box::new(Block {
             stream: header.stream,
@@ -475,6 +473,21 @@ impl Connection {
             bytes: payload.to_vec(),
         }));
         Ok(None)
+    }
+
+    /// HEADERS with all of its block.
+    #[inline(always)]
+    fn on_whole_block<'a>(
+        &mut self,
+        header: Header,
+        block: &[u8],
+        depends_on_itself: bool,
+        shared: &mut Shared,
+    ) -> Result<Option<Event<'a>>, Fatal> {
+        if header.stream == 0 {
+            return fatal(Reason::PROTOCOL_ERROR, "HEADERS on stream 0");
+        }
+        self.on_block(header.stream, header.has(END_STREAM), depends_on_itself, block, shared)
     }
 
     #[cold]

@@ -11,6 +11,7 @@ use super::stream::{Ending, Half, Stream, StreamKey};
 impl Connection {
     /// Opens a stream (client role), with `user` as its owner's mark; `None` without capacity. It gets its identifier
     /// when its HEADERS are written.
+    #[inline(always)]
     pub fn open(&mut self, user: u64, is_head: bool) -> Option<StreamKey> {
         if self.role != Role::Client || !self.has_capacity() {
             return None;
@@ -47,7 +48,7 @@ impl Connection {
     }
 
     /// The identifier of a stream whose head may be sent now.
-    #[inline]
+    #[inline(always)]
     fn begin_headers(&mut self, key: StreamKey, informational: bool, end: bool, shared: &mut Shared) -> Option<u32> {
         self.borrow_output(shared);
         let stream = self.streams.get_mut(key)?;
@@ -65,7 +66,7 @@ impl Connection {
         Some(stream.id)
     }
 
-    #[inline]
+    #[inline(always)]
     fn end_headers(&mut self, key: StreamKey, end: bool, shared: &mut Shared) {
         self.ledger.useful(0);
         if end {
@@ -84,37 +85,62 @@ impl Connection {
         if stream.ours != Half::Body || stream.is_ending() {
             return 0;
         }
-        let mut sent = 0;
         // Whoever waits for the output or the connection's window was first.
-        if stream.held.is_empty() && self.ready.is_empty() {
-            let room = stream.send_window.min(self.send_window).max(0) as usize;
-            let output = OUTPUT_BYTES.saturating_sub(self.out.len() - self.out_taken);
-            sent = bytes.len().min(room).min(output);
-            stream.send_window -= sent as i64;
-            self.send_window -= sent as i64;
+        let is_first = stream.held.is_empty() && self.ready.is_empty();
+        let room = stream.send_window.min(self.send_window);
+        let output = OUTPUT_BYTES.saturating_sub(self.out.len() - self.out_taken);
+        if !is_first || bytes.len() as i64 > room || bytes.len() > output {
+            let fits = if is_first { output.min(room.max(0) as usize) } else { 0 };
+            return self.hold_data(key, bytes.split_at(fits.min(bytes.len())), end, shared);
         }
-        let all = sent == bytes.len() && stream.held.is_empty();
-        let id = stream.id;
-        if !all {
-            shared.hold(&mut stream.held, &bytes[sent..]);
-            if end {
-                stream.ending = Ending::Data;
-            }
-            if !stream.scheduled && stream.send_window > 0 {
-                stream.scheduled = true;
-                self.ready.push_back(key);
-            }
-        } else if end {
+        if bytes.is_empty() && !end {
+            return 0;
+        }
+        stream.send_window -= bytes.len() as i64;
+        self.send_window -= bytes.len() as i64;
+        if end {
             stream.ours = Half::Ended;
         }
-        if sent > 0 || (all && end) {
-            self.put_data(id, &bytes[..sent], all && end);
-            self.ledger.useful(sent);
-        }
-        if all && end {
+        let id = stream.id;
+        self.put_data(id, bytes, end);
+        self.ledger.useful(bytes.len());
+        if end {
             self.ended(key, shared);
         }
-        sent
+        bytes.len()
+    }
+
+    /// Sends what has room, and holds the rest; of nothing, only the end has to wait.
+    fn hold_data(&mut self, key: StreamKey, (now, later): (&[u8], &[u8]), end: bool, shared: &mut Shared) -> usize {
+        let Some(stream) = self.streams.get_mut(key) else {
+            return 0;
+        };
+        if later.is_empty() && stream.held.is_empty() {
+            // An empty END_STREAM needs no room (RFC 9113, 6.9.1), and nothing is before it.
+            if end {
+                stream.ours = Half::Ended;
+                let id = stream.id;
+                self.put_data(id, now, true);
+                self.ended(key, shared);
+            }
+            return now.len();
+        }
+        stream.send_window -= now.len() as i64;
+        self.send_window -= now.len() as i64;
+        shared.hold(&mut stream.held, later);
+        if end {
+            stream.ending = Ending::Data;
+        }
+        if !stream.scheduled && stream.send_window > 0 {
+            stream.scheduled = true;
+            self.ready.push_back(key);
+        }
+        let id = stream.id;
+        if !now.is_empty() {
+            self.put_data(id, now, false);
+            self.ledger.useful(now.len());
+        }
+        now.len()
     }
 
     /// Sends trailers, behind the last held byte: `fields` is taken, if they have to wait for that.
@@ -142,7 +168,7 @@ impl Connection {
     }
 
     /// The identifier of a stream whose trailers may be sent now.
-    #[inline]
+    #[inline(always)]
     fn begin_trailers(&mut self, key: StreamKey, shared: &mut Shared) -> Option<u32> {
         self.borrow_output(shared);
         let stream = self.streams.get_mut(key)?;
@@ -333,28 +359,31 @@ impl Connection {
             self.tail.end = self.out.len();
             return;
         }
-        let mut rest = bytes;
-        loop {
-            let (now, later) = rest.split_at(rest.len().min(MAX_PAYLOAD));
-            let flags = if end && later.is_empty() { END_STREAM } else { 0 };
-            let at = self.out.len();
-            self.out
-                .extend_from_slice(&frame::header(now.len(), kind::DATA, flags, id));
-            self.out.extend_from_slice(now);
-            self.tail = Tail {
-                stream: id,
-                at,
-                end: self.out.len(),
-            };
-            rest = later;
-            if rest.is_empty() {
-                return;
-            }
+        let mut last = bytes;
+        while last.len() > MAX_PAYLOAD {
+            let (now, later) = last.split_at(MAX_PAYLOAD);
+            self.put_frame(id, now, 0);
+            last = later;
         }
+        self.put_frame(id, last, if end { END_STREAM } else { 0 });
+    }
+
+    #[inline(always)]
+    fn put_frame(&mut self, id: u32, payload: &[u8], flags: u8) {
+        let at = self.out.len();
+        self.out.reserve(HEADER_BYTES + payload.len());
+        self.out
+            .extend_from_slice(&frame::header(payload.len(), kind::DATA, flags, id));
+        self.out.extend_from_slice(payload);
+        self.tail = Tail {
+            stream: id,
+            at,
+            end: self.out.len(),
+        };
     }
 
     /// The block of the header list that came last.
-    #[inline]
+    #[inline(always)]
     fn pass_on_block(&mut self, id: u32, end: bool, shared: &mut Shared) {
         let Shared {
             lists,

@@ -109,7 +109,7 @@ impl<T> Slots<T> {
     }
 
     /// Makes a thing where it will stay: in a free slot.
-    #[inline]
+    #[inline(always)]
     pub fn insert_with(&mut self, make: impl FnOnce() -> T) -> Key<T> {
         if self.free == NO_SLOT {
             self.grow();
@@ -139,7 +139,7 @@ impl<T> Slots<T> {
     }
 
     /// The thing of `key`, if it is still there.
-    #[inline]
+    #[inline(always)]
     pub fn get(&self, key: Key<T>) -> Option<&T> {
         match self.slots.get(key.slot as usize) {
             Some(slot) if slot.generation == key.generation => slot.value.as_ref(),
@@ -148,7 +148,7 @@ impl<T> Slots<T> {
     }
 
     /// The thing of `key`, if it is still there.
-    #[inline]
+    #[inline(always)]
     pub fn get_mut(&mut self, key: Key<T>) -> Option<&mut T> {
         match self.slots.get_mut(key.slot as usize) {
             Some(slot) if slot.generation == key.generation => slot.value.as_mut(),
@@ -174,7 +174,7 @@ impl<T> Slots<T> {
     }
 
     /// Drops the thing of `key` where it stands.
-    #[inline]
+    #[inline(always)]
     pub fn discard(&mut self, key: Key<T>) {
         if let Some(slot) = self.slots.get_mut(key.slot as usize)
             && slot.generation == key.generation
@@ -185,7 +185,7 @@ impl<T> Slots<T> {
         }
     }
 
-    #[inline]
+    #[inline(always)]
     fn free_slot(&mut self, at: u32) {
         let slot = &mut self.slots[at as usize];
         slot.generation = slot.generation.wrapping_add(1);

@@ -342,8 +342,8 @@ impl Worker {
     /// of the request was processed.
     fn says_unsent(&self, key: CallKey) -> bool {
         let shared = &self.wires.shared;
-        let said = shared.fields().find(Name::PortunusError, &shared.interner);
-        said.is_some_and(|field| Failure::is_unsent(field.value))
+        let said = shared.fields().value_of(Name::PortunusError, &shared.interner);
+        said.is_some_and(Failure::is_unsent)
             && self
                 .calls
                 .get(key)
@@ -356,8 +356,8 @@ impl Worker {
         let Some(call) = self.calls.get_mut(key) else { return };
         let addr = call.server();
         let shared = &self.wires.shared;
-        let sentence = shared.fields().find(Name::GrpcMessage, &shared.interner);
-        let why = sentence.map(|field| String::from_utf8_lossy(field.value).into_owned());
+        let sentence = shared.fields().value_of(Name::GrpcMessage, &shared.interner);
+        let why = sentence.map(|sentence| String::from_utf8_lossy(sentence).into_owned());
         let why = why.unwrap_or_else(|| format!("the application at {addr} cannot be reached"));
         if call.exchange.take_back(&mut self.wires) {
             self.counts.retried.inc();

@@ -247,15 +247,35 @@ impl Decoder {
             read_string(input, &mut out.text)?;
             name::judge(&out.text[place..])
         } else {
-            self.copy_name(name_index, interner, &mut out.text)?
+            self.name(name_index, interner)?
         };
+        let value = take_string(input)?;
+        if form.indexing
+            && class.static_index > 0
+            && value.huffman
+            && let Some(id) = interner.recall(class.static_index, value.coded)
+        {
+            let size = interner.size(id);
+            if size <= self.max {
+                out.text.truncate(place);
+                self.add_shared(class.name, id, size, limits, interner, out);
+                return Ok(());
+            }
+            interner.release(id);
+        }
+        if name_index > 0 {
+            self.copy_name(name_index, interner, &mut out.text)?;
+        }
         let name_len = out.text.len() - place;
-        let plain = read_string(input, &mut out.text)?;
+        let plain = value.read(&mut out.text)?;
         let size = (out.text.len() - place) as u32 + OVERHEAD;
         if form.indexing && class.keep == Keep::Shared && size <= self.max {
             let text = &out.text[place..];
             // Before the table makes room: the text may be that of the entry that goes.
             let id = interner.intern(text, name_len, class, name_malformed);
+            if value.huffman {
+                interner.learn(class.static_index, value.coded, id);
+            }
             out.text.truncate(place);
             self.add_shared(class.name, id, size, limits, interner, out);
         } else {
@@ -386,21 +406,12 @@ impl Decoder {
         }
     }
 
-    /// Appends the name of the entry at `index`, and says what it is.
-    fn copy_name(
-        &self,
-        index: u32,
-        interner: &Interner,
-        text: &mut Vec<u8>,
-    ) -> Result<(Class, Option<Malformed>), Error> {
+    /// What the name of the entry at `index` is.
+    #[inline]
+    fn name(&self, index: u32, interner: &Interner) -> Result<(Class, Option<Malformed>), Error> {
         let (class, malformed) = match self.entry(index)? {
-            Item::Interned { id, .. } => {
-                let view = interner.view(id);
-                text.extend_from_slice(view.name_text);
-                (interner.class(id), view.malformed)
-            }
+            Item::Interned { id, .. } => (interner.class(id), interner.malformed(id)),
             Item::Literal(literal) => {
-                self.private.copy_to(literal.place, literal.name_len, text);
                 // What is shared is interned.
                 let keep = if literal.never_indexed {
                     Keep::Secret
@@ -418,6 +429,16 @@ impl Decoder {
             }
         };
         Ok((class, malformed.filter(|malformed| malformed.is_of_the_name())))
+    }
+
+    /// Appends the name of the entry at `index`.
+    #[inline]
+    fn copy_name(&self, index: u32, interner: &Interner, text: &mut Vec<u8>) -> Result<(), Error> {
+        match self.entry(index)? {
+            Item::Interned { id, .. } => text.extend_from_slice(interner.name_text(id)),
+            Item::Literal(literal) => self.private.copy_to(literal.place, literal.name_len, text),
+        }
+        Ok(())
     }
 
     /// Takes out what the table has no room for beside what comes next: it is about to change.
@@ -501,16 +522,22 @@ fn take_string<'a>(input: &mut &'a [u8]) -> Result<Coded<'a>, Error> {
     })
 }
 
-/// Appends the next string of the block, and says whether it is known to have no control byte.
-#[inline]
-fn read_string(input: &mut &[u8], out: &mut Vec<u8>) -> Result<huffman::Plain, Error> {
-    let Coded { huffman, coded } = take_string(input)?;
-    if huffman {
-        huffman::decode(coded, out)
-    } else {
-        out.extend_from_slice(coded);
-        Ok(false)
+impl Coded<'_> {
+    /// Appends what it stands for, and says whether that is known to have no control byte.
+    #[inline]
+    fn read(&self, out: &mut Vec<u8>) -> Result<huffman::Plain, Error> {
+        if self.huffman {
+            huffman::decode(self.coded, out)
+        } else {
+            out.extend_from_slice(self.coded);
+            Ok(false)
+        }
     }
+}
+
+/// Appends the next string of the block.
+fn read_string(input: &mut &[u8], out: &mut Vec<u8>) -> Result<huffman::Plain, Error> {
+    take_string(input)?.read(out)
 }
 
 #[cfg(test)]

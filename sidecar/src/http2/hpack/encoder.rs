@@ -64,14 +64,15 @@ impl Encoder {
     }
 
     /// Appends the block of these fields to `out`. Blocks must be sent in the order in which they are encoded.
-    #[inline]
+    #[inline(always)]
     pub fn encode(&mut self, fields: &Fields, interner: &mut Interner, out: &mut Vec<u8>) {
-        match fields.known.and_then(|list| self.blocks.block(list)) {
-            Some(block) => out.extend_from_slice(block),
-            None => self.write(fields, interner, out),
+        let is_known = fields.known.is_some_and(|list| self.blocks.put(list, out));
+        if !is_known {
+            self.write(fields, interner, out);
         }
     }
 
+    #[inline(never)]
     fn write(&mut self, fields: &Fields, interner: &mut Interner, out: &mut Vec<u8>) {
         let begins = out.len();
         if let Some(Resized { least }) = self.resized.take() {

@@ -101,7 +101,7 @@ impl Fields {
     }
 
     /// The value of the field at a position.
-    #[inline]
+    #[inline(always)]
     pub fn value<'a>(&'a self, at: usize, interner: &'a Interner) -> Option<&'a [u8]> {
         self.items.get(at).map(|item| item.value(&self.text, interner))
     }
@@ -122,12 +122,18 @@ impl Fields {
     }
 
     /// The position of the first field of this name.
-    #[inline]
+    #[inline(always)]
     pub fn place(&self, name: Name) -> Option<usize> {
         if !self.names.has(name) {
             return None;
         }
         self.items.iter().position(|item| item.name() == name)
+    }
+
+    /// The value of the first field of this name.
+    #[inline(always)]
+    pub fn value_of<'a>(&'a self, name: Name, interner: &'a Interner) -> Option<&'a [u8]> {
+        self.place(name).and_then(|at| self.value(at, interner))
     }
 
     /// The values of all fields of this name, in order.

@@ -13,12 +13,11 @@ const LONGEST: usize = 30;
 pub fn decode(src: &[u8], out: &mut Vec<u8>) -> Result<Plain, Error> {
     let start = out.len();
     // The shortest code has 5 bits; and eight bytes are written at a time, also where only the first counts.
-    out.reserve(src.len() * 8 / 5 + 8);
-    let result = decode_all(src, out);
-    if result.is_err() {
-        out.truncate(start);
-    }
-    result
+    out.resize(start + src.len() * 8 / 5 + 8, 0);
+    let decoded = decode_into(src, &mut out[start..]);
+    let len = decoded.as_ref().map_or(0, |(len, _)| *len);
+    out.truncate(start + len);
+    decoded.map(|(_, plain)| plain)
 }
 
 /// Whether a text is known to have no control byte.
@@ -50,10 +49,10 @@ pub fn encoded_len(src: &[u8]) -> usize {
     bits.div_ceil(8)
 }
 
-fn decode_all(src: &[u8], out: &mut Vec<u8>) -> Result<Plain, Error> {
+fn decode_into(src: &[u8], out: &mut [u8]) -> Result<(usize, Plain), Error> {
     let end = src.len() * 8;
-    // Bits that are decoded.
-    let mut used = 0;
+    // Bits that are decoded, and bytes that are written.
+    let (mut used, mut len) = (0, 0);
     let mut plain = true;
     while used < end {
         // At least 57 bits: behind the end, ones, as if padding went on for ever.
@@ -67,26 +66,27 @@ fn decode_all(src: &[u8], out: &mut Vec<u8>) -> Result<Plain, Error> {
             taken.add(window);
         }
         used += taken.bits();
-        out.extend_from_slice(&u64::to_le_bytes(text));
-        out.truncate(out.len() - 8 + taken.symbols());
+        out[len..][..8].copy_from_slice(&u64::to_le_bytes(text));
+        len += taken.symbols();
         if taken.bits() > 0 {
             continue;
         }
         let rest = end - used;
         if rest < 8 && word.leading_ones() as usize >= rest {
-            return Ok(plain);
+            return Ok((len, plain));
         }
         let (symbol, length) = long_code(word);
         if length as usize > rest {
             return Err(Error::HuffmanPadding);
         }
-        out.push(u8::try_from(symbol).map_err(|_| Error::HuffmanEos)?);
+        out[len] = u8::try_from(symbol).map_err(|_| Error::HuffmanEos)?;
+        len += 1;
         used += length as usize;
         plain = false;
     }
     // Ones never make a symbol, so a symbol that reaches behind the end had begun with wrong padding.
     if used == end {
-        Ok(plain)
+        Ok((len, plain))
     } else {
         Err(Error::HuffmanPadding)
     }

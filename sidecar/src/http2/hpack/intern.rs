@@ -4,6 +4,7 @@ use std::hash::{BuildHasher, RandomState};
 
 use super::{
     OVERHEAD,
+    coded::Coded,
     fields::FieldView,
     name::{self, Class, Malformed, Name},
     static_table,
@@ -49,6 +50,9 @@ pub struct Interner {
     live: usize,
     bytes: usize,
     seed: [u64; 2],
+    /// What codes stand for, as long as no id was given to another text: so many were, counted from one.
+    coded: Coded,
+    epoch: u32,
 }
 
 /// One field, in one cache line.
@@ -158,6 +162,8 @@ impl Interner {
             live: 0,
             bytes: 0,
             seed: [random.hash_one(0), random.hash_one(1)],
+            coded: Coded::default(),
+            epoch: 1,
         }
     }
 
@@ -174,6 +180,12 @@ impl Interner {
             malformed: slot.note.malformed(),
             id: Some(id),
         }
+    }
+
+    /// The name alone.
+    #[inline]
+    pub(super) fn name_text(&self, id: FieldId) -> &[u8] {
+        self.slot(id).texts().0
     }
 
     /// The value alone.
@@ -260,6 +272,30 @@ impl Interner {
                 self.chain(id);
                 FieldId(id)
             }
+        }
+    }
+
+    /// The field whose name is that of the static table's entry, and whose value has this Huffman code, if that is known;
+    /// with one reference for the caller.
+    #[inline]
+    pub(super) fn recall(&mut self, static_index: u8, code: &[u8]) -> Option<FieldId> {
+        let hash = self.hash(code, usize::from(static_index));
+        let id = self.coded.recall(hash, static_index, code, self.epoch)?;
+        if self.slot(id).references == 0 {
+            self.idle_remove(id.0);
+            self.live += 1;
+        }
+        let slot = self.slot_mut(id);
+        slot.references += 1;
+        slot.note.met();
+        Some(id)
+    }
+
+    /// Learns that this is the code of the field's value.
+    pub(super) fn learn(&mut self, static_index: u8, code: &[u8], id: FieldId) {
+        if static_index > 0 {
+            let hash = self.hash(code, usize::from(static_index));
+            self.coded.learn(hash, static_index, code, self.epoch, id);
         }
     }
 
@@ -413,6 +449,7 @@ impl Interner {
 
     fn free_oldest(&mut self) {
         let id = self.idle.oldest;
+        self.epoch = self.epoch.wrapping_add(1).max(1);
         self.idle_remove(id);
         self.unchain(id);
         let slot = &mut self.slots[id as usize];

@@ -13,6 +13,7 @@
 //! What stays out of the interner: secrets (`authorization`, cookies, what a sender marked never-indexed), values that each
 //! call has for itself (`traceparent`, `grpc-timeout`), and every literal that its sender did not index.
 
+mod coded;
 mod decoder;
 mod encoder;
 mod entries;

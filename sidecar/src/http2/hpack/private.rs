@@ -19,6 +19,7 @@ impl Private {
     }
 
     /// Appends `text` and says at which place.
+    #[inline(always)]
     pub(super) fn push(&mut self, text: &[u8]) -> u32 {
         let place = self.start.wrapping_add(self.len);
         self.len += text.len() as u32;
@@ -26,19 +27,28 @@ impl Private {
             self.grow();
         }
         let at = self.at(place);
-        let before_end = text.len().min(self.ring.len() - at);
-        self.ring[at..at + before_end].copy_from_slice(&text[..before_end]);
-        self.ring[..text.len() - before_end].copy_from_slice(&text[before_end..]);
+        match self.ring.get_mut(at..at + text.len()) {
+            Some(place) => place.copy_from_slice(text),
+            None => self.wrap(at, text),
+        }
         place
     }
 
+    fn wrap(&mut self, at: usize, text: &[u8]) {
+        let (before_end, rest) = text.split_at(self.ring.len() - at);
+        self.ring[at..].copy_from_slice(before_end);
+        self.ring[..rest.len()].copy_from_slice(rest);
+    }
+
     /// Forgets the oldest `len` bytes.
+    #[inline(always)]
     pub(super) fn pop(&mut self, len: u32) {
         self.start = self.start.wrapping_add(len);
         self.len -= len;
     }
 
     /// Appends to `out` the `len` bytes at `place`.
+    #[inline(always)]
     pub(super) fn copy_to(&self, place: u32, len: u32, out: &mut Vec<u8>) {
         let at = self.at(place);
         let before_end = (len as usize).min(self.ring.len() - at);

@@ -89,6 +89,15 @@ fn literal(pattern: u8, name: &[u8], value: &[u8]) -> Vec<u8> {
     [vec![pattern], string(name), string(value)].concat()
 }
 
+/// A literal to be indexed, with the name of the static table's entry and a Huffman-coded value.
+fn coded(static_index: u8, value: &[u8]) -> Vec<u8> {
+    let mut code = Vec::new();
+    huffman::encode(value, &mut code);
+    let mut out = vec![INDEXING | static_index];
+    integer::encode(code.len() as u32, 0x80, 7, &mut out);
+    [out, code].concat()
+}
+
 const INDEXING: u8 = 0x40;
 const PLAIN: u8 = 0x00;
 const NEVER: u8 = 0x10;
@@ -1019,6 +1028,33 @@ proptest! {
         let cut = cut.index(wire.len() + 1);
         if let Ok(texts) = relay.receive(&wire[..cut]) {
             prop_assert!(expected.starts_with(&texts));
+        }
+        relay.end();
+    }
+}
+
+proptest! {
+    /// A table too small for what is sent, and an interner whose ids are given to others meanwhile.
+    #[test]
+    fn a_code_that_comes_again_means_the_same_text(
+        sent in vec((0usize..12, prop_oneof![Just(4u8), Just(1), Just(31), Just(58)], 0usize..20), 1..300),
+        table in prop_oneof![Just(0u32), Just(100), Just(400)],
+    ) {
+        let mut relay = Relay::new(table);
+        for (number, (which, name, churn)) in sent.into_iter().enumerate() {
+            let value = format!("/package.Service{which}/Method{}", "x".repeat(which * 3));
+            let got = relay.receive(&coded(name, value.as_bytes())).expect("a good block");
+            let name_text = static_table::ENTRIES[usize::from(name) - 1].0;
+            prop_assert_eq!(got, [(name_text.to_vec(), value.into_bytes())]);
+            if churn == 0 {
+                // More than the interner keeps of what nobody refers to.
+                for other in 0..40 {
+                    let value = format!("{number}-{other}-{}", "y".repeat(3_000));
+                    relay.receive(&literal(INDEXING, b"x-other", value.as_bytes())).expect("a good block");
+                    let large = relay.interner.intern(value.as_bytes(), 7, name::judge(b"x-other").0, None);
+                    relay.interner.release(large);
+                }
+            }
         }
         relay.end();
     }
