@@ -11,6 +11,7 @@ use crate::http2::Reason;
 use crate::http2::slots::Key;
 use crate::route::ServiceKey;
 use crate::telemetry::{GrpcType, MethodId};
+use crate::timers::Tick;
 
 /// The key of a call.
 pub(crate) type CallKey = Key<Call>;
@@ -22,7 +23,7 @@ pub(crate) struct Call {
     /// Where the caller's connection was going.
     pub(crate) meant: SocketAddr,
     pub(crate) method: Option<MethodId>,
-    pub(crate) began: Instant,
+    pub(crate) began: Tick,
     pub(crate) deadline: Option<Deadline>,
     pub(crate) service: ServiceKey,
     pub(crate) choice: Option<Choice>,
@@ -32,7 +33,7 @@ pub(crate) struct Call {
     /// Whether it was sent again already: that happens once.
     pub(crate) resent: bool,
     /// Since when bytes of it are held that do not move.
-    pub(crate) stalled: Option<Instant>,
+    pub(crate) stalled: Option<Tick>,
     /// How it ended, if not by a status of the server's.
     pub(crate) ended: Option<Code>,
 }
@@ -51,7 +52,7 @@ pub(crate) struct Choice {
     pub(crate) place: Option<balance::Call>,
     pub(crate) addr: SocketAddr,
     pub(crate) pool: PoolKey,
-    pub(crate) at: Instant,
+    pub(crate) at: Tick,
 }
 
 impl Call {
@@ -91,7 +92,7 @@ impl Call {
     }
 
     /// What its endpoint is to be judged by, when the call ends with `code`.
-    pub(crate) fn outcome(&self, code: Code, now: Instant) -> Outcome {
+    pub(crate) fn outcome(&self, code: Code, now: Tick) -> Outcome {
         let answered = self.exchange.http_status != 0;
         match code {
             Code::Unavailable => Outcome::Failed,
@@ -100,7 +101,7 @@ impl Call {
             Code::Cancelled | Code::DeadlineExceeded if !answered => {
                 let since = self.choice.as_ref().map_or(now, |choice| choice.at);
                 Outcome::Abandoned {
-                    waited: now.saturating_duration_since(since),
+                    waited: now.since(since),
                 }
             }
             _ => Outcome::Done,

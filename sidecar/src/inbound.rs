@@ -38,7 +38,7 @@ fn go(worker: &mut Worker, key: CallKey) -> Result<(), Failure> {
         place: None,
         addr,
         pool,
-        at: worker.now,
+        at: worker.tick,
     });
     worker.reach(key, pool, addr)
 }

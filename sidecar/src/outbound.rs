@@ -114,7 +114,7 @@ fn pick(worker: &mut Worker, key: CallKey) -> Result<(PoolKey, SocketAddr), Fail
         place: Some(place),
         addr,
         pool,
-        at: now,
+        at: worker.tick,
     });
     Ok((pool, addr))
 }

@@ -2,7 +2,25 @@
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
-use std::time::Instant;
+use std::time::{Duration, Instant};
+
+/// A time by a worker's own clock, in nanoseconds since it began: the difference of two is one instruction away, and each
+/// call needs several.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub(crate) struct Tick(u64);
+
+impl Tick {
+    /// The time `now` on a clock that began at `epoch`.
+    pub(crate) fn new(now: Instant, epoch: Instant) -> Tick {
+        Tick(now.saturating_duration_since(epoch).as_nanos() as u64)
+    }
+
+    /// The time that has passed since `earlier`; none, if that is later.
+    #[inline]
+    pub(crate) fn since(self, earlier: Tick) -> Duration {
+        Duration::from_nanos(self.0.saturating_sub(earlier.0))
+    }
+}
 
 /// Marks of things that are due at some time.
 #[derive(Default)]
@@ -39,7 +57,6 @@ impl Timers {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::time::Duration;
 
     #[test]
     fn what_is_due_comes_in_order_and_nothing_comes_early() {

@@ -33,7 +33,7 @@ use crate::http2::hpack::{Fields, Interner, Name};
 use crate::http2::slots::{Key, Slots};
 use crate::route::{ServiceKey, Services};
 use crate::telemetry::{Direction, MethodId, Recorder};
-use crate::timers::Timers;
+use crate::timers::{Tick, Timers};
 use crate::{inbound, outbound};
 use counts::Counts;
 use run::{Inbox, Message};
@@ -45,8 +45,10 @@ const SPARE_LISTS: usize = 256;
 
 /// Everything that one worker owns.
 pub(crate) struct Worker {
-    /// The time of this turn.
+    /// The time of this turn; and the same by the worker's own clock.
     pub(crate) now: Instant,
+    pub(crate) tick: Tick,
+    epoch: Instant,
     pub(crate) wires: Wires,
     pub(crate) calls: Slots<Call>,
     pub(crate) pools: Pools,
@@ -87,7 +89,7 @@ impl Worker {
             inbound,
             meant,
             method: None,
-            began: self.now,
+            began: self.tick,
             deadline: None,
             service: Key::NONE,
             choice: None,
@@ -244,10 +246,10 @@ impl Worker {
         }
         let code = call.code();
         if let Some(method) = call.method {
-            let elapsed = self.now.saturating_duration_since(call.began);
+            let elapsed = self.tick.since(call.began);
             self.recorder.handled(method, call.kind(), code, elapsed);
         }
-        let outcome = call.outcome(code, self.now);
+        let outcome = call.outcome(code, self.tick);
         let (service, choice) = (call.service, call.choice.take());
         call.exchange.release(&mut self.wires);
         if self.spare.len() < SPARE_LISTS {
@@ -296,13 +298,13 @@ impl Worker {
         self.is_serving = false;
     }
 
-    /// Keeps the caller's deadline.
+    /// Keeps the caller's deadline, which counts from now: the call has just begun.
     pub(crate) fn set_deadline(&mut self, key: CallKey, timeout: Duration) -> Result<(), Failure> {
         let Some(call) = self.calls.get_mut(key) else {
             return Ok(());
         };
         // A deadline that no clock reaches is none.
-        let Some(at) = call.began.checked_add(timeout) else {
+        let Some(at) = self.now.checked_add(timeout) else {
             return Ok(());
         };
         call.deadline = Some(Deadline { at, timeout });

@@ -60,7 +60,7 @@ impl Latency {
     }
 
     /// It answered, after `latency`.
-    #[inline]
+    #[inline(always)]
     pub(super) fn heard(&mut self, latency: Duration, norm: &Norm, now: Instant, decay: Duration) {
         let expected = self.nanos(norm, now, decay);
         let latency = nanos(latency);

@@ -312,6 +312,7 @@ impl Balancer {
     /// Call [`Balancer::started`] at once, also when the endpoint must be dialled first: an RPC that waits for a dial is
     /// load. Endpoints in back-off are left alone while any other can be picked. When there is no other, each of them
     /// is still offered to one RPC every [`Settings::last_resort_interval`]; the rest fail at once, with the reason.
+    #[inline(always)]
     pub fn pick(&mut self, now: Instant, rng: &mut impl Rng, tried: &Tried) -> Result<EndpointKey, NoEndpoint> {
         if self.stale || self.ready_until.is_some_and(|until| until <= now) {
             self.ready_until = self.ready.fill(&self.slots, &self.named, &Tried::default(), now);

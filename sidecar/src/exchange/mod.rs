@@ -226,6 +226,7 @@ impl Exchange {
     }
 
     /// Gives the server the credit that the caller has granted, or that the path needs.
+    #[inline(always)]
     pub fn refill_response(&self, wires: &mut Wires) {
         if let Some(up) = self.up {
             refill(up, self.down, wires);
@@ -339,6 +340,7 @@ impl Exchange {
         self.forget_request(wires);
     }
 
+    #[inline(always)]
     fn forget_request(&mut self, wires: &mut Wires) {
         if !self.head.is_empty() {
             self.head.clear(&mut wires.shared.interner);
@@ -366,6 +368,7 @@ impl Exchange {
         }
     }
 
+    #[inline(always)]
     fn read_status(&mut self, wires: &Wires) {
         let shared = &wires.shared;
         if let Some(status) = shared.fields().value_of(Name::GrpcStatus, &shared.interner) {

@@ -11,7 +11,10 @@ pub use code::Code;
 pub fn is_content_type(value: &[u8]) -> bool {
     const GRPC: &[u8] = b"application/grpc";
     match value.split_at_checked(GRPC.len()) {
-        Some((kind, rest)) => kind.eq_ignore_ascii_case(GRPC) && matches!(rest.first(), None | Some(b'+' | b';')),
+        Some((kind, rest)) => {
+            // As all write it, first: that is one comparison.
+            (kind == GRPC || kind.eq_ignore_ascii_case(GRPC)) && matches!(rest.first(), None | Some(b'+' | b';'))
+        }
         None => false,
     }
 }

@@ -6,7 +6,7 @@ use super::stream::StreamKey;
 /// The open streams of a connection by their identifiers.
 #[derive(Default)]
 pub(crate) struct Ids {
-    /// A power of two of places, at most half of them taken; 0 stands for a free one.
+    /// A power of two of places, at most a quarter of them taken; 0 stands for a free one.
     places: Vec<(u32, StreamKey)>,
     len: usize,
 }
@@ -31,7 +31,7 @@ impl Ids {
     /// Remembers a stream that was not there.
     #[inline(always)]
     pub(crate) fn insert(&mut self, id: u32, key: StreamKey) {
-        if self.len * 2 >= self.places.len() {
+        if self.len * 4 >= self.places.len() {
             self.grow();
         }
         let mut at = self.home(id);

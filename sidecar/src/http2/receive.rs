@@ -248,6 +248,7 @@ impl Connection {
 
     // ---- DATA (6.1) ----
 
+    #[inline(always)]
     fn on_data<'a>(
         &mut self,
         header: Header,
@@ -304,7 +305,7 @@ impl Connection {
     }
 
     /// Counts DATA in its stream's window. Says whether nothing else is to be asked of it than where it goes.
-    #[inline]
+    #[inline(always)]
     fn take_data(&mut self, key: StreamKey, header: &Header) -> Result<bool, (StreamFault, Reason)> {
         let stream = self.streams.get_mut(key).expect("ids lead to streams that are open");
         match stream.theirs {
@@ -628,6 +629,7 @@ impl Connection {
         Ok(Some(Event::Refused { reason, wrong }))
     }
 
+    #[inline(always)]
     fn on_trailers<'a>(&mut self, key: StreamKey, end: bool, shared: &mut Shared) -> Result<Option<Event<'a>>, Fatal> {
         let stream = self.streams.get_mut(key).expect("ids lead to streams that are open");
         if stream.theirs == Half::Ended {

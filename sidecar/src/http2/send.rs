@@ -24,6 +24,7 @@ impl Connection {
     }
 
     /// Sends a request, a final response, or a 1xx (`informational`), and END_STREAM with it if `end`.
+    #[inline(always)]
     pub fn send_headers(
         &mut self,
         key: StreamKey,

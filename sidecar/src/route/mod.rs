@@ -177,6 +177,7 @@ impl Services {
     }
 
     /// The service that an address is by itself.
+    #[inline(always)]
     pub fn of_address(&mut self, addr: SocketAddr, now: Instant) -> ServiceKey {
         if let Some((last, key)) = self.last_address
             && last == addr

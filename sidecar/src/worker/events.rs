@@ -127,7 +127,7 @@ impl Worker {
                     return;
                 };
                 if call.exchange.request_data(bytes, end, &mut self.wires) {
-                    call.stalled = Some(self.now);
+                    call.stalled = Some(self.tick);
                 }
                 if end && call.exchange.phase.is_last() {
                     self.settle(Key::from_bits(user));
@@ -217,7 +217,7 @@ impl Worker {
     pub(super) fn note_haste(&mut self, key: CallKey) {
         let Some(call) = self.calls.get(key) else { return };
         if let (Phase::Asked, Some(up), Some(choice)) = (call.exchange.phase, call.exchange.up, &call.choice)
-            && self.now.saturating_duration_since(choice.at) < HASTE
+            && self.tick.since(choice.at) < HASTE
             && let Some(wire) = self.wires.slots.get_mut(up.wire)
         {
             wire.hasty_resets += 1;
@@ -246,7 +246,7 @@ impl Worker {
                     return;
                 };
                 if call.exchange.response_data(bytes, end, &mut self.wires) {
-                    call.stalled = Some(self.now);
+                    call.stalled = Some(self.tick);
                 }
                 if end {
                     self.settle(Key::from_bits(user));
@@ -302,7 +302,7 @@ impl Worker {
                 if let (Some(choice), false) = (&mut call.choice, unavailable)
                     && let (Some(place), Some(service)) = (&mut choice.place, self.services.get_mut(call.service))
                 {
-                    let latency = self.now.saturating_duration_since(choice.at);
+                    let latency = self.tick.since(choice.at);
                     service.balancer.dial_ok(place.key(), self.now);
                     service.balancer.answered(place, latency, self.now);
                 }
@@ -508,7 +508,7 @@ impl Worker {
             let caller = matches!(wire.side, Side::Caller { .. });
             for user in moved.drain(..) {
                 if let Some(call) = self.calls.get_mut(Key::from_bits(user)) {
-                    call.stalled = Some(self.now);
+                    call.stalled = Some(self.tick);
                 }
                 self.refill(user, caller);
                 self.settle(Key::from_bits(user));
@@ -539,7 +539,7 @@ impl Worker {
         let stalled = self.calls.iter().filter(|(_, call)| holds(&call.exchange));
         let mut stalled: Vec<_> = stalled
             .map(|(key, call)| (call.stalled.unwrap_or(call.began), key))
-            .filter(|(since, _)| self.now.saturating_duration_since(*since) >= patience)
+            .filter(|(since, _)| self.tick.since(*since) >= patience)
             .collect();
         stalled.sort_by_key(|(since, _)| *since);
         for (_, key) in stalled {

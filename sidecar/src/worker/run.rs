@@ -28,6 +28,7 @@ use crate::failure::Failure;
 use crate::http2::slots::Slots;
 use crate::route::{ServiceKey, Services};
 use crate::telemetry::Registry;
+use crate::timers::Tick;
 use crate::{balance, http2, tunnel};
 
 /// How long a call waits for the first addresses of its name before it goes to the address that was dialled.
@@ -190,8 +191,11 @@ async fn serve(parts: Parts, orders: Orders) -> anyhow::Result<Cut> {
     let tunnels = Door::open_all(&parts, &inbox, &recorder, &stop)?;
     (orders.listening)();
     tokio::task::spawn_local(pass_on(orders.commands, inbox.clone()));
+    let epoch = Instant::now();
     let worker = Worker {
-        now: Instant::now(),
+        now: epoch,
+        tick: Tick::new(epoch, epoch),
+        epoch,
         wires,
         calls: Slots::default(),
         pools: Pools::default(),
@@ -308,6 +312,7 @@ impl Loop {
     fn turn(&mut self) -> Option<Cut> {
         let worker = &mut self.worker;
         worker.now = Instant::now();
+        worker.tick = Tick::new(worker.now, worker.epoch);
         let messages = mem::take(&mut *worker.inbox.messages.lock());
         for message in messages {
             match message {

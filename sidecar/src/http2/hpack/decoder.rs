@@ -146,15 +146,16 @@ impl Decoder {
             // RFC 7541, 6.
             match first {
                 // Nearly all that a peer sends again is this.
-                0x81..0xff if !out.over_limit() => {
+                0x81..=0xfe if !out.over_limit() => {
                     let room = (limits.fields as usize).saturating_sub(out.items.len());
                     let run = &input_from_first[..input_from_first.len().min(room)];
                     let (taken, size) = take_ids(&self.entries, run, interner, out);
-                    if taken == 0 {
-                        self.indexed(u32::from(first & 0x7f), limits, interner, out)?;
-                    } else {
-                        input = &input_from_first[taken..];
-                        out.count_ids(taken, size, limits.list_bytes, interner);
+                    out.count_ids(taken, size, limits.list_bytes, interner);
+                    input = &input_from_first[taken..];
+                    // What is no interned field, or beyond the limit, is looked at by itself.
+                    if let Some((&index @ 0x81..=0xfe, rest)) = input.split_first() {
+                        input = rest;
+                        self.indexed(u32::from(index & 0x7f), limits, interner, out)?;
                     }
                 }
                 0x80.. => {
@@ -312,7 +313,7 @@ impl Decoder {
     }
 
     /// A field that others have as well: the table takes over the reference that its sender's literal made.
-    #[inline]
+    #[inline(always)]
     fn add_shared(
         &mut self,
         name: Name,
@@ -334,6 +335,7 @@ impl Decoder {
     }
 
     /// A field whose text stands at the end of the list's, and is nobody else's; or one of the static table.
+    #[inline(always)]
     fn add_literal(
         &mut self,
         literal: Literal,

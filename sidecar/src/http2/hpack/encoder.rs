@@ -288,7 +288,7 @@ fn put_name(static_index: u8, name_text: &[u8], pattern: u8, prefix_bits: u32, o
     }
 }
 
-#[inline]
+#[inline(always)]
 fn put_raw(text: &[u8], out: &mut Vec<u8>) {
     integer::encode(text.len() as u32, 0, 7, out);
     out.extend_from_slice(text);

@@ -35,6 +35,7 @@ impl Entries {
         entries.get(entries.len().wrapping_sub(1).wrapping_sub(index as usize))
     }
 
+    #[inline(always)]
     pub(super) fn push(&mut self, item: Item) {
         // Half of the memory means nothing: as many have left as are moved now.
         if self.all.len() == self.all.capacity() && self.oldest as usize * 2 >= self.all.len() {

@@ -327,7 +327,7 @@ impl Fields {
     }
 
     /// Appends a decoded field, which was counted.
-    #[inline]
+    #[inline(always)]
     pub(super) fn keep(&mut self, item: Item) {
         self.note_name(item.name());
         self.items.push(item);

@@ -109,7 +109,7 @@ pub(super) fn class(index: u32) -> Class {
 }
 
 /// The entry with this value among those of one name, of which `first` is the first (0: a name that is not here).
-#[inline]
+#[inline(always)]
 pub(super) fn find(first: u8, value: &[u8]) -> Option<u32> {
     // No value of the table is longer.
     if first == 0 || value.len() > LONGEST_VALUE {
