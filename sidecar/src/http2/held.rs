@@ -7,8 +7,8 @@ use super::Shared;
 const SIZES: [usize; 4] = [512, 2 << 10, 8 << 10, 16 << 10];
 /// Free chunks kept, of each size, for the next who needs one.
 const KEPT: usize = 64;
-/// What a copy takes at first; and how many of that size are kept for the next who needs one.
-const COPY_BYTES: usize = 512;
+/// The least and the most that a copy takes when it begins; and how many such are kept for the next who needs one.
+const COPY_BYTES: std::ops::RangeInclusive<usize> = 128..=512;
 const COPIES_KEPT: usize = 256;
 /// No chunk.
 const NONE: u32 = 0;
@@ -194,7 +194,8 @@ impl Shared {
     #[inline]
     pub fn copy(&mut self, bytes: &[u8], copy: &mut Vec<u8>) {
         if copy.capacity() == 0 {
-            *copy = self.copies.pop().unwrap_or_else(|| Vec::with_capacity(COPY_BYTES));
+            let size = bytes.len().clamp(*COPY_BYTES.start(), *COPY_BYTES.end());
+            *copy = self.copies.pop().unwrap_or_else(|| Vec::with_capacity(size));
             self.budget.add(copy.capacity() as u64);
         }
         let before = copy.capacity();
@@ -208,7 +209,7 @@ impl Shared {
         self.budget.release(copy.capacity() as u64);
         let mut copy = std::mem::take(copy);
         copy.clear();
-        if copy.capacity() == COPY_BYTES && self.copies.len() < COPIES_KEPT {
+        if copy.capacity() <= *COPY_BYTES.end() && self.copies.len() < COPIES_KEPT {
             self.copies.push(copy);
         }
     }
@@ -354,7 +355,7 @@ mod tests {
     #[test]
     fn a_copy_is_counted_while_it_is_there() {
         let mut shared = Shared::new(1 << 20);
-        for size in [10, COPY_BYTES, 10_000] {
+        for size in [10, 512, 10_000] {
             let mut copy = Vec::new();
             for _ in 0..3 {
                 shared.copy(&vec![7; size], &mut copy);

@@ -12,7 +12,7 @@ pub(crate) struct Ids {
 }
 
 /// Places that a connection begins with.
-const FIRST_PLACES: usize = 8;
+const FIRST_PLACES: usize = 4;
 const FREE: (u32, StreamKey) = (0, Key::NONE);
 
 impl Ids {

@@ -131,6 +131,10 @@ impl<T> Slots<T> {
     #[cold]
     fn grow(&mut self) {
         self.free = self.slots.len() as u32;
+        if self.slots.is_empty() {
+            // Most connections have one stream at a time, or few.
+            self.slots.reserve_exact(1);
+        }
         self.slots.push(Slot {
             generation: 0,
             next_free: NO_SLOT,
