@@ -82,8 +82,13 @@ impl Worker {
         let Side::Caller { meant, .. } = wire.side else {
             return None;
         };
-        let spare = self.spare.pop().unwrap_or_default();
-        let head = self.wires.shared.take_fields(spare);
+        let spare = self.spare.pop();
+        let few_calls = spare.is_some();
+        let mut head = self.wires.shared.take_fields(spare.unwrap_or_default());
+        if !few_calls {
+            // Of so many calls at once most will wait for long.
+            head.shrink();
+        }
         let key = self.calls.insert_with(|| Call {
             exchange: Exchange::new(down, head, ended, &self.wires.shared.interner),
             inbound,

@@ -235,6 +235,12 @@ impl Fields {
         }
     }
 
+    /// Gives back the memory that it has beside its fields.
+    pub fn shrink(&mut self) {
+        self.items.shrink_to_fit();
+        self.text.shrink_to_fit();
+    }
+
     pub(super) fn empty(&mut self, interner: &mut Interner) {
         for item in &self.items {
             if let Item::Interned { id, .. } = item {
