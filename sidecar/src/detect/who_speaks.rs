@@ -14,7 +14,6 @@
 
 use std::{io, pin::pin};
 
-use bytes::BufMut;
 use tokio::{
     net::TcpStream,
     time::{Instant, sleep_until},
@@ -221,13 +220,21 @@ fn decided(verdict: Verdict) -> Option<Protocol> {
 async fn hear(from: &TcpStream, said: &mut Vec<u8>) -> io::Result<usize> {
     loop {
         from.readable().await?;
-        let room = MOST_FIRST_BYTES.saturating_sub(said.len());
-        said.reserve_exact(room.min(A_READ));
-        match from.try_read_buf(&mut said.limit(room)) {
+        match take(from, said) {
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
             heard => return heard,
         }
     }
+}
+
+/// Appends what is here. It comes by way of the stack: the memory is that of the bytes, however many say little at once.
+fn take(from: &TcpStream, said: &mut Vec<u8>) -> io::Result<usize> {
+    let mut bytes = [0; A_READ];
+    let room = MOST_FIRST_BYTES.saturating_sub(said.len()).min(A_READ);
+    let heard = from.try_read(&mut bytes[..room])?;
+    said.reserve_exact(heard);
+    said.extend_from_slice(&bytes[..heard]);
+    Ok(heard)
 }
 
 async fn ring(alarm: Option<Instant>) {
