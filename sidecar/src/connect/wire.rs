@@ -17,7 +17,7 @@ use crate::http2::slots::{Key, Slots};
 use crate::http2::{Connection, Reason, Shared};
 
 /// The key of a wire of one worker.
-pub type WireKey = Key<Wire>;
+pub type WireKey = Key<Box<Wire>>;
 
 /// A connection with its socket.
 pub struct Wire {
@@ -216,8 +216,8 @@ pub struct LateReset {
 
 /// All wires of a worker, what they have in common, and which of them have something to write.
 pub struct Wires {
-    /// The wires.
-    pub slots: Slots<Wire>,
+    /// The wires, each in a place of its own: they are large, and as many as there are callers.
+    pub slots: Slots<Box<Wire>>,
     /// Tables and memory that the connections share.
     pub shared: Shared,
     /// Resets that servers are to be told a little later, in order.
@@ -302,7 +302,7 @@ impl Wires {
             key: Mutex::new(Key::NONE),
             ready: self.ready.clone(),
         });
-        let key = self.slots.insert(Wire {
+        let key = self.slots.insert(Box::new(Wire {
             engine,
             peer,
             side,
@@ -322,7 +322,7 @@ impl Wires {
             turn: 0,
             is_dirty: false,
             is_finished: false,
-        });
+        }));
         *waker.key.lock() = key;
         self.ready.wires.lock().push(key);
         self.touch(key);
@@ -354,7 +354,7 @@ impl Wires {
     }
 
     /// Closes a wire. The streams that it had are gone; their owners' marks are returned.
-    pub fn close(&mut self, key: WireKey) -> Option<(Wire, Vec<u64>)> {
+    pub fn close(&mut self, key: WireKey) -> Option<(Box<Wire>, Vec<u64>)> {
         let mut wire = self.slots.remove(key)?;
         let users = wire.engine.users();
         wire.engine.release(&mut self.shared);

@@ -162,7 +162,8 @@ impl Door {
             });
             return;
         }
-        self.tunnel(accepted.socket, detected, meant).await;
+        // Apart, or every connection would have room for a tunnel while it is looked at.
+        Box::pin(self.tunnel(accepted.socket, detected, meant)).await;
     }
 
     fn destination(&self, original: Original) -> Result<SocketAddr, accept::Refusal> {
