@@ -27,6 +27,7 @@ pub mod mesh;
 pub mod metrics;
 pub mod needs;
 pub mod netns;
+pub mod nghttpd;
 pub mod peer;
 pub mod pod;
 pub mod program;
