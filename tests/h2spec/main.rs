@@ -1,14 +1,9 @@
 //! h2spec, an independent suite for RFC 9113 and RFC 7541, finds no fault in either door of the sidecar.
 
-use std::{
-    fs,
-    net::{IpAddr, Ipv4Addr},
-    os::unix::fs::PermissionsExt,
-    time::Duration,
-};
+use std::{net::IpAddr, time::Duration};
 
 use anyhow::{Context, Result, ensure};
-use support::{Family, Mesh, Pod, Program, Sidecar, User, http, tools, wait_until};
+use support::{Family, Mesh, Pod, Sidecar, User, nghttpd, tools};
 
 #[test]
 fn every_case_of_h2spec_passes_through_outbound_over_ipv4_and_ipv6() {
@@ -25,7 +20,7 @@ fn through_outbound(mesh: &Mesh) -> Result<()> {
     let (client, server) = (mesh.pod("client")?, mesh.pod("server")?);
     // Declared, so that what is no HTTP/2 is refused as such rather than tunnelled past the engine.
     let sidecar = client.sidecar_with(&[("PORTUNUS_OUTBOUND_PROTOCOL", &format!("{PORT}=h2c"))])?;
-    let _backend = backend(&server)?;
+    let _backend = nghttpd::start(&server, PORT)?;
     for family in Family::ALL {
         let before = connections(&sidecar, "outbound")?;
         let said = h2spec(&client, &server, family)?;
@@ -38,31 +33,13 @@ fn through_outbound(mesh: &Mesh) -> Result<()> {
 fn through_inbound(mesh: &Mesh) -> Result<()> {
     let (client, server) = (mesh.pod("client")?, mesh.pod("server")?);
     let sidecar = server.sidecar_with(&[("PORTUNUS_PROTOCOL", &format!("{PORT}=h2c"))])?;
-    let _backend = backend(&server)?;
+    let _backend = nghttpd::start(&server, PORT)?;
     for family in Family::ALL {
         let before = connections(&sidecar, "inbound")?;
         let said = h2spec(&client, &server, family)?;
         judge(&said, connections(&sidecar, "inbound")? - before)?;
     }
     Ok(())
-}
-
-/// An HTTP/2 server with one page.
-fn backend(pod: &Pod) -> Result<Program> {
-    let pages = pod.folder().join("pages");
-    fs::create_dir(&pages)?;
-    fs::set_permissions(&pages, fs::Permissions::from_mode(0o755))?;
-    fs::write(pages.join("index.html"), "<p>a page</p>\n")?;
-    let mut command = pod.command(User::App, "nghttpd");
-    command.args(["--no-tls", "-d"]).arg(&pages).arg(PORT.to_string());
-    let backend = pod.start("nghttpd", command)?;
-    // By loopback: by its own address the pod's sidecar would take any call.
-    let address = (Ipv4Addr::LOCALHOST, PORT).into();
-    wait_until(Duration::from_secs(10), "nghttpd listens", || {
-        // It speaks no HTTP/1, and closes: that it takes the connection is enough.
-        !matches!(http::get(pod, address, "/"), Err(error) if format!("{error:#}").contains("refused"))
-    })?;
-    Ok(backend)
 }
 
 /// Runs it in a pod, and returns what it wrote.

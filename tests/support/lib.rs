@@ -19,6 +19,7 @@
 pub mod build;
 pub mod cache;
 pub mod capture;
+pub mod distance;
 pub mod dns;
 pub mod http;
 pub mod interop;
@@ -27,6 +28,7 @@ pub mod mesh;
 pub mod metrics;
 pub mod needs;
 pub mod netns;
+pub mod nghttpd;
 pub mod peer;
 pub mod pod;
 pub mod program;
@@ -37,6 +39,7 @@ pub mod traffic;
 pub mod wait;
 
 pub use capture::Capture;
+pub use distance::Distance;
 pub use dns::Dns;
 pub use mesh::{Mesh, test};
 pub use metrics::Metrics;

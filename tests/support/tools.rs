@@ -1,4 +1,4 @@
-//! The peers that are built for the tests: Go programs and a Python environment, each version pinned.
+//! The peers that are built for the tests: Go programs, a Rust program and a Python environment, each version pinned.
 
 use std::{
     fs,
@@ -9,7 +9,7 @@ use std::{
 
 use anyhow::{Context, Result, bail};
 
-use crate::cache;
+use crate::{cache, netns::remove_dir};
 
 /// A program of `tools/go.mod`: `h2spec`, `coredns`, and grpc-go's interop `client` and `server`.
 pub fn go(name: &str) -> Result<PathBuf> {
@@ -18,6 +18,11 @@ pub fn go(name: &str) -> Result<PathBuf> {
         bail!("tools/go.mod has no tool {name}");
     }
     Ok(program)
+}
+
+/// httpwg-cli, a suite for RFC 9113.
+pub fn httpwg() -> Result<PathBuf> {
+    httpwg_aloud(&|_| ())
 }
 
 /// The Python environment of `tools/requirements.txt`.
@@ -37,6 +42,7 @@ pub fn python() -> Result<Python> {
 /// Builds what is missing of all of it; `say` hears of each step that takes time.
 pub fn prepare(say: impl Fn(&str)) -> Result<()> {
     python_aloud(&say)?;
+    httpwg_aloud(&say)?;
     go_folder(&say).map(drop)
 }
 
@@ -81,6 +87,25 @@ fn go_folder(say: &dyn Fn(&str)) -> Result<PathBuf> {
             run(&mut go)
         })
     })
+}
+
+fn httpwg_aloud(say: &dyn Fn(&str)) -> Result<PathBuf> {
+    let folder = once(&HTTPWG, || {
+        cache::folder("httpwg-cli", &[HTTPWG_CLI.as_bytes()], |folder| {
+            say("building httpwg-cli, once, in about two minutes");
+            let build = folder.join("build");
+            let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+            cargo
+                .args(["install", "httpwg-cli", "--quiet", "--locked", "--version", HTTPWG_CLI])
+                .arg("--root")
+                .arg(folder)
+                .arg("--target-dir")
+                .arg(&build);
+            run(&mut cargo)?;
+            remove_dir(&build)
+        })
+    })?;
+    Ok(folder.join("bin/httpwg"))
 }
 
 fn build_python(folder: &Path) -> Result<()> {
@@ -165,7 +190,9 @@ pub(crate) fn once<T: Clone>(cell: &OnceLock<Result<T, String>>, find: impl FnOn
 }
 
 static GO: OnceLock<Result<PathBuf, String>> = OnceLock::new();
+static HTTPWG: OnceLock<Result<PathBuf, String>> = OnceLock::new();
 static PYTHON: OnceLock<Result<PathBuf, String>> = OnceLock::new();
+const HTTPWG_CLI: &str = "0.2.5";
 const PROTOS: [&str; 3] = [
     "grpc/testing/messages.proto",
     "grpc/testing/test.proto",

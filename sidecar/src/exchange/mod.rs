@@ -14,7 +14,7 @@ use std::time::Instant;
 use crate::connect::{LateReset, WireKey, Wires};
 use crate::grpc::{self, Boundary};
 use crate::http2::hpack::{FieldId, Fields, Interner, Name};
-use crate::http2::{Reason, Settings, StreamKey};
+use crate::http2::{Reason, Settings, StreamKey, worth_giving};
 use replay::Replay;
 
 /// A stream of a wire.
@@ -423,11 +423,11 @@ fn refill(from: End, to: End, wires: &mut Wires) {
 
 /// How much credit a sender gets now. `have` is what it has and what is held of it; small amounts wait, so that a
 /// stream does not cost an update for each of its frames.
-fn credit_due(settings: &Settings, room: i64, need: i64, have: i64) -> i64 {
+pub(crate) fn credit_due(settings: &Settings, room: i64, need: i64, have: i64) -> i64 {
     let ceiling = need.clamp(settings.stream_window as i64, settings.stream_window_ceiling as i64);
     let target = ceiling.min(room.max(need)).max(settings.first_stream_window as i64);
     let missing = target - have;
-    if missing > 0 && missing >= target / 2 {
+    if missing > 0 && missing >= worth_giving(target, need) {
         missing
     } else {
         0

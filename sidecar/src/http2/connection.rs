@@ -14,7 +14,7 @@ use super::held::{Budget, Pool};
 use super::hpack::{self, Decoder, Encoder, Fields, Interner, ListId, Lists, Name};
 use super::ids::Ids;
 use super::message::Wrong;
-use super::path::Path;
+use super::path::{self, Path};
 use super::receive::Parser;
 use super::slots::Slots;
 use super::stream::{Ending, Half, Stream, StreamKey};
@@ -677,10 +677,10 @@ impl Connection {
         }
     }
 
-    /// Restores the connection's window, at the latest when half of it is used, while the budget lasts.
+    /// Restores the connection's window once enough of it is used, half of it at most, while the budget lasts.
     #[inline]
     pub(crate) fn restore_window(&mut self, shared: &mut Shared) {
-        if self.recv_target - self.recv_window < self.recv_target / 2 {
+        if self.recv_target - self.recv_window < path::worth_giving(self.recv_target, self.path.need()) {
             self.settle_reservation(shared);
         } else {
             self.give_window(shared);
@@ -690,7 +690,7 @@ impl Connection {
     fn give_window(&mut self, shared: &mut Shared) {
         let wanted = (self.settings.connection_window as i64)
             .max(self.path.need().min(self.settings.connection_window_ceiling as i64));
-        // A connection grows when it has used half of what it had, as one that is not idle.
+        // A connection grows when it has used much of what it had, as one that is not idle.
         let mut target = wanted.max(self.recv_target);
         let extra = |target: i64| (target - DEFAULT_WINDOW as i64).max(0) as u64;
         if extra(target) > self.reserved && !shared.budget.reserve(extra(target) - self.reserved) {

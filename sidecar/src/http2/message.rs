@@ -20,6 +20,9 @@ pub enum Wrong {
     /// `:status` is not three digits.
     #[error("a :status that is not three digits")]
     Status,
+    /// `host` that names something other than `:authority` (RFC 9113, 8.3.1).
+    #[error("a host that is not the :authority")]
+    HostDiffers,
     /// `content-length` that is no number, or comes twice with different ones.
     #[error("a content-length that is not one number")]
     ContentLength,
@@ -71,6 +74,9 @@ pub(crate) fn request(fields: &Fields, interner: &Interner) -> Result<Head, Wron
     }
     if here.has_any(forbidden) {
         return Err(Wrong::PseudoUnknown);
+    }
+    if fields.names().has_all(Names::of(&[Name::Authority, Name::Host])) && !hosts_agree(fields, interner) {
+        return Err(Wrong::HostDiffers);
     }
     Ok(Head {
         length: length(fields, interner)?,
@@ -161,6 +167,27 @@ fn length_said(fields: &Fields, interner: &Interner) -> Result<Option<u64>, Wron
         said = Some(length);
     }
     Ok(said)
+}
+
+/// Whether each `host` names what `:authority` names: letters count alike, and the scheme's port is as good as none
+/// (RFC 3986, 6.2.3).
+#[cold]
+fn hosts_agree(fields: &Fields, interner: &Interner) -> bool {
+    let said = |name| fields.values(name, interner);
+    let usual: &[u8] = match said(Name::Scheme).next() {
+        Some(b"http") => b":80",
+        Some(b"https") => b":443",
+        _ => b":",
+    };
+    said(Name::Authority).all(|meant| {
+        let meant = bare(meant, usual);
+        said(Name::Host).all(|host| bare(host, usual).eq_ignore_ascii_case(meant))
+    })
+}
+
+fn bare<'a>(authority: &'a [u8], usual: &[u8]) -> &'a [u8] {
+    let without = |port| authority.strip_suffix(port);
+    without(usual).or_else(|| without(b":")).unwrap_or(authority)
 }
 
 fn number(value: &[u8]) -> Option<u64> {

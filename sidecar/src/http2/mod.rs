@@ -26,5 +26,6 @@ pub use connection::{Connection, Event, Fatal, Head, Role, Shared, StreamFault};
 pub use frame::{PREFACE, Reason};
 pub use held::{Budget, Held, Pool};
 pub use message::Wrong;
+pub(crate) use path::worth_giving;
 pub use settings::Settings;
 pub use stream::{Stream, StreamKey};

@@ -12,6 +12,14 @@ const WORTH_ASKING: u64 = 32 << 10;
 /// How soon a near peer is asked again.
 const NEAR_PAUSE: Duration = Duration::from_secs(10);
 
+/// How much of a window must be missing before credit goes back, where the path has this need. Small amounts wait, so
+/// that a near stream does not cost an update for each of its frames. From far away waiting costs more: bytes that come
+/// in bursts can fall so that half of the window always waits here. What then comes in a round trip is the other half,
+/// and twice that is no more than there was: the window would never grow.
+pub(crate) fn worth_giving(window: i64, need: i64) -> i64 {
+    if need > 0 { window >> 3 } else { window >> 1 }
+}
+
 /// The path from a peer that sends.
 #[derive(Debug)]
 pub(crate) struct Path {

@@ -47,6 +47,18 @@ fn requests_of_every_legal_shape_pass() {
             ],
         ),
         and(get(), &[("content-length", "0"), ("content-length", "0")]),
+        // RFC 9113, 8.3.1: `host` alone, or in other words than `:authority`.
+        and(get(), &[("host", "a")]),
+        and(get(), &[(":authority", "a.test"), ("host", "A.Test:80")]),
+        and(get(), &[(":authority", "[::1]:80"), ("host", "[::1]")]),
+        and(get(), &[(":authority", "a:"), ("host", "a")]),
+        vec![
+            (":method", "GET"),
+            (":authority", "a:443"),
+            (":scheme", "https"),
+            (":path", "/"),
+            ("host", "a"),
+        ],
     ] {
         let mut server = End::server();
         let seen = server.feed(&[headers(1, &list, true)]);
@@ -92,6 +104,17 @@ fn a_malformed_request_is_refused_on_its_own_stream() {
         (and(get(), &[("upgrade", "h2c")]), Field(ConnectionField)),
         (and(get(), &[("te", "gzip")]), Field(Te)),
         (and(get(), &[("te", "trailers, gzip")]), Field(Te)),
+        (and(get(), &[(":authority", "a"), ("host", "b")]), HostDiffers),
+        (
+            and(get(), &[(":authority", "a"), ("host", "a"), ("host", "b")]),
+            HostDiffers,
+        ),
+        (and(get(), &[(":authority", "a:80"), ("host", "a:81")]), HostDiffers),
+        (and(get(), &[(":authority", "a"), ("host", "a:443")]), HostDiffers),
+        (
+            and(get(), &[(":authority", "[::1]:80"), ("host", "[::2]")]),
+            HostDiffers,
+        ),
         (and(get(), &[("content-length", "")]), ContentLength),
         (and(get(), &[("content-length", "+1")]), ContentLength),
         (and(get(), &[("content-length", "1,1")]), ContentLength),

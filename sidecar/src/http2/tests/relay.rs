@@ -12,6 +12,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::peer::{self, Frame, data, padded_data, ping, pong, rst, settings_ack, window_update};
+use crate::exchange::credit_due;
 use crate::http2::connection::{Connection, Event, Head, Shared};
 use crate::http2::frame::{
     ACK, DEFAULT_WINDOW, END_STREAM, HEADER_BYTES, Header, MAX_PAYLOAD, PADDED, PREFACE, Reason,
@@ -222,12 +223,8 @@ impl Relay {
         let Some(window) = sender.recv_window(sender_key) else {
             return;
         };
-        let settings = sender.settings();
-        let need = sender.path_need();
-        let ceiling = need.clamp(settings.stream_window.into(), settings.stream_window_ceiling.into());
-        let target = ceiling.min(room.max(need)).max(settings.first_stream_window.into());
-        let missing = target - window - held;
-        if missing > 0 && missing >= target / 2 {
+        let missing = credit_due(sender.settings(), room, sender.path_need(), window + held);
+        if missing > 0 {
             sender.grant(sender_key, missing as u32, &mut self.shared);
         }
     }

@@ -1,8 +1,10 @@
 //! Flow control, frame by frame: windows of streams and connections, both ways (RFC 9113, 5.2, 6.1 and 6.9).
 
-use std::time::Duration;
+use std::collections::VecDeque;
+use std::time::{Duration, Instant};
 
 use super::peer::*;
+use crate::exchange::credit_due;
 use crate::http2::connection::StreamFault;
 use crate::http2::frame::{DEFAULT_WINDOW, Reason, kind, setting};
 use crate::http2::settings::Settings;
@@ -197,6 +199,78 @@ fn the_window_of_a_near_connection_stays_small_and_that_of_a_far_one_grows_to_it
     let far = bulk_over(Duration::from_millis(20), 30);
     assert_eq!(far.conn.recv_target, 16 << 20);
     assert!(far.shared.budget.used() <= 16 << 20);
+}
+
+/// Bytes a second that one stream carries over a long path, once windows had a second to grow. Its sender uses all its
+/// credit at once, its reader takes all, and a PING is answered before what waits for credit.
+fn carried_over(delay: Duration, rate: u32) -> f64 {
+    let mut server = End::server();
+    server.feed(&[ask(1, false)]);
+    let began = server.now;
+    let (grown, over) = (Duration::from_secs(1), Duration::from_secs(2));
+    let (mut here, mut there) = (VecDeque::new(), VecDeque::new());
+    let (mut stream, mut connection) = (i64::from(DEFAULT_WINDOW), i64::from(DEFAULT_WINDOW));
+    let (mut free, mut message, mut carried) = (began, 0, 0);
+    there.push_back((began, window_update(1, 0)));
+    loop {
+        // What is due first: something from the sender, or something for it.
+        let arrives: Instant = here.front().map_or(began + over, |(due, _)| *due);
+        let reaches: Instant = there.front().map_or(began + over, |(due, _)| *due);
+        server.now = arrives.min(reaches);
+        if server.now >= began + over {
+            return f64::from(carried) / (over - grown).as_secs_f64();
+        }
+        if arrives < reaches {
+            let (_, frame): (_, Frame) = here.pop_front().expect("it is due");
+            if server.now >= began + grown {
+                carried += frame.payload.len() as u32;
+            }
+            server.feed(&[frame]);
+            assert!(server.fatal.is_none(), "{:?}", server.fatal);
+            let window = server.conn.recv_window(server.key(1)).expect("the stream is open");
+            let due = credit_due(server.conn.settings(), MAX.into(), server.conn.path_need(), window);
+            if due > 0 {
+                server.grant(1, due as u32);
+            }
+            let said = server.said();
+            there.extend(said.into_iter().map(|frame| (server.now + delay, frame)));
+            continue;
+        }
+        let (now, frame) = there.pop_front().expect("it is due");
+        free = free.max(now);
+        match frame.kind {
+            kind::PING => here.push_back((free + delay, pong(frame.payload[..].try_into().expect("8 bytes")))),
+            kind::WINDOW_UPDATE => {
+                let more = u32::from_be_bytes(frame.payload[..].try_into().expect("4 bytes"));
+                *if frame.stream == 0 {
+                    &mut connection
+                } else {
+                    &mut stream
+                } += i64::from(more);
+            }
+            _ => {}
+        }
+        while stream.min(connection) > 0 {
+            // A message of 16 KiB has five bytes more than a frame.
+            message = if message == 0 { 16_389 } else { message };
+            let n = stream.min(connection).min(message).min(16_384);
+            message -= n;
+            (stream, connection) = (stream - n, connection - n);
+            free += Duration::from_secs_f64(n as f64 / f64::from(rate));
+            here.push_back((free + delay, data(1, &vec![0; n as usize], false)));
+        }
+    }
+}
+
+#[test]
+fn one_stream_fills_a_far_path_though_its_bytes_come_in_bursts() {
+    for (delay, rate) in [(1, 500), (5, 200), (10, 100), (25, 50), (50, 30)] {
+        let carried = carried_over(Duration::from_millis(delay), rate * 1_000_000) / 1e6;
+        assert!(
+            carried > 0.95 * f64::from(rate),
+            "{carried} MB/s of {rate}, {delay} ms each way"
+        );
+    }
 }
 
 #[test]
