@@ -7,6 +7,7 @@ mod crew;
 pub mod log;
 mod parts;
 pub mod shutdown;
+mod watch;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -14,14 +15,15 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, anyhow};
 use arc_swap::ArcSwapOption;
+use parking_lot::Mutex;
 use serde_json::json;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc::{Receiver, Sender, channel};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-use tracing::{info, warn};
+use tracing::{error, info, warn};
 
-use crate::admin::{Condition, Door, Pages, Readiness};
+use crate::admin::{Condition, Conditions, Door, Pages};
 use crate::config::Config;
 use crate::connect::resolve::{Names, State};
 use crate::redirect;
@@ -65,13 +67,14 @@ pub fn run(config: Config) -> Result<(), Error> {
         let followed = names.clone();
         let work = move |seat: Seat, config: &Config, registry: &Arc<Registry>| {
             let parts = parts::of(config, names.clone(), registry.clone());
-            let listening = seat.listening_hook();
+            let (listening, deaf) = (seat.listening_hook(), seat.deaf_hook());
             worker::run(
                 parts,
                 Orders {
                     commands: seat.commands,
                     open: seat.open,
                     listening,
+                    deaf,
                 },
             )
         };
@@ -91,15 +94,22 @@ async fn carry(
     if let Some(names) = names {
         show_names(&registry, names);
     }
-    let readiness = Readiness::new();
+    registry.observe(&telemetry::LOG_DROPPED, |samples| {
+        samples.push([], log::dropped() as f64)
+    });
+    let (liveness, readiness) = (Conditions::new(), Conditions::new());
     let listening = readiness.condition("workers", "the workers do not listen yet");
     let staying = readiness.condition("shutdown", "the proxy is starting");
     staying.met();
-
+    let hearing = readiness.condition("listeners", "the listeners are not open yet");
+    hearing.met();
     let redirected = readiness.condition("redirect", "the redirect rules were not looked for yet");
     let opens = Arc::new(ArcSwapOption::<Opens>::empty());
     let shown = opens.clone();
+    let turning = [&liveness, &readiness].map(|of| of.condition("turns", "the workers were not looked at yet"));
+    turning.iter().for_each(Condition::met);
     let pages = Pages {
+        liveness,
         readiness,
         registry: registry.clone(),
         config: config.understood.clone(),
@@ -117,12 +127,15 @@ async fn carry(
     let door = Door::open(&config.admin, pages).map_err(|why| Error::Start(anyhow!("{why}")))?;
 
     let worker = (config.clone(), registry.clone());
-    let crew = Crew::start(config.workers, move |seat| work(seat, &worker.0, &worker.1));
+    let crew = Crew::start(config.workers, say_deaf(hearing), move |seat| {
+        work(seat, &worker.0, &worker.1)
+    });
     let mut crew = crew.context("worker threads cannot be made").map_err(Error::Start)?;
     crew.listening().await.map_err(Error::Start)?;
     opens.store(Some(Arc::new(crew.opens())));
     show_endpoints(&registry, crew.opens());
     listening.met();
+    tokio::spawn(watch::watch(crew.opens(), turning));
     if config.outbound_default.is_some() || config.inbound_default.is_some() {
         // Whoever says where unredirected connections lead does without rules.
         redirected.met();
@@ -137,17 +150,31 @@ async fn carry(
 
     let cut = until_the_end(Shutdown::new(config.shutdown), &mut crew, asked, &staying).await?;
     record(&registry, cut);
-    if cut == Cut::default() {
-        info!("the proxy ends; nothing was cut");
-    } else {
-        warn!(
-            rpcs = cut.rpcs,
-            connections = cut.connections,
-            "the proxy ends; what was still open was cut"
-        );
+    let Cut { rpcs, connections } = cut;
+    // Nobody scrapes what is counted now: these lines are where it is seen.
+    match crew.running() {
+        0 if cut == Cut::default() => info!("the proxy ends; nothing was cut"),
+        0 => warn!(rpcs, connections, "the proxy ends; what was still open was cut"),
+        workers => error!(
+            rpcs,
+            connections,
+            workers,
+            "the proxy ends; what was still open was cut, and what these workers had open was not counted"
+        ),
     }
     door.close().await;
     Ok(())
+}
+
+/// Not ready from the first listener on that fails: connections go to those of other workers, while there are any, and
+/// are refused then. What runs goes on.
+fn say_deaf(hearing: Condition) -> impl Fn(usize, String) + Send + Sync {
+    let failed = Mutex::new(Vec::new());
+    move |worker, why| {
+        let mut failed = failed.lock();
+        failed.push(format!("worker-{worker}: {why}"));
+        hearing.unmet(failed.join("; "));
+    }
 }
 
 /// What the workers know of endpoints, added up by service and state at every scrape.

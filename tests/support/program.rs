@@ -2,6 +2,7 @@
 
 use std::{
     fs::{self, File},
+    net::Shutdown,
     path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Stdio},
     time::Duration,
@@ -9,9 +10,16 @@ use std::{
 
 use anyhow::{Context, Result, bail};
 use nix::{
-    sys::signal::{Signal, kill},
+    sys::{
+        ptrace,
+        signal::{Signal, kill},
+        wait::{WaitPidFlag, WaitStatus, waitpid},
+    },
     unistd::Pid,
 };
+
+use rustix::process::{PidfdFlags, PidfdGetfdFlags, pidfd_getfd, pidfd_open};
+use socket2::Socket;
 
 use crate::wait_until;
 
@@ -24,11 +32,12 @@ pub struct Program {
 }
 
 impl Program {
-    pub(crate) fn start(name: &str, mut command: Command, log: PathBuf) -> Result<Program> {
+    pub(crate) fn start(name: &str, mut command: Command, log: PathBuf, errors: Option<Stdio>) -> Result<Program> {
         let output = File::create(&log).with_context(|| format!("cannot write {}", log.display()))?;
+        let errors = errors.map_or_else(|| output.try_clone().map(Stdio::from), Ok)?;
         let child = command
             .stdin(Stdio::null())
-            .stderr(output.try_clone()?)
+            .stderr(errors)
             .stdout(output)
             .spawn()
             .with_context(|| format!("cannot start {name}"))?;
@@ -86,6 +95,50 @@ impl Program {
         self.signal(Signal::SIGCONT)
     }
 
+    /// Stops one thread of it, by the thread's name, while the others go on; until what is returned drops. That must be
+    /// on the thread that called this.
+    pub fn hang_thread(&self, name: &str) -> Result<Hanging> {
+        let named = |task: &PathBuf| fs::read_to_string(task.join("comm")).is_ok_and(|comm| comm.trim_end() == name);
+        let tasks = fs::read_dir(format!("/proc/{}/task", self.pid()))?;
+        let mut tasks = tasks.flatten().map(|task| task.path());
+        let task = tasks
+            .find(named)
+            .with_context(|| format!("{} has no thread {name}", self.name))?;
+        let id = task
+            .file_name()
+            .and_then(|id| id.to_str())
+            .context("a thread has a number")?;
+        let thread = Pid::from_raw(id.parse()?);
+        // A debugger's stop: SIGSTOP would stop every thread.
+        ptrace::seize(thread, ptrace::Options::empty()).with_context(|| format!("cannot trace {name}"))?;
+        ptrace::interrupt(thread)?;
+        match waitpid(thread, Some(WaitPidFlag::__WALL))? {
+            WaitStatus::PtraceEvent(..) | WaitStatus::Stopped(..) => Ok(Hanging(thread)),
+            other => bail!("{name} did not stop: {other:?}"),
+        }
+    }
+
+    /// Shuts down every socket by which it listens on a port, behind its back; returns how many there were.
+    pub fn shut_listeners(&self, port: u16) -> Result<usize> {
+        let process = rustix::process::Pid::from_raw(self.pid().as_raw()).context("it has a number")?;
+        let process = pidfd_open(process, PidfdFlags::empty())?;
+        let mut shut = 0;
+        for entry in fs::read_dir(format!("/proc/{}/fd", self.pid()))?.flatten() {
+            let number = entry.file_name().to_string_lossy().parse()?;
+            // Some are closed meanwhile.
+            let Ok(copy) = pidfd_getfd(&process, number, PidfdGetfdFlags::empty()) else {
+                continue;
+            };
+            let socket = Socket::from(copy);
+            let at = socket.local_addr().ok().and_then(|at| at.as_socket());
+            if socket.is_listener().unwrap_or(false) && at.is_some_and(|at| at.port() == port) {
+                socket.shutdown(Shutdown::Both)?;
+                shut += 1;
+            }
+        }
+        Ok(shut)
+    }
+
     /// Ends it with SIGKILL, as a crash would.
     pub fn kill(&mut self) -> Result<()> {
         self.child
@@ -130,6 +183,19 @@ impl Program {
                 self.output()
             ),
             None => waited.with_context(|| format!("its output:\n{}", self.output())),
+        }
+    }
+}
+
+/// A thread that hangs; it goes on when this drops.
+#[derive(Debug)]
+pub struct Hanging(Pid);
+
+impl Drop for Hanging {
+    fn drop(&mut self) {
+        if ptrace::detach(self.0, None).is_err() {
+            // It was killed meanwhile, and its process cannot end before somebody has seen that.
+            let _ = waitpid(self.0, Some(WaitPidFlag::__WALL));
         }
     }
 }

@@ -92,6 +92,8 @@ pub struct Orders {
     pub open: Arc<Open>,
     /// Called once its listeners are open.
     pub listening: Box<dyn FnOnce()>,
+    /// Called with a sentence when one of them fails later: nobody is taken in there any more.
+    pub deaf: Box<dyn Fn(String)>,
 }
 
 /// What is open, told once a turn.
@@ -101,7 +103,9 @@ pub struct Open {
     pub inbound: AtomicU64,
     /// Connections from the application, tunnels too.
     pub outbound: AtomicU64,
-    /// The endpoints of its services, as they were at most half a second ago.
+    /// Turns so far. While the worker lives, there is one a second at least.
+    pub turns: AtomicU64,
+    /// The endpoints of its services, as they were at most half a second ago, or a second while nothing is open.
     pub endpoints: Mutex<Vec<EndpointView>>,
 }
 
@@ -188,7 +192,7 @@ async fn serve(parts: Parts, orders: Orders) -> anyhow::Result<Cut> {
         inbound: CancellationToken::new(),
         cut: CancellationToken::new(),
     };
-    let tunnels = Door::open_all(&parts, &inbox, &recorder, &stop)?;
+    let tunnels = Door::open_all(&parts, &inbox, &recorder, &stop, orders.deaf.into())?;
     (orders.listening)();
     tokio::task::spawn_local(pass_on(orders.commands, inbox.clone()));
     let epoch = Instant::now();
@@ -298,10 +302,13 @@ impl Loop {
             return Poll::Ready(());
         }
         let late = self.worker.wires.late.front().map(|reset| reset.due);
-        let look = (!self.worker.wires.slots.is_empty()).then_some(next_look);
-        let Some(at) = [look, self.worker.timers.next(), late].into_iter().flatten().min() else {
-            return Poll::Pending;
+        let look = match self.worker.wires.slots.is_empty() {
+            // Whoever has nothing to do turns all the same: else it looks like one that hangs (`app/watch.rs`).
+            true => self.worker.now + upkeep::TURN_EVERY,
+            false => next_look,
         };
+        let due = [self.worker.timers.next(), late].into_iter().flatten();
+        let at = due.fold(look, Instant::min);
         if self.alarm.deadline().into_std() != at {
             self.alarm.as_mut().reset(at.into());
         }
@@ -350,6 +357,7 @@ impl Loop {
     }
 
     fn tell_what_is_open(&self) {
+        self.open.turns.store(self.worker.turns, Relaxed);
         let counts = &self.worker.counts;
         counts.memory_held.set(self.worker.wires.shared.budget.used() as i64);
         self.open

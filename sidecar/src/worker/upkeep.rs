@@ -12,6 +12,8 @@ use crate::http2::{Connection, Reason};
 
 /// How often all wires are looked at.
 pub(super) const LOOK_EVERY: Duration = Duration::from_millis(500);
+/// How seldom a worker turns that has nothing to do.
+pub(super) const TURN_EVERY: Duration = Duration::from_secs(1);
 /// A server's silence, while calls wait on it, after which it is asked whether it lives.
 const ASK_AFTER: Duration = Duration::from_millis(1_500);
 /// How long a server's connection may take to hand on to its application what it has read.
@@ -92,7 +94,9 @@ impl Worker {
             // New calls are refused meanwhile: those that have stalled for long make room for them.
             self.relieve(budget.limit() / 8 * 7, STALLED_LONG);
         }
-        self.services.forget_idle(self.now);
+        for addr in self.services.forget_idle(self.now) {
+            self.retire(addr);
+        }
     }
 
     /// Why a wire's time is over, if it is.

@@ -7,10 +7,13 @@
 //!   question (a name and a record type) is asked by its own TTL, so neither family waits for the other or hides it.
 //! - What was known stays known through NXDOMAIN, SERVFAIL and silence: the answer is then [`State::Stale`] and says
 //!   why, and the question is asked again with growing pauses.
-//! - However many ask, a question leaves for a name server at most once per [`Settings::ask_interval`].
+//! - However many ask, a question leaves for a name server at most once per [`Settings::ask_interval`]; but once more, by
+//!   TCP, if the answer was truncated, and without EDNS if the server refused it.
 //! - `resolv.conf` is read again when it changes. Its `search` and `ndots` mean what they mean to an application; the
-//!   candidate that answered is remembered, so they multiply the first look-up and not every one. `/etc/hosts` is not
-//!   read.
+//!   candidate that answered is remembered, so they multiply the first look-up and not every one.
+//! - The hosts file comes first, as with `files dns` in nsswitch.conf: for a name that is in it no name server is asked,
+//!   and its answer is always [`State::Fresh`]. It is read again when it changes, too. Where a configuration names SRV
+//!   records for a host, these come first, and the file is for their targets.
 //! - Removed addresses are remembered for a while ([`Answer::has_or_had`]), since an application that resolved the name
 //!   before may still come with one.
 //! - What the network may answer is bounded: [`Settings::max_addresses`], [`Settings::max_services`]; a truncated
@@ -19,11 +22,15 @@
 mod answer;
 mod asking;
 mod evaluate;
+mod file;
+mod hosts;
 mod question;
 mod routes;
 mod search;
+mod server;
 mod servers;
 mod settings;
+mod sockets;
 #[cfg(test)]
 mod tests;
 

@@ -16,7 +16,7 @@ use tokio::sync::watch;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::*;
-use server::{Reply, Server};
+use server::{Asked, Refusal, Reply, Server};
 
 mod server;
 
@@ -503,6 +503,66 @@ async fn a_large_set_comes_by_tcp_and_is_cut_at_the_ceiling() {
 }
 
 #[tokio::test]
+async fn a_server_that_knows_no_edns_is_asked_without_it_at_once_and_from_then_on() {
+    let some: Vec<String> = (1..=60).map(|at| format!("127.0.0.{at}")).collect();
+    for code in [ResponseCode::FormErr, ResponseCode::NotImp] {
+        for with_question in [true, false] {
+            let refusal = Refusal { code, with_question };
+            let (names, server) = start().await;
+            server.refuse_edns(refusal);
+            server.has(NAME, 0, &["127.0.0.1", "::1"]);
+            let began = Instant::now();
+            let mut answers = names.watch(Query::addresses(NAME, 1)).expect("a name");
+            let answer = until(&mut answers, |answer| answer.targets.len() == 2).await;
+            assert_eq!(answer.state, State::Fresh, "{refusal:?}");
+            assert!(
+                began.elapsed() < Duration::from_millis(250),
+                "{refusal:?}: it was taken for silent"
+            );
+            eventually(|| server.times_asked(NAME, RecordType::A) >= 5).await;
+            // A and AAAA were under way at the same time, so each may have met the refusal.
+            let first: Vec<bool> = of(&server, RecordType::A)
+                .iter()
+                .map(|asked| asked.edns)
+                .take(4)
+                .collect();
+            assert_eq!(first, [true, false, false, false], "{refusal:?}");
+            // What does not fit into 512 bytes comes by TCP.
+            server.has(
+                "some.example.",
+                30,
+                &some.iter().map(String::as_str).collect::<Vec<_>>(),
+            );
+            let mut answers = names.watch(Query::addresses("some.example.", 1)).expect("a name");
+            until(&mut answers, |answer| answer.targets.len() == 60).await;
+            assert!(
+                server.asked().iter().any(|asked| asked.tcp && !asked.edns),
+                "{refusal:?}"
+            );
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_server_that_refuses_a_question_in_either_form_is_not_taken_for_an_old_one() {
+    let (names, server) = start().await;
+    server.always(Some(Reply::Code(ResponseCode::FormErr)));
+    let mut answers = names.watch(Query::addresses(NAME, 1)).expect("a name");
+    let answer = until(&mut answers, |answer| answer.state != State::Pending).await;
+    assert!(
+        matches!(&answer.state, State::Failed { reason } if reason.contains("says Form Error")),
+        "{:?}",
+        answer.state
+    );
+    server.has(NAME, 0, &["127.0.0.1"]);
+    server.always(None);
+    until(&mut answers, |answer| answer.state == State::Fresh).await;
+    server.forget();
+    eventually(|| server.times_asked(NAME, RecordType::A) >= 3).await;
+    assert!(of(&server, RecordType::A).iter().all(|asked| asked.edns));
+}
+
+#[tokio::test]
 async fn aliases_are_followed_by_their_shortest_ttl_and_loops_end() {
     let (names, server) = start().await;
     server.has_alias("alias.example.", 0, "other.example.");
@@ -546,6 +606,111 @@ async fn an_address_that_this_pod_has_no_route_to_does_not_count() {
         answer.has_or_had(ip("fe80::1"), Instant::now()),
         "it is the name's all the same"
     );
+}
+
+#[tokio::test]
+async fn a_name_of_the_hosts_file_is_answered_at_once_and_no_name_server_is_asked() {
+    let hosts = Conf::new("127.0.0.1 localhost\n127.0.0.7 Greeter.Example greeter\n::7 greeter.example\n");
+    let resolv_conf = Conf::new("search example\noptions ndots:5\nnameserver 127.0.0.1\n");
+    let server = Server::start().await;
+    server.has(NAME, 0, &["127.0.0.1", "127.0.0.2"]);
+    server.has("greeter.example.example.", 0, &["127.0.0.3"]);
+    let names = begin(Settings {
+        servers: Some(vec![server.addr]),
+        hosts: hosts.0.clone(),
+        resolv_conf: resolv_conf.0.clone(),
+        ..quick()
+    });
+    for (host, due) in [
+        ("greeter.example", vec!["127.0.0.7", "::7"]),
+        ("GREETER.example.", vec!["127.0.0.7", "::7"]),
+        // One family in the file is all: the name servers are not asked for the other.
+        ("greeter", vec!["127.0.0.7"]),
+    ] {
+        let mut answers = names.watch(Query::addresses(host, 50051)).expect("a name");
+        let answer = until(&mut answers, |answer| answer.state != State::Pending).await;
+        let known: Vec<_> = answer
+            .targets
+            .iter()
+            .map(|target| target.addr.ip().to_string())
+            .collect();
+        assert_eq!(
+            (known, &answer.state),
+            (due.iter().map(ToString::to_string).collect(), &State::Fresh),
+            "{host}"
+        );
+        assert_eq!(answer.expires, None, "{host}: nothing is due");
+        assert!(
+            names.has_or_had(&Query::addresses(host, 50051), ip("127.0.0.7")),
+            "{host}"
+        );
+    }
+    assert_eq!(server.asked().len(), 0);
+}
+
+#[tokio::test]
+async fn a_name_goes_over_to_the_hosts_file_and_back_to_dns_as_the_file_changes() {
+    let hosts = Conf::new("127.0.0.1 localhost\n");
+    let server = Server::start().await;
+    server.has(NAME, 0, &["127.0.0.1"]);
+    let names = begin(Settings {
+        servers: Some(vec![server.addr]),
+        hosts: hosts.0.clone(),
+        ..quick()
+    });
+    let mut answers = names.watch(Query::addresses(NAME, 1)).expect("a name");
+    until(&mut answers, |answer| ips(answer) == ["127.0.0.1"]).await;
+
+    hosts.write("no line of any sense\n127.0.0.7 greeter.example\n");
+    let answer = until(&mut answers, |answer| ips(answer) == ["127.0.0.7"]).await;
+    assert_eq!(answer.state, State::Fresh);
+    assert!(
+        answer.has_or_had(ip("127.0.0.1"), Instant::now()),
+        "the name lately had it"
+    );
+    // What DNS does is nothing to it now: it is fresh while others are not.
+    server.always(Some(Reply::Code(ResponseCode::ServFail)));
+    let mut other = names.watch(Query::addresses("other.example.", 1)).expect("a name");
+    until(&mut other, |answer| matches!(answer.state, State::Failed { .. })).await;
+    server.forget();
+    eventually(|| server.times_asked("other.example.", RecordType::A) >= 4).await;
+    assert_eq!(server.times_asked(NAME, RecordType::A), 0);
+    assert_eq!(answers.borrow().state, State::Fresh);
+
+    server.always(None);
+    server.has(NAME, 0, &["127.0.0.2"]);
+    std::fs::remove_file(&hosts.0).expect("it was there");
+    let answer = until(&mut answers, |answer| ips(answer) == ["127.0.0.2"]).await;
+    assert_eq!(answer.state, State::Fresh);
+}
+
+#[tokio::test]
+async fn srv_records_come_before_the_hosts_file_which_is_for_their_targets() {
+    let hosts = Conf::new("127.0.0.9 greeter.example\n127.0.0.7 one.example\n0.0.0.0 nowhere.example\n");
+    let server = Server::start().await;
+    let srv = "_grpc._tcp.greeter.example.";
+    let records = [
+        (0, 1, 7001, "One.example."),
+        (0, 1, 7002, "two.example."),
+        (0, 1, 7003, "nowhere.example."),
+    ];
+    server.has_services(srv, 0, &records);
+    server.has("one.example.", 0, &["127.0.0.1"]);
+    server.has("two.example.", 0, &["127.0.0.2"]);
+    let names = begin(Settings {
+        servers: Some(vec![server.addr]),
+        hosts: hosts.0.clone(),
+        ..quick()
+    });
+    let query = Query {
+        host: "greeter.example".into(),
+        port: 1,
+        srv: Some(srv.into()),
+    };
+    let mut answers = names.watch(query).expect("a name");
+    let answer = until(&mut answers, |answer| answer.targets.len() == 2).await;
+    assert_eq!(addrs(&answer), ["127.0.0.2:7002", "127.0.0.7:7001"]);
+    assert_eq!(server.times_asked("one.example.", RecordType::A), 0);
 }
 
 #[tokio::test]
@@ -659,7 +824,8 @@ async fn a_watcher_is_woken_by_changes_alone() {
 fn quick() -> Settings {
     Settings {
         resolv_conf: PathBuf::from("/dev/null"),
-        resolv_conf_poll: Duration::from_millis(20),
+        hosts: PathBuf::from("/dev/null"),
+        files_poll: Duration::from_millis(20),
         timeout: Some(Duration::from_millis(300)),
         ask_interval: Duration::from_millis(50),
         ttl_floor: Duration::from_millis(50),
@@ -700,6 +866,13 @@ async fn eventually(right: impl Fn() -> bool) {
     }
 }
 
+/// The questions of one type, in order.
+fn of(server: &Server, kind: RecordType) -> Vec<Asked> {
+    let mut asked = server.asked();
+    asked.retain(|asked| asked.kind == kind);
+    asked
+}
+
 /// How long after one another a question came.
 fn gaps(server: &Server, name: &str, kind: RecordType) -> Vec<Duration> {
     let asked = server.asked();
@@ -723,14 +896,14 @@ fn ip(text: &str) -> IpAddr {
     text.parse().expect("an address")
 }
 
-/// A resolv.conf of its own, replaced as a whole as Kubernetes does.
+/// A file of the system's of its own, replaced as a whole as Kubernetes does.
 struct Conf(PathBuf);
 
 impl Conf {
     fn new(text: &str) -> Self {
         static NEXT: AtomicU32 = AtomicU32::new(0);
         let file = format!(
-            "portunus-resolv-{}-{}.conf",
+            "portunus-names-{}-{}.conf",
             std::process::id(),
             NEXT.fetch_add(1, Ordering::Relaxed)
         );
