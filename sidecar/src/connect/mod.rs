@@ -1,6 +1,7 @@
 //! Reaches an endpoint: names, dialling, and pools that grow at the stream limit; and the wires to those who ask.
 
 mod dial;
+pub mod local;
 mod pipe;
 pub mod pool;
 pub mod resolve;
