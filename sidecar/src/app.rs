@@ -73,7 +73,7 @@ pub fn run(config: Config) -> Result<(), Error> {
                 Orders {
                     commands: seat.commands,
                     open: seat.open,
-                    listening,
+                    listening: Box::new(move |_| listening()),
                     deaf,
                 },
             )

@@ -6,9 +6,11 @@
 mod counts;
 mod door;
 mod events;
+mod local;
 mod run;
 mod upkeep;
 
+pub use local::Local;
 pub use run::{Command, Cut, EndpointView, Open, Orders, Parts, run};
 
 use std::collections::VecDeque;
@@ -24,7 +26,7 @@ use tokio_util::sync::CancellationToken;
 use crate::balance::{EndpointKey, EndpointSpec, Outcome};
 use crate::call::{Call, CallKey, Deadline};
 use crate::connect::resolve::{Answer, Query, State, Target};
-use crate::connect::{self, PoolKey, Pools, Reach, Side, WireKey, Wires};
+use crate::connect::{self, PoolKey, Pools, Reach, Side, Transport, WireKey, Wires};
 use crate::exchange::{End, Exchange};
 use crate::failure::Failure;
 use crate::grpc::timeout;
@@ -73,6 +75,9 @@ pub(crate) struct Worker {
     is_serving: bool,
     draining_inbound: bool,
     draining_outbound: bool,
+    local: Local,
+    /// What local ends held when that was last counted in the budget.
+    local_used: u64,
 }
 
 impl Worker {
@@ -401,9 +406,11 @@ impl Worker {
     }
 
     /// Takes a caller's connection in, whose first bytes are HTTP/2's.
-    fn adopt(&mut self, socket: TcpStream, first: Vec<u8>, peer: SocketAddr, meant: SocketAddr, inbound: bool) {
+    fn adopt(&mut self, transport: Transport, first: Vec<u8>, peer: SocketAddr, meant: SocketAddr, inbound: bool) {
         let settings = self.parts.http2.clone();
-        let mut engine = Connection::server(settings, !inbound, self.now, &mut self.wires.shared);
+        let is_local = matches!(transport, Transport::Pipe(_));
+        let own = is_local || !inbound;
+        let mut engine = Connection::server(settings, own, self.now, &mut self.wires.shared);
         if if inbound {
             self.draining_inbound
         } else {
@@ -411,9 +418,17 @@ impl Worker {
         } {
             engine.begin_goaway();
         }
-        self.wires
-            .insert(socket, first, engine, peer, Side::Caller { inbound, meant }, self.now);
-        self.counts.of(inbound).opened_downstream();
+        self.wires.insert(
+            transport,
+            first,
+            engine,
+            peer,
+            Side::Caller { inbound, meant },
+            self.now,
+        );
+        if !is_local {
+            self.counts.of(inbound).opened_downstream();
+        }
     }
 
     /// A connection that was dialled is here, or is not.

@@ -7,5 +7,6 @@ mod credit;
 mod ends;
 mod fields;
 mod load;
+mod local;
 
 use support::relay::{bytes, raw, world};

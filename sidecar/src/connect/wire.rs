@@ -1,4 +1,6 @@
 //! A wire: an HTTP/2 connection with its socket. One read and one write a turn, and never a read that finds nothing.
+//!
+//! Instead of a socket it may have a pipe to a handle in this process (`local/`): nobody beyond this file sees a difference.
 
 use std::collections::VecDeque;
 use std::io::{self, Read as _, Write as _};
@@ -12,6 +14,7 @@ use socket2::SockRef;
 use tokio::io::Interest;
 use tokio::net::TcpStream;
 
+use super::pipe::Pipe;
 use super::pool::PoolKey;
 use crate::http2::slots::{Key, Slots};
 use crate::http2::{Connection, Reason, Shared};
@@ -44,7 +47,7 @@ pub struct Wire {
     pub took_up: TookUp,
     /// Bytes that the socket took since the beginning.
     pub flushed: u64,
-    socket: TcpStream,
+    transport: Transport,
     waker: Waker,
     first: Option<Vec<u8>>,
     /// Why nothing can be written any more, once that is so. What came before may still be read.
@@ -55,6 +58,20 @@ pub struct Wire {
     pub(crate) turn: u64,
     is_dirty: bool,
     is_finished: bool,
+}
+
+/// What carries a wire's bytes.
+pub enum Transport {
+    /// A TCP connection.
+    Socket(TcpStream),
+    /// A pipe to a handle in this process.
+    Pipe(Pipe),
+}
+
+impl From<TcpStream> for Transport {
+    fn from(socket: TcpStream) -> Transport {
+        Transport::Socket(socket)
+    }
 }
 
 /// Whom a wire serves.
@@ -89,10 +106,15 @@ pub enum Read {
 impl Wire {
     /// Whether the socket wants the worker now; it is told by the wire's waker when that changes.
     fn is_readable(&self) -> bool {
-        matches!(
-            self.socket.poll_read_ready(&mut Context::from_waker(&self.waker)),
-            Poll::Ready(_)
-        )
+        match &self.transport {
+            Transport::Socket(socket) => socket.poll_read_ready(&mut Context::from_waker(&self.waker)).is_ready(),
+            Transport::Pipe(pipe) => pipe.is_readable(&self.waker),
+        }
+    }
+
+    /// Whether the other end is a handle in this process.
+    pub fn is_local(&self) -> bool {
+        matches!(self.transport, Transport::Pipe(_))
     }
 
     /// Reads what came, once.
@@ -113,16 +135,22 @@ impl Wire {
             return Read::Nothing;
         }
         let mut got = None;
-        let result = self.socket.try_io(Interest::READABLE, || {
-            let n = (&*SockRef::from(&self.socket)).read(buffer)?;
-            got = Some(n);
-            // A short read has emptied the socket: to say so saves the read that would find nothing.
-            if n > 0 && n < buffer.len() {
+        let result = match &self.transport {
+            Transport::Socket(socket) => socket.try_io(Interest::READABLE, || {
+                let n = (&*SockRef::from(socket)).read(buffer)?;
+                got = Some(n);
+                // A short read has emptied the socket: to say so saves the read that would find nothing.
+                if n > 0 && n < buffer.len() {
+                    Err(io::ErrorKind::WouldBlock.into())
+                } else {
+                    Ok(())
+                }
+            }),
+            Transport::Pipe(pipe) => {
+                got = pipe.read(buffer);
                 Err(io::ErrorKind::WouldBlock.into())
-            } else {
-                Ok(())
             }
-        });
+        };
         match (got, result) {
             (Some(0), _) => {
                 self.is_finished = true;
@@ -158,17 +186,22 @@ impl Wire {
                 self.engine.written(whole, shared);
                 return Ok(true);
             }
-            if self
-                .socket
-                .poll_write_ready(&mut Context::from_waker(&self.waker))
-                .is_pending()
-            {
-                return Ok(false);
-            }
-            match self
-                .socket
-                .try_io(Interest::WRITABLE, || (&*SockRef::from(&self.socket)).write(output))
-            {
+            let wrote = match &self.transport {
+                Transport::Socket(socket) => {
+                    if socket
+                        .poll_write_ready(&mut Context::from_waker(&self.waker))
+                        .is_pending()
+                    {
+                        return Ok(false);
+                    }
+                    socket.try_io(Interest::WRITABLE, || (&*SockRef::from(socket)).write(output))
+                }
+                Transport::Pipe(pipe) => match pipe.write(output, &self.waker) {
+                    Poll::Ready(wrote) => wrote,
+                    Poll::Pending => return Ok(false),
+                },
+            };
+            match wrote {
                 Ok(n) => {
                     self.flushed += n as u64;
                     self.engine.written(n, shared);
@@ -288,10 +321,10 @@ impl Wires {
         self.ready.clone()
     }
 
-    /// Takes a socket in, whose first bytes may have been read already. It is ready at once.
+    /// Takes a connection in, whose first bytes may have been read already. It is ready at once.
     pub fn insert(
         &mut self,
-        socket: TcpStream,
+        transport: impl Into<Transport>,
         first: Vec<u8>,
         engine: Connection,
         peer: SocketAddr,
@@ -314,7 +347,7 @@ impl Wires {
             hasty_last: 0,
             took_up: TookUp::Unknown,
             flushed: 0,
-            socket,
+            transport: transport.into(),
             waker: waker.clone().into(),
             first: Some(first).filter(|bytes| !bytes.is_empty()),
             mute: None,
@@ -359,5 +392,94 @@ impl Wires {
         let users = wire.engine.users();
         wire.engine.release(&mut self.shared);
         Some((wire, users))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::connect::pipe::pipe;
+    use crate::http2::Settings;
+
+    /// A wire to a pipe, and the pipe's other end.
+    fn wire() -> (Wires, WireKey, Pipe) {
+        let mut wires = Wires::new(1 << 20);
+        let now = Instant::now();
+        let engine = Connection::server(Arc::new(Settings::default()), true, now, &mut wires.shared);
+        let (ours, theirs) = pipe();
+        let peer = SocketAddr::from(([0, 0, 0, 0], 0));
+        let side = Side::Caller {
+            inbound: false,
+            meant: peer,
+        };
+        let key = wires.insert(Transport::Pipe(theirs), Vec::new(), engine, peer, side, now);
+        (wires, key, ours)
+    }
+
+    fn ready(wires: &Wires) -> Vec<WireKey> {
+        let mut ready = Vec::new();
+        wires.ready().take(&mut ready);
+        ready
+    }
+
+    fn read(wires: &mut Wires, key: WireKey) -> Read {
+        let wire = wires.slots.get_mut(key).expect("it is open");
+        wire.read(&mut [0; 10], Instant::now())
+    }
+
+    fn flush(wires: &mut Wires, key: WireKey) -> io::Result<bool> {
+        let (wire, shared) = wires.touch(key).expect("it is open");
+        wire.flush(shared)
+    }
+
+    fn write(pipe: &Pipe, bytes: &[u8]) {
+        assert!(matches!(pipe.write(bytes, Waker::noop()), Poll::Ready(Ok(n)) if n == bytes.len()));
+    }
+
+    #[test]
+    fn a_wire_that_is_a_pipe_becomes_ready_when_there_is_something_to_read() {
+        let (mut wires, key, pipe) = wire();
+        assert_eq!(ready(&wires), [key], "a new one is looked at once");
+        assert!(matches!(read(&mut wires, key), Read::Nothing));
+        assert_eq!(ready(&wires), []);
+        write(&pipe, &[7; 25]);
+        assert_eq!(ready(&wires), [key]);
+        assert!(matches!(read(&mut wires, key), Read::Bytes(10, true)));
+        assert!(matches!(read(&mut wires, key), Read::Bytes(10, true)));
+        assert!(matches!(read(&mut wires, key), Read::Bytes(5, false)));
+        assert_eq!(ready(&wires), [], "there is nothing");
+        write(&pipe, b"last");
+        drop(pipe);
+        assert_eq!(ready(&wires), [key]);
+        assert!(matches!(read(&mut wires, key), Read::Bytes(4, true)));
+        assert!(matches!(read(&mut wires, key), Read::End));
+        assert!(matches!(read(&mut wires, key), Read::Nothing), "the end is told once");
+    }
+
+    #[test]
+    fn a_wire_that_is_a_full_pipe_becomes_ready_when_there_is_room() {
+        let (mut wires, key, pipe) = wire();
+        let long = "x".repeat(100 << 10);
+        let (wire, _) = wires.touch(key).expect("it is open");
+        for _ in 0..400 {
+            wire.engine.say_goaway(0, Reason::NO_ERROR, &long);
+        }
+        let all = wire.engine.output().len();
+        assert!(matches!(flush(&mut wires, key), Ok(false)));
+        let mut got = pipe.take().map_or(0, |bytes| bytes.len());
+        assert!(got < all);
+        assert!(ready(&wires).contains(&key));
+        assert!(matches!(flush(&mut wires, key), Ok(true)));
+        got += pipe.take().map_or(0, |bytes| bytes.len());
+        assert_eq!(got, all);
+        assert_eq!(wires.slots.get(key).map(|wire| wire.flushed), Some(all as u64));
+    }
+
+    #[test]
+    fn a_wire_whose_handle_is_gone_cannot_be_written() {
+        let (mut wires, key, pipe) = wire();
+        drop(pipe);
+        let error = flush(&mut wires, key).expect_err("nobody is there");
+        assert_eq!(error.kind(), io::ErrorKind::BrokenPipe);
     }
 }

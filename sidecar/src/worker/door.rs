@@ -162,7 +162,7 @@ impl Door {
         if detected.protocol == Protocol::Http2 {
             let (socket, first, peer) = (accepted.socket, detected.client_bytes, accepted.peer);
             self.inbox.send(Message::Adopt {
-                socket,
+                transport: socket.into(),
                 first,
                 peer,
                 meant,

@@ -611,7 +611,11 @@ impl Worker {
         };
         match wire.side {
             Side::Caller { inbound, .. } => {
-                self.counts.of(inbound).closed_downstream();
+                if wire.is_local() {
+                    self.count_local();
+                } else {
+                    self.counts.of(inbound).closed_downstream();
+                }
                 for user in users {
                     self.caller_left(user, Reason::CANCEL);
                 }

@@ -19,10 +19,11 @@ use tokio_util::sync::CancellationToken;
 
 use super::counts::Counts;
 use super::door::Door;
+use super::local::Local;
 use super::{READ_BYTES, Worker, upkeep};
 use crate::accept::{self, OwnPorts};
 use crate::connect::resolve::{Answer, Names, Query};
-use crate::connect::{self, PoolKey, Pools, Ready, Side, WireKey, Wires};
+use crate::connect::{self, PoolKey, Pools, Ready, Side, Transport, WireKey, Wires};
 use crate::detect::{self, Declared};
 use crate::failure::Failure;
 use crate::http2::slots::Slots;
@@ -90,8 +91,8 @@ pub struct Orders {
     pub commands: UnboundedReceiver<Command>,
     /// Where it says what it has open.
     pub open: Arc<Open>,
-    /// Called once its listeners are open.
-    pub listening: Box<dyn FnOnce()>,
+    /// Called on the worker's thread once its listeners are open. What is spawned there may make calls of its own.
+    pub listening: Box<dyn FnOnce(&Local)>,
     /// Called with a sentence when one of them fails later: nobody is taken in there any more.
     pub deaf: Box<dyn Fn(String)>,
 }
@@ -138,7 +139,7 @@ pub struct EndpointView {
 /// What others tell a worker.
 pub(super) enum Message {
     Adopt {
-        socket: TcpStream,
+        transport: Transport,
         first: Vec<u8>,
         peer: SocketAddr,
         meant: SocketAddr,
@@ -193,7 +194,8 @@ async fn serve(parts: Parts, orders: Orders) -> anyhow::Result<Cut> {
         cut: CancellationToken::new(),
     };
     let tunnels = Door::open_all(&parts, &inbox, &recorder, &stop, orders.deaf.into())?;
-    (orders.listening)();
+    let local = Local::new(inbox.clone(), parts.http2.clone(), parts.budget);
+    (orders.listening)(&local);
     tokio::task::spawn_local(pass_on(orders.commands, inbox.clone()));
     let epoch = Instant::now();
     let worker = Worker {
@@ -219,6 +221,8 @@ async fn serve(parts: Parts, orders: Orders) -> anyhow::Result<Cut> {
         is_serving: false,
         draining_inbound: false,
         draining_outbound: false,
+        local,
+        local_used: 0,
     };
     let alarm = Box::pin(tokio::time::sleep(Duration::ZERO));
     let turns = Loop {
@@ -402,12 +406,12 @@ impl Worker {
     fn hear(&mut self, message: Message) {
         match message {
             Message::Adopt {
-                socket,
+                transport,
                 first,
                 peer,
                 meant,
                 inbound,
-            } => self.adopt(socket, first, peer, meant, inbound),
+            } => self.adopt(transport, first, peer, meant, inbound),
             Message::Dialled { pool, addr, result } => self.dialled(pool, addr, result),
             Message::Resolved { service, answer } => self.resolved(service, answer),
             Message::NamesAreLate(service) => self.stop_waiting_for_names(service),

@@ -89,6 +89,7 @@ impl Worker {
             }
             self.attend(key);
         }
+        self.count_local();
         let budget = &self.wires.shared.budget;
         if budget.is_spent() {
             // New calls are refused meanwhile: those that have stalled for long make room for them.

@@ -13,7 +13,7 @@ use http::{HeaderMap, Request, Response};
 use portunus_sidecar::connect::resolve::{self, Names};
 use portunus_sidecar::detect::{self, Declared};
 use portunus_sidecar::telemetry::{Format, Registry};
-use portunus_sidecar::worker::{self, Command, Cut, Open, Orders, Parts};
+use portunus_sidecar::worker::{self, Command, Cut, Local, Open, Orders, Parts};
 use portunus_sidecar::{http2, telemetry};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_util::sync::CancellationToken;
@@ -30,6 +30,11 @@ pub struct World {
     commands: tokio::sync::mpsc::UnboundedSender<Command>,
     /// Where the worker takes calls.
     pub proxy: SocketAddr,
+    /// Where they are going.
+    pub meant: SocketAddr,
+    /// What the worker has open.
+    pub open: Arc<Open>,
+    jobs: tokio::sync::mpsc::UnboundedSender<Job>,
     /// What the server saw.
     pub server: Arc<Seen>,
     seeds: Arc<AtomicU64>,
@@ -37,6 +42,9 @@ pub struct World {
     /// What the worker counts.
     pub registry: Arc<Registry>,
 }
+
+/// Something to be done in the worker's thread.
+type Job = Box<dyn FnOnce(Local) + Send>;
 
 /// What a server saw.
 #[derive(Debug, Default)]
@@ -151,11 +159,22 @@ impl World {
         };
         let (commands, told) = tokio::sync::mpsc::unbounded_channel();
         let (listens, listening) = tokio::sync::oneshot::channel();
+        let (jobs, mut asked) = tokio::sync::mpsc::unbounded_channel::<Job>();
+        let open = Arc::new(Open::default());
+        let orders_open = open.clone();
         let worker = std::thread::spawn(move || {
-            let listening = Box::new(move || listens.send(()).expect("the test waits"));
+            let listening = Box::new(move |local: &Local| {
+                let local = local.clone();
+                tokio::task::spawn_local(async move {
+                    while let Some(job) = asked.recv().await {
+                        job(local.clone());
+                    }
+                });
+                listens.send(()).expect("the test waits");
+            });
             let orders = Orders {
                 commands: told,
-                open: Arc::new(Open::default()),
+                open: orders_open,
                 listening,
                 deaf: Box::new(|why| panic!("{why}")),
             };
@@ -166,6 +185,9 @@ impl World {
             worker: Some(worker),
             commands,
             proxy,
+            meant: server,
+            open,
+            jobs,
             server: Arc::default(),
             seeds: Arc::default(),
             stop,
@@ -203,6 +225,28 @@ impl World {
             seeds: self.seeds.clone(),
             connection: Arc::new(connection),
         }
+    }
+
+    /// Does something in the worker's thread, where calls of the process's own can be made.
+    ///
+    /// # Panics
+    /// When the job does.
+    pub async fn within<T, F>(&self, job: impl FnOnce(Local) -> F + Send + 'static) -> T
+    where
+        T: Send + 'static,
+        F: Future<Output = T> + 'static,
+    {
+        let (done, doing) = tokio::sync::oneshot::channel();
+        let job: Job = Box::new(move |local| {
+            tokio::task::spawn_local(async move { drop(done.send(job(local).await)) });
+        });
+        assert!(self.jobs.send(job).is_ok(), "the worker lives");
+        doing.await.expect("the job does not panic")
+    }
+
+    /// A number for a call's bytes that no other call has.
+    pub fn seed(&self) -> u64 {
+        seed(&self.seeds)
     }
 
     /// Tells the worker something.
@@ -319,7 +363,7 @@ impl Caller {
 
     /// A call whose request goes on.
     pub async fn begin(&mut self, mut request: Request<()>) -> Result<Begun, h2::Error> {
-        let seed = self.seeds.fetch_add(1, Relaxed) << 8 | 0xA5;
+        let seed = seed(&self.seeds);
         request.headers_mut().insert("x-seed", seed.into());
         self.sender = self.sender.clone().ready().await?;
         let (response, body) = self.sender.send_request(request, false)?;
@@ -330,6 +374,10 @@ impl Caller {
     pub fn has_ended(&self) -> bool {
         self.connection.is_finished()
     }
+}
+
+fn seed(seeds: &AtomicU64) -> u64 {
+    seeds.fetch_add(1, Relaxed) << 8 | 0xA5
 }
 
 /// A request as a gRPC client begins it. Its authority is an address: no test here asks a name server.

@@ -1,0 +1,67 @@
+//! Where calls of this process's own begin: each caller's line is a wire like any other, but not a connection.
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::sync::Arc;
+
+use super::Worker;
+use super::run::{Inbox, Message};
+use crate::connect::Transport;
+use crate::connect::local::{self, Caller, Tables};
+use crate::http2;
+
+/// At a wire's other end is nobody who has an address.
+const NOBODY: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), 0);
+
+/// What the local ends of a worker may be granted of its budget, as a divisor: credit that goes to no socket.
+const SHARE: u64 = 8;
+
+/// Opens local ends on one worker, from its own thread.
+#[derive(Clone)]
+pub struct Local {
+    inbox: Arc<Inbox>,
+    settings: Arc<http2::Settings>,
+    tables: Tables,
+}
+
+impl Local {
+    pub(super) fn new(inbox: Arc<Inbox>, settings: Arc<http2::Settings>, budget: u64) -> Local {
+        Local {
+            inbox,
+            settings,
+            tables: Tables::new(budget / SHARE),
+        }
+    }
+
+    /// A caller whose calls go where those of the application would that dialled `meant`.
+    pub fn outbound(&self, meant: SocketAddr) -> Caller {
+        self.open(false, meant)
+    }
+
+    /// A caller whose calls go to this pod's application, as those from the network would that were meant for `meant`.
+    pub fn inbound(&self, meant: SocketAddr) -> Caller {
+        self.open(true, meant)
+    }
+
+    fn open(&self, inbound: bool, meant: SocketAddr) -> Caller {
+        let (caller, pipe) = local::open(self.settings.clone(), &self.tables);
+        self.inbox.send(Message::Adopt {
+            transport: Transport::Pipe(pipe),
+            first: Vec::new(),
+            peer: NOBODY,
+            meant,
+            inbound,
+        });
+        caller
+    }
+}
+
+impl Worker {
+    /// What local ends hold counts in the worker's budget, as it was a moment ago.
+    pub(super) fn count_local(&mut self) {
+        let used = self.local.tables.used();
+        let budget = &mut self.wires.shared.budget;
+        budget.release(self.local_used);
+        budget.add(used);
+        self.local_used = used;
+    }
+}
