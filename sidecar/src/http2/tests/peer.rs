@@ -407,12 +407,17 @@ pub(crate) fn request() -> [(&'static str, &'static str); 4] {
 
 /// A header block of literals that nobody indexes (RFC 7541, 6.2.2): it leaves the tables as they are.
 pub(crate) fn block(fields: &[(&str, &str)]) -> Vec<u8> {
+    let fields: Vec<_> = fields.iter().map(|(name, value)| (*name, value.as_bytes())).collect();
+    bytes_block(&fields)
+}
+
+/// The same of values that are no text.
+pub(crate) fn bytes_block(fields: &[(&str, &[u8])]) -> Vec<u8> {
     let mut block = Vec::new();
     for (name, value) in fields {
         block.push(0);
-        for text in [name, value] {
-            string(text.as_bytes(), &mut block);
-        }
+        string(name.as_bytes(), &mut block);
+        string(value, &mut block);
     }
     block
 }
