@@ -63,6 +63,9 @@ pub(crate) struct End {
     pub(crate) now: Instant,
     /// Why the connection ended.
     pub(crate) fatal: Option<Fatal>,
+    /// Whether the owner takes back, at each GOAWAY, what was not processed; and what that was.
+    pub(crate) takes_back: bool,
+    pub(crate) unprocessed: Vec<u64>,
     decoder: Decoder,
     interner: Interner,
 }
@@ -114,6 +117,8 @@ impl End {
             shared,
             now,
             fatal: None,
+            takes_back: false,
+            unprocessed: Vec::new(),
             decoder: Decoder::new(4_096),
             interner: Interner::new(),
         }
@@ -150,6 +155,9 @@ impl End {
                 }
                 Ok(Some(event)) => {
                     let event = own(event, &mut self.conn, &self.shared);
+                    if self.takes_back && matches!(event, Seen::GoAway { .. }) {
+                        self.unprocessed.extend(self.conn.take_unprocessed(&mut self.shared));
+                    }
                     push(seen, event);
                 }
                 Err(fatal) => {
@@ -298,7 +306,7 @@ fn own(event: Event<'_>, conn: &mut Connection, shared: &Shared) -> Seen {
 }
 
 /// Pieces of DATA of one stream in a row are one.
-fn push(seen: &mut Vec<Seen>, event: Seen) {
+pub(crate) fn push(seen: &mut Vec<Seen>, event: Seen) {
     if let (
         Some(Seen::Data {
             id: before,
