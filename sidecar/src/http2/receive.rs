@@ -443,14 +443,12 @@ impl Connection {
         mut payload: &[u8],
         shared: &mut Shared,
     ) -> Result<Option<Event<'a>>, Fatal> {
+        let mut padding = 0;
         if header.has(PADDED) {
-            let Some((&padding, rest)) = payload.split_first() else {
+            let Some((&length, rest)) = payload.split_first() else {
                 return fatal(Reason::FRAME_SIZE_ERROR, "padded HEADERS without a pad length");
             };
-            let Some(left) = rest.len().checked_sub(padding as usize) else {
-                return fatal(Reason::PROTOCOL_ERROR, "more padding than the frame has bytes");
-            };
-            payload = &rest[..left];
+            (padding, payload) = (length as usize, rest);
         }
         let mut depends_on_itself = false;
         if header.has(PRIORITY_FLAG) {
@@ -460,6 +458,11 @@ impl Connection {
             depends_on_itself = dependency(priority) == header.stream;
             payload = rest;
         }
+        // What is behind the priority is what padding may take of.
+        let Some(left) = payload.len().checked_sub(padding) else {
+            return fatal(Reason::PROTOCOL_ERROR, "more padding than the frame has bytes");
+        };
+        payload = &payload[..left];
         if header.has(END_HEADERS) {
             return self.on_whole_block(header, payload, depends_on_itself, shared);
         }

@@ -193,13 +193,16 @@ pub enum Malformed {
     /// `:method`, `:scheme`, `:path` or `:status` without a value.
     #[error("a pseudo field without a value")]
     EmptyPseudo,
+    /// A pseudo field with a byte that none of its values has (RFC 9113, 8.3.1).
+    #[error("a pseudo field with a byte that it cannot have")]
+    BadPseudoByte,
     /// `te` with something other than `trailers`.
     #[error("te other than trailers")]
     Te,
 }
 
 impl Malformed {
-    pub(super) const ALL: [Malformed; 8] = [
+    pub(super) const ALL: [Malformed; 9] = [
         Malformed::EmptyName,
         Malformed::UpperCaseName,
         Malformed::BadNameByte,
@@ -207,6 +210,7 @@ impl Malformed {
         Malformed::BadValueByte,
         Malformed::ValueSpace,
         Malformed::EmptyPseudo,
+        Malformed::BadPseudoByte,
         Malformed::Te,
     ];
 
@@ -216,7 +220,11 @@ impl Malformed {
             Malformed::EmptyName | Malformed::UpperCaseName | Malformed::BadNameByte | Malformed::ConnectionField => {
                 true
             }
-            Malformed::BadValueByte | Malformed::ValueSpace | Malformed::EmptyPseudo | Malformed::Te => false,
+            Malformed::BadValueByte
+            | Malformed::ValueSpace
+            | Malformed::EmptyPseudo
+            | Malformed::BadPseudoByte
+            | Malformed::Te => false,
         }
     }
 }
@@ -290,9 +298,30 @@ fn connection_field(name: Name) -> Option<Malformed> {
 pub(super) fn value_malformed(name: Name, value: &[u8]) -> Option<Malformed> {
     match name {
         Name::Method | Name::Scheme | Name::Path | Name::Status if value.is_empty() => Some(Malformed::EmptyPseudo),
+        Name::Method | Name::Scheme | Name::Authority | Name::Path => {
+            (!is_pseudo_value(name, value)).then_some(Malformed::BadPseudoByte)
+        }
         Name::Te if value != b"trailers" => Some(Malformed::Te),
         _ => text_malformed(value),
     }
+}
+
+/// Servers end the connection over a `:method` that is no token, and a pseudo field that is not text: on a connection that
+/// many share, one caller would end the calls of all. A path may have bytes that a URI has not, since clients send them.
+fn is_pseudo_value(name: Name, value: &[u8]) -> bool {
+    match name {
+        Name::Method => value.iter().all(|byte| is_token_byte(*byte)),
+        Name::Path => {
+            value.iter().all(|&byte| byte > b' ' && byte != 0x7f)
+                && (value.is_ascii() || std::str::from_utf8(value).is_ok())
+        }
+        _ => value.iter().all(u8::is_ascii_graphic),
+    }
+}
+
+/// RFC 9110, 5.6.2.
+fn is_token_byte(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte)
 }
 
 #[inline]
@@ -308,7 +337,9 @@ fn text_malformed(value: &[u8]) -> Option<Malformed> {
 #[inline]
 pub(super) fn plain_malformed(name: Name, value: &[u8]) -> Option<Malformed> {
     match name {
-        Name::Method | Name::Scheme | Name::Path | Name::Status | Name::Te => value_malformed(name, value),
+        Name::Method | Name::Scheme | Name::Authority | Name::Path | Name::Status | Name::Te => {
+            value_malformed(name, value)
+        }
         _ => spaces_malformed(value),
     }
 }
@@ -342,9 +373,8 @@ fn name_malformed(text: &[u8]) -> Option<Malformed> {
         _ => text,
     };
     token.iter().find_map(|byte| match byte {
-        b'a'..=b'z' | b'0'..=b'9' | b'-' | b'_' | b'.' => None,
-        b'!' | b'#' | b'$' | b'%' | b'&' | b'\'' | b'*' | b'+' | b'^' | b'`' | b'|' | b'~' => None,
         b'A'..=b'Z' => Some(Malformed::UpperCaseName),
+        byte if is_token_byte(*byte) => None,
         _ => Some(Malformed::BadNameByte),
     })
 }
@@ -623,5 +653,43 @@ mod tests {
         assert_eq!(value_malformed(Name::Te, b"gzip"), Some(Malformed::Te));
         assert_eq!(value_malformed(Name::Te, b"trailers"), None);
         assert_eq!(name(b"upgrade"), Some(Malformed::ConnectionField));
+    }
+
+    #[test]
+    fn a_pseudo_field_has_fewer_bytes_to_choose_from() {
+        use Name::*;
+        for (name, value) in [
+            (Method, b"PO ST".as_slice()),
+            (Method, b"G(T"),
+            (Method, b"G\xe9T"),
+            (Scheme, b"ht tp"),
+            (Scheme, "h\u{e9}".as_bytes()),
+            (Authority, b"a b"),
+            (Authority, "b\u{fc}cher".as_bytes()),
+            (Path, b"/a b"),
+            (Path, b"/a\tb"),
+            (Path, b"/a\x7f"),
+            (Path, b"/a\x98"),
+            (Path, b" /a"),
+        ] {
+            for malformed in [value_malformed(name, value), plain_malformed(name, value)] {
+                assert_eq!(
+                    malformed,
+                    Some(Malformed::BadPseudoByte),
+                    "{name:?}: {}",
+                    value.escape_ascii()
+                );
+            }
+        }
+        for (name, value) in [
+            (Method, b"M-SEARCH".as_slice()),
+            (Scheme, b"coap+tcp"),
+            (Authority, b""),
+            (Authority, b"[::1%25eth0]:80"),
+            (Path, b"*"),
+            (Path, "/caf\u{e9}?<\"{}|".as_bytes()),
+        ] {
+            assert_eq!(value_malformed(name, value), None, "{name:?}: {}", value.escape_ascii());
+        }
     }
 }

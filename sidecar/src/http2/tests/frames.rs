@@ -290,6 +290,13 @@ fn more_padding_than_there_are_bytes_is_a_connection_error() {
         raw(kind::DATA, PADDED, 1, &[5, 0, 0, 0, 0]),
         raw(kind::HEADERS, PADDED | END_HEADERS, 3, &[1]),
         raw(kind::HEADERS, PADDED | END_HEADERS, 3, &[5, 0, 0, 0, 0]),
+        // The priority is no part of what padding may take of (6.2).
+        raw(
+            kind::HEADERS,
+            PADDED | PRIORITY_FLAG | END_HEADERS,
+            3,
+            &[3, 0, 0, 0, 1, 0],
+        ),
     ] {
         let mut server = End::server();
         server.feed(&[ask(1, false)]);

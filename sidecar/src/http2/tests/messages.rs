@@ -2,7 +2,7 @@
 
 use super::peer::*;
 use crate::http2::connection::{Head, StreamFault};
-use crate::http2::frame::Reason;
+use crate::http2::frame::{END_HEADERS, END_STREAM, Reason, kind};
 use crate::http2::hpack::Malformed;
 use crate::http2::message::Wrong;
 
@@ -136,6 +136,58 @@ fn a_malformed_request_is_refused_on_its_own_stream() {
         assert_eq!(server.said(), [rst(3, Reason::PROTOCOL_ERROR)]);
         assert_eq!(server.feed(&[data(1, b"x", true)]), [got(1, b"x", true)]);
     }
+}
+
+/// RFC 9113, 8.3.1: each of them is valid. A server may end the connection over one that is not, and others share it.
+#[test]
+fn a_pseudo_field_that_is_not_valid_is_refused_on_its_own_stream() {
+    let with = |name: &'static str, value: &'static [u8]| {
+        let list = [
+            (":method", &b"GET"[..]),
+            (":scheme", b"http"),
+            (":path", b"/"),
+            (":authority", b"a"),
+        ];
+        let list = list.map(|(other, usual)| (other, if other == name { value } else { usual }));
+        bytes_block(&list)
+    };
+    for (name, value) in [
+        (":method", &b"G\xe6T"[..]),
+        (":method", b"GE T"),
+        (":scheme", b"ht\xd5p"),
+        (":path", b"/a.\x98/C"),
+        (":path", b"/a HTTP/1.1"),
+        (":authority", b"a\xa0"),
+    ] {
+        let mut server = End::server();
+        server.feed(&[ask(1, false)]);
+        server.said();
+        assert_eq!(
+            server.feed(&[raw(kind::HEADERS, END_HEADERS | END_STREAM, 3, &with(name, value))]),
+            [refused(
+                Reason::PROTOCOL_ERROR,
+                Some(Wrong::Field(Malformed::BadPseudoByte))
+            )],
+            "{name}: {}",
+            value.escape_ascii()
+        );
+        assert_eq!(server.said(), [rst(3, Reason::PROTOCOL_ERROR)]);
+        assert_eq!(server.feed(&[data(1, b"x", true)]), [got(1, b"x", true)]);
+    }
+    // What clients send, and no URI has.
+    let path = with(":path", "/caf\u{e9}?\"".as_bytes());
+    let mut server = End::server();
+    let seen = server.feed(&[raw(kind::HEADERS, END_HEADERS | END_STREAM, 1, &path)]);
+    assert!(
+        matches!(
+            &seen[..],
+            [Seen::Headers {
+                head: Head::Request,
+                ..
+            }]
+        ),
+        "{seen:?}"
+    );
 }
 
 #[test]

@@ -63,6 +63,9 @@ pub(crate) struct End {
     pub(crate) now: Instant,
     /// Why the connection ended.
     pub(crate) fatal: Option<Fatal>,
+    /// Whether the owner takes back, at each GOAWAY, what was not processed; and what that was.
+    pub(crate) takes_back: bool,
+    pub(crate) unprocessed: Vec<u64>,
     decoder: Decoder,
     interner: Interner,
 }
@@ -114,6 +117,8 @@ impl End {
             shared,
             now,
             fatal: None,
+            takes_back: false,
+            unprocessed: Vec::new(),
             decoder: Decoder::new(4_096),
             interner: Interner::new(),
         }
@@ -150,6 +155,9 @@ impl End {
                 }
                 Ok(Some(event)) => {
                     let event = own(event, &mut self.conn, &self.shared);
+                    if self.takes_back && matches!(event, Seen::GoAway { .. }) {
+                        self.unprocessed.extend(self.conn.take_unprocessed(&mut self.shared));
+                    }
                     push(seen, event);
                 }
                 Err(fatal) => {
@@ -298,7 +306,7 @@ fn own(event: Event<'_>, conn: &mut Connection, shared: &Shared) -> Seen {
 }
 
 /// Pieces of DATA of one stream in a row are one.
-fn push(seen: &mut Vec<Seen>, event: Seen) {
+pub(crate) fn push(seen: &mut Vec<Seen>, event: Seen) {
     if let (
         Some(Seen::Data {
             id: before,
@@ -407,12 +415,17 @@ pub(crate) fn request() -> [(&'static str, &'static str); 4] {
 
 /// A header block of literals that nobody indexes (RFC 7541, 6.2.2): it leaves the tables as they are.
 pub(crate) fn block(fields: &[(&str, &str)]) -> Vec<u8> {
+    let fields: Vec<_> = fields.iter().map(|(name, value)| (*name, value.as_bytes())).collect();
+    bytes_block(&fields)
+}
+
+/// The same of values that are no text.
+pub(crate) fn bytes_block(fields: &[(&str, &[u8])]) -> Vec<u8> {
     let mut block = Vec::new();
     for (name, value) in fields {
         block.push(0);
-        for text in [name, value] {
-            string(text.as_bytes(), &mut block);
-        }
+        string(name.as_bytes(), &mut block);
+        string(value, &mut block);
     }
     block
 }
