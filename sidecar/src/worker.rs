@@ -88,10 +88,10 @@ impl Worker {
             return None;
         };
         let spare = self.spare.pop();
-        let few_calls = spare.is_some();
+        let had_spare = spare.is_some();
         let mut head = self.wires.shared.take_fields(spare.unwrap_or_default());
-        if !few_calls {
-            // Of so many calls at once most will wait for long.
+        if !had_spare {
+            // As many calls at once as never before: most of them will wait for long.
             head.shrink();
         }
         let key = self.calls.insert_with(|| Call {

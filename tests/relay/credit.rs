@@ -92,6 +92,19 @@ async fn credit_that_padding_used_comes_back_whoever_sent_it() {
 }
 
 #[tokio::test]
+async fn credit_that_padding_used_before_the_server_was_reached_comes_back() {
+    let (world, listener) = between(10_000, Setup::default()).await;
+    let mut caller = Raw::client(world.proxy, &[]).await;
+    // The whole window, in one write with the request: nobody has dialled yet.
+    let padding = frame(DATA, PADDED, 1, &[vec![249], vec![0; 249]].concat()).repeat(40);
+    let acknowledged = frame(SETTINGS, ACK, 0, &[]);
+    let request = raw::request(1, "/a.B/C", &[], false);
+    caller.send(&[acknowledged, request, padding].concat()).await;
+    let _server = Raw::accept(&listener, &[]).await;
+    granted(&mut caller, 1, 5_000).await;
+}
+
+#[tokio::test]
 async fn padding_is_taken_off_and_what_it_padded_crosses() {
     let (world, listener) = between(65_535, Setup::default()).await;
     let mut caller = Raw::client(world.proxy, &[]).await;

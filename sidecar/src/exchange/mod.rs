@@ -83,6 +83,8 @@ pub struct Exchange {
     length_promised: bool,
     request_ended: bool,
     is_head: bool,
+    /// DATA of the request came (padding, too) while there was no server whose credit could be forwarded.
+    owes_credit: bool,
     replay: Replay,
     /// Where the request began in the upstream wire's output.
     sent_at: u64,
@@ -110,6 +112,7 @@ impl Exchange {
             length_promised: false,
             request_ended,
             is_head,
+            owes_credit: false,
             replay: Replay::default(),
             sent_at: 0,
         }
@@ -140,8 +143,9 @@ impl Exchange {
             to.engine.send_trailers(stream, &mut copy, shared);
             copy.clear(&mut shared.interner);
         }
-        if !self.replay.is_empty() {
+        if self.owes_credit {
             // The caller may have used its first window up while there was nobody to forward credit for.
+            self.owes_credit = false;
             self.refill_request(wires);
         }
         true
@@ -157,7 +161,10 @@ impl Exchange {
         if matches!(self.phase, Phase::Waiting | Phase::Asked) {
             self.replay.keep(bytes, self.phase == Phase::Waiting, &mut wires.shared);
         }
-        let Some(up) = self.up else { return false };
+        let Some(up) = self.up else {
+            self.owes_credit = true;
+            return false;
+        };
         let begins = pass_on(up, bytes, end, wires);
         if !end {
             self.refill_request(wires);
@@ -246,14 +253,17 @@ impl Exchange {
             // "Not processed" would be a lie behind the beginning of an answer, and the caller might act on it.
             reason = Reason::INTERNAL_ERROR;
         }
+        let is_whole = self.phase == Phase::Answered;
+        if !is_whole {
+            self.phase = Phase::Over;
+        }
         let Some((wire, shared)) = wires.touch(self.down.wire) else {
             return;
         };
-        if self.phase == Phase::Answered {
+        if is_whole {
             wire.engine.reset_after_end(self.down.stream, reason, shared);
         } else {
             wire.engine.reset(self.down.stream, reason, shared);
-            self.phase = Phase::Over;
         }
     }
 
@@ -264,6 +274,8 @@ impl Exchange {
         let again = self.phase == Phase::Asked && self.replay.is_whole() && !self.head.is_empty();
         if again {
             self.phase = Phase::Waiting;
+            // What the first server did not grant, the next one may.
+            self.owes_credit = true;
         }
         again
     }

@@ -21,7 +21,7 @@ impl Replay {
     /// what bounds them.
     #[inline(always)]
     pub(crate) fn keep(&mut self, bytes: &[u8], must: bool, shared: &mut Shared) {
-        if self.lost {
+        if self.lost || bytes.is_empty() {
             return;
         }
         if !must && self.bytes.len() + bytes.len() > REPLAY_BYTES {

@@ -26,8 +26,9 @@ pub struct Shared {
     /// Header lists that come again and again.
     pub(crate) lists: Lists,
     /// The header list of the event that was returned last, unless it is one of those.
-    pub(crate) fields: Fields,
-    pub(crate) known: Option<ListId>,
+    fields: Fields,
+    /// Which one of those it is, then.
+    known: Option<ListId>,
     /// Memory that may be used.
     pub budget: Budget,
     pub(crate) pool: Pool,
@@ -55,19 +56,22 @@ impl Shared {
     /// The header list of the event that was returned last.
     #[inline]
     pub fn fields(&self) -> &Fields {
-        match self.known.and_then(|known| self.lists.get(known)) {
-            Some(list) => list,
-            None => &self.fields,
-        }
+        current(&self.lists, self.known, &self.fields)
+    }
+
+    /// The same, beside the interner.
+    #[inline]
+    pub(crate) fn fields_and_interner(&mut self) -> (&Fields, &mut Interner) {
+        (current(&self.lists, self.known, &self.fields), &mut self.interner)
     }
 
     /// The same, to be changed.
     fn fields_mut(&mut self) -> &mut Fields {
-        if let Some(known) = self.known.take() {
-            self.fields.clear(&mut self.interner);
-            if let Some(list) = self.lists.get(known) {
-                list.copy_to(&mut self.fields, &mut self.interner);
-            }
+        if self.known.is_some() {
+            let mut own = std::mem::take(&mut self.fields);
+            self.copy_fields(&mut own);
+            self.fields = own;
+            self.known = None;
         }
         &mut self.fields
     }
@@ -80,13 +84,19 @@ impl Shared {
 
     /// Makes `other` an equal list.
     pub fn copy_fields(&mut self, other: &mut Fields) {
-        let list = self.known.and_then(|known| self.lists.get(known));
-        list.unwrap_or(&self.fields).copy_to(other, &mut self.interner);
+        let (fields, interner) = self.fields_and_interner();
+        fields.copy_to(other, interner);
     }
 
     /// Takes that list, and leaves `empty` in its place.
     pub fn take_fields(&mut self, empty: Fields) -> Fields {
         std::mem::replace(self.fields_mut(), empty)
+    }
+
+    /// Whether the list that came last is one that comes again.
+    #[cfg(test)]
+    pub(crate) fn is_known(&self) -> bool {
+        self.known.is_some()
     }
 
     /// Gives back all that it holds of its own tables.
@@ -119,6 +129,16 @@ impl Shared {
         self.budget.release(trailers.list_size() as u64);
         trailers.clear(&mut self.interner);
     }
+}
+
+/// The list that came last.
+#[inline]
+fn current<'a>(lists: &'a Lists, known: Option<ListId>, own: &'a Fields) -> &'a Fields {
+    known.map_or(own, |known| {
+        lists
+            .get(known)
+            .expect("lists are replaced only while another block is decoded")
+    })
 }
 
 /// Which end of the connection we are.
@@ -646,7 +666,7 @@ impl Connection {
         let Some(stream) = self.streams.get(key) else { return };
         let simple = stream.is_done() && stream.held.is_empty() && !stream.is_ending() && !stream.scheduled;
         if !simple {
-            return self.finish_with_reset(key, shared);
+            return self.finish_slowly(key, shared);
         }
         let id = stream.id;
         self.streams.discard(key);
@@ -655,7 +675,7 @@ impl Connection {
     }
 
     #[cold]
-    fn finish_with_reset(&mut self, key: StreamKey, shared: &mut Shared) {
+    fn finish_slowly(&mut self, key: StreamKey, shared: &mut Shared) {
         let Some(stream) = self.streams.get(key) else { return };
         let how = match stream.reset_after {
             Some(reason) if !stream.is_done() => {

@@ -386,14 +386,7 @@ impl Connection {
     /// The block of the header list that came last.
     #[inline(always)]
     fn pass_on_block(&mut self, id: u32, end: bool, shared: &mut Shared) {
-        let Shared {
-            lists,
-            known,
-            fields,
-            interner,
-            ..
-        } = shared;
-        let fields = known.and_then(|known| lists.get(known)).unwrap_or(fields);
+        let (fields, interner) = shared.fields_and_interner();
         self.put_block(id, fields, end, interner);
     }
 

@@ -28,6 +28,12 @@ const LONGEST: usize = 54;
 const PAIRS: usize = 256;
 
 impl Coded {
+    /// Whether a code of this length is worth recognising.
+    #[inline]
+    pub(super) fn keeps(code: &[u8]) -> bool {
+        (SHORTEST..=LONGEST).contains(&code.len())
+    }
+
     /// The field whose name is that of the static table's entry, and whose value has this code.
     #[inline]
     pub(super) fn recall(&self, hash: u32, static_index: u8, code: &[u8], epoch: u32) -> Option<FieldId> {
@@ -46,10 +52,8 @@ impl Coded {
         }
     }
 
+    /// Learns it, of a code that is [kept](Coded::keeps).
     pub(super) fn learn(&mut self, hash: u32, static_index: u8, code: &[u8], epoch: u32, id: FieldId) {
-        if !(SHORTEST..=LONGEST).contains(&code.len()) {
-            return;
-        }
         if self.pairs.is_empty() {
             let nothing = Entry {
                 id: 0,

@@ -4,7 +4,8 @@ use super::{
     Error, OVERHEAD,
     entries::Entries,
     fields::{Fields, Item, Literal},
-    huffman, integer,
+    huffman::{self, Plain},
+    integer,
     intern::{FieldId, Interner},
     known::{Blocks, ListId, Lists},
     name::{self, Class, Keep, Malformed, Name},
@@ -252,6 +253,7 @@ impl Decoder {
         };
         let value = take_string(input)?;
         if form.indexing
+            && class.keep == Keep::Shared
             && class.static_index > 0
             && value.huffman
             && let Some(id) = interner.recall(class.static_index, value.coded)
@@ -282,8 +284,8 @@ impl Decoder {
         } else {
             let value = &out.text[place + name_len..];
             let malformed = name_malformed.or_else(|| match plain {
-                true => name::plain_malformed(class.name, value),
-                false => name::value_malformed(class.name, value),
+                Plain::Yes => name::plain_malformed(class.name, value),
+                Plain::Unknown => name::value_malformed(class.name, value),
             });
             let literal = Literal {
                 place: place as u32,
@@ -527,18 +529,18 @@ fn take_string<'a>(input: &mut &'a [u8]) -> Result<Coded<'a>, Error> {
 impl Coded<'_> {
     /// Appends what it stands for, and says whether that is known to have no control byte.
     #[inline]
-    fn read(&self, out: &mut Vec<u8>) -> Result<huffman::Plain, Error> {
+    fn read(&self, out: &mut Vec<u8>) -> Result<Plain, Error> {
         if self.huffman {
             huffman::decode(self.coded, out)
         } else {
             out.extend_from_slice(self.coded);
-            Ok(false)
+            Ok(Plain::Unknown)
         }
     }
 }
 
 /// Appends the next string of the block.
-fn read_string(input: &mut &[u8], out: &mut Vec<u8>) -> Result<huffman::Plain, Error> {
+fn read_string(input: &mut &[u8], out: &mut Vec<u8>) -> Result<Plain, Error> {
     take_string(input)?.read(out)
 }
 

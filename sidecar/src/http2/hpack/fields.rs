@@ -229,6 +229,7 @@ impl Fields {
     /// Takes out all fields and gives their references back.
     #[inline]
     pub fn clear(&mut self, interner: &mut Interner) {
+        self.known = None;
         // Whatever was put in has been counted.
         if self.list_size > 0 {
             self.empty(interner);

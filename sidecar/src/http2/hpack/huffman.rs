@@ -21,7 +21,13 @@ pub fn decode(src: &[u8], out: &mut Vec<u8>) -> Result<Plain, Error> {
 }
 
 /// Whether a text is known to have no control byte.
-pub type Plain = bool;
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Plain {
+    /// It has none.
+    Yes,
+    /// It may have some.
+    Unknown,
+}
 
 /// Appends `src`, coded.
 pub fn encode(src: &[u8], out: &mut Vec<u8>) {
@@ -53,7 +59,7 @@ fn decode_into(src: &[u8], out: &mut [u8]) -> Result<(usize, Plain), Error> {
     let end = src.len() * 8;
     // Bits that are decoded, and bytes that are written.
     let (mut used, mut len) = (0, 0);
-    let mut plain = true;
+    let mut plain = Plain::Yes;
     while used < end {
         // At least 57 bits: behind the end, ones, as if padding went on for ever.
         let word = word_at(src, used / 8) << (used % 8);
@@ -82,7 +88,7 @@ fn decode_into(src: &[u8], out: &mut [u8]) -> Result<(usize, Plain), Error> {
         out[len] = u8::try_from(symbol).map_err(|_| Error::HuffmanEos)?;
         len += 1;
         used += length as usize;
-        plain = false;
+        plain = Plain::Unknown;
     }
     // Ones never make a symbol, so a symbol that reaches behind the end had begun with wrong padding.
     if used == end {
@@ -248,7 +254,7 @@ mod tests {
     fn decoded(src: &[u8]) -> Result<Vec<u8>, Error> {
         let mut out = b"before".to_vec();
         let result = decode(src, &mut out);
-        if result == Ok(true) {
+        if result == Ok(Plain::Yes) {
             assert!(!out.iter().any(u8::is_ascii_control), "plain text has no control byte");
         }
         assert!(out.starts_with(b"before"));

@@ -50,8 +50,9 @@ pub struct Interner {
     live: usize,
     bytes: usize,
     seed: [u64; 2],
-    /// What codes stand for, as long as no id was given to another text: so many were, counted from one.
+    /// What codes stand for.
     coded: Coded,
+    /// Goes up when a slot is freed: what was learned of codes before counts no more.
     epoch: u32,
 }
 
@@ -279,6 +280,9 @@ impl Interner {
     /// with one reference for the caller.
     #[inline]
     pub(super) fn recall(&mut self, static_index: u8, code: &[u8]) -> Option<FieldId> {
+        if !Coded::keeps(code) {
+            return None;
+        }
         let hash = self.hash(code, usize::from(static_index));
         let id = self.coded.recall(hash, static_index, code, self.epoch)?;
         if self.slot(id).references == 0 {
@@ -293,7 +297,7 @@ impl Interner {
 
     /// Learns that this is the code of the field's value.
     pub(super) fn learn(&mut self, static_index: u8, code: &[u8], id: FieldId) {
-        if static_index > 0 {
+        if static_index > 0 && Coded::keeps(code) {
             let hash = self.hash(code, usize::from(static_index));
             self.coded.learn(hash, static_index, code, self.epoch, id);
         }
@@ -449,7 +453,10 @@ impl Interner {
 
     fn free_oldest(&mut self) {
         let id = self.idle.oldest;
-        self.epoch = self.epoch.wrapping_add(1).max(1);
+        self.epoch = self.epoch.wrapping_add(1);
+        if self.epoch == 0 {
+            (self.coded, self.epoch) = (Coded::default(), 1);
+        }
         self.idle_remove(id);
         self.unchain(id);
         let slot = &mut self.slots[id as usize];

@@ -37,6 +37,8 @@ const BLOCKS: usize = 4;
 const BLOCK_BYTES: usize = 15;
 /// How many blocks must have left a table as it was, before it is worth remembering one.
 const QUIET: u8 = 8;
+/// How many more when there is no room: whoever has many lists would else do nothing but learn and forget.
+const QUIET_WHEN_FULL: u8 = u8::MAX;
 
 impl Lists {
     /// The list of this number, if it is kept still.
@@ -50,9 +52,10 @@ impl Lists {
 
     /// The number of a list of interned fields that is equal to `fields`, which is kept from now on if it was not.
     fn keep(&mut self, fields: &Fields, interner: &mut Interner) -> Option<ListId> {
-        let ids = |fields: &Fields| fields.items.iter().map(id_of).collect::<Option<Vec<_>>>();
-        let wanted = ids(fields)?;
-        let same = |kept: &Kept| ids(&kept.fields).as_ref() == Some(&wanted);
+        if fields.items.iter().any(|item| id_of(item).is_none()) {
+            return None;
+        }
+        let same = |kept: &Kept| kept.fields.items.iter().map(id_of).eq(fields.items.iter().map(id_of));
         if let Some(place) = self.kept.iter().position(same) {
             let age = self.kept[place].age;
             let place = place as u32;
@@ -147,7 +150,12 @@ impl Blocks {
     #[inline]
     pub(super) fn is_quiet(&mut self, block: usize) -> bool {
         self.quiet = self.quiet.saturating_add(1);
-        self.quiet > QUIET && block <= BLOCK_BYTES
+        let patience = if self.all.len() < BLOCKS {
+            QUIET
+        } else {
+            QUIET_WHEN_FULL
+        };
+        self.quiet >= patience && (1..=BLOCK_BYTES).contains(&block)
     }
 
     /// Remembers that `block` is `fields`, where all of these are interned.
@@ -164,12 +172,16 @@ impl Blocks {
         let mut bytes = [0; BLOCK_BYTES];
         bytes[..block.len()].copy_from_slice(block);
         let len = block.len() as u8;
-        let block = Block { list, len, bytes };
-        if self.all.len() < BLOCKS {
-            self.all.push(block);
+        let known = Block { list, len, bytes };
+        // The list that it was may have been replaced since.
+        if let Some(same) = self.all.iter_mut().find(|known| known.bytes() == block) {
+            *same = known;
+        } else if self.all.len() < BLOCKS {
+            self.all.push(known);
         } else {
+            self.quiet = 0;
             self.last = (self.last + 1) % BLOCKS as u8;
-            self.all[usize::from(self.last)] = block;
+            self.all[usize::from(self.last)] = known;
         }
     }
 }
@@ -240,8 +252,8 @@ mod tests {
     fn blocks_are_remembered_by_a_quiet_table_alone_and_forgotten_when_it_changes() {
         let (one, two) = (ListId { place: 1, age: 1 }, ListId { place: 2, age: 1 });
         let mut blocks = Blocks::default();
-        assert!((0..QUIET).all(|_| !blocks.is_quiet(2)));
-        assert!(blocks.is_quiet(BLOCK_BYTES) && !blocks.is_quiet(BLOCK_BYTES + 1));
+        assert!((1..QUIET).all(|_| !blocks.is_quiet(2)));
+        assert!(blocks.is_quiet(BLOCK_BYTES) && !blocks.is_quiet(BLOCK_BYTES + 1) && !blocks.is_quiet(0));
         blocks.remember(&[0x88, 0xbe], one);
         blocks.remember(&[0xbf], two);
         assert_eq!(
@@ -251,10 +263,14 @@ mod tests {
         let mut out = vec![7];
         assert!(blocks.put(two, &mut out) && blocks.put(one, &mut out));
         assert_eq!((blocks.list(&[0x88]), out), (None, vec![7, 0xbf, 0x88, 0xbe]));
+        blocks.remember(&[0xbf], one);
+        assert_eq!((blocks.all.len(), blocks.list(&[0xbf])), (2, Some(one)));
         for at in 0..20 {
             blocks.remember(&[0x80 | at], one);
         }
         assert_eq!((blocks.all.len(), blocks.list(&[0xbf])), (BLOCKS, None));
+        assert!((1..QUIET_WHEN_FULL).all(|_| !blocks.is_quiet(2)));
+        assert!(blocks.is_quiet(2), "a full memory is renewed seldom");
         blocks.forget();
         assert_eq!((blocks.list(&[0x90]), blocks.is_quiet(2)), (None, false));
     }
@@ -296,7 +312,7 @@ mod tests {
 
             let (shared, decoder, encoder) = &mut self.us;
             shared.decode(&block, decoder, &ROOMY).expect("a good block");
-            self.known += usize::from(shared.known.is_some());
+            self.known += usize::from(shared.is_known());
             assert_eq!(texts(shared.fields(), &shared.interner), wanted);
             let taken = shared.take_fields(Fields::new());
             let mut passed = Vec::new();

@@ -111,7 +111,7 @@ impl Relay {
                     Some(up) => {
                         let fields = self.shared.take_fields(Fields::new());
                         self.up.send_headers(up, &fields, false, end, &mut self.shared);
-                        self.shared.fields = fields;
+                        self.shared.take_fields(fields);
                     }
                     None => self.down.reset(key, Reason::REFUSED_STREAM, &mut self.shared),
                 }
@@ -120,7 +120,7 @@ impl Relay {
                 if let Some(up) = self.pairs[user as usize].up {
                     let mut fields = self.shared.take_fields(Fields::new());
                     self.up.send_trailers(up, &mut fields, &mut self.shared);
-                    self.shared.fields = fields;
+                    self.shared.take_fields(fields);
                 }
             }
             Event::Data { user, bytes, end, .. } => {
@@ -162,7 +162,7 @@ impl Relay {
                             .send_headers(down, &fields, informational, end, &mut self.shared);
                     }
                 }
-                self.shared.fields = fields;
+                self.shared.take_fields(fields);
                 self.refill(user, Side::Up);
             }
             Event::Data { user, bytes, end, .. } => {

@@ -163,7 +163,7 @@ pub(super) struct Told {
 
 impl Told {
     pub(super) fn is_live(&self) -> bool {
-        !self.reset_by_peer && !self.reset_by_engine && !(self.ended && self.answer_ended)
+        !(self.reset_by_peer || self.reset_by_engine || self.ended && self.answer_ended)
     }
 }
 

@@ -441,7 +441,7 @@ fn has_wrong_size(scene: &Scene) -> bool {
         kind::HEADERS => len < usize::from(flag(PADDED)) + if flag(PRIORITY_FLAG) { 5 } else { 0 },
         kind::PRIORITY => len != 5,
         kind::RST_STREAM | kind::WINDOW_UPDATE => len != 4,
-        kind::SETTINGS => len % 6 != 0 || (flag(ACK) && len > 0),
+        kind::SETTINGS => !len.is_multiple_of(6) || (flag(ACK) && len > 0),
         kind::PING => len != 8,
         kind::GOAWAY => len < 8,
         _ => false,

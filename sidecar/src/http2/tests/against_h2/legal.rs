@@ -191,7 +191,7 @@ impl Shell {
                 if head == Head::Request {
                     let path = self
                         .shared
-                        .fields
+                        .fields()
                         .find(Name::Path, &self.shared.interner)
                         .expect("a path");
                     call = std::str::from_utf8(&path.value[1..])

@@ -439,7 +439,7 @@ impl Mutation {
         let id = author.pick(which, |told| told.ended || !told.is_live())?;
         let told = author.told(id).clone();
         let frame = match kind {
-            kind::DATA => data(id, b"late", which % 2 == 0),
+            kind::DATA => data(id, b"late", which.is_multiple_of(2)),
             kind::HEADERS => headers(id, &[("late", "1")], true),
             kind::RST_STREAM => rst(id, Reason::CANCEL),
             kind::WINDOW_UPDATE => window_update(id, 1),

@@ -307,7 +307,7 @@ impl Ours {
     pub(super) fn finish(&mut self) {
         let End { conn, shared, .. } = &mut self.end;
         conn.release(shared);
-        shared.fields.clear(&mut shared.interner);
+        shared.release();
         assert_eq!(shared.budget.used(), 0, "the budget is whole again");
         assert_eq!(shared.interner.live(), 0, "no field is held any more");
     }
