@@ -204,7 +204,7 @@ async fn every_byte_of_many_local_calls_arrives_in_its_own_stream() {
 async fn a_local_reader_asleep_stops_its_server_and_nobody_else_and_memory_stays_small() {
     let world = World::start().await;
     let (meant, seed, other) = (world.meant, world.seed(), world.seed());
-    const BYTES: u64 = 64 << 20;
+    const BYTES: u64 = 16 << 20;
     let (wake, asleep) = tokio::sync::oneshot::channel::<()>();
     let reading = world.within(async move |local| {
         let caller = Rc::new(local.outbound(meant));
@@ -215,7 +215,7 @@ async fn a_local_reader_asleep_stops_its_server_and_nobody_else_and_memory_stays
         // Siblings on the same line go on meanwhile.
         let sibling = caller.clone();
         spawn_local(async move {
-            for _ in 0..50 {
+            for _ in 0..20 {
                 let answer = exchange(&sibling, other, 1_000, 300_000).await.expect("answered");
                 assert_eq!(answer.bytes, 300_000);
             }
@@ -227,7 +227,7 @@ async fn a_local_reader_asleep_stops_its_server_and_nobody_else_and_memory_stays
     });
     let watching = async {
         world
-            .until("grpc_client_handled_total", &["OK"], |handled| handled == 50.0)
+            .until("grpc_client_handled_total", &["OK"], |handled| handled == 20.0)
             .await;
         // What the worker holds for it, what the line does, and credit that connections were given.
         world.until("portunus_memory_held_bytes", &[], |held| held > 0.0).await;

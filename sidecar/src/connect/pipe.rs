@@ -30,21 +30,21 @@ struct Lane {
     writer: Option<Waker>,
 }
 
-/// A new pipe.
-pub fn pipe() -> (Pipe, Pipe) {
-    let (there, back) = (Arc::<Mutex<Lane>>::default(), Arc::<Mutex<Lane>>::default());
-    let near = Pipe {
-        inward: back.clone(),
-        outward: there.clone(),
-    };
-    let far = Pipe {
-        inward: there,
-        outward: back,
-    };
-    (near, far)
-}
-
 impl Pipe {
+    /// A new pipe, of which each end is as good as the other.
+    pub fn pair() -> (Pipe, Pipe) {
+        let (there, back) = (Arc::<Mutex<Lane>>::default(), Arc::<Mutex<Lane>>::default());
+        let near = Pipe {
+            inward: back.clone(),
+            outward: there.clone(),
+        };
+        let far = Pipe {
+            inward: there,
+            outward: back,
+        };
+        (near, far)
+    }
+
     /// Whether there are bytes to read, or the end; `waker` is woken once there are.
     pub fn is_readable(&self, waker: &Waker) -> bool {
         let mut lane = self.inward.lock();
@@ -159,7 +159,7 @@ mod tests {
 
     #[test]
     fn bytes_come_out_as_they_went_in_both_ways() {
-        let (one, other) = pipe();
+        let (one, other) = Pipe::pair();
         assert_eq!(write(&one, b"there"), 5);
         assert_eq!(write(&other, b"back"), 4);
         let mut buffer = [0; 3];
@@ -173,7 +173,7 @@ mod tests {
 
     #[test]
     fn a_reader_that_found_nothing_is_woken_by_the_next_bytes() {
-        let (one, other) = pipe();
+        let (one, other) = Pipe::pair();
         let (woken, waker) = waker();
         assert!(!other.is_readable(&waker));
         write(&one, b"a");
@@ -185,7 +185,7 @@ mod tests {
 
     #[test]
     fn a_full_pipe_takes_nothing_and_its_writer_is_woken_when_there_is_room() {
-        let (one, other) = pipe();
+        let (one, other) = Pipe::pair();
         assert_eq!(write(&one, &[7; 2 * MOST]), MOST);
         let (woken, waker) = waker();
         assert!(one.write(b"more", &waker).is_pending());
@@ -197,7 +197,7 @@ mod tests {
 
     #[test]
     fn an_end_that_goes_wakes_the_other_which_reads_what_is_left_and_then_the_end() {
-        let (one, other) = pipe();
+        let (one, other) = Pipe::pair();
         let (woken, waker) = waker();
         assert!(!other.is_readable(&waker));
         write(&one, b"last");
@@ -214,7 +214,7 @@ mod tests {
 
     #[test]
     fn a_pipe_in_which_nothing_waits_has_no_memory() {
-        let (one, other) = pipe();
+        let (one, other) = Pipe::pair();
         write(&one, &[1; 5_000]);
         assert_eq!(other.read(&mut [0; 5_000]), Some(5_000));
         write(&other, &[1; 5_000]);

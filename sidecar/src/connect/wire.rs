@@ -398,7 +398,6 @@ impl Wires {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::connect::pipe::pipe;
     use crate::http2::Settings;
 
     /// A wire to a pipe, and the pipe's other end.
@@ -406,7 +405,7 @@ mod tests {
         let mut wires = Wires::new(1 << 20);
         let now = Instant::now();
         let engine = Connection::server(Arc::new(Settings::default()), true, now, &mut wires.shared);
-        let (ours, theirs) = pipe();
+        let (ours, theirs) = Pipe::pair();
         let peer = SocketAddr::from(([0, 0, 0, 0], 0));
         let side = Side::Caller {
             inbound: false,

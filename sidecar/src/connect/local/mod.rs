@@ -25,7 +25,7 @@ use std::sync::Arc;
 
 use http::Request;
 
-use super::pipe::{self, Pipe};
+use super::pipe::Pipe;
 use crate::http2::{Reason, Settings, Shared};
 use line::Handle;
 
@@ -72,7 +72,7 @@ impl Tables {
 /// # Panics
 /// Outside of a [`tokio::task::LocalSet`].
 pub fn open(settings: Arc<Settings>, tables: &Tables) -> (Caller, Pipe) {
-    let (ours, theirs) = pipe::pipe();
+    let (ours, theirs) = Pipe::pair();
     let line = Handle::new(settings, tables, ours);
     tokio::task::spawn_local(line.drive());
     (Caller { line }, theirs)
