@@ -249,7 +249,7 @@ pub struct LateReset {
 
 /// All wires of a worker, what they have in common, and which of them have something to write.
 pub struct Wires {
-    /// The wires, each in a place of its own: they are large, and as many as there are callers.
+    /// The wires, each in a place of its own: a list of things so large would leave large holes in memory as it grows.
     pub slots: Slots<Box<Wire>>,
     /// Tables and memory that the connections share.
     pub shared: Shared,

@@ -1,4 +1,5 @@
-//! Bytes that wait for a reader, in pooled chunks: memory near the bytes themselves, and given back as they leave.
+//! Bytes that wait for a reader, in pooled chunks, memory near the bytes themselves; copies in one piece; and the budget that
+//! counts both.
 
 use super::Shared;
 

@@ -1,4 +1,4 @@
-//! From a stream's identifier to its key: open addressing, since identifiers count up by two and so spread by themselves.
+//! From a stream's identifier to its key: open addressing, by a multiplied identifier.
 
 use super::slots::Key;
 use super::stream::StreamKey;

@@ -10,6 +10,9 @@
 //!                `------------------- Interner: id -> text -----------'
 //! ```
 //!
+//! A short block that comes again is the list that it was, and a list that goes out again the block that was made of it
+//! (`known.rs`): then none of the fields is looked at.
+//!
 //! What stays out of the interner: secrets (`authorization`, cookies, what a sender marked never-indexed), values that each
 //! call has for itself (`traceparent`, `grpc-timeout`), and every literal that its sender did not index.
 
