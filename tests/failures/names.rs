@@ -1,10 +1,11 @@
-//! Which endpoints a name means: SRV records, a resolv.conf that changes, and names that mean somebody else.
+//! Which endpoints a name means: SRV records, a resolv.conf and a hosts file that change, and names that mean somebody
+//! else.
 
-use std::time::Duration;
+use std::{fs, time::Duration};
 
 use anyhow::{Result, ensure};
 use support::{
-    Family, Mesh, Stack,
+    Family, Mesh, Pod, Stack,
     dns::Srv,
     peer,
     traffic::{Endpoint, NAME, PORT, Traffic, addresses, alone, now},
@@ -75,7 +76,7 @@ fn a_resolv_conf_that_changes_is_read_again() {
         let endpoints = Endpoint::several(mesh, 2, WORK)?;
         dns.set(NAME, &addresses(&endpoints), 1)?;
         let caller = mesh.pod("caller")?;
-        let good = std::fs::read_to_string(format!("/etc/netns/{}/resolv.conf", caller.namespace()))?;
+        let good = fs::read_to_string(format!("/etc/netns/{}/resolv.conf", caller.namespace()))?;
         // The sidecar alone is misled: the application dials what it was told before.
         caller.set_resolv_conf("nameserver 10.77.0.250\noptions timeout:1 attempts:1\n")?;
         let sidecar = caller.sidecar()?;
@@ -108,8 +109,8 @@ fn a_call_whose_authority_has_nothing_to_do_with_its_address_goes_where_it_was_d
         for family in Family::ALL {
             let caller = mesh.pod_of(&format!("caller-{}", family.to_string().to_lowercase()), &[family])?;
             let _sidecar = caller.sidecar()?;
-            // As an application does that has an address from elsewhere: /etc/hosts, a registry, a file.
-            hosts(&caller, &format!("{} {NAME}\n", meant.pod.address(family)?))?;
+            // As an application does that has an address from elsewhere: a registry, a hosts file of its own.
+            hosts_of_the_application(&caller, &format!("{} {NAME}\n", meant.pod.address(family)?))?;
             let mut program = peer::caller(
                 &caller,
                 Stack::Tonic,
@@ -132,10 +133,56 @@ fn a_call_whose_authority_has_nothing_to_do_with_its_address_goes_where_it_was_d
     });
 }
 
-fn hosts(pod: &support::Pod, lines: &str) -> Result<()> {
+/// Adds lines to the hosts file of programs that start from now on. Those that run keep theirs, as the containers of a
+/// pod may: a mount holds the file, not its name.
+fn hosts_of_the_application(pod: &Pod, lines: &str) -> Result<()> {
     let file = format!("/etc/netns/{}/hosts", pod.namespace());
-    let text = std::fs::read_to_string(&file)?;
-    Ok(std::fs::write(file, text + lines)?)
+    let next = format!("{file}.next");
+    fs::write(&next, fs::read_to_string(&file)? + lines)?;
+    Ok(fs::rename(next, file)?)
+}
+
+#[test]
+fn a_name_of_the_hosts_file_is_balanced_without_any_name_server() {
+    let _alone = alone();
+    support::test(|mesh| {
+        let endpoints = Endpoint::several(mesh, 3, WORK)?;
+        let (first, late) = endpoints.split_at(2);
+        let caller = mesh.pod("caller")?;
+        let lines = |endpoints: &[Endpoint]| -> String {
+            let lines = addresses(endpoints).into_iter();
+            lines
+                .map(|address| format!("{address} another.name Greeter.Test\n"))
+                .collect()
+        };
+        let file = format!("/etc/netns/{}/hosts", caller.namespace());
+        fs::write(&file, lines(first))?;
+        let sidecar = caller.sidecar()?;
+        let traffic = Traffic::start(&caller, 200, Duration::from_secs(60))?;
+        let shares = |since: f64| -> Vec<_> {
+            let calls = traffic.calls().between(since, f64::MAX);
+            endpoints.iter().map(|endpoint| calls.share(endpoint)).collect()
+        };
+        traffic.flow(Duration::from_secs(2));
+        let seen = shares(0.0);
+        ensure!(
+            seen[..2].iter().all(|share| (0.35..0.65).contains(share)) && seen[2] == 0.0,
+            "two endpoints have shares of {seen:?}"
+        );
+        // In place, as the kubelet writes it: every program of the pod sees it.
+        fs::write(&file, lines(late))?;
+        wait_until(Duration::from_secs(10), "calls go where the file says now", || {
+            shares(now() - 0.5)[2] == 1.0
+        })?;
+        let failed = traffic.calls().failed();
+        ensure!(failed.is_empty(), "calls failed:{failed}");
+        let names = sidecar.metrics()?.by_label("portunus_dns_names", "state");
+        ensure!(
+            names.get("fresh") == Some(&1.0) && names.values().sum::<f64>() == 1.0,
+            "the one name is not fresh: {names:?}"
+        );
+        Ok(())
+    });
 }
 
 #[test]
@@ -145,7 +192,7 @@ fn a_name_without_addresses_leads_where_the_application_dialled() {
         let endpoint = Endpoint::start(mesh, 1, WORK)?;
         let caller = mesh.pod("caller")?;
         let _sidecar = caller.sidecar()?;
-        hosts(&caller, &format!("{} {NAME}\n", endpoint.pod.address(Family::V4)?))?;
+        hosts_of_the_application(&caller, &format!("{} {NAME}\n", endpoint.pod.address(Family::V4)?))?;
         let mut program = peer::caller(
             &caller,
             Stack::Tonic,

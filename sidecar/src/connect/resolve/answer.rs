@@ -15,7 +15,7 @@ pub struct Answer {
     pub state: State,
     /// Grows with every change of targets or state.
     pub generation: u64,
-    /// When the next question is due; nothing for an address, which needs none.
+    /// When the next question is due; nothing for an address or a name of the hosts file, which need none.
     pub expires: Option<Instant>,
     /// Addresses that are the name's (without an end) or lately were (until then), sorted.
     pub(super) addresses: Vec<(IpAddr, Option<Instant>)>,
@@ -40,7 +40,7 @@ pub enum State {
     /// The first answer is under way.
     #[default]
     Pending,
-    /// As the name servers say.
+    /// As the name servers say, or the hosts file does.
     Fresh,
     /// As the name servers said, before they stopped answering or began to deny it.
     Stale {

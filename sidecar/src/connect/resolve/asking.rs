@@ -3,6 +3,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap, HashSet},
     net::IpAddr,
+    path::Path,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
@@ -20,6 +21,7 @@ use tokio_util::sync::CancellationToken;
 use super::{
     Answer, Query, Shared, State, Target,
     evaluate::{self, Known, Met, View},
+    hosts::{Hosts, HostsFile},
     question::{Cause, Found, Question, Record, Trouble},
     routes::Routes,
     servers::{ResolvConf, Servers},
@@ -42,6 +44,8 @@ pub(super) struct Asking {
     shared: Arc<Shared>,
     conf: ResolvConf,
     servers: Arc<Servers>,
+    hosts_file: HostsFile,
+    hosts: Hosts,
     routes: Routes,
     questions: HashMap<Question, Asked>,
     names: HashMap<u64, Watched>,
@@ -85,10 +89,18 @@ impl Asking {
             tracing::warn!(reason = fault, "no name can be resolved");
             Servers::none(&shared.settings, Some(fault))
         });
+        let hosts_file = HostsFile::read(&shared.settings.hosts);
+        let hosts = hosts_file.names().unwrap_or_else(|fault| {
+            tracing::warn!(reason = fault, "going on without a hosts file");
+            Hosts::default()
+        });
+        log_wrong_lines(&shared.settings.hosts, &[], &hosts.wrong);
         Self {
             shared,
             conf,
             servers: Arc::new(servers),
+            hosts_file,
+            hosts,
             routes: Routes::default(),
             questions: HashMap::new(),
             names: HashMap::new(),
@@ -101,7 +113,7 @@ impl Asking {
 
     /// Asks until told to stop.
     pub(super) async fn run(mut self, mut wants: mpsc::Receiver<Wanted>, stopped: CancellationToken) {
-        let mut poll = time::interval(self.shared.settings.resolv_conf_poll);
+        let mut poll = time::interval(self.shared.settings.files_poll);
         poll.set_missed_tick_behavior(time::MissedTickBehavior::Delay);
         loop {
             let now = Instant::now();
@@ -116,6 +128,7 @@ impl Asking {
                 }
                 _ = poll.tick() => {
                     self.read_resolv_conf();
+                    self.read_hosts();
                     self.sweep();
                 }
                 () = time::sleep_until(next.unwrap_or(now)), if next.is_some() => {}
@@ -213,7 +226,7 @@ impl Asking {
         let settings = &self.shared.settings;
         let questions = &self.questions;
         let known = |question: &Question| questions.get(question).map(|asked| &asked.record);
-        let mut view = View::new(&known);
+        let mut view = View::new(&self.hosts, &known);
         let met = evaluate::evaluate(
             &watched.query,
             &watched.candidates,
@@ -382,11 +395,37 @@ impl Asking {
                     .insert((asked.record.ask_from(now, settings), question.clone()));
             }
         }
+        for watched in self.names.values_mut() {
+            watched.candidates = self.servers.search.candidates(watched.query.name());
+        }
+        self.evaluate_all(now);
+    }
+
+    /// Takes a changed hosts file. A name that is no longer in it is asked for from now on.
+    fn read_hosts(&mut self) {
+        let path = &self.shared.settings.hosts;
+        let file = HostsFile::read(path);
+        if file == self.hosts_file {
+            return;
+        }
+        self.hosts_file = file;
+        match self.hosts_file.names() {
+            Ok(hosts) => {
+                tracing::info!(path = %path.display(), "took a changed hosts file");
+                log_wrong_lines(path, &self.hosts.wrong, &hosts.wrong);
+                self.hosts = hosts;
+            }
+            Err(fault) => {
+                tracing::warn!(reason = fault, "going on with the hosts file of before");
+                return;
+            }
+        }
+        self.evaluate_all(Instant::now());
+    }
+
+    fn evaluate_all(&mut self, now: Instant) {
         let ids: Vec<u64> = self.names.keys().copied().collect();
         for id in ids {
-            if let Some(watched) = self.names.get_mut(&id) {
-                watched.candidates = self.servers.search.candidates(watched.query.name());
-            }
             self.evaluate(id, now);
         }
     }
@@ -427,6 +466,19 @@ impl Asking {
             }
         }
         self.questions.retain(|_, asked| asked.under_way || !over(asked.idle));
+    }
+}
+
+/// Says which lines of a hosts file have something that is not understood: once, until others do.
+fn log_wrong_lines(path: &Path, before: &[usize], wrong: &[usize]) {
+    if !wrong.is_empty() && wrong != before {
+        let first: Vec<_> = wrong.iter().take(10).map(ToString::to_string).collect();
+        tracing::warn!(
+            path = %path.display(),
+            lines = first.join(","),
+            more = wrong.len() - first.len(),
+            "what is no address or no name in these lines of the hosts file is left out"
+        );
     }
 }
 

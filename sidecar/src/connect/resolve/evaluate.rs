@@ -12,6 +12,7 @@ use hickory_resolver::proto::rr::Name;
 
 use super::{
     Query, Settings, Target,
+    hosts::Hosts,
     question::{Cause, Data, Kind, Question, Record, Service, Trouble},
 };
 
@@ -35,15 +36,17 @@ pub(super) struct Known<T> {
     pub(super) partial: bool,
 }
 
-/// What is known of questions, and which of them were needed.
+/// What is known of questions, and which of them were needed; and the names that need none.
 pub(super) struct View<'a> {
+    hosts: &'a Hosts,
     known: &'a dyn Fn(&Question) -> Option<&'a Record>,
     pub(super) needed: Vec<Question>,
 }
 
 impl<'a> View<'a> {
-    pub(super) fn new(known: &'a dyn Fn(&Question) -> Option<&'a Record>) -> Self {
+    pub(super) fn new(hosts: &'a Hosts, known: &'a dyn Fn(&Question) -> Option<&'a Record>) -> Self {
         Self {
+            hosts,
             known,
             needed: Vec::new(),
         }
@@ -73,7 +76,13 @@ pub(super) fn evaluate(
         return found(vec![target(ip.to_canonical(), query.port, 1, 0)]);
     }
     if query.srv.is_none() {
-        return search(candidates, settled, |name| addresses(name, view)).map(|addresses| {
+        // As `files dns` of nsswitch.conf: what the file says is all there is of the name, in either family, and the
+        // search list is for name servers alone.
+        let met = match view.hosts.get(&query.host) {
+            Some(ips) => found(ips.to_vec()),
+            None => search(candidates, settled, |name| addresses(name, view)),
+        };
+        return met.map(|addresses| {
             let targets = addresses.into_iter().map(|ip| target(ip, query.port, 1, 0));
             targets.take(settings.max_addresses).collect()
         });
@@ -206,7 +215,15 @@ fn places(services: Known<Vec<Service>>, settings: &Settings, view: &mut View<'_
     let mut trouble = None;
     let mut targets = Vec::new();
     for service in &services.what {
-        match addresses(&service.target, view) {
+        let met = match view.hosts.get(&service.target.to_ascii()) {
+            Some([]) => Met::Failed(Trouble {
+                cause: Cause::Denied,
+                sentence: format!("the hosts file leads {} nowhere", service.target).into(),
+            }),
+            Some(ips) => found(ips.to_vec()),
+            None => addresses(&service.target, view),
+        };
+        match met {
             Met::Waiting => partial = true,
             Met::Failed(failed) => trouble = Some(failed),
             Met::Found(known) => {

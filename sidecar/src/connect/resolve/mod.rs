@@ -9,8 +9,10 @@
 //!   why, and the question is asked again with growing pauses.
 //! - However many ask, a question leaves for a name server at most once per [`Settings::ask_interval`].
 //! - `resolv.conf` is read again when it changes. Its `search` and `ndots` mean what they mean to an application; the
-//!   candidate that answered is remembered, so they multiply the first look-up and not every one. `/etc/hosts` is not
-//!   read.
+//!   candidate that answered is remembered, so they multiply the first look-up and not every one.
+//! - The hosts file comes first, as with `files dns` in nsswitch.conf: for a name that is in it no name server is asked,
+//!   and its answer is always [`State::Fresh`]. It is read again when it changes, too. Where a configuration names SRV
+//!   records for a host, these come first, and the file is for their targets.
 //! - Removed addresses are remembered for a while ([`Answer::has_or_had`]), since an application that resolved the name
 //!   before may still come with one.
 //! - What the network may answer is bounded: [`Settings::max_addresses`], [`Settings::max_services`]; a truncated
@@ -19,6 +21,8 @@
 mod answer;
 mod asking;
 mod evaluate;
+mod file;
+mod hosts;
 mod question;
 mod routes;
 mod search;

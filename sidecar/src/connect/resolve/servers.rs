@@ -6,10 +6,8 @@
 
 use std::{
     collections::HashSet,
-    fs::File,
     future::Future,
     hash::{BuildHasher, RandomState},
-    io::{self, Read},
     net::{IpAddr, SocketAddr},
     path::Path,
     pin::Pin,
@@ -37,7 +35,7 @@ use hickory_resolver::{
 use tokio::{task::JoinSet, time};
 
 use super::{
-    Settings,
+    Settings, file,
     question::{Cause, Data, Found, Kind, Question, Service, Trouble},
     search::Search,
 };
@@ -70,12 +68,8 @@ pub(super) struct ResolvConf(Result<Vec<u8>, String>);
 
 impl ResolvConf {
     pub(super) fn read(path: &Path) -> Self {
-        let read = || -> io::Result<Vec<u8>> {
-            let mut text = Vec::new();
-            File::open(path)?.take(MAX_RESOLV_CONF).read_to_end(&mut text)?;
-            Ok(text)
-        };
-        Self(read().map_err(|error| format!("cannot read {}: {error}", path.display())))
+        let read = file::read_at_most(path, MAX_RESOLV_CONF);
+        Self(read.map_err(|error| format!("cannot read {}: {error}", path.display())))
     }
 }
 
@@ -242,7 +236,7 @@ impl Servers {
 
     /// Addresses that something can listen on, sorted, as many as are allowed.
     fn usable(&self, mut ips: Vec<IpAddr>) -> Vec<IpAddr> {
-        ips.retain(|ip| !ip.is_unspecified() && !ip.is_multicast() && *ip != IpAddr::from([255; 4]));
+        ips.retain(can_be_listened_on);
         ips.sort_unstable();
         ips.dedup();
         if ips.len() > self.max_addresses {
@@ -297,6 +291,11 @@ impl Server {
             .map_err(|error| format!("cannot ask the name server {addr}: {error}"))?;
         Ok(Self { addr, resolver })
     }
+}
+
+/// Whether something can listen on an address: not on those that mean nobody or everybody.
+pub(super) fn can_be_listened_on(ip: &IpAddr) -> bool {
+    !ip.is_unspecified() && !ip.is_multicast() && *ip != IpAddr::from([255; 4])
 }
 
 /// The name of the question and the names that it is an alias of, with the least TTL on the way.

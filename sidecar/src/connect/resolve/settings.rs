@@ -7,8 +7,10 @@ use std::{net::SocketAddr, path::PathBuf, time::Duration};
 pub struct Settings {
     /// Where name servers, search domains and options are named; `/etc/resolv.conf`.
     pub resolv_conf: PathBuf,
-    /// How often that file is looked at; 1 s.
-    pub resolv_conf_poll: Duration,
+    /// Where names stand that no name server is asked for; `/etc/hosts`.
+    pub hosts: PathBuf,
+    /// How often these files are looked at; 1 s.
+    pub files_poll: Duration,
     /// The port of the name servers that `resolv.conf` names; 53.
     pub server_port: u16,
     /// Name servers to ask instead of those of `resolv.conf`.
@@ -46,7 +48,8 @@ impl Default for Settings {
     fn default() -> Self {
         Self {
             resolv_conf: PathBuf::from("/etc/resolv.conf"),
-            resolv_conf_poll: Duration::from_secs(1),
+            hosts: PathBuf::from("/etc/hosts"),
+            files_poll: Duration::from_secs(1),
             server_port: 53,
             servers: None,
             timeout: None,

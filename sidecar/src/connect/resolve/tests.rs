@@ -549,6 +549,111 @@ async fn an_address_that_this_pod_has_no_route_to_does_not_count() {
 }
 
 #[tokio::test]
+async fn a_name_of_the_hosts_file_is_answered_at_once_and_no_name_server_is_asked() {
+    let hosts = Conf::new("127.0.0.1 localhost\n127.0.0.7 Greeter.Example greeter\n::7 greeter.example\n");
+    let resolv_conf = Conf::new("search example\noptions ndots:5\nnameserver 127.0.0.1\n");
+    let server = Server::start().await;
+    server.has(NAME, 0, &["127.0.0.1", "127.0.0.2"]);
+    server.has("greeter.example.example.", 0, &["127.0.0.3"]);
+    let names = begin(Settings {
+        servers: Some(vec![server.addr]),
+        hosts: hosts.0.clone(),
+        resolv_conf: resolv_conf.0.clone(),
+        ..quick()
+    });
+    for (host, due) in [
+        ("greeter.example", vec!["127.0.0.7", "::7"]),
+        ("GREETER.example.", vec!["127.0.0.7", "::7"]),
+        // One family in the file is all: the name servers are not asked for the other.
+        ("greeter", vec!["127.0.0.7"]),
+    ] {
+        let mut answers = names.watch(Query::addresses(host, 50051)).expect("a name");
+        let answer = until(&mut answers, |answer| answer.state != State::Pending).await;
+        let known: Vec<_> = answer
+            .targets
+            .iter()
+            .map(|target| target.addr.ip().to_string())
+            .collect();
+        assert_eq!(
+            (known, &answer.state),
+            (due.iter().map(ToString::to_string).collect(), &State::Fresh),
+            "{host}"
+        );
+        assert_eq!(answer.expires, None, "{host}: nothing is due");
+        assert!(
+            names.has_or_had(&Query::addresses(host, 50051), ip("127.0.0.7")),
+            "{host}"
+        );
+    }
+    assert_eq!(server.asked().len(), 0);
+}
+
+#[tokio::test]
+async fn a_name_goes_over_to_the_hosts_file_and_back_to_dns_as_the_file_changes() {
+    let hosts = Conf::new("127.0.0.1 localhost\n");
+    let server = Server::start().await;
+    server.has(NAME, 0, &["127.0.0.1"]);
+    let names = begin(Settings {
+        servers: Some(vec![server.addr]),
+        hosts: hosts.0.clone(),
+        ..quick()
+    });
+    let mut answers = names.watch(Query::addresses(NAME, 1)).expect("a name");
+    until(&mut answers, |answer| ips(answer) == ["127.0.0.1"]).await;
+
+    hosts.write("no line of any sense\n127.0.0.7 greeter.example\n");
+    let answer = until(&mut answers, |answer| ips(answer) == ["127.0.0.7"]).await;
+    assert_eq!(answer.state, State::Fresh);
+    assert!(
+        answer.has_or_had(ip("127.0.0.1"), Instant::now()),
+        "the name lately had it"
+    );
+    // What DNS does is nothing to it now: it is fresh while others are not.
+    server.always(Some(Reply::Code(ResponseCode::ServFail)));
+    let mut other = names.watch(Query::addresses("other.example.", 1)).expect("a name");
+    until(&mut other, |answer| matches!(answer.state, State::Failed { .. })).await;
+    server.forget();
+    eventually(|| server.times_asked("other.example.", RecordType::A) >= 4).await;
+    assert_eq!(server.times_asked(NAME, RecordType::A), 0);
+    assert_eq!(answers.borrow().state, State::Fresh);
+
+    server.always(None);
+    server.has(NAME, 0, &["127.0.0.2"]);
+    std::fs::remove_file(&hosts.0).expect("it was there");
+    let answer = until(&mut answers, |answer| ips(answer) == ["127.0.0.2"]).await;
+    assert_eq!(answer.state, State::Fresh);
+}
+
+#[tokio::test]
+async fn srv_records_come_before_the_hosts_file_which_is_for_their_targets() {
+    let hosts = Conf::new("127.0.0.9 greeter.example\n127.0.0.7 one.example\n0.0.0.0 nowhere.example\n");
+    let server = Server::start().await;
+    let srv = "_grpc._tcp.greeter.example.";
+    let records = [
+        (0, 1, 7001, "One.example."),
+        (0, 1, 7002, "two.example."),
+        (0, 1, 7003, "nowhere.example."),
+    ];
+    server.has_services(srv, 0, &records);
+    server.has("one.example.", 0, &["127.0.0.1"]);
+    server.has("two.example.", 0, &["127.0.0.2"]);
+    let names = begin(Settings {
+        servers: Some(vec![server.addr]),
+        hosts: hosts.0.clone(),
+        ..quick()
+    });
+    let query = Query {
+        host: "greeter.example".into(),
+        port: 1,
+        srv: Some(srv.into()),
+    };
+    let mut answers = names.watch(query).expect("a name");
+    let answer = until(&mut answers, |answer| answer.targets.len() == 2).await;
+    assert_eq!(addrs(&answer), ["127.0.0.2:7002", "127.0.0.7:7001"]);
+    assert_eq!(server.times_asked("one.example.", RecordType::A), 0);
+}
+
+#[tokio::test]
 async fn an_address_needs_no_name_server() {
     let (names, server) = start().await;
     for (host, addr) in [("127.0.0.1", "127.0.0.1:7"), ("::1", "[::1]:7"), ("[::1]", "[::1]:7")] {
@@ -659,7 +764,8 @@ async fn a_watcher_is_woken_by_changes_alone() {
 fn quick() -> Settings {
     Settings {
         resolv_conf: PathBuf::from("/dev/null"),
-        resolv_conf_poll: Duration::from_millis(20),
+        hosts: PathBuf::from("/dev/null"),
+        files_poll: Duration::from_millis(20),
         timeout: Some(Duration::from_millis(300)),
         ask_interval: Duration::from_millis(50),
         ttl_floor: Duration::from_millis(50),
@@ -723,14 +829,14 @@ fn ip(text: &str) -> IpAddr {
     text.parse().expect("an address")
 }
 
-/// A resolv.conf of its own, replaced as a whole as Kubernetes does.
+/// A file of the system's of its own, replaced as a whole as Kubernetes does.
 struct Conf(PathBuf);
 
 impl Conf {
     fn new(text: &str) -> Self {
         static NEXT: AtomicU32 = AtomicU32::new(0);
         let file = format!(
-            "portunus-resolv-{}-{}.conf",
+            "portunus-names-{}-{}.conf",
             std::process::id(),
             NEXT.fetch_add(1, Ordering::Relaxed)
         );
