@@ -26,6 +26,7 @@ mod hosts;
 mod question;
 mod routes;
 mod search;
+mod server;
 mod servers;
 mod settings;
 #[cfg(test)]

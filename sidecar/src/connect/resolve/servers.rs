@@ -1,16 +1,13 @@
 //! The name servers: who they are, and asking them one question.
 //!
-//! hickory speaks DNS: the messages, the random ports and ids, truncation and the second try by TCP, chains of CNAME.
-//! Which server to ask, when to give up on it and how often to send is decided here: hickory would send a datagram
-//! every third of a second, and not ask the next server after SERVFAIL.
+//! Which server to ask, and when to give up on it, is decided here: hickory, which speaks DNS (`server.rs`), would not
+//! ask the next server after SERVFAIL.
 
 use std::{
     collections::HashSet,
-    future::Future,
     hash::{BuildHasher, RandomState},
     net::{IpAddr, SocketAddr},
     path::Path,
-    pin::Pin,
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering},
@@ -19,13 +16,9 @@ use std::{
 };
 
 use hickory_resolver::{
-    ConnectionProvider, PoolContext, Resolver,
-    config::{ConnectionConfig, NameServerConfig, ProtocolConfig, ResolveHosts, ResolverConfig, ResolverOpts},
+    config::{ResolverConfig, ResolverOpts},
     lookup::Lookup,
-    net::{
-        DnsError, NetError, runtime::TokioRuntimeProvider, tcp::TcpClientStream, udp::UdpClientStream,
-        xfer::DnsExchange,
-    },
+    net::{DnsError, NetError},
     proto::{
         op::ResponseCode,
         rr::{Name, RData, Record},
@@ -38,6 +31,7 @@ use super::{
     Settings, file,
     question::{Cause, Data, Found, Kind, Question, Service, Trouble},
     search::Search,
+    server::Server,
 };
 
 /// The name servers and the search list that hold now.
@@ -54,12 +48,6 @@ pub(super) struct Servers {
     max_services: usize,
     /// Of a set that is too large, each process keeps a part of its own, and always the same.
     part: RandomState,
-}
-
-#[derive(Clone)]
-struct Server {
-    addr: SocketAddr,
-    resolver: Resolver<Wire>,
 }
 
 /// What stands in resolv.conf, or why it could not be read.
@@ -173,8 +161,9 @@ impl Servers {
     }
 
     async fn ask_one(&self, at: usize, question: &Question) -> Result<Found, Trouble> {
-        let Server { addr, resolver } = &self.servers[at];
-        let lookup = resolver.lookup(question.name.clone(), question.kind.record_type());
+        let server = &self.servers[at];
+        let addr = server.addr;
+        let lookup = server.lookup(question);
         // hickory bounds each message; this bounds all of them, for chains of CNAME and TCP after UDP.
         let told = time::timeout(self.timeout * 2, lookup)
             .await
@@ -265,34 +254,6 @@ impl Servers {
     }
 }
 
-impl Server {
-    fn new(addr: SocketAddr, timeout: Duration, settings: &Settings) -> Result<Self, String> {
-        let mut udp = ConnectionConfig::udp();
-        let mut tcp = ConnectionConfig::tcp();
-        (udp.port, tcp.port) = (addr.port(), addr.port());
-        let server = NameServerConfig::new(addr.ip(), true, vec![udp, tcp]);
-        let config = ResolverConfig::from_parts(None, vec![], vec![server]);
-        let wire = Wire {
-            runtime: TokioRuntimeProvider::new(),
-            resend: settings.ask_interval,
-        };
-        let mut builder = Resolver::builder_with_config(config, wire);
-        let options = builder.options_mut();
-        options.timeout = timeout;
-        options.attempts = 0;
-        options.num_concurrent_reqs = 1;
-        options.max_active_requests = settings.max_in_flight.max(1);
-        options.use_hosts_file = ResolveHosts::Never;
-        // Time is kept by the questions: an answer from a cache would have lost part of its TTL.
-        options.cache_size = 0;
-        options.edns0 = true;
-        let resolver = builder
-            .build()
-            .map_err(|error| format!("cannot ask the name server {addr}: {error}"))?;
-        Ok(Self { addr, resolver })
-    }
-}
-
 /// Whether something can listen on an address: not on those that mean nobody or everybody.
 pub(super) fn can_be_listened_on(ip: &IpAddr) -> bool {
     !ip.is_unspecified() && !ip.is_multicast() && *ip != IpAddr::from([255; 4])
@@ -323,53 +284,6 @@ fn absolute(name: &Name) -> Name {
     let mut name = name.to_lowercase();
     name.set_fqdn(true);
     name
-}
-
-/// Sockets to name servers that send a datagram again no sooner than an interval later.
-#[derive(Clone)]
-struct Wire {
-    runtime: TokioRuntimeProvider,
-    resend: Duration,
-}
-
-impl ConnectionProvider for Wire {
-    type Conn = DnsExchange<TokioRuntimeProvider>;
-    type FutureConn = Pin<Box<dyn Future<Output = Result<Self::Conn, NetError>> + Send + 'static>>;
-    type RuntimeProvider = TokioRuntimeProvider;
-
-    fn new_connection(
-        &self,
-        ip: IpAddr,
-        config: &ConnectionConfig,
-        pool: &PoolContext,
-    ) -> Result<Self::FutureConn, NetError> {
-        let server = SocketAddr::new(ip, config.port);
-        let (timeout, runtime) = (pool.options.timeout, self.runtime.clone());
-        match &config.protocol {
-            ProtocolConfig::Udp => {
-                let millis = u64::try_from(self.resend.as_millis()).unwrap_or(u64::MAX);
-                let sends = timeout.as_millis() / self.resend.as_millis().max(1);
-                let exchange = UdpClientStream::builder(server, runtime)
-                    .with_timeout(Some(timeout))
-                    .with_retry_interval_floor(millis)
-                    .with_max_retries(u8::try_from(sends.max(1)).unwrap_or(u8::MAX))
-                    .exchange();
-                Ok(Box::pin(async move { Ok(exchange) }))
-            }
-            ProtocolConfig::Tcp => {
-                let most = Some(pool.options.max_active_requests);
-                Ok(Box::pin(TcpClientStream::exchange(
-                    server, None, timeout, most, runtime,
-                )))
-            }
-            #[allow(unreachable_patterns)] // other protocols are features of hickory that are off
-            _ => Err(NetError::from("only UDP and TCP are spoken here")),
-        }
-    }
-
-    fn runtime_provider(&self) -> &TokioRuntimeProvider {
-        &self.runtime
-    }
 }
 
 /// More of resolv.conf is not read.
