@@ -7,7 +7,8 @@
 //!   question (a name and a record type) is asked by its own TTL, so neither family waits for the other or hides it.
 //! - What was known stays known through NXDOMAIN, SERVFAIL and silence: the answer is then [`State::Stale`] and says
 //!   why, and the question is asked again with growing pauses.
-//! - However many ask, a question leaves for a name server at most once per [`Settings::ask_interval`].
+//! - However many ask, a question leaves for a name server at most once per [`Settings::ask_interval`]; but once more, by
+//!   TCP, if the answer was truncated, and without EDNS if the server refused it.
 //! - `resolv.conf` is read again when it changes. Its `search` and `ndots` mean what they mean to an application; the
 //!   candidate that answered is remembered, so they multiply the first look-up and not every one.
 //! - The hosts file comes first, as with `files dns` in nsswitch.conf: for a name that is in it no name server is asked,
@@ -29,6 +30,7 @@ mod search;
 mod server;
 mod servers;
 mod settings;
+mod sockets;
 #[cfg(test)]
 mod tests;
 

@@ -16,7 +16,7 @@ use tokio::sync::watch;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::*;
-use server::{Reply, Server};
+use server::{Asked, Refusal, Reply, Server};
 
 mod server;
 
@@ -503,6 +503,66 @@ async fn a_large_set_comes_by_tcp_and_is_cut_at_the_ceiling() {
 }
 
 #[tokio::test]
+async fn a_server_that_knows_no_edns_is_asked_without_it_at_once_and_from_then_on() {
+    let some: Vec<String> = (1..=60).map(|at| format!("127.0.0.{at}")).collect();
+    for code in [ResponseCode::FormErr, ResponseCode::NotImp] {
+        for with_question in [true, false] {
+            let refusal = Refusal { code, with_question };
+            let (names, server) = start().await;
+            server.refuse_edns(refusal);
+            server.has(NAME, 0, &["127.0.0.1", "::1"]);
+            let began = Instant::now();
+            let mut answers = names.watch(Query::addresses(NAME, 1)).expect("a name");
+            let answer = until(&mut answers, |answer| answer.targets.len() == 2).await;
+            assert_eq!(answer.state, State::Fresh, "{refusal:?}");
+            assert!(
+                began.elapsed() < Duration::from_millis(250),
+                "{refusal:?}: it was taken for silent"
+            );
+            eventually(|| server.times_asked(NAME, RecordType::A) >= 5).await;
+            // A and AAAA were under way at the same time, so each may have met the refusal.
+            let first: Vec<bool> = of(&server, RecordType::A)
+                .iter()
+                .map(|asked| asked.edns)
+                .take(4)
+                .collect();
+            assert_eq!(first, [true, false, false, false], "{refusal:?}");
+            // What does not fit into 512 bytes comes by TCP.
+            server.has(
+                "some.example.",
+                30,
+                &some.iter().map(String::as_str).collect::<Vec<_>>(),
+            );
+            let mut answers = names.watch(Query::addresses("some.example.", 1)).expect("a name");
+            until(&mut answers, |answer| answer.targets.len() == 60).await;
+            assert!(
+                server.asked().iter().any(|asked| asked.tcp && !asked.edns),
+                "{refusal:?}"
+            );
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_server_that_refuses_a_question_in_either_form_is_not_taken_for_an_old_one() {
+    let (names, server) = start().await;
+    server.always(Some(Reply::Code(ResponseCode::FormErr)));
+    let mut answers = names.watch(Query::addresses(NAME, 1)).expect("a name");
+    let answer = until(&mut answers, |answer| answer.state != State::Pending).await;
+    assert!(
+        matches!(&answer.state, State::Failed { reason } if reason.contains("says Form Error")),
+        "{:?}",
+        answer.state
+    );
+    server.has(NAME, 0, &["127.0.0.1"]);
+    server.always(None);
+    until(&mut answers, |answer| answer.state == State::Fresh).await;
+    server.forget();
+    eventually(|| server.times_asked(NAME, RecordType::A) >= 3).await;
+    assert!(of(&server, RecordType::A).iter().all(|asked| asked.edns));
+}
+
+#[tokio::test]
 async fn aliases_are_followed_by_their_shortest_ttl_and_loops_end() {
     let (names, server) = start().await;
     server.has_alias("alias.example.", 0, "other.example.");
@@ -804,6 +864,13 @@ async fn eventually(right: impl Fn() -> bool) {
         assert!(began.elapsed() < PATIENCE, "never came");
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
+}
+
+/// The questions of one type, in order.
+fn of(server: &Server, kind: RecordType) -> Vec<Asked> {
+    let mut asked = server.asked();
+    asked.retain(|asked| asked.kind == kind);
+    asked
 }
 
 /// How long after one another a question came.

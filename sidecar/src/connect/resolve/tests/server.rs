@@ -31,13 +31,22 @@ pub(super) enum Reply {
     Silence,
 }
 
-/// What it was asked, when, and by TCP or not.
+/// What it was asked, when, by TCP or not, and with EDNS or without.
 #[derive(Debug, Clone)]
 pub(super) struct Asked {
     pub(super) at: Instant,
     pub(super) name: String,
     pub(super) kind: RecordType,
     pub(super) tcp: bool,
+    pub(super) edns: bool,
+}
+
+/// How a server answers EDNS that does not know it.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Refusal {
+    pub(super) code: ResponseCode,
+    /// Whether the answer repeats the question.
+    pub(super) with_question: bool,
 }
 
 /// A name server on loopback. A name that it was told nothing of does not exist.
@@ -52,6 +61,8 @@ struct Script {
     replies: HashMap<(String, RecordType), Reply>,
     /// Instead of any other reply.
     always: Option<Reply>,
+    /// Before any other reply, to whoever asks with EDNS.
+    refuses_edns: Option<Refusal>,
     asked: Vec<Asked>,
 }
 
@@ -125,6 +136,11 @@ impl Server {
         self.script.lock().always = reply;
     }
 
+    /// Knows no EDNS from now on.
+    pub(super) fn refuse_edns(&self, refusal: Refusal) {
+        self.script.lock().refuses_edns = Some(refusal);
+    }
+
     pub(super) fn asked(&self) -> Vec<Asked> {
         self.script.lock().asked.clone()
     }
@@ -182,7 +198,17 @@ fn answer(question: &[u8], tcp: bool, script: &Mutex<Script>) -> Option<Vec<u8>>
         name: name.clone(),
         kind,
         tcp,
+        edns: question.edns.is_some(),
     });
+    let refusal = script.refuses_edns.filter(|_| question.edns.is_some());
+    if let Some(Refusal { code, with_question }) = refusal {
+        let mut reply = Message::response(question.metadata.id, question.metadata.op_code);
+        reply.metadata.response_code = code;
+        if with_question {
+            reply.add_query(query);
+        }
+        return Some(reply.to_vec().expect("a message of ours"));
+    }
     let told = script
         .always
         .clone()
@@ -199,7 +225,8 @@ fn answer(question: &[u8], tcp: bool, script: &Mutex<Script>) -> Option<Vec<u8>>
         }
     }
     let bytes = reply.to_vec().expect("a message of ours");
-    if tcp || bytes.len() <= 1232 {
+    let most = question.edns.as_ref().map_or(512, |_| 1232);
+    if tcp || bytes.len() <= most {
         return Some(bytes);
     }
     let mut short = Message::response(question.metadata.id, question.metadata.op_code);
