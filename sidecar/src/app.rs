@@ -7,6 +7,7 @@ mod crew;
 pub mod log;
 mod parts;
 pub mod shutdown;
+mod watch;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -21,7 +22,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{info, warn};
 
-use crate::admin::{Condition, Door, Pages, Readiness};
+use crate::admin::{Condition, Conditions, Door, Pages};
 use crate::config::Config;
 use crate::connect::resolve::{Names, State};
 use crate::redirect;
@@ -91,7 +92,7 @@ async fn carry(
     if let Some(names) = names {
         show_names(&registry, names);
     }
-    let readiness = Readiness::new();
+    let (liveness, readiness) = (Conditions::new(), Conditions::new());
     let listening = readiness.condition("workers", "the workers do not listen yet");
     let staying = readiness.condition("shutdown", "the proxy is starting");
     staying.met();
@@ -99,7 +100,10 @@ async fn carry(
     let redirected = readiness.condition("redirect", "the redirect rules were not looked for yet");
     let opens = Arc::new(ArcSwapOption::<Opens>::empty());
     let shown = opens.clone();
+    let turning = [&liveness, &readiness].map(|of| of.condition("turns", "the workers were not looked at yet"));
+    turning.iter().for_each(Condition::met);
     let pages = Pages {
+        liveness,
         readiness,
         registry: registry.clone(),
         config: config.understood.clone(),
@@ -123,6 +127,7 @@ async fn carry(
     opens.store(Some(Arc::new(crew.opens())));
     show_endpoints(&registry, crew.opens());
     listening.met();
+    tokio::spawn(watch::watch(crew.opens(), turning));
     if config.outbound_default.is_some() || config.inbound_default.is_some() {
         // Whoever says where unredirected connections lead does without rules.
         redirected.met();

@@ -1,6 +1,7 @@
 //! A sidecar begins, ends, is killed and comes back without the application's calls noticing, and says how it is.
 
 mod goaway;
+mod liveness;
 
 use std::{
     net::{Ipv4Addr, SocketAddr},

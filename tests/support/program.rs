@@ -9,7 +9,11 @@ use std::{
 
 use anyhow::{Context, Result, bail};
 use nix::{
-    sys::signal::{Signal, kill},
+    sys::{
+        ptrace,
+        signal::{Signal, kill},
+        wait::{WaitPidFlag, WaitStatus, waitpid},
+    },
     unistd::Pid,
 };
 
@@ -86,6 +90,29 @@ impl Program {
         self.signal(Signal::SIGCONT)
     }
 
+    /// Stops one thread of it, by the thread's name, while the others go on; until what is returned drops. That must be
+    /// on the thread that called this.
+    pub fn hang_thread(&self, name: &str) -> Result<Hanging> {
+        let named = |task: &PathBuf| fs::read_to_string(task.join("comm")).is_ok_and(|comm| comm.trim_end() == name);
+        let tasks = fs::read_dir(format!("/proc/{}/task", self.pid()))?;
+        let mut tasks = tasks.flatten().map(|task| task.path());
+        let task = tasks
+            .find(named)
+            .with_context(|| format!("{} has no thread {name}", self.name))?;
+        let id = task
+            .file_name()
+            .and_then(|id| id.to_str())
+            .context("a thread has a number")?;
+        let thread = Pid::from_raw(id.parse()?);
+        // A debugger's stop: SIGSTOP would stop every thread.
+        ptrace::seize(thread, ptrace::Options::empty()).with_context(|| format!("cannot trace {name}"))?;
+        ptrace::interrupt(thread)?;
+        match waitpid(thread, Some(WaitPidFlag::__WALL))? {
+            WaitStatus::PtraceEvent(..) | WaitStatus::Stopped(..) => Ok(Hanging(thread)),
+            other => bail!("{name} did not stop: {other:?}"),
+        }
+    }
+
     /// Ends it with SIGKILL, as a crash would.
     pub fn kill(&mut self) -> Result<()> {
         self.child
@@ -131,6 +158,16 @@ impl Program {
             ),
             None => waited.with_context(|| format!("its output:\n{}", self.output())),
         }
+    }
+}
+
+/// A thread that hangs; it goes on when this drops.
+#[derive(Debug)]
+pub struct Hanging(Pid);
+
+impl Drop for Hanging {
+    fn drop(&mut self) {
+        let _ = ptrace::detach(self.0, None);
     }
 }
 

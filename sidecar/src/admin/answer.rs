@@ -10,13 +10,15 @@ use http::{HeaderValue, Method, Response, StatusCode, request::Parts};
 use http_body_util::Full;
 use serde_json::Value;
 
-use super::Readiness;
+use super::Conditions;
 use crate::telemetry::{Format, Registry};
 
 /// What the pages show.
 pub struct Pages {
+    /// Whether the process is of any use, or should be started anew.
+    pub liveness: Arc<Conditions>,
     /// Whether traffic may come.
-    pub readiness: Arc<Readiness>,
+    pub readiness: Arc<Conditions>,
     /// What is counted.
     pub registry: Arc<Registry>,
     /// What the settings were understood as.
@@ -60,8 +62,8 @@ pub(super) fn answer(pages: &Pages, peer: IpAddr, request: &Parts) -> Answer {
         return refused;
     }
     match page {
-        Page::Live => text(StatusCode::OK, "live"),
-        Page::Ready => ready(&pages.readiness.missing()),
+        Page::Live => probe("live", &pages.liveness),
+        Page::Ready => probe("ready", &pages.readiness),
         Page::Metrics => metrics(&pages.registry, request),
         Page::Config => json(&pages.config),
         Page::Endpoints => json(&(pages.endpoints)()),
@@ -143,14 +145,14 @@ fn is_loopback_name(authority: &[u8]) -> bool {
     })
 }
 
-fn ready(missing: &[String]) -> Answer {
-    if missing.is_empty() {
-        return text(StatusCode::OK, "ready");
+fn probe(what: &str, conditions: &Conditions) -> Answer {
+    match &*conditions.missing() {
+        [] => text(StatusCode::OK, what),
+        missing => text(
+            StatusCode::SERVICE_UNAVAILABLE,
+            &format!("not {what}: {}", missing.join("; ")),
+        ),
     }
-    text(
-        StatusCode::SERVICE_UNAVAILABLE,
-        &format!("not ready: {}", missing.join("; ")),
-    )
 }
 
 fn metrics(registry: &Registry, request: &Parts) -> Answer {

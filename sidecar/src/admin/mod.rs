@@ -5,7 +5,7 @@
 //! Strangers can thus neither hold a probe off nor make the proxy grow.
 
 mod answer;
-mod readiness;
+mod conditions;
 
 use std::collections::VecDeque;
 use std::future::poll_fn;
@@ -28,7 +28,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
 pub use answer::Pages;
-pub use readiness::{Condition, Readiness};
+pub use conditions::{Condition, Conditions};
 
 /// How the door is built.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -11,7 +11,8 @@ use crate::telemetry::Registry;
 
 struct House {
     door: Door,
-    readiness: Arc<Readiness>,
+    liveness: Arc<Conditions>,
+    readiness: Arc<Conditions>,
     drained: Arc<AtomicUsize>,
 }
 
@@ -22,10 +23,11 @@ impl House {
 }
 
 fn house(settings: Settings) -> House {
-    let readiness = Readiness::new();
+    let (liveness, readiness) = (Conditions::new(), Conditions::new());
     let drained = Arc::new(AtomicUsize::new(0));
     let counter = drained.clone();
     let pages = Pages {
+        liveness: liveness.clone(),
         readiness: readiness.clone(),
         registry: Registry::new(&Default::default()),
         config: json!({ "settings": { "workers": 2 } }),
@@ -36,6 +38,7 @@ fn house(settings: Settings) -> House {
     };
     House {
         door: Door::open(&settings, pages).expect("the door opens"),
+        liveness,
         readiness,
         drained,
     }
@@ -87,6 +90,24 @@ async fn ready_says_what_is_missing_until_nothing_is() {
     );
     rules.met();
     assert!(get(house.at(), "/ready").await.starts_with("HTTP/1.1 200 "));
+}
+
+#[tokio::test]
+async fn live_says_what_is_wrong_and_asks_for_nothing_else() {
+    let house = house(settings());
+    let turning = house.liveness.condition("workers", "worker-1 has not turned for 12 s");
+    let answer = get(house.at(), "/live").await;
+    assert!(answer.starts_with("HTTP/1.1 503 "), "{answer}");
+    assert!(
+        answer.ends_with("\r\n\r\nnot live: worker-1 has not turned for 12 s\n"),
+        "{answer}"
+    );
+    assert!(
+        get(house.at(), "/ready").await.starts_with("HTTP/1.1 200 "),
+        "each has conditions of its own"
+    );
+    turning.met();
+    assert!(get(house.at(), "/live").await.starts_with("HTTP/1.1 200 "));
 }
 
 #[tokio::test]
@@ -236,7 +257,8 @@ async fn a_door_that_closed_takes_no_more_connections() {
 async fn an_address_that_is_taken_is_named_in_the_error() {
     let house = house(settings());
     let pages = Pages {
-        readiness: Readiness::new(),
+        liveness: Conditions::new(),
+        readiness: Conditions::new(),
         registry: Registry::new(&Default::default()),
         config: json!({}),
         endpoints: Box::new(|| json!([])),

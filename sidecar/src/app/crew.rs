@@ -48,6 +48,11 @@ enum Report {
 pub struct Opens(Vec<Arc<Open>>);
 
 impl Opens {
+    /// How often each worker has turned, in their order.
+    pub fn turns(&self) -> impl Iterator<Item = u64> {
+        self.0.iter().map(|open| open.turns.load(Relaxed))
+    }
+
     /// The endpoints that the workers know, each worker's view for itself.
     pub fn endpoints(&self) -> Vec<EndpointView> {
         self.0.iter().flat_map(|open| open.endpoints.lock().clone()).collect()

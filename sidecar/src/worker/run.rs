@@ -101,7 +101,9 @@ pub struct Open {
     pub inbound: AtomicU64,
     /// Connections from the application, tunnels too.
     pub outbound: AtomicU64,
-    /// The endpoints of its services, as they were at most half a second ago.
+    /// Turns so far. While the worker lives, there is one a second at least.
+    pub turns: AtomicU64,
+    /// The endpoints of its services, as they were at most half a second ago, or a second while nothing is open.
     pub endpoints: Mutex<Vec<EndpointView>>,
 }
 
@@ -298,10 +300,13 @@ impl Loop {
             return Poll::Ready(());
         }
         let late = self.worker.wires.late.front().map(|reset| reset.due);
-        let look = (!self.worker.wires.slots.is_empty()).then_some(next_look);
-        let Some(at) = [look, self.worker.timers.next(), late].into_iter().flatten().min() else {
-            return Poll::Pending;
+        let look = match self.worker.wires.slots.is_empty() {
+            // Whoever has nothing to do turns all the same: else it looks like one that hangs (`app/watch.rs`).
+            true => self.worker.now + upkeep::TURN_EVERY,
+            false => next_look,
         };
+        let due = [self.worker.timers.next(), late].into_iter().flatten();
+        let at = due.fold(look, Instant::min);
         if self.alarm.deadline().into_std() != at {
             self.alarm.as_mut().reset(at.into());
         }
@@ -350,6 +355,7 @@ impl Loop {
     }
 
     fn tell_what_is_open(&self) {
+        self.open.turns.store(self.worker.turns, Relaxed);
         let counts = &self.worker.counts;
         counts.memory_held.set(self.worker.wires.shared.budget.used() as i64);
         self.open

@@ -12,6 +12,8 @@ use crate::http2::{Connection, Reason};
 
 /// How often all wires are looked at.
 pub(super) const LOOK_EVERY: Duration = Duration::from_millis(500);
+/// How seldom a worker turns that has nothing to do.
+pub(super) const TURN_EVERY: Duration = Duration::from_secs(1);
 /// A server's silence, while calls wait on it, after which it is asked whether it lives.
 const ASK_AFTER: Duration = Duration::from_millis(1_500);
 /// How long a server's connection may take to hand on to its application what it has read.

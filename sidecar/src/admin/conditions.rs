@@ -1,20 +1,20 @@
-//! Whether traffic may come, and if not, what is missing: conditions, each with a sentence.
+//! Whether all is as it must be, and if not, what is missing: conditions, each with a sentence.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use parking_lot::Mutex;
 
-/// All conditions of being ready. Ready is when each is met.
+/// The conditions of something: of being ready, or of being alive. It is so when each is met.
 #[derive(Debug, Default)]
-pub struct Readiness {
+pub struct Conditions {
     /// For each condition, what is missing.
     conditions: Mutex<BTreeMap<&'static str, Option<String>>>,
 }
 
-impl Readiness {
-    /// Ready, until somebody names a condition.
-    pub fn new() -> Arc<Readiness> {
+impl Conditions {
+    /// None, so that all are met until somebody names one.
+    pub fn new() -> Arc<Conditions> {
         Arc::default()
     }
 
@@ -25,16 +25,16 @@ impl Readiness {
         condition
     }
 
-    /// What is missing; nothing when ready.
+    /// What is missing; nothing when all are met.
     pub fn missing(&self) -> Vec<String> {
         self.conditions.lock().values().flatten().cloned().collect()
     }
 }
 
-/// One condition of being ready, for whoever knows whether it is met.
+/// One condition, for whoever knows whether it is met.
 #[derive(Clone, Debug)]
 pub struct Condition {
-    of: Arc<Readiness>,
+    of: Arc<Conditions>,
     name: &'static str,
 }
 
@@ -56,7 +56,7 @@ mod tests {
 
     #[test]
     fn ready_is_when_nothing_is_missing_and_what_is_missing_is_said() {
-        let readiness = Readiness::new();
+        let readiness = Conditions::new();
         assert!(readiness.missing().is_empty());
         let rules = readiness.condition("redirect", "the redirect rules are missing");
         let workers = readiness.condition("workers", "the workers do not listen yet");

@@ -1,0 +1,91 @@
+//! Whether each worker still turns, as `/live` says it.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use support::{
+    Pod, Sidecar,
+    traffic::{Endpoint, NAME, Traffic, addresses, alone},
+    wait_until,
+};
+
+#[test]
+fn a_worker_that_hangs_is_told_by_live_and_ready_until_it_turns_again() {
+    support::test(|mesh| {
+        let pod = mesh.pod("pod")?;
+        let mut sidecar = pod.sidecar_with(&[("PORTUNUS_WORKERS", "3")])?;
+        let began = Instant::now();
+        let hanging = sidecar.hang_thread("worker-1")?;
+        wait_until(SECOND * 20, "the worker is missed", || {
+            sidecar.admin("/live").is_ok_and(|answer| answer.status == 503)
+        })?;
+        let after = began.elapsed();
+        ensure!(after > SECOND * 8, "it was taken for hanging after {after:?}");
+        let live = sidecar.admin("/live")?;
+        ensure!(
+            live.body.starts_with("not live: worker-1 has not turned for 1") && !live.body.contains("worker-0"),
+            "/live says {live:?}"
+        );
+        let ready = sidecar.admin("/ready")?;
+        ensure!(
+            ready.status == 503 && ready.body.contains("worker-1 has not turned"),
+            "/ready says {ready:?}"
+        );
+        ensure!(sidecar.admin("/metrics")?.status == 200, "the admin pages hang as well");
+        drop(hanging);
+        wait_until(SECOND * 5, "all is well again", || {
+            ["/live", "/ready"]
+                .iter()
+                .all(|page| sidecar.admin(page).is_ok_and(|answer| answer.status == 200))
+        })?;
+        let said = sidecar.output();
+        ensure!(
+            said.matches("worker-1 hangs").count() == 1 && said.contains("worker-1 turns again"),
+            "the log says:\n{said}"
+        );
+        let ended = sidecar.stop(SECOND * 10)?;
+        ensure!(ended.success(), "it ended with {ended}");
+        Ok(())
+    });
+}
+
+#[test]
+fn idle_workers_live_and_so_do_busy_ones_and_a_process_that_was_stopped_as_a_whole() {
+    let _alone = alone();
+    support::test(|mesh| {
+        let dns = mesh.dns()?;
+        let endpoints = Endpoint::several(mesh, 1, Duration::from_millis(2))?;
+        dns.set(NAME, &addresses(&endpoints), 5)?;
+        let (caller, idle, stopped) = (mesh.pod("caller")?, mesh.pod("idle")?, mesh.pod("stopped")?);
+        let workers = |pod: &Pod| pod.sidecar_with(&[("PORTUNUS_WORKERS", "2")]);
+        let sidecars = [workers(&caller)?, workers(&idle)?, workers(&stopped)?];
+        let [_, _, frozen] = &sidecars;
+        frozen.pause()?;
+        let time = SECOND * 15;
+        let traffic = Traffic::start(&caller, 1_000, time)?;
+        let began = Instant::now();
+        let mut looks = 0;
+        while began.elapsed() < SECOND * 13 {
+            is_live(&sidecars[0]).context("the busy one")?;
+            is_live(&sidecars[1]).context("the idle one")?;
+            looks += 1;
+        }
+        ensure!(looks > 100, "only {looks} looks were had");
+        frozen.resume()?;
+        let began = Instant::now();
+        while began.elapsed() < SECOND * 2 {
+            is_live(frozen).context("the one that was stopped")?;
+        }
+        let calls = traffic.end(time)?;
+        ensure!(calls.failed().is_empty(), "calls failed:{}", calls.failed());
+        Ok(())
+    });
+}
+
+fn is_live(sidecar: &Sidecar) -> Result<()> {
+    let answer = sidecar.admin("/live")?;
+    ensure!(answer.status == 200, "/live says {answer:?}");
+    Ok(())
+}
+
+const SECOND: Duration = Duration::from_secs(1);
