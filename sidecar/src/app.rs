@@ -92,6 +92,9 @@ async fn carry(
     if let Some(names) = names {
         show_names(&registry, names);
     }
+    registry.observe(&telemetry::LOG_DROPPED, |samples| {
+        samples.push([], log::dropped() as f64)
+    });
     let (liveness, readiness) = (Conditions::new(), Conditions::new());
     let listening = readiness.condition("workers", "the workers do not listen yet");
     let staying = readiness.condition("shutdown", "the proxy is starting");

@@ -54,13 +54,15 @@ fn proxy(config: Config) -> ExitCode {
     for warning in &config.warnings {
         warn!("{warning}");
     }
-    match app::run(config) {
+    let code = match app::run(config) {
         Ok(()) => ExitCode::SUCCESS,
         Err(why) => {
             error!("{why}");
             ExitCode::from(why.exit_code())
         }
-    }
+    };
+    app::log::flush();
+    code
 }
 
 fn redirect(said: &Redirect) -> ExitCode {
@@ -96,6 +98,7 @@ fn redirect(said: &Redirect) -> ExitCode {
 fn end_on_panic() {
     std::panic::set_hook(Box::new(|panic| {
         error!("this is a fault in the proxy, which ends: {panic}");
+        app::log::flush();
         std::process::exit(i32::from(SOFTWARE));
     }));
 }

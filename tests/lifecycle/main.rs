@@ -2,6 +2,7 @@
 
 mod goaway;
 mod liveness;
+mod logs;
 
 use std::{
     net::{Ipv4Addr, SocketAddr},

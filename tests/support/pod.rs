@@ -6,7 +6,7 @@ use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     os::unix::process::CommandExt,
     path::{Path, PathBuf},
-    process::Command,
+    process::{Command, Stdio},
     sync::{
         Arc,
         atomic::{AtomicU32, Ordering},
@@ -167,8 +167,17 @@ impl Pod {
 
     /// Starts what [`Pod::command`] made, its output in a log of the pod.
     pub fn start(&self, name: &str, command: Command) -> Result<Program> {
+        Program::start(name, command, self.log_of(name), None)
+    }
+
+    /// [`Pod::start`], with another place for what it writes to standard error.
+    pub fn start_with_errors(&self, name: &str, command: Command, errors: impl Into<Stdio>) -> Result<Program> {
+        Program::start(name, command, self.log_of(name), Some(errors.into()))
+    }
+
+    fn log_of(&self, name: &str) -> PathBuf {
         let number = self.0.programs.fetch_add(1, Ordering::Relaxed);
-        Program::start(name, command, self.0.folder.join(format!("{number}-{name}.log")))
+        self.0.folder.join(format!("{number}-{name}.log"))
     }
 
     /// Runs what [`Pod::command`] made to its end, within half a minute; fails with what it wrote unless it succeeds.

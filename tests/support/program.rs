@@ -28,11 +28,12 @@ pub struct Program {
 }
 
 impl Program {
-    pub(crate) fn start(name: &str, mut command: Command, log: PathBuf) -> Result<Program> {
+    pub(crate) fn start(name: &str, mut command: Command, log: PathBuf, errors: Option<Stdio>) -> Result<Program> {
         let output = File::create(&log).with_context(|| format!("cannot write {}", log.display()))?;
+        let errors = errors.map_or_else(|| output.try_clone().map(Stdio::from), Ok)?;
         let child = command
             .stdin(Stdio::null())
-            .stderr(output.try_clone()?)
+            .stderr(errors)
             .stdout(output)
             .spawn()
             .with_context(|| format!("cannot start {name}"))?;

@@ -1,21 +1,79 @@
 //! Logs, a line an event, on standard error.
 
-use std::io::{self, Write};
+mod lines;
 
+use std::io::{self, Write};
+use std::sync::OnceLock;
+use std::time::Duration;
+
+use tracing::error;
 use tracing_subscriber::filter::Targets;
 use tracing_subscriber::fmt;
 use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::util::{SubscriberInitExt as _, TryInitError};
 
 use crate::config::LogFormat;
+use lines::Lines;
+
+/// Why nothing can be logged.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// No thread to write with.
+    #[error("there is no thread to write the log: {0}")]
+    Thread(#[from] io::Error),
+    /// It was begun before.
+    #[error(transparent)]
+    Again(#[from] TryInitError),
+}
+
+/// What was logged and not written yet. One a process, as standard error is.
+static LINES: OnceLock<Lines> = OnceLock::new();
 
 /// Begins to log. Once a process.
-pub fn start(level: Targets, format: LogFormat) -> Result<(), TryInitError> {
-    let lines = fmt::layer().with_writer(|| Escaped(io::stderr()));
+///
+/// Lines are written by a thread of their own: whoever logs never waits for whoever reads.
+pub fn start(level: Targets, format: LogFormat) -> Result<(), Error> {
+    let lines = Lines::start(StandardError, |dropped| {
+        error!(
+            dropped,
+            "standard error was not read for a while: so many lines of the log were dropped so far"
+        );
+    })?;
+    let lines = LINES.get_or_init(|| lines);
+    let lines = fmt::layer().with_writer(|| Escaped(lines.clone()));
     let registry = tracing_subscriber::registry().with(level);
     match format {
-        LogFormat::Text => registry.with(lines.with_ansi(false)).try_init(),
-        LogFormat::Json => registry.with(lines.json().flatten_event(true)).try_init(),
+        LogFormat::Text => registry.with(lines.with_ansi(false)).try_init()?,
+        LogFormat::Json => registry.with(lines.json().flatten_event(true)).try_init()?,
+    }
+    Ok(())
+}
+
+/// Waits for what was logged to be written, if somebody reads it. To be called before the process ends.
+pub fn flush() {
+    if let Some(lines) = LINES.get() {
+        lines.flush(LAST_WORDS);
+    }
+}
+
+/// How many lines were dropped so far, because standard error took no more.
+pub fn dropped() -> u64 {
+    LINES.get().map_or(0, Lines::dropped)
+}
+
+/// How long the end of the process waits for the last lines.
+const LAST_WORDS: Duration = Duration::from_secs(1);
+
+/// Standard error without the lock of the standard library: a write that blocks must not hold up whoever else writes there.
+struct StandardError;
+
+impl Write for StandardError {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        Ok(nix::unistd::write(io::stderr(), bytes)?)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
     }
 }
 

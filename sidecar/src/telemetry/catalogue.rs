@@ -69,6 +69,13 @@ pub static CUT: Family<Counter, 1> = Family::counter(
     ["what"],
 );
 
+/// Lines that were not logged.
+pub static LOG_DROPPED: Family<Counter, 0> = Family::counter(
+    "portunus_log_dropped_total",
+    "Lines of the log that were dropped, because standard error took no more.",
+    [],
+);
+
 /// The memory that buffers may take.
 pub static MEMORY_BUDGET: Family<Gauge, 0> = Family::gauge(
     "portunus_memory_budget_bytes",
