@@ -15,6 +15,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, anyhow};
 use arc_swap::ArcSwapOption;
+use parking_lot::Mutex;
 use serde_json::json;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc::{Receiver, Sender, channel};
@@ -66,13 +67,14 @@ pub fn run(config: Config) -> Result<(), Error> {
         let followed = names.clone();
         let work = move |seat: Seat, config: &Config, registry: &Arc<Registry>| {
             let parts = parts::of(config, names.clone(), registry.clone());
-            let listening = seat.listening_hook();
+            let (listening, deaf) = (seat.listening_hook(), seat.deaf_hook());
             worker::run(
                 parts,
                 Orders {
                     commands: seat.commands,
                     open: seat.open,
                     listening,
+                    deaf,
                 },
             )
         };
@@ -99,7 +101,8 @@ async fn carry(
     let listening = readiness.condition("workers", "the workers do not listen yet");
     let staying = readiness.condition("shutdown", "the proxy is starting");
     staying.met();
-
+    let hearing = readiness.condition("listeners", "the listeners are not open yet");
+    hearing.met();
     let redirected = readiness.condition("redirect", "the redirect rules were not looked for yet");
     let opens = Arc::new(ArcSwapOption::<Opens>::empty());
     let shown = opens.clone();
@@ -124,7 +127,9 @@ async fn carry(
     let door = Door::open(&config.admin, pages).map_err(|why| Error::Start(anyhow!("{why}")))?;
 
     let worker = (config.clone(), registry.clone());
-    let crew = Crew::start(config.workers, move |seat| work(seat, &worker.0, &worker.1));
+    let crew = Crew::start(config.workers, say_deaf(hearing), move |seat| {
+        work(seat, &worker.0, &worker.1)
+    });
     let mut crew = crew.context("worker threads cannot be made").map_err(Error::Start)?;
     crew.listening().await.map_err(Error::Start)?;
     opens.store(Some(Arc::new(crew.opens())));
@@ -156,6 +161,17 @@ async fn carry(
     }
     door.close().await;
     Ok(())
+}
+
+/// Not ready from the first listener on that fails: connections go to those of other workers, while there are any, and
+/// are refused then. What runs goes on.
+fn say_deaf(hearing: Condition) -> impl Fn(usize, String) + Send + Sync {
+    let failed = Mutex::new(Vec::new());
+    move |worker, why| {
+        let mut failed = failed.lock();
+        failed.push(format!("worker-{worker}: {why}"));
+        hearing.unmet(failed.join("; "));
+    }
 }
 
 /// What the workers know of endpoints, added up by service and state at every scrape.

@@ -24,7 +24,7 @@ pub use value::{LogFormat, SrvName};
 
 use crate::balance::Algorithm;
 use crate::detect::Declared;
-use crate::redirect::{Ports, Subnets};
+use crate::redirect::{PROBE_PORT, Ports, Subnets};
 use crate::{admin, app, http2, telemetry};
 use setting::{Group, PROXY, REDIRECT, Setting, unknown_variables};
 use value::{
@@ -338,6 +338,9 @@ impl Config {
                     said.wrong(format!("{other} and {name} both have port {port}: each needs its own"));
                 }
             }
+            if addresses.iter().any(|addr| addr.port() == PROBE_PORT) {
+                said.wrong(taken_by_probe(name));
+            }
         }
         if self.memory_limit.is_some_and(|limit| self.memory_budget > limit) {
             said.wrong("--memory-budget is more than --memory-limit or the cgroup's limit".to_owned());
@@ -407,9 +410,22 @@ impl Redirect {
         if outbound == inbound || inbound == admin || outbound == admin {
             said.wrong("--proxy-outbound, --proxy-inbound and --proxy-admin must be three different ports".to_owned());
         }
+        for (name, port) in [
+            ("--proxy-outbound", outbound),
+            ("--proxy-inbound", inbound),
+            ("--proxy-admin", admin),
+        ] {
+            if port == PROBE_PORT {
+                said.wrong(taken_by_probe(name));
+            }
+        }
         said.finish()?;
         Ok(redirect)
     }
+}
+
+fn taken_by_probe(name: &str) -> String {
+    format!("{name} has port {PROBE_PORT}, by which the proxy sees that the redirect rules are there: take another")
 }
 
 /// The largest window of HTTP/2 (RFC 9113, 6.9.1).

@@ -88,7 +88,10 @@ fn redirect(said: &Redirect) -> ExitCode {
         }
         Err(why) => {
             eprintln!("sidecar: {why}");
-            ExitCode::from(SYSTEM)
+            ExitCode::from(match why {
+                redirect::Error::Settings(_) => USAGE,
+                _ => SYSTEM,
+            })
         }
     }
 }

@@ -1,8 +1,9 @@
-//! Whether each worker still turns, as `/live` says it.
+//! What `/live` and `/ready` say of workers that hang or hear nobody.
 
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
+use nix::sys::signal::Signal;
 use support::{
     Pod, Sidecar,
     traffic::{Endpoint, NAME, Traffic, addresses, alone},
@@ -76,6 +77,55 @@ fn idle_workers_live_and_so_do_busy_ones_and_a_process_that_was_stopped_as_a_who
         }
         let calls = traffic.end(time)?;
         ensure!(calls.failed().is_empty(), "calls failed:{}", calls.failed());
+        Ok(())
+    });
+}
+
+#[test]
+fn it_is_not_ready_once_a_listener_has_failed_and_says_which() {
+    support::test(|mesh| {
+        let pod = mesh.pod("pod")?;
+        let mut sidecar =
+            pod.sidecar_with(&[("PORTUNUS_WORKERS", "2"), ("PORTUNUS_INBOUND_LISTEN", "0.0.0.0:4143")])?;
+        let shut = sidecar.shut_listeners(4143)?;
+        ensure!(shut == 2, "{shut} listeners were shut");
+        let mut last = None;
+        wait_until(SECOND * 5, "it is not ready", || {
+            last = sidecar.admin("/ready").ok();
+            last.as_ref().is_some_and(|answer| {
+                let of = |worker: &str| {
+                    answer
+                        .body
+                        .contains(&format!("{worker}: 0.0.0.0:4143 takes no connections"))
+                };
+                answer.status == 503 && of("worker-0") && of("worker-1")
+            })
+        })
+        .with_context(|| format!("/ready says {last:?}"))?;
+        ensure!(
+            sidecar.admin("/live")?.status == 200,
+            "what it carries goes on: that is for nobody to restart"
+        );
+        let ended = sidecar.stop(SECOND * 10)?;
+        ensure!(ended.success(), "it ended with {ended}");
+        Ok(())
+    });
+}
+
+#[test]
+fn a_proxy_that_drains_is_not_said_to_hear_nobody() {
+    support::test(|mesh| {
+        let pod = mesh.pod("pod")?;
+        let mut sidecar = pod.sidecar()?;
+        sidecar.signal(Signal::SIGTERM)?;
+        let mut said = String::new();
+        wait_until(SECOND * 5, "it is not ready", || {
+            let answer = sidecar.admin("/ready").ok().filter(|answer| answer.status == 503);
+            said = answer.map(|answer| answer.body).unwrap_or_default();
+            !said.is_empty()
+        })?;
+        ensure!(said == "not ready: the proxy is stopping\n", "/ready says {said}");
+        ensure!(sidecar.wait(SECOND * 10)?.success());
         Ok(())
     });
 }

@@ -6,6 +6,7 @@ mod logs;
 
 use std::{
     net::{Ipv4Addr, SocketAddr},
+    process::Command,
     time::{Duration, Instant},
 };
 
@@ -262,6 +263,21 @@ fn it_is_not_ready_while_the_redirect_rules_are_missing() {
             is_ready(&pod).is_some_and(|(status, _)| status == 200)
         })
     });
+}
+
+#[test]
+fn a_port_that_the_rules_keep_is_a_wrong_setting_of_both_commands() {
+    for arguments in [
+        ["proxy", "--admin-listen=127.0.0.1:4192"],
+        ["redirect", "--proxy-admin=4192"],
+        ["redirect", "--proxy-inbound=4192"],
+    ] {
+        let sidecar = build::sidecar().expect("it is built");
+        let output = Command::new(sidecar).args(arguments).output().expect("it runs");
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(64), "{arguments:?}: {said}");
+        assert!(said.contains("has port 4192") && said.lines().count() == 1, "{said}");
+    }
 }
 
 fn is_ready(pod: &Pod) -> Option<(u16, String)> {

@@ -2,6 +2,7 @@
 
 use std::{
     fs::{self, File},
+    net::Shutdown,
     path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Stdio},
     time::Duration,
@@ -16,6 +17,9 @@ use nix::{
     },
     unistd::Pid,
 };
+
+use rustix::process::{PidfdFlags, PidfdGetfdFlags, pidfd_getfd, pidfd_open};
+use socket2::Socket;
 
 use crate::wait_until;
 
@@ -112,6 +116,27 @@ impl Program {
             WaitStatus::PtraceEvent(..) | WaitStatus::Stopped(..) => Ok(Hanging(thread)),
             other => bail!("{name} did not stop: {other:?}"),
         }
+    }
+
+    /// Shuts down every socket by which it listens on a port, behind its back; returns how many there were.
+    pub fn shut_listeners(&self, port: u16) -> Result<usize> {
+        let process = rustix::process::Pid::from_raw(self.pid().as_raw()).context("it has a number")?;
+        let process = pidfd_open(process, PidfdFlags::empty())?;
+        let mut shut = 0;
+        for entry in fs::read_dir(format!("/proc/{}/fd", self.pid()))?.flatten() {
+            let number = entry.file_name().to_string_lossy().parse()?;
+            // Some are closed meanwhile.
+            let Ok(copy) = pidfd_getfd(&process, number, PidfdGetfdFlags::empty()) else {
+                continue;
+            };
+            let socket = Socket::from(copy);
+            let at = socket.local_addr().ok().and_then(|at| at.as_socket());
+            if socket.is_listener().unwrap_or(false) && at.is_some_and(|at| at.port() == port) {
+                socket.shutdown(Shutdown::Both)?;
+                shut += 1;
+            }
+        }
+        Ok(shut)
     }
 
     /// Ends it with SIGKILL, as a crash would.

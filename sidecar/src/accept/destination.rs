@@ -55,19 +55,6 @@ pub enum Refusal {
     NoHost(SocketAddr),
 }
 
-impl Refusal {
-    /// One word for a metric.
-    pub fn reason(&self) -> &'static str {
-        match self {
-            Refusal::OwnPort(_) => "loop",
-            Refusal::NotRedirected(_) => "not_redirected",
-            Refusal::Loopback(_) => "loopback_destination",
-            Refusal::NotThisPod(_) => "foreign_destination",
-            Refusal::NoHost(_) => "no_destination",
-        }
-    }
-}
-
 /// Where a connection of this pod's application leads. `is_own` says whether an address is one of this pod's.
 ///
 /// # Errors

@@ -12,7 +12,6 @@ use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use crate::worker::{Command, Cut, EndpointView, Open};
 
 /// A worker's end of the line.
-#[derive(Debug)]
 pub struct Seat {
     /// Which worker this is, from 0.
     pub index: usize,
@@ -20,14 +19,24 @@ pub struct Seat {
     pub commands: UnboundedReceiver<Command>,
     /// Where the worker says how much it has open.
     pub open: Arc<Open>,
+    deaf: Arc<Deaf>,
     reports: UnboundedSender<Report>,
 }
+
+/// Who is told that a worker lost a listener: which one, and a sentence.
+type Deaf = dyn Fn(usize, String) + Send + Sync;
 
 impl Seat {
     /// [`Seat::listening`], to be called by somebody who has not the seat.
     pub fn listening_hook(&self) -> Box<dyn FnOnce()> {
         let reports = self.reports.clone();
         Box::new(move || drop(reports.send(Report::Listening)))
+    }
+
+    /// Says that a listener of this worker failed, in a sentence; to be called by somebody who has not the seat.
+    pub fn deaf_hook(&self) -> Box<dyn Fn(String)> {
+        let (deaf, index) = (self.deaf.clone(), self.index);
+        Box::new(move |why| deaf(index, why))
     }
 
     /// Says that this worker's listeners are open. To be called once.
@@ -69,12 +78,13 @@ pub struct Crew {
 }
 
 impl Crew {
-    /// Starts the workers, each a thread that does `work`.
+    /// Starts the workers, each a thread that does `work`. `deaf` hears of listeners that fail, on the worker's thread.
     pub fn start(
         workers: usize,
+        deaf: impl Fn(usize, String) + Send + Sync + 'static,
         work: impl Fn(Seat) -> anyhow::Result<Cut> + Send + Sync + 'static,
     ) -> io::Result<Crew> {
-        let work = Arc::new(work);
+        let (work, deaf) = (Arc::new(work), Arc::new(deaf));
         let (report, reports) = unbounded_channel();
         let mut crew = Crew {
             seats: Vec::new(),
@@ -90,6 +100,7 @@ impl Crew {
                 index,
                 commands,
                 open,
+                deaf: deaf.clone(),
                 reports: report.clone(),
             };
             let (work, report) = (work.clone(), report.clone());
@@ -174,9 +185,13 @@ fn panicked(panic: Box<dyn Any + Send>) -> anyhow::Error {
 mod tests {
     use super::*;
 
+    fn unheard(worker: usize, why: String) {
+        panic!("worker {worker}: {why}");
+    }
+
     #[tokio::test]
     async fn what_the_workers_cut_is_added_up_when_all_have_ended() {
-        let mut crew = Crew::start(3, |mut seat| {
+        let mut crew = Crew::start(3, unheard, |mut seat| {
             seat.open.inbound.store(seat.index as u64, Relaxed);
             seat.listening();
             while seat.commands.blocking_recv() != Some(Command::End) {}
@@ -201,7 +216,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_worker_that_cannot_start_says_why() {
-        let mut crew = Crew::start(2, |mut seat| {
+        let mut crew = Crew::start(2, unheard, |mut seat| {
             if seat.index == 1 {
                 return Err(anyhow!("port 4140 is taken"));
             }
@@ -216,7 +231,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_worker_that_panics_is_heard_of() {
-        let mut crew = Crew::start(2, |mut seat| {
+        let mut crew = Crew::start(2, unheard, |mut seat| {
             seat.listening();
             assert_eq!(seat.index, 0, "the hull is leaking");
             seat.commands.blocking_recv();

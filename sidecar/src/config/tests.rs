@@ -163,6 +163,31 @@ fn settings_that_contradict_each_other_are_mistakes_too() {
 }
 
 #[test]
+fn no_port_of_the_proxy_is_the_one_by_which_it_sees_the_rules() {
+    for (flag, text) in [
+        ("--outbound-listen", "127.0.0.1:4192"),
+        ("--inbound-listen", "0.0.0.0:4143,[::]:4192"),
+        ("--admin-listen", "0.0.0.0:4192"),
+    ] {
+        let found = mistakes(&[&format!("{flag}={text}")], &[]);
+        assert_eq!(found.len(), 1, "{found:#?}");
+        assert!(found[0].starts_with(&format!("{flag} has port 4192")), "{found:#?}");
+    }
+    for flag in ["--proxy-outbound", "--proxy-inbound", "--proxy-admin"] {
+        let refusal = read(
+            ["sidecar", "redirect", &format!("{flag}=4192")],
+            &environment(&[]),
+            Limits::default(),
+        );
+        let Err(Refusal::Mistakes(Mistakes(found))) = refusal else {
+            panic!("{flag}: {refusal:?}")
+        };
+        assert_eq!(found.len(), 1, "{found:#?}");
+        assert!(found[0].starts_with(&format!("{flag} has port 4192")), "{found:#?}");
+    }
+}
+
+#[test]
 fn what_the_form_forbids_is_a_usage_error() {
     for args in [
         &["sidecar", "proxy", "--wrokers", "2"][..],

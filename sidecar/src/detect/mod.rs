@@ -163,16 +163,3 @@ pub enum Error<E: std::error::Error + 'static> {
     )]
     Crowded,
 }
-
-impl<E: std::error::Error + 'static> Error<E> {
-    /// One word for a metric.
-    pub fn reason(&self) -> &'static str {
-        match self {
-            Error::Client(_) => "client_gone",
-            Error::Dial(_) => "dial",
-            Error::Upstream(_) => "upstream_reset",
-            Error::Dribble { .. } => "preface_timeout",
-            Error::Crowded => "crowded",
-        }
-    }
-}

@@ -27,6 +27,10 @@ pub use self::{
 
 use self::ruleset::Ruleset;
 
+/// A port of 127.0.0.1 and ::1 that the rules lead to the admin port for everybody, so that the proxy sees that they are
+/// there. None of the proxy's own ports may be this one.
+pub const PROBE_PORT: u16 = 4192;
+
 /// What is led where, and what is left alone.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Settings {
@@ -38,7 +42,7 @@ pub struct Settings {
     pub admin_port: u16,
     /// A port of 127.0.0.1 and ::1 that leads to the admin port for everybody, so that the proxy can see that the
     /// rules are there. What an application listens for on this port stays reachable under any other address.
-    /// Default 4192.
+    /// Default [`PROBE_PORT`].
     pub probe_port: u16,
     /// The user whose connections are never intercepted: the proxy itself. Default 2102.
     pub proxy_uid: u32,
@@ -57,7 +61,7 @@ impl Default for Settings {
             outbound_port: 4140,
             inbound_port: 4143,
             admin_port: 4191,
-            probe_port: 4192,
+            probe_port: PROBE_PORT,
             proxy_uid: 2102,
             skip_inbound_ports: Ports::default(),
             skip_outbound_ports: Ports::default(),

@@ -32,31 +32,36 @@ pub(super) struct Door {
     inbox: Arc<Inbox>,
     cut: CancellationToken,
     tunnels: Tunnels,
+    /// Told when a listener fails.
+    deaf: Rc<dyn Fn(String)>,
     counts: Counts,
 }
 
 struct Counts {
     guesses: Vec<(Guess, Counter)>,
-    errors: Vec<(&'static str, Counter)>,
+    /// By [`Ending`].
+    endings: Box<[Counter]>,
     up: Counter,
     down: Counter,
     tunnels: Gauge,
 }
 
-/// Why a connection ends here: every word that a metric may show.
-const ERRORS: [&str; 11] = [
-    "loop",
-    "not_redirected",
-    "loopback_destination",
-    "foreign_destination",
-    "no_destination",
-    "client_gone",
-    "dial",
-    "upstream_reset",
-    "preface_timeout",
-    "crowded",
-    "tunnel_unreachable",
-];
+/// Why a connection ends here, as a metric shows it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Ending {
+    Loop,
+    NotRedirected,
+    LoopbackDestination,
+    ForeignDestination,
+    NoDestination,
+    ClientGone,
+    Dial,
+    UpstreamReset,
+    PrefaceTimeout,
+    Crowded,
+    /// Stays the last: it says how many there are.
+    TunnelUnreachable,
+}
 
 impl Door {
     /// Opens the listeners of both directions, and serves them in tasks of this thread.
@@ -65,6 +70,7 @@ impl Door {
         inbox: &Arc<Inbox>,
         recorder: &Recorder,
         stop: &Stop,
+        deaf: Rc<dyn Fn(String)>,
     ) -> anyhow::Result<Tunnels> {
         let tunnels = Tunnels::default();
         for inbound in [true, false] {
@@ -91,19 +97,20 @@ impl Door {
                 inbox: inbox.clone(),
                 cut: stop.cut.clone(),
                 tunnels: tunnels.clone(),
+                deaf: deaf.clone(),
                 counts: Counts::new(recorder, inbound),
             });
             let addresses = if inbound { &parts.inbound } else { &parts.outbound };
             let closes = if inbound { &stop.inbound } else { &stop.cut };
             for addr in addresses {
                 let listener = accept::listen(*addr, &parts.accept)?;
-                tokio::task::spawn_local(door.clone().take_all(listener, closes.clone()));
+                tokio::task::spawn_local(door.clone().take_all(*addr, listener, closes.clone()));
             }
         }
         Ok(tunnels)
     }
 
-    async fn take_all(self: Rc<Self>, listener: TcpListener, closes: CancellationToken) {
+    async fn take_all(self: Rc<Self>, addr: SocketAddr, listener: TcpListener, closes: CancellationToken) {
         loop {
             let accepted = tokio::select! {
                 () = closes.cancelled() => return,
@@ -113,7 +120,8 @@ impl Door {
                 Ok(accepted) => drop(tokio::task::spawn_local(self.clone().take(accepted))),
                 Err(error) if error.is_passing() => tracing::warn!("{error}"),
                 Err(error) => {
-                    tracing::error!("{error}");
+                    tracing::error!(%addr, "{error}");
+                    (self.deaf)(format!("{addr} takes no connections any more: {error}"));
                     return;
                 }
             }
@@ -126,7 +134,7 @@ impl Door {
             Ok(meant) => meant,
             Err(refusal) => {
                 tracing::info!(peer = %accepted.peer, inbound = self.inbound, "connection ended: {refusal}");
-                self.counts.error(refusal.reason());
+                self.counts.ended(Ending::of_refusal(&refusal));
                 tunnel::reset(accepted.socket);
                 return;
             }
@@ -142,7 +150,7 @@ impl Door {
             Ok(detected) => detected,
             Err(error) => {
                 tracing::debug!(peer = %accepted.peer, %meant, "{error}");
-                self.counts.error(error.reason());
+                self.counts.ended(Ending::of_detection(&error));
                 if !matches!(error, detect::Error::Client(_)) {
                     tunnel::reset(accepted.socket);
                 }
@@ -185,7 +193,7 @@ impl Door {
                 Ok(socket) => (socket, Vec::new()),
                 Err(error) => {
                     tracing::debug!(%meant, "{error}");
-                    self.counts.error("tunnel_unreachable");
+                    self.counts.ended(Ending::TunnelUnreachable);
                     tunnel::reset(client);
                     return;
                 }
@@ -223,10 +231,7 @@ impl Counts {
         let guess = |guess: &Guess| (*guess, recorder.resolve(&DETECTED, [direction, guess.name()]));
         Counts {
             guesses: Guess::ALL.iter().map(guess).collect(),
-            errors: ERRORS
-                .iter()
-                .map(|word| (*word, recorder.resolve(&PROXY_ERRORS, [direction, word])))
-                .collect(),
+            endings: recorder.resolve_each(&PROXY_ERRORS, Ending::ALL.map(|ending| [direction, ending.word()])),
             up: recorder.resolve(&TUNNEL_BYTES, [direction, "to_upstream"]),
             down: recorder.resolve(&TUNNEL_BYTES, [direction, "to_downstream"]),
             tunnels: recorder.resolve(&CONNECTIONS, [direction, "tunnel"]),
@@ -239,9 +244,75 @@ impl Counts {
         }
     }
 
-    fn error(&self, word: &str) {
-        if let Some((_, counter)) = self.errors.iter().find(|(known, _)| *known == word) {
-            counter.inc();
+    fn ended(&self, ending: Ending) {
+        self.endings[ending as usize].inc();
+    }
+}
+
+impl Ending {
+    const ALL: [Ending; Ending::TunnelUnreachable as usize + 1] = [
+        Ending::Loop,
+        Ending::NotRedirected,
+        Ending::LoopbackDestination,
+        Ending::ForeignDestination,
+        Ending::NoDestination,
+        Ending::ClientGone,
+        Ending::Dial,
+        Ending::UpstreamReset,
+        Ending::PrefaceTimeout,
+        Ending::Crowded,
+        Ending::TunnelUnreachable,
+    ];
+
+    fn of_refusal(refusal: &accept::Refusal) -> Ending {
+        use accept::Refusal;
+        match refusal {
+            Refusal::OwnPort(_) => Ending::Loop,
+            Refusal::NotRedirected(_) => Ending::NotRedirected,
+            Refusal::Loopback(_) => Ending::LoopbackDestination,
+            Refusal::NotThisPod(_) => Ending::ForeignDestination,
+            Refusal::NoHost(_) => Ending::NoDestination,
+        }
+    }
+
+    fn of_detection<E: std::error::Error + 'static>(error: &detect::Error<E>) -> Ending {
+        use detect::Error;
+        match error {
+            Error::Client(_) => Ending::ClientGone,
+            Error::Dial(_) => Ending::Dial,
+            Error::Upstream(_) => Ending::UpstreamReset,
+            Error::Dribble { .. } => Ending::PrefaceTimeout,
+            Error::Crowded => Ending::Crowded,
+        }
+    }
+
+    fn word(self) -> &'static str {
+        match self {
+            Ending::Loop => "loop",
+            Ending::NotRedirected => "not_redirected",
+            Ending::LoopbackDestination => "loopback_destination",
+            Ending::ForeignDestination => "foreign_destination",
+            Ending::NoDestination => "no_destination",
+            Ending::ClientGone => "client_gone",
+            Ending::Dial => "dial",
+            Ending::UpstreamReset => "upstream_reset",
+            Ending::PrefaceTimeout => "preface_timeout",
+            Ending::Crowded => "crowded",
+            Ending::TunnelUnreachable => "tunnel_unreachable",
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_ending_is_counted_under_its_own_word() {
+        let words: std::collections::BTreeSet<_> = Ending::ALL.iter().map(|ending| ending.word()).collect();
+        assert_eq!(words.len(), Ending::ALL.len());
+        for (place, ending) in Ending::ALL.into_iter().enumerate() {
+            assert_eq!(ending as usize, place, "{ending:?}");
         }
     }
 }

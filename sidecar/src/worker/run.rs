@@ -92,6 +92,8 @@ pub struct Orders {
     pub open: Arc<Open>,
     /// Called once its listeners are open.
     pub listening: Box<dyn FnOnce()>,
+    /// Called with a sentence when one of them fails later: nobody is taken in there any more.
+    pub deaf: Box<dyn Fn(String)>,
 }
 
 /// What is open, told once a turn.
@@ -190,7 +192,7 @@ async fn serve(parts: Parts, orders: Orders) -> anyhow::Result<Cut> {
         inbound: CancellationToken::new(),
         cut: CancellationToken::new(),
     };
-    let tunnels = Door::open_all(&parts, &inbox, &recorder, &stop)?;
+    let tunnels = Door::open_all(&parts, &inbox, &recorder, &stop, orders.deaf.into())?;
     (orders.listening)();
     tokio::task::spawn_local(pass_on(orders.commands, inbox.clone()));
     let epoch = Instant::now();

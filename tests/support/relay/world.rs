@@ -157,6 +157,7 @@ impl World {
                 commands: told,
                 open: Arc::new(Open::default()),
                 listening,
+                deaf: Box::new(|why| panic!("{why}")),
             };
             worker::run(parts, orders).expect("it can listen")
         });
