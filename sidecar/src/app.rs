@@ -21,7 +21,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc::{Receiver, Sender, channel};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-use tracing::{info, warn};
+use tracing::{error, info, warn};
 
 use crate::admin::{Condition, Conditions, Door, Pages};
 use crate::config::Config;
@@ -150,14 +150,17 @@ async fn carry(
 
     let cut = until_the_end(Shutdown::new(config.shutdown), &mut crew, asked, &staying).await?;
     record(&registry, cut);
-    if cut == Cut::default() {
-        info!("the proxy ends; nothing was cut");
-    } else {
-        warn!(
-            rpcs = cut.rpcs,
-            connections = cut.connections,
-            "the proxy ends; what was still open was cut"
-        );
+    let Cut { rpcs, connections } = cut;
+    // Nobody scrapes what is counted now: these lines are where it is seen.
+    match crew.running() {
+        0 if cut == Cut::default() => info!("the proxy ends; nothing was cut"),
+        0 => warn!(rpcs, connections, "the proxy ends; what was still open was cut"),
+        workers => error!(
+            rpcs,
+            connections,
+            workers,
+            "the proxy ends; what was still open was cut, and what these workers had open was not counted"
+        ),
     }
     door.close().await;
     Ok(())

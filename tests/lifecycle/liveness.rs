@@ -82,6 +82,27 @@ fn idle_workers_live_and_so_do_busy_ones_and_a_process_that_was_stopped_as_a_who
 }
 
 #[test]
+fn a_worker_that_does_not_end_is_not_waited_for_and_not_said_to_have_cut_nothing() {
+    support::test(|mesh| {
+        let pod = mesh.pod("pod")?;
+        let settings = [("PORTUNUS_WORKERS", "2"), ("PORTUNUS_SHUTDOWN_GRACE_PERIOD", "0s")];
+        let mut sidecar = pod.sidecar_with(&settings)?;
+        let hanging = sidecar.hang_thread("worker-0")?;
+        sidecar.signal(Signal::SIGTERM)?;
+        sidecar.says("the proxy ends; ", SECOND * 5)?;
+        drop(hanging);
+        let ended = sidecar.wait(SECOND * 5)?;
+        let said = sidecar.output();
+        let last = said.lines().last().unwrap_or_default();
+        ensure!(
+            ended.success() && last.contains("workers=1") && !last.contains("nothing"),
+            "it ended with {ended}: {last}"
+        );
+        Ok(())
+    });
+}
+
+#[test]
 fn it_is_not_ready_once_a_listener_has_failed_and_says_which() {
     support::test(|mesh| {
         let pod = mesh.pod("pod")?;

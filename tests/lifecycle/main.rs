@@ -174,7 +174,7 @@ fn cut(mesh: &Mesh, grace: &str, second: bool) -> Result<()> {
     ensure!(ended.success(), "it ended with {ended}:\n{said}");
     let last = said.lines().last().unwrap_or_default();
     ensure!(
-        last.contains("was cut") && last.contains("rpcs=1"),
+        last.contains("was cut") && last.contains("rpcs=1 ") && last.ends_with("connections=1"),
         "its last words count nothing: {last}"
     );
     call.says("UNAVAILABLE", SECOND * 3)?;

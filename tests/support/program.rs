@@ -193,7 +193,10 @@ pub struct Hanging(Pid);
 
 impl Drop for Hanging {
     fn drop(&mut self) {
-        let _ = ptrace::detach(self.0, None);
+        if ptrace::detach(self.0, None).is_err() {
+            // It was killed meanwhile, and its process cannot end before somebody has seen that.
+            let _ = waitpid(self.0, Some(WaitPidFlag::__WALL));
+        }
     }
 }
 

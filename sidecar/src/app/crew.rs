@@ -153,6 +153,11 @@ impl Crew {
         self.cut
     }
 
+    /// How many have not ended.
+    pub fn running(&self) -> usize {
+        self.running
+    }
+
     /// What they have open, to be looked at from elsewhere.
     pub fn opens(&self) -> Opens {
         Opens(self.seats.iter().map(|(_, open)| open.clone()).collect())
