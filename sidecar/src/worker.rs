@@ -385,9 +385,14 @@ impl Worker {
         }
     }
 
-    /// No new call goes to `addr` any more: its connections end when their calls do.
+    /// A service has `addr` no more. If no other has it, no new call goes there: its connections end when their calls do.
     fn retire(&mut self, addr: SocketAddr) {
-        let pool = self.pools.of(false, addr);
+        if self.services.has_endpoint(addr) {
+            return;
+        }
+        let Some(pool) = self.pools.known(false, addr) else {
+            return;
+        };
         for key in self.pools.wires(pool).to_vec() {
             if let Some((wire, _)) = self.wires.touch(key) {
                 wire.engine.begin_goaway();

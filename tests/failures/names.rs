@@ -214,4 +214,66 @@ fn a_name_without_addresses_leads_where_the_application_dialled() {
     });
 }
 
+#[test]
+fn a_connection_that_two_names_share_stays_until_both_have_left_its_address() {
+    let _alone = alone();
+    support::test(|mesh| {
+        let dns = mesh.dns()?;
+        let endpoints = Endpoint::several(mesh, 2, WORK)?;
+        let at = |number: usize| Ok::<_, anyhow::Error>([endpoints[number].pod.address(Family::V4)?]);
+        let names = ["one.test", "two.test"];
+        for name in names {
+            dns.set(name, &at(0)?, 1)?;
+        }
+        let caller = mesh.pod("caller")?;
+        let sidecar = caller.sidecar()?;
+        let call = |name| {
+            let target = format!("{name}:{PORT}");
+            peer::caller(&caller, Stack::Tonic, &target, 50, Duration::from_secs(60))
+        };
+        let mut callers = [call(names[0])?, call(names[1])?];
+        let [one, two] = &mut callers;
+        let outbound = |metric: &str| -> Result<f64> {
+            let labels = [("direction", "outbound"), ("side", "upstream")];
+            Ok(sidecar.metrics()?.sum(metric, &labels))
+        };
+        let opened = || outbound("portunus_connections_opened_total");
+        for caller in [&mut *one, &mut *two] {
+            caller.says("greeter-1", Duration::from_secs(20))?;
+        }
+        ensure!(
+            opened()? == 1.0,
+            "the names do not share a connection: nothing is shown"
+        );
+
+        dns.set(names[0], &at(1)?, 1)?;
+        one.says("greeter-2", Duration::from_secs(20))?;
+        let moved = two.output().lines().count();
+        wait_until(
+            Duration::from_secs(10),
+            "the other name is called 100 times more",
+            || two.output().lines().count() > moved + 100,
+        )?;
+        ensure!(
+            opened()? == 2.0,
+            "the connection was given up though {} uses it: {} were opened",
+            names[1],
+            opened()?
+        );
+        ensure!(!two.output().contains("greeter-2"), "{} went along", names[1]);
+
+        dns.set(names[1], &at(1)?, 1)?;
+        wait_until(
+            Duration::from_secs(20),
+            "the connection that nobody needs is closed",
+            || outbound("portunus_connections").is_ok_and(|open| open == 1.0),
+        )?;
+        for caller in &callers {
+            let failed = caller.output().lines().filter(|line| !line.contains("\"OK\"")).count();
+            ensure!(failed == 0, "{failed} calls failed:\n{}", caller.output());
+        }
+        Ok(())
+    });
+}
+
 const WORK: Duration = Duration::from_millis(2);

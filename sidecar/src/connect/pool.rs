@@ -72,6 +72,11 @@ impl Pools {
         key
     }
 
+    /// The pool of an address, if there is one.
+    pub fn known(&self, own: bool, addr: SocketAddr) -> Option<PoolKey> {
+        self.by_key.get(&(own, addr)).copied()
+    }
+
     fn find(&mut self, own: bool, addr: SocketAddr) -> PoolKey {
         *self.by_key.entry((own, addr)).or_insert_with(|| {
             self.pools.insert(Pool {

@@ -241,18 +241,25 @@ impl Services {
         }
     }
 
+    /// Whether any service has an endpoint at `addr`, one that drains included.
+    pub fn has_endpoint(&self, addr: SocketAddr) -> bool {
+        self.slots
+            .iter()
+            .any(|(_, service)| service.balancer.at(addr).is_some())
+    }
+
     /// Every service.
     pub fn iter(&self) -> impl Iterator<Item = (ServiceKey, &Service)> {
         self.slots.iter()
     }
 
-    /// Forgets the services that nobody has called for long.
-    pub fn forget_idle(&mut self, now: Instant) {
+    /// Forgets the services that nobody has called for long; returns where their endpoints were.
+    pub fn forget_idle(&mut self, now: Instant) -> Vec<SocketAddr> {
         if self
             .tidied
             .is_some_and(|last| now.saturating_duration_since(last) < TIDY_EVERY)
         {
-            return;
+            return Vec::new();
         }
         self.tidied = Some(now);
         let idle = |service: &Service| {
@@ -261,11 +268,11 @@ impl Services {
                 && service.balancer.endpoints(now).all(|endpoint| endpoint.in_flight == 0)
         };
         let keys: Vec<_> = self.slots.iter().filter(|(_, s)| idle(s)).map(|(key, _)| key).collect();
-        for key in keys {
-            self.slots.remove(key);
-        }
+        let forgotten: Vec<_> = keys.into_iter().filter_map(|key| self.slots.remove(key)).collect();
         self.by_name.retain(|_, key| self.slots.contains(*key));
         self.by_address.retain(|_, key| self.slots.contains(*key));
+        let endpoints = forgotten.iter().flat_map(|service| service.balancer.endpoints(now));
+        endpoints.map(|endpoint| endpoint.addr).collect()
     }
 }
 
@@ -300,6 +307,34 @@ fn host_of(authority: &[u8]) -> Option<&str> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_address_is_somebodys_until_the_last_service_that_has_it_is_forgotten() {
+        let mut services = Services::new(balance::Settings::default());
+        let began = Instant::now();
+        let addr = SocketAddr::from(([10, 0, 0, 1], 50051));
+        let Named::New(name, _) = services.named(b"greeter", 50051, began) else {
+            panic!("it is a new name")
+        };
+        let spec = EndpointSpec {
+            addr,
+            weight: 1,
+            priority: 0,
+        };
+        services
+            .get_mut(name)
+            .expect("it is there")
+            .balancer
+            .update(&[spec], began);
+        services.of_address(addr, began + FORGET_AFTER);
+        assert!(services.has_endpoint(addr));
+        // The name is forgotten first, then the address by itself.
+        let late = began + FORGET_AFTER + TIDY_EVERY;
+        assert_eq!(services.forget_idle(late), [addr]);
+        assert!(services.has_endpoint(addr));
+        assert_eq!(services.forget_idle(late + FORGET_AFTER), [addr]);
+        assert!(!services.has_endpoint(addr));
+    }
 
     #[test]
     fn an_authority_names_a_host_or_it_does_not() {

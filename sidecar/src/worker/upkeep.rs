@@ -94,7 +94,9 @@ impl Worker {
             // New calls are refused meanwhile: those that have stalled for long make room for them.
             self.relieve(budget.limit() / 8 * 7, STALLED_LONG);
         }
-        self.services.forget_idle(self.now);
+        for addr in self.services.forget_idle(self.now) {
+            self.retire(addr);
+        }
     }
 
     /// Why a wire's time is over, if it is.
