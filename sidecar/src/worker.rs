@@ -136,6 +136,7 @@ impl Worker {
             let used = self.wires.shared.budget.used();
             Failure::MemoryBudget { used }
         } else {
+            call.exchange.count_head(&mut self.wires.shared);
             return Some(key);
         };
         self.fail(key, refused);

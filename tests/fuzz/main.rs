@@ -143,7 +143,15 @@ fn cargo_fuzz() -> Result<PathBuf> {
         let mut command = Command::new(cargo());
         // Unoptimised: it only starts cargo and the fuzzers, and is built in half the time.
         command
-            .args(["install", "cargo-fuzz", "--debug", "--quiet", "--locked", "--version", CARGO_FUZZ])
+            .args([
+                "install",
+                "cargo-fuzz",
+                "--debug",
+                "--quiet",
+                "--locked",
+                "--version",
+                CARGO_FUZZ,
+            ])
             .arg("--root")
             .arg(folder)
             .arg("--target-dir")

@@ -1,23 +1,25 @@
 //! Hostile clients: each is asked to go, then cut; who calls on another connection notices nothing, and memory is bounded.
 
+use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
 use portunus_sidecar::{detect, http2};
 use tokio::net::TcpListener;
 use tokio::sync::RwLock;
 
+use crate::bytes::Bytes;
 use crate::raw::{
-    self, CONTINUATION, DATA, END_HEADERS, END_STREAM, GOAWAY, HEADERS, PING, PRIORITY, Raw, SETTINGS, block, frame,
-    literal, reset, response, settings, trailers, update,
+    self, CONTINUATION, DATA, END_HEADERS, END_STREAM, GOAWAY, HEADERS, PING, PRIORITY, RST_STREAM, Raw, SETTINGS,
+    block, frame, literal, reset, response, settings, trailers, update,
 };
-use crate::world::{PATIENCE, Setup, World};
+use crate::world::{self, PATIENCE, Setup, World};
 
 const ENHANCE_YOUR_CALM: u32 = 11;
 
 /// Whoever measures the process's memory is alone.
-static MEMORY: RwLock<()> = RwLock::const_new(());
+pub(crate) static MEMORY: RwLock<()> = RwLock::const_new(());
 
-fn inbound() -> Setup {
+pub(crate) fn inbound() -> Setup {
     Setup {
         inbound: true,
         declared: true,
@@ -164,6 +166,68 @@ async fn a_stranger_that_makes_us_reset_is_cut() {
     })
     .await;
     is_polite_first("malformed requests", &codes);
+}
+
+/// The server is the `h2` crate's, which ends the connection over each of these if it gets there.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_request_of_a_stranger_ends_the_connection_that_others_share() {
+    let _with_others = MEMORY.read().await;
+    let world = World::with(inbound()).await;
+    let mut innocent = world.caller().await;
+    let request = world::request("/a.B/C", &[("x-receive", "1000")]);
+    let begun = innocent.begin(request).await.expect("a connection");
+    let response = begun.response.await.expect("it begins");
+    let usual = [
+        (":method", &b"POST"[..]),
+        (":scheme", b"http"),
+        (":path", b"/a.B/C"),
+        (":authority", b"127.0.0.1:1"),
+    ];
+    let mut attacker = Raw::client(world.proxy, &[]).await;
+    let bad = [
+        (":method", &b"PO\xe6T"[..]),
+        (":method", b"PO ST"),
+        (":method", b"P\"T"),
+        (":scheme", b"ht\xd5p"),
+        (":path", b"/a.\x98/C"),
+        (":path", b"/a\xff"),
+        (":authority", b"\xa0"),
+        ("x\"y", b"1"),
+        ("x\u{7f}", b"1"),
+        ("X-Upper", b"1"),
+        ("x", b"\x01"),
+        (":unknown", b"1"),
+    ];
+    for (stream, (name, value)) in (1u32..).step_by(2).zip(bad) {
+        let mut list = Vec::new();
+        for (known, text) in usual {
+            literal(&mut list, 0, known.as_bytes(), if known == name { value } else { text });
+        }
+        if usual.iter().all(|(known, _)| *known != name) {
+            literal(&mut list, 0, name.as_bytes(), value);
+        }
+        attacker
+            .send(&frame(HEADERS, END_HEADERS | END_STREAM, stream, &list))
+            .await;
+        let answer = attacker.event().await.expect("an answer");
+        assert_eq!(
+            (answer.kind, answer.stream),
+            (RST_STREAM, stream),
+            "{name}: {}",
+            value.escape_ascii()
+        );
+    }
+    let mut body = begun.body;
+    world::send_bytes(&mut body, Bytes::new(begun.seed), 500, true)
+        .await
+        .expect("sent");
+    let answer = world::collect(response, begun.seed).await.expect("it ends well");
+    assert_eq!((answer.bytes, answer.grpc_status.as_deref()), (1_000, Some("0")));
+    assert_eq!(
+        world.server.connections.load(Relaxed),
+        1,
+        "everything went by one connection"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -412,7 +476,7 @@ async fn first_words_that_are_wrong_end_the_connection() {
 }
 
 /// Bytes of memory that the process has.
-fn resident() -> usize {
+pub(crate) fn resident() -> usize {
     let statm = std::fs::read_to_string("/proc/self/statm").expect("Linux says it");
     let pages: usize = statm.split(' ').nth(1).and_then(|n| n.parse().ok()).expect("a number");
     pages * 4_096

@@ -14,7 +14,7 @@ use std::time::Instant;
 use crate::connect::{LateReset, WireKey, Wires};
 use crate::grpc::{self, Boundary};
 use crate::http2::hpack::{FieldId, Fields, Interner, Name};
-use crate::http2::{Reason, Settings, StreamKey, worth_giving};
+use crate::http2::{Reason, Settings, Shared, StreamKey, worth_giving};
 use replay::Replay;
 
 /// A stream of a wire.
@@ -57,6 +57,9 @@ impl Phase {
     }
 }
 
+/// A header list whose memory is not kept for the next call.
+const LARGE_HEAD: u32 = 4 << 10;
+
 /// An RPC between two ends.
 pub struct Exchange {
     /// Who asked.
@@ -86,6 +89,8 @@ pub struct Exchange {
     /// DATA of the request came (padding, too) while there was no server whose credit could be forwarded.
     owes_credit: bool,
     replay: Replay,
+    /// What `head` stands for in the budget: a caller may have a thousand calls wait, each with a list of its own.
+    head_counted: u32,
     /// Where the request began in the upstream wire's output.
     sent_at: u64,
 }
@@ -114,8 +119,16 @@ impl Exchange {
             is_head,
             owes_credit: false,
             replay: Replay::default(),
+            head_counted: 0,
             sent_at: 0,
         }
+    }
+
+    /// Counts the request's header list in the budget, for as long as it is kept.
+    #[inline(always)]
+    pub fn count_head(&mut self, shared: &mut Shared) {
+        self.head_counted = self.head.list_size() as u32;
+        shared.budget.add(self.head_counted.into());
     }
 
     /// Opens a stream on `wire` and sends it what there is of the request. `false` if the wire has no room for it.
@@ -130,14 +143,14 @@ impl Exchange {
         self.sent_at = to.position();
         self.up = Some(End { wire, stream });
         self.phase = Phase::Asked;
-        let bare = self.request_ended && self.replay.is_empty() && self.replay.trailers.is_none();
+        let bare = self.request_ended && self.replay.is_empty() && self.replay.trailers().is_none();
         to.engine.send_headers(stream, &self.head, false, bare, shared);
         if bare {
             return true;
         }
-        let ends_with_data = self.request_ended && self.replay.trailers.is_none();
+        let ends_with_data = self.request_ended && self.replay.trailers().is_none();
         to.engine.send_data(stream, self.replay.bytes(), ends_with_data, shared);
-        if let Some(trailers) = &self.replay.trailers {
+        if let Some(trailers) = self.replay.trailers() {
             let mut copy = Fields::new();
             trailers.copy_to(&mut copy, &mut shared.interner);
             to.engine.send_trailers(stream, &mut copy, shared);
@@ -178,7 +191,7 @@ impl Exchange {
         if matches!(self.phase, Phase::Waiting | Phase::Asked) && self.replay.is_whole() {
             let mut kept = Fields::new();
             wires.shared.copy_fields(&mut kept);
-            self.replay.trailers = Some(Box::new(kept));
+            self.replay.keep_trailers(kept, &mut wires.shared);
         }
         self.send_trailers(self.up, wires);
     }
@@ -325,12 +338,14 @@ impl Exchange {
             let wire = wires.slots.get(end.wire);
             wire.map_or(0, |wire| wire.engine.held(end.stream))
         };
-        (of(self.down), self.up.map_or(0, of), self.replay.bytes().len())
+        let kept = self.replay.bytes().len() + self.head_counted as usize;
+        (of(self.down), self.up.map_or(0, of), kept)
     }
 
     /// Gives up that the request can be sent again, where it is under way already.
     pub fn forget_replay(&mut self, wires: &mut Wires) {
         if self.phase == Phase::Asked {
+            self.forget_request(wires);
             self.replay.give_up(&mut wires.shared);
         }
     }
@@ -356,6 +371,12 @@ impl Exchange {
     fn forget_request(&mut self, wires: &mut Wires) {
         if !self.head.is_empty() {
             self.head.clear(&mut wires.shared.interner);
+        }
+        let counted = std::mem::take(&mut self.head_counted);
+        wires.shared.budget.release(counted.into());
+        if counted > LARGE_HEAD {
+            // The call may last; the memory of its list need not.
+            self.head.shrink();
         }
         self.replay.forget(&mut wires.shared);
     }

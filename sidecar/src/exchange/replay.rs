@@ -11,7 +11,7 @@ const REPLAY_BYTES: usize = 64 << 10;
 pub(crate) struct Replay {
     bytes: Vec<u8>,
     /// Trailers of the request.
-    pub(crate) trailers: Option<Box<Fields>>,
+    trailers: Option<Box<Fields>>,
     /// Bytes were passed on that are not kept.
     lost: bool,
 }
@@ -29,6 +29,16 @@ impl Replay {
             return;
         }
         shared.copy(bytes, &mut self.bytes);
+    }
+
+    /// Keeps the trailers of the request.
+    pub(crate) fn keep_trailers(&mut self, trailers: Fields, shared: &mut Shared) {
+        shared.budget.add(trailers.list_size() as u64);
+        self.trailers = Some(Box::new(trailers));
+    }
+
+    pub(crate) fn trailers(&self) -> Option<&Fields> {
+        self.trailers.as_deref()
     }
 
     /// The request will not be sent again.
@@ -54,8 +64,8 @@ impl Replay {
         if self.bytes.capacity() > 0 {
             shared.drop_copy(&mut self.bytes);
         }
-        if let Some(mut trailers) = self.trailers.take() {
-            trailers.clear(&mut shared.interner);
+        if let Some(trailers) = self.trailers.take() {
+            shared.drop_trailers(*trailers);
         }
     }
 }

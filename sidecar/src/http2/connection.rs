@@ -314,6 +314,8 @@ pub struct Connection {
     pub(crate) unruly: Option<Abuse>,
     /// Resets that we sent on streams that had no response: a peer may take many of them for an attack.
     pub(crate) early_resets: u32,
+    /// Memory beside that of the streams that stands in the worker's budget ([`Connection::count_kept`]).
+    pub(crate) kept: u64,
 }
 
 /// What is left of a stream that was taken out.
@@ -409,6 +411,7 @@ impl Connection {
             now,
             unruly: None,
             early_resets: 0,
+            kept: 0,
             settings,
         };
         connection.say_settings(shared);
@@ -562,6 +565,25 @@ impl Connection {
         self.out.len() - self.out_taken > OUTPUT_CEILING
     }
 
+    /// Counts in the budget what the connection keeps beside its streams and beyond what an honest peer makes it keep:
+    /// output that is not read, and header blocks that go on and on. To be asked when its bytes were read or written.
+    #[inline]
+    pub fn count_kept(&mut self, shared: &mut Shared) {
+        let unread = self.out.len() - self.out_taken > OUTPUT_BYTES;
+        let output = if unread { self.out.capacity() } else { 0 };
+        let kept = (output + self.parser.unfinished_block()) as u64;
+        if kept != self.kept {
+            shared.budget.release(self.kept);
+            shared.budget.add(kept);
+            self.kept = kept;
+        }
+    }
+
+    /// What [`Connection::count_kept`] counted.
+    pub fn kept(&self) -> u64 {
+        self.kept
+    }
+
     /// Whether held bytes could be moved into the output now.
     pub fn wants_pump(&self) -> bool {
         !self.ready.is_empty() && self.send_window > 0 && self.out.len() - self.out_taken < OUTPUT_BYTES
@@ -597,6 +619,7 @@ impl Connection {
         self.decoder.release(&mut shared.interner);
         self.encoder.release(&mut shared.interner);
         shared.budget.unreserve(std::mem::take(&mut self.reserved));
+        shared.budget.release(std::mem::take(&mut self.kept));
     }
 
     #[inline(always)]

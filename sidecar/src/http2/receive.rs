@@ -78,6 +78,14 @@ impl Parser {
         matches!(self.at, At::Data(_))
     }
 
+    /// Memory of a header block that takes more than one frame.
+    pub(crate) fn unfinished_block(&self) -> usize {
+        self.block
+            .as_ref()
+            .filter(|block| block.bytes.len() > MAX_PAYLOAD)
+            .map_or(0, |block| block.bytes.capacity())
+    }
+
     pub(crate) fn is_inside_block(&self) -> bool {
         self.block.is_some() || self.partial.len() > HEADER_BYTES
     }

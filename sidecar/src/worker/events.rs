@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::Worker;
 use crate::call::{CallKey, code_of_reset};
-use crate::connect::wire::{Read, TookUp};
+use crate::connect::wire::{Read, TookUp, Wire};
 use crate::connect::{Side, WireKey, pool};
 use crate::exchange::{End, Exchange, Phase};
 use crate::failure::Failure;
@@ -90,6 +90,9 @@ impl Worker {
             }
         }
         self.count_unruly(key);
+        if let Some(wire) = self.wires.slots.get_mut(key) {
+            wire.engine.count_kept(&mut self.wires.shared);
+        }
     }
 
     #[inline(always)]
@@ -523,11 +526,22 @@ impl Worker {
         }
     }
 
-    /// More is held than may be: copies of requests go first, then the calls whose bytes have not moved for longest, and not
-    /// for `patience` at least; until `enough` is held.
+    /// More is held than may be: copies of requests go first, then the connections that keep what no honest peer makes them
+    /// keep, the largest first, then the calls whose bytes have not moved for longest, and not for `patience` at least; until
+    /// `enough` is held.
     pub(super) fn relieve(&mut self, enough: u64, patience: Duration) {
         for (_, call) in self.calls.iter_mut() {
             call.exchange.forget_replay(&mut self.wires);
+        }
+        let keeps = |wire: &Wire| Some(wire.engine.kept()).filter(|kept| *kept > 0);
+        let wires = self.wires.slots.iter();
+        let mut keeping: Vec<_> = wires.filter_map(|(key, wire)| Some((keeps(wire)?, key))).collect();
+        keeping.sort_by_key(|(kept, _)| std::cmp::Reverse(*kept));
+        for (_, key) in keeping {
+            if self.wires.shared.budget.used() <= enough {
+                return;
+            }
+            self.end_wire(key, Reason::ENHANCE_YOUR_CALM, "it keeps memory that others need");
         }
         if self.wires.shared.budget.used() <= enough {
             return;
@@ -576,7 +590,9 @@ impl Worker {
         let Some(wire) = self.wires.slots.get_mut(key) else {
             return;
         };
-        match wire.flush(&mut self.wires.shared) {
+        let flushed = wire.flush(&mut self.wires.shared);
+        wire.engine.count_kept(&mut self.wires.shared);
+        match flushed {
             Ok(true) if wire.engine.wants_pump() => self.wants_another_turn(key),
             Ok(true) if wire.engine.is_drained() => self.close(key, "it was drained"),
             Ok(_) if wire.engine.output_overflows() => {

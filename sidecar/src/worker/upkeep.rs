@@ -78,13 +78,7 @@ impl Worker {
                 (false, _) => None,
             };
             if let Some((reason, why)) = self.overdue(key) {
-                if let Some((wire, _)) = self.wires.touch(key) {
-                    // Requests that were passed on may have been processed: the peer must not think otherwise.
-                    let last = wire.engine.last_theirs;
-                    wire.engine.say_goaway(last, reason, why);
-                }
-                self.write_last(key);
-                self.close(key, why);
+                self.end_wire(key, reason, why);
                 continue;
             }
             self.attend(key);
@@ -162,6 +156,18 @@ impl Worker {
             self.write_last(key);
             self.close(key, "it was drained");
         }
+    }
+
+    /// Closes a wire, and tells its peer why, as far as it listens.
+    pub(super) fn end_wire(&mut self, key: WireKey, reason: Reason, why: &'static str) {
+        if let Some((wire, _)) = self.wires.touch(key) {
+            tracing::info!(peer = %wire.peer, %reason, "connection ended: {why}");
+            // Requests that were passed on may have been processed: the peer must not think otherwise.
+            let last = wire.engine.last_theirs;
+            wire.engine.say_goaway(last, reason, why);
+        }
+        self.write_last(key);
+        self.close(key, why);
     }
 
     fn write_last(&mut self, key: WireKey) {

@@ -5,7 +5,7 @@
 //! After a difference the two are in different states and are compared no more.
 
 use super::Verdict::{Connection as C, Fine, Stream as S};
-use super::ours::{At, Because, Scene};
+use super::ours::{At, Because, Block, Scene};
 use super::{CLOSED, COMPRESSION, FLOW, PROTOCOL, SIZE, Verdict};
 use crate::http2::connection::{Role, StreamFault};
 use crate::http2::frame::{ACK, END_HEADERS, END_STREAM, PADDED, PRIORITY_FLAG, Reason, kind, setting};
@@ -49,12 +49,7 @@ pub(super) static DIFFERENCES: &[Difference] = &[
         theirs: &[C(PROTOCOL)],
         section: "4.3",
         why: "COMPRESSION_ERROR is the code for a block that cannot be decoded",
-        when: |scene| {
-            scene
-                .block
-                .as_ref()
-                .is_some_and(|block| block.fields.is_none() || block.resizes_late())
-        },
+        when: |scene| scene.block.as_ref().is_some_and(Block::is_bad),
     },
     // ---- the RFC says stream, h2 says connection ----
     Difference {
@@ -100,20 +95,38 @@ pub(super) static DIFFERENCES: &[Difference] = &[
         when: |scene| scene.at == At::Idle && h2_cannot_read(scene),
     },
     Difference {
+        ours: S(Reason::REFUSED_STREAM),
+        theirs: &[S(PROTOCOL)],
+        section: "5.1.2, 8.1.1",
+        why: "or a malformed one",
+        when: |scene| scene.at == At::Idle && (is_malformed(scene) || scene.depends_on_itself()),
+    },
+    Difference {
         ours: S(CLOSED),
         theirs: &[S(PROTOCOL)],
         section: "5.1, 8.1.1",
         why: "h2 judges the list before the state, in which nothing may come",
         when: |scene| {
-            scene.block.is_some() && scene.at.expects(Half::Ended) && (is_malformed(scene) || !ends_stream(scene))
+            let late = scene.at.expects(Half::Ended) || scene.at == At::TheyReset;
+            scene.block.is_some() && late && (is_malformed(scene) || !ends_stream(scene))
         },
+    },
+    Difference {
+        ours: C(CLOSED),
+        theirs: &[S(PROTOCOL)],
+        section: "5.1, closed; 8.1.1",
+        why: "the same on a stream that both have ended",
+        when: |scene| scene.block.is_some() && scene.at == At::Ended && is_malformed(scene),
     },
     Difference {
         ours: C(PROTOCOL),
         theirs: &[S(PROTOCOL)],
         section: "5.1.1, 8.1.1",
-        why: "and before the identifier, which no new stream can have",
-        when: |scene| matches!(scene.at, At::Idle | At::PassedOver) && is_malformed(scene),
+        why: "and the list, or its priority, before the identifier, which no new stream can have",
+        when: |scene| {
+            let bad = is_malformed(scene) || scene.depends_on_itself();
+            matches!(scene.at, At::Idle | At::PassedOver) && bad
+        },
     },
     Difference {
         ours: C(COMPRESSION),
@@ -122,7 +135,7 @@ pub(super) static DIFFERENCES: &[Difference] = &[
         why: "and the list that it began to read, or did not read at all, before the rest, which cannot be decoded",
         when: |scene| {
             let block = scene.block.as_ref();
-            let bad = block.is_some_and(|block| block.fields.is_none() || block.resizes_late());
+            let bad = block.is_some_and(Block::is_bad);
             bad && (block.is_some_and(|block| block.continued) || scene.depends_on_itself())
         },
     },
@@ -306,6 +319,13 @@ pub(super) static DIFFERENCES: &[Difference] = &[
     },
     Difference {
         ours: C(COMPRESSION),
+        theirs: &[Fine, S(PROTOCOL)],
+        section: "4.3; RFC 7541, 4.2",
+        why: "the table's size changes more than twice: h2 goes on to the fields, and what is wrong with them",
+        when: |scene| scene.block.as_ref().is_some_and(Block::resizes_often),
+    },
+    Difference {
+        ours: C(COMPRESSION),
         theirs: &[Fine],
         section: "4.3; RFC 7541, 4.2",
         why: "a change of the table's size stands in the middle of a block, where a piece of it begins",
@@ -334,10 +354,10 @@ pub(super) static DIFFERENCES: &[Difference] = &[
         ours: C(PROTOCOL),
         theirs: &[Fine],
         section: "6.6, 8.4",
-        why: "a push that was not allowed: h2 waits for its end, and ignores it on a stream that it has reset",
+        why: "a push that was not allowed: h2 waits for its end, and ignores it on a stream that it refused",
         when: |scene| {
-            let gone = matches!(scene.at, At::WeReset | At::WeRefused);
-            scene.frame.kind == kind::PUSH_PROMISE && (gone || scene.frame.flags & END_HEADERS == 0)
+            let goes_on = scene.frame.flags & END_HEADERS == 0;
+            scene.frame.kind == kind::PUSH_PROMISE && (goes_on || scene.at == At::WeRefused)
         },
     },
     Difference {

@@ -112,13 +112,29 @@ pub(super) struct Block {
 impl Block {
     /// Whether the table's size changes behind a field (RFC 7541, 4.2), which the independent decoder does not mind.
     pub(super) fn resizes_late(&self) -> bool {
+        self.resizes().1
+    }
+
+    /// Whether it changes more than twice before the first field, which that one does not mind either.
+    pub(super) fn resizes_often(&self) -> bool {
+        self.resizes().0 > 2
+    }
+
+    /// Whether it cannot be decoded.
+    pub(super) fn is_bad(&self) -> bool {
+        self.fields.is_none() || self.resizes_late() || self.resizes_often()
+    }
+
+    /// How often the table's size changes before the first field, and whether it does so behind one.
+    fn resizes(&self) -> (usize, bool) {
         let mut rest = &self.bytes[..];
-        let mut behind_field = false;
+        let (mut before, mut behind_field) = (0, false);
         while let Some(&first) = rest.first() {
             let resizes = first & 0xe0 == 0x20;
             if resizes && behind_field {
-                return true;
+                return (before, true);
             }
+            before += usize::from(resizes);
             behind_field |= !resizes;
             let strings = match first {
                 0x80.. => (7, 0),
@@ -127,15 +143,14 @@ impl Block {
                 _ => (4, if first & 0x0f == 0 { 2 } else { 1 }),
             };
             if integer(&mut rest, strings.0).is_none() {
-                return false;
+                break;
             }
             for _ in 0..strings.1 {
-                let Some(len) = integer(&mut rest, 7) else { return false };
-                let Some(behind) = rest.get(len..) else { return false };
-                rest = behind;
+                let behind = integer(&mut rest, 7).and_then(|len| rest.get(len..));
+                rest = behind.unwrap_or_default();
             }
         }
-        false
+        (before, false)
     }
 
     /// The values of all fields of that name.
@@ -413,9 +428,10 @@ impl Ours {
             self.credit += i64::from(n);
         }
         for reset in said.iter().filter(|said| said.kind == kind::RST_STREAM) {
-            let first = self.reset.insert(reset.stream);
+            // What comes for a stream that ended otherwise may be answered each time.
+            let again = matches!(self.at(reset.stream), At::TheyReset | At::Ended);
             assert!(
-                first || self.at(reset.stream) == At::TheyReset,
+                self.reset.insert(reset.stream) || again,
                 "{} is reset twice",
                 reset.stream
             );

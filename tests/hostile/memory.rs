@@ -1,0 +1,173 @@
+//! What strangers make a proxy keep that is no payload: it is counted in the budget, and whoever keeps most of it goes first.
+
+use std::time::{Duration, Instant};
+
+use support::relay::world::Caller;
+use tokio::net::TcpListener;
+use tokio::task::JoinHandle;
+
+use crate::clients::{MEMORY, inbound, resident};
+use crate::raw::{
+    self, CONTINUATION, END_HEADERS, END_STREAM, HEADERS, Raw, block, frame, literal, message, response, trailers,
+};
+use crate::world::{PATIENCE, Setup, World};
+
+/// What the worker may hold, and what the process may grow by: both ends of every connection are in it.
+const BUDGET: u64 = 4 << 20;
+const MOST: usize = 24 << 20;
+
+/// A worker with a small budget, before a server that answers `/a.B/C`, answers `/a.B/Large` by a head of 15,000 bytes, and
+/// nothing else.
+async fn world() -> (World, JoinHandle<()>) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+    let setup = Setup {
+        budget: BUDGET,
+        ..inbound()
+    };
+    let world = World::before(listener.local_addr().expect("an address"), setup).await;
+    let server = tokio::spawn(async move {
+        loop {
+            let mut server = Raw::accept(&listener, &[]).await;
+            tokio::spawn(async move {
+                while let Some(event) = server.event().await {
+                    if event.kind != HEADERS {
+                        continue;
+                    }
+                    let fields = server.fields(&event).await;
+                    let answer = match raw::text(&fields, ":path") {
+                        Some("/a.B/C") => [
+                            response(event.stream),
+                            message(event.stream, &[2; 1_000], false),
+                            trailers(event.stream),
+                        ]
+                        .concat(),
+                        Some("/a.B/Large") => {
+                            let mut list = block(&[(":status", "200"), ("content-type", "application/grpc")]);
+                            literal(&mut list, 0, b"x-large", &[b'l'; 15_000]);
+                            frame(HEADERS, END_HEADERS | END_STREAM, event.stream, &list)
+                        }
+                        _ => continue,
+                    };
+                    server.send(&answer).await;
+                }
+            });
+        }
+    });
+    (world, server)
+}
+
+/// How many of an innocent's calls are answered well in a time, and by how much the process grows meanwhile. A budget that
+/// is spent lets nobody in; what it lets in goes on.
+async fn meanwhile(world: &World, innocent: &mut Caller, time: Duration) -> (u32, usize) {
+    let before = resident();
+    let (began, mut most, mut answered) = (Instant::now(), 0, 0);
+    while began.elapsed() < time {
+        let answer = tokio::time::timeout(PATIENCE, innocent.call("/a.B/C", 100, 0)).await;
+        let answer = answer.expect("in time").expect("answered");
+        answered += u32::from(answer.grpc_status.as_deref() == Some("0"));
+        most = most.max(resident().saturating_sub(before));
+        let held = world.metric("portunus_memory_held_bytes", &[]);
+        assert!(held <= BUDGET as f64 * 1.5, "{held} bytes are held of {BUDGET}");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    (answered, most)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn header_lists_of_calls_that_nobody_answers_cost_what_the_budget_allows() {
+    let _alone = MEMORY.write().await;
+    let (world, server) = world().await;
+    let mut innocent = world.caller().await;
+    innocent.call("/a.B/C", 100, 0).await.expect("answered");
+    // 3 connections, 400 calls on each, 55,000 bytes of header list a call: 66 MB if all of them were kept.
+    let attackers: Vec<_> = (0..3)
+        .map(|_| {
+            let proxy = world.proxy;
+            tokio::spawn(async move {
+                let mut attacker = Raw::client(proxy, &[]).await;
+                let mut list = block(&[
+                    (":method", "POST"),
+                    (":scheme", "http"),
+                    (":path", "/a.B/Nothing"),
+                    (":authority", "x"),
+                    ("content-type", "application/grpc"),
+                ]);
+                for n in 0..15 {
+                    literal(&mut list, 0, format!("x-{n}").as_bytes(), &[b'h'; 3_600]);
+                }
+                let pieces: Vec<_> = list.chunks(16_000).collect();
+                for n in 0..400u32 {
+                    let stream = 2 * n + 1;
+                    let mut frames = frame(HEADERS, END_STREAM, stream, pieces[0]);
+                    for (i, piece) in pieces.iter().enumerate().skip(1) {
+                        let last = if i + 1 == pieces.len() { END_HEADERS } else { 0 };
+                        frames.extend(frame(CONTINUATION, last, stream, piece));
+                    }
+                    if !attacker.send_within(&frames, PATIENCE).await {
+                        break;
+                    }
+                }
+                attacker
+            })
+        })
+        .collect();
+    let (answered, most) = meanwhile(&world, &mut innocent, Duration::from_secs(4)).await;
+    assert!(most < MOST, "the process grew by {most} bytes");
+    assert!(answered > 0, "the budget comes back");
+    for attacker in attackers {
+        drop(attacker.await.expect("it has said all"));
+    }
+    world
+        .until("portunus_memory_held_bytes", &[], |held| held < BUDGET as f64 / 2.0)
+        .await;
+    let answer = innocent.call("/a.B/C", 100, 0).await.expect("answered");
+    assert_eq!(answer.grpc_status.as_deref(), Some("0"));
+    server.abort();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn header_blocks_that_do_not_end_cost_what_the_budget_allows() {
+    let _alone = MEMORY.write().await;
+    let (world, server) = world().await;
+    let mut innocent = world.caller().await;
+    innocent.call("/a.B/C", 100, 0).await.expect("answered");
+    // 200 connections, 240,000 bytes of a block on each: 48 MB. None of them is over a limit of its own.
+    let mut attackers = Vec::new();
+    let mut start = frame(HEADERS, END_STREAM, 1, &[0x82]);
+    for _ in 0..15 {
+        start.extend(frame(CONTINUATION, 0, 1, &[0x82; 16_000]));
+    }
+    for _ in 0..200 {
+        let mut attacker = Raw::client(world.proxy, &[]).await;
+        attacker.send_within(&start, PATIENCE).await;
+        attackers.push(attacker);
+    }
+    let (answered, most) = meanwhile(&world, &mut innocent, Duration::from_secs(3)).await;
+    assert!(most < MOST, "the process grew by {most} bytes");
+    assert!(answered > 0, "the budget comes back");
+    assert!(!innocent.has_ended(), "only who keeps much is told to go");
+    server.abort();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn answers_that_nobody_reads_cost_what_the_budget_allows() {
+    let _alone = MEMORY.write().await;
+    let (world, server) = world().await;
+    let mut innocent = world.caller().await;
+    innocent.call("/a.B/C", 100, 0).await.expect("answered");
+    // Heads are not under flow control: 16 connections, 250 answers of 15,000 bytes on each, which makes 60 MB.
+    let mut attackers = Vec::new();
+    let all: Vec<_> = (0..250u32)
+        .flat_map(|n| raw::request(2 * n + 1, "/a.B/Large", &[], true))
+        .collect();
+    for _ in 0..16 {
+        let mut attacker = Raw::client(world.proxy, &[]).await;
+        attacker.send(&all).await;
+        attackers.push(attacker);
+    }
+    let (answered, most) = meanwhile(&world, &mut innocent, Duration::from_secs(4)).await;
+    assert!(most < MOST, "the process grew by {most} bytes");
+    assert!(answered > 0, "the budget comes back");
+    assert!(!innocent.has_ended(), "only who keeps much is told to go");
+    server.abort();
+}
