@@ -149,7 +149,9 @@ impl Exchange {
             return true;
         }
         let ends_with_data = self.request_ended && self.replay.trailers().is_none();
-        to.engine.send_data(stream, self.replay.bytes(), ends_with_data, shared);
+        if !self.replay.is_empty() || ends_with_data {
+            to.engine.send_data(stream, self.replay.bytes(), ends_with_data, shared);
+        }
         if let Some(trailers) = self.replay.trailers() {
             let mut copy = Fields::new();
             trailers.copy_to(&mut copy, &mut shared.interner);

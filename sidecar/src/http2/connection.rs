@@ -721,7 +721,7 @@ impl Connection {
     }
 
     /// Restores the connection's window once enough of it is used, half of it at most, while the budget lasts.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn restore_window(&mut self, shared: &mut Shared) {
         if self.recv_target - self.recv_window < path::worth_giving(self.recv_target, self.path.need()) {
             self.settle_reservation(shared);
@@ -730,6 +730,7 @@ impl Connection {
         }
     }
 
+    #[inline(never)]
     fn give_window(&mut self, shared: &mut Shared) {
         let wanted = (self.settings.connection_window as i64)
             .max(self.path.need().min(self.settings.connection_window_ceiling as i64));

@@ -16,6 +16,7 @@ const NEAR_PAUSE: Duration = Duration::from_secs(10);
 /// that a near stream does not cost an update for each of its frames. From far away waiting costs more: bytes that come
 /// in bursts can fall so that half of the window always waits here. What then comes in a round trip is the other half,
 /// and twice that is no more than there was: the window would never grow.
+#[inline(always)]
 pub(crate) fn worth_giving(window: i64, need: i64) -> i64 {
     if need > 0 { window >> 3 } else { window >> 1 }
 }

@@ -439,7 +439,7 @@ impl Literal {
     }
 
     /// Name and value, in the text of the list.
-    #[inline]
+    #[inline(always)]
     pub(super) fn texts<'a>(&self, text: &'a [u8]) -> (&'a [u8], &'a [u8]) {
         let text = &text[self.place as usize..][..self.text_len() as usize];
         text.split_at(self.name_len as usize)
