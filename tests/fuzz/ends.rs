@@ -114,7 +114,7 @@ fn texts(shared: &Shared, event: &Event<'_>) -> Vec<String> {
         return Vec::new();
     }
     let text = |bytes: &[u8]| bytes.escape_ascii().to_string();
-    let fields = shared.fields.iter(&shared.interner);
+    let fields = shared.fields().iter(&shared.interner);
     fields
         .map(|field| text(field.name_text) + "=" + &text(field.value))
         .collect()
@@ -163,7 +163,7 @@ pub fn frames(mut output: &[u8]) -> Vec<(u8, u8, u32, Vec<u8>)> {
 pub fn end(mut conn: Connection, shared: &mut Shared) {
     frames(conn.output());
     conn.release(shared);
-    shared.fields.clear(&mut shared.interner);
+    shared.release();
     assert_eq!(shared.budget.used(), 0, "the budget is whole again");
     assert_eq!(shared.interner.live(), 0, "no field is held any more");
 }

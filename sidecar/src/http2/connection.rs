@@ -99,9 +99,8 @@ impl Shared {
         self.known.is_some()
     }
 
-    /// Gives back all that it holds of its own tables.
-    #[cfg(test)]
-    pub(crate) fn release(&mut self) {
+    /// Gives back all that it holds of its own tables: what is live then, somebody else holds.
+    pub fn release(&mut self) {
         self.known = None;
         self.fields.clear(&mut self.interner);
         self.lists.release(&mut self.interner);

@@ -8,7 +8,7 @@ use std::time::Instant;
 
 use ends::{BUDGET, end, frames};
 use libfuzzer_sys::fuzz_target;
-use portunus_sidecar::http2::hpack::Name;
+use portunus_sidecar::http2::hpack::{Fields, Name};
 use portunus_sidecar::http2::{Connection, Event, Head, PREFACE, Reason, Settings, Shared, StreamKey};
 
 fuzz_target!(|script: &[u8]| {
@@ -132,8 +132,8 @@ impl Relay {
                 end,
                 ..
             } => {
-                let path = self.shared.fields.find(Name::Path, &self.shared.interner);
-                let tag = path.and_then(|path| path.value.get(1).copied()).unwrap_or(0) - b'0';
+                let path = self.shared.fields().value_of(Name::Path, &self.shared.interner);
+                let tag = path.and_then(|path| path.get(1).copied()).unwrap_or(0) - b'0';
                 let user = self.pairs.len() as u64;
                 self.down.set_user(key, user);
                 let up = self.up.open(user, false);
@@ -143,7 +143,7 @@ impl Relay {
                     up,
                     answered: false,
                 });
-                let fields = std::mem::take(&mut self.shared.fields);
+                let fields = self.shared.take_fields(Fields::new());
                 match up {
                     Some(up) => self.up.send_headers(up, &fields, false, end, &mut self.shared),
                     None => {
@@ -152,14 +152,12 @@ impl Relay {
                         self.down.reset(key, Reason::REFUSED_STREAM, &mut self.shared);
                     }
                 }
-                self.shared.fields = fields;
+                self.shared.take_fields(fields);
             }
             Event::Headers { user, .. } => {
-                let mut fields = std::mem::take(&mut self.shared.fields);
                 if let Some(up) = self.pairs[user as usize].up {
-                    self.up.send_trailers(up, &mut fields, &mut self.shared);
+                    self.up.pass_on_trailers(up, &mut self.shared);
                 }
-                self.shared.fields = fields;
             }
             Event::Data { user, bytes, end, .. } => {
                 if let Some(up) = self.pairs[user as usize].up {
@@ -181,16 +179,14 @@ impl Relay {
     fn answered(&mut self, event: Event<'_>) {
         match event {
             Event::Headers { user, head, end, .. } => {
-                let mut fields = std::mem::take(&mut self.shared.fields);
                 let pair = &mut self.pairs[user as usize];
                 pair.answered |= end;
                 let shared = &mut self.shared;
                 match head {
-                    Head::Trailers => self.down.send_trailers(pair.down, &mut fields, shared),
-                    Head::Informational(_) => self.down.send_headers(pair.down, &fields, true, false, shared),
-                    _ => self.down.send_headers(pair.down, &fields, false, end, shared),
+                    Head::Trailers => self.down.pass_on_trailers(pair.down, shared),
+                    Head::Informational(_) => self.down.pass_on_headers(pair.down, true, false, shared),
+                    _ => self.down.pass_on_headers(pair.down, false, end, shared),
                 }
-                self.shared.fields = fields;
                 self.refill(user as usize, false);
             }
             Event::Data { user, bytes, end, .. } => {

@@ -81,7 +81,6 @@ impl Lists {
     }
 
     /// Forgets all lists and gives their references back.
-    #[cfg(test)]
     pub(crate) fn release(&mut self, interner: &mut Interner) {
         for kept in &mut self.kept {
             kept.fields.clear(interner);
