@@ -566,16 +566,21 @@ impl Connection {
 
     /// Counts in the budget what the connection keeps beside its streams and beyond what an honest peer makes it keep:
     /// output that is not read, and header blocks that go on and on. To be asked when its bytes were read or written.
-    #[inline]
+    #[inline(always)]
     pub fn count_kept(&mut self, shared: &mut Shared) {
         let unread = self.out.len() - self.out_taken > OUTPUT_BYTES;
+        if unread || self.kept > 0 || self.parser.unfinished_block() > 0 {
+            self.recount_kept(unread, shared);
+        }
+    }
+
+    #[cold]
+    fn recount_kept(&mut self, unread: bool, shared: &mut Shared) {
         let output = if unread { self.out.capacity() } else { 0 };
         let kept = (output + self.parser.unfinished_block()) as u64;
-        if kept != self.kept {
-            shared.budget.release(self.kept);
-            shared.budget.add(kept);
-            self.kept = kept;
-        }
+        shared.budget.release(self.kept);
+        shared.budget.add(kept);
+        self.kept = kept;
     }
 
     /// What [`Connection::count_kept`] counted.

@@ -309,13 +309,11 @@ pub(super) fn value_malformed(name: Name, value: &[u8]) -> Option<Malformed> {
 /// Servers end the connection over a `:method` that is no token, and a pseudo field that is not text: on a connection that
 /// many share, one caller would end the calls of all. A path may have bytes that a URI has not, since clients send them.
 fn is_pseudo_value(name: Name, value: &[u8]) -> bool {
+    let plain = !has(value, |byte| !byte.is_ascii_graphic());
     match name {
         Name::Method => value.iter().all(|byte| is_token_byte(*byte)),
-        Name::Path => {
-            value.iter().all(|&byte| byte > b' ' && byte != 0x7f)
-                && (value.is_ascii() || std::str::from_utf8(value).is_ok())
-        }
-        _ => value.iter().all(u8::is_ascii_graphic),
+        Name::Path => plain || !has(value, |byte| byte <= b' ' || byte == 0x7f) && std::str::from_utf8(value).is_ok(),
+        _ => plain,
     }
 }
 
@@ -326,7 +324,7 @@ fn is_token_byte(byte: u8) -> bool {
 
 #[inline]
 fn text_malformed(value: &[u8]) -> Option<Malformed> {
-    if may_have_control(value) && value.iter().any(|&byte| (byte < b' ' && byte != b'\t') || byte == 0x7f) {
+    if has(value, |byte| (byte < b' ' && byte != b'\t') || byte == 0x7f) {
         Some(Malformed::BadValueByte)
     } else {
         spaces_malformed(value)
@@ -350,15 +348,18 @@ fn spaces_malformed(value: &[u8]) -> Option<Malformed> {
     (space(value.first()) || space(value.last())).then_some(Malformed::ValueSpace)
 }
 
-/// Whether a byte may be a control byte; false is sure. Sixteen bytes at a time, since each call has long values of its own.
-fn may_have_control(value: &[u8]) -> bool {
+/// Whether some byte is such a one. Sixteen bytes at a time, since each call has long values of its own.
+#[inline(always)]
+fn has(value: &[u8], such: impl Fn(u8) -> bool) -> bool {
     let mut found = [0u8; 16];
     let mut look = |chunk: &[u8; 16]| {
         for (found, byte) in found.iter_mut().zip(chunk) {
-            *found |= u8::from(*byte < b' ') | u8::from(*byte == 0x7f);
+            *found |= u8::from(such(*byte));
         }
     };
-    let Some(last) = value.last_chunk() else { return true };
+    let Some(last) = value.last_chunk() else {
+        return value.iter().any(|byte| such(*byte));
+    };
     look(last);
     for chunk in value.as_chunks().0 {
         look(chunk);

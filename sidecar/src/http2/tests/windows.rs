@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use super::peer::*;
 use crate::exchange::credit_due;
 use crate::http2::connection::StreamFault;
-use crate::http2::frame::{DEFAULT_WINDOW, Reason, kind, setting};
+use crate::http2::frame::{DEFAULT_WINDOW, END_HEADERS, Reason, kind, setting};
 use crate::http2::settings::Settings;
 
 const MAX: u32 = (1 << 31) - 1;
@@ -442,4 +442,53 @@ fn trailers_that_wait_are_counted() {
     server.feed(&[window_update(1, 1)]);
     server.pump();
     assert_eq!(server.shared.budget.used(), 0);
+}
+
+#[test]
+fn a_header_block_that_goes_on_is_counted_until_it_ends() {
+    let mut server = End::server();
+    let piece = block(&[("x-a", &"a".repeat(15_000))]);
+    let mut counted = |frames: &[Frame]| {
+        server.feed(frames);
+        server.conn.count_kept(&mut server.shared);
+        server.shared.budget.used()
+    };
+    assert_eq!(
+        counted(&[raw(kind::HEADERS, 0, 1, &block(&request()))]),
+        0,
+        "as any does"
+    );
+    assert_eq!(counted(&[raw(kind::CONTINUATION, 0, 1, &piece)]), 0, "within one frame");
+    for pieces in 2..10 {
+        let now = counted(&[raw(kind::CONTINUATION, 0, 1, &piece)]);
+        assert!(now >= pieces * 15_000, "{now} for {pieces} pieces");
+    }
+    assert_eq!(counted(&[raw(kind::CONTINUATION, END_HEADERS, 1, &[])]), 0);
+    // And where it never ends.
+    let mut server = End::server();
+    let endless = [raw(kind::HEADERS, 0, 1, &piece), raw(kind::CONTINUATION, 0, 1, &piece)];
+    server.feed(&endless);
+    server.conn.count_kept(&mut server.shared);
+    assert!(server.conn.kept() > 30_000);
+    server.conn.release(&mut server.shared);
+    assert_eq!(server.shared.budget.used(), 0);
+}
+
+#[test]
+fn output_that_is_not_read_is_counted_until_it_is() {
+    let mut server = End::server();
+    let large = fields_of(&[(":status", "200"), ("x-a", &"a".repeat(15_000))]);
+    for n in 0..10 {
+        let id = 2 * n + 1;
+        server.feed(&[ask(id, true)]);
+        let key = server.key(id);
+        server.conn.send_headers(key, &large, false, true, &mut server.shared);
+    }
+    server.conn.count_kept(&mut server.shared);
+    assert!(server.shared.budget.used() >= 150_000);
+    let all = server.conn.output().len();
+    server.conn.written(all - 60_000, &mut server.shared);
+    server.conn.count_kept(&mut server.shared);
+    assert_eq!(server.shared.budget.used(), 0, "DATA may stand there as well");
+    server.conn.written(60_000, &mut server.shared);
 }
