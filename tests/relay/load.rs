@@ -40,6 +40,12 @@ async fn a_reader_asleep_before_ten_thousand_small_frames_costs_no_sibling_anyth
     for i in streams.clone() {
         server.send(&raw::response(2 * i - 1)).await;
     }
+    for i in streams.clone() {
+        // Until then the request's list is kept, and counted.
+        caller
+            .until(|frame| frame.kind == HEADERS && frame.stream == 2 * i - 1)
+            .await;
+    }
     // A window of nothing for all, then 1,000 for everybody who is awake.
     caller.send(&raw::settings(&[(4, 0)])).await;
     caller.until_read().await;
