@@ -139,6 +139,16 @@ pub(super) static DIFFERENCES: &[Difference] = &[
             bad && (block.is_some_and(|block| block.continued) || scene.depends_on_itself())
         },
     },
+    Difference {
+        ours: C(COMPRESSION),
+        theirs: &[Fine],
+        section: "4.3",
+        why: "or did not read on a stream that it has reset",
+        when: |scene| {
+            let bad = scene.block.as_ref().is_some_and(Block::is_bad);
+            bad && scene.depends_on_itself() && matches!(scene.at, At::WeReset | At::WeRefused)
+        },
+    },
     // ---- streams that are over ----
     Difference {
         ours: C(CLOSED),

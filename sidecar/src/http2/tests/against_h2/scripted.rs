@@ -360,6 +360,8 @@ fn a_server() -> BTreeSet<usize> {
         C(COMPRESSION),
         S(PROTOCOL),
     );
+    let late_itself = behind(&reset_by_us, itself(1, &[0x80]));
+    cases.differ("the same after our reset", late_itself, C(COMPRESSION), Fine);
     cases.agree(
         "PRIORITY that depends on itself",
         behind(&open, priority(1, 1)),
