@@ -1,3 +1,6 @@
 //! Puts into workloads what the mesh needs there: into pods, a sidecar; into sidecars, an identity, endpoints and rules.
 //!
-//! Its rooms come with the issues that need them; see `docs/architecture.md`.
+//! Rooms: `cluster` says what there is (one writer, many readers), `control` serves it to sidecars, `cli` is the
+//! `portunus` command. `control` and `cli` import `cluster`, never each other.
+
+pub mod cluster;

@@ -1,5 +1,18 @@
-//! What both ends of a Portunus mesh must agree on, and nothing else: the ports, the user id and the names that the
-//! webhook writes and the sidecar reads.
+//! What both ends of a Portunus mesh must agree on, and nothing else: the ports, the user id, the names of identities,
+//! and the protocol between sidecars and control.
+
+mod spiffe;
+
+pub use spiffe::{Invalid, SpiffeId, TrustDomain};
+
+/// The protocol between sidecars and control, generated from `proto/mesh`.
+#[allow(missing_docs, clippy::all)]
+pub mod mesh {
+    /// Version 1.
+    pub mod v1 {
+        tonic::include_proto!("portunus.mesh.v1");
+    }
+}
 
 /// Where the pod's outbound connections are redirected to.
 pub const OUTBOUND_PORT: u16 = 4140;
@@ -7,5 +20,13 @@ pub const OUTBOUND_PORT: u16 = 4140;
 pub const INBOUND_PORT: u16 = 4143;
 /// The admin port: `/live`, `/ready`, `/metrics` and, on loopback alone, `/config`, `/endpoints`, `/drain`.
 pub const ADMIN_PORT: u16 = 4191;
+/// Where control serves sidecars, in mTLS.
+pub const CONTROL_PORT: u16 = 8080;
+/// Control's admin port.
+pub const CONTROL_ADMIN_PORT: u16 = 9995;
 /// The user id that the sidecar runs as; its own connections are exempt from the redirect.
 pub const PROXY_UID: u32 = 2102;
+/// The ALPN protocol of calls between sidecars: HTTP/2 inside the mesh's TLS.
+pub const ALPN_H2: &[u8] = b"portunus/h2";
+/// The ALPN protocol of anything else between sidecars: bytes inside the mesh's TLS.
+pub const ALPN_TCP: &[u8] = b"portunus/tcp";

@@ -1,0 +1,6 @@
+//! The `portunus` command line.
+
+fn main() {
+    eprintln!("not yet");
+    std::process::exit(64);
+}

@@ -1,0 +1,6 @@
+//! `injector control` and, later, `injector webhook`.
+
+fn main() {
+    eprintln!("not yet");
+    std::process::exit(64);
+}
