@@ -3,6 +3,8 @@
 //! The name in `:authority` if the address that the application dialled is, or lately was, among its addresses; else
 //! that address itself. (Service addresses that the control plane names come first, once there is one.)
 
+mod known;
+
 use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -13,6 +15,8 @@ use tokio_util::sync::DropGuard;
 use crate::balance::{self, Balancer, EndpointKey, EndpointSpec};
 use crate::connect::resolve::Answer;
 use crate::http2::slots::{Key, Slots};
+
+pub use known::{Endpoint, HealthMode, HealthPolicy, Known, OutlierPolicy, Policy, Subject, View};
 
 /// The key of a service.
 pub type ServiceKey = Key<Service>;

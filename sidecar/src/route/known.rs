@@ -1,0 +1,121 @@
+//! What the mesh says of a name, or of an address, that an application dialled.
+
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
+
+use portunus_proto::SpiffeId;
+
+use crate::balance::Algorithm;
+
+/// What can be asked for.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Subject {
+    /// A name of `:authority`, in lower case and without a trailing dot, with the port that was dialled.
+    Name {
+        /// The name.
+        host: String,
+        /// The port.
+        port: u16,
+    },
+    /// An address that was dialled.
+    Address(SocketAddr),
+}
+
+/// The newest that is known of a [`Subject`].
+#[derive(Clone, Debug, Default, PartialEq)]
+pub enum Known {
+    /// Nobody has answered yet. Once somebody has, this does not come back: what was known stays while control is away.
+    #[default]
+    Pending,
+    /// It is a service of the mesh.
+    Service(Arc<View>),
+    /// It is the address of a workload.
+    Endpoint(Endpoint),
+    /// The mesh knows nothing of it; there may be a policy for the name all the same.
+    Outside(Arc<Policy>),
+}
+
+/// A service of the mesh, as this sidecar sees it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct View {
+    /// `name.namespace:port`.
+    pub name: String,
+    /// The service's own addresses.
+    pub addresses: Vec<IpAddr>,
+    /// Who serves it.
+    pub endpoints: Vec<Endpoint>,
+    /// How it is reached.
+    pub policy: Policy,
+}
+
+/// One address of a workload.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Endpoint {
+    /// Where it listens.
+    pub addr: SocketAddr,
+    /// Who must be there: with an identity it is called in mTLS and nothing less, without in plain.
+    pub identity: Option<SpiffeId>,
+    /// Its share among the others; never 0.
+    pub weight: u32,
+    /// Whether it takes new calls.
+    pub is_ready: bool,
+    /// `namespace/name` of the workload.
+    pub workload: String,
+}
+
+/// How a service is reached. What is `None` has the sidecar's own setting.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Policy {
+    /// How an endpoint is picked.
+    pub algorithm: Option<Algorithm>,
+    /// How long a new endpoint takes to get its whole share.
+    pub slow_start: Option<Duration>,
+    /// How its health is asked for.
+    pub health: HealthPolicy,
+    /// When an endpoint is left alone for its failures.
+    pub outlier: OutlierPolicy,
+}
+
+/// How health is asked for. What is `None` has the sidecar's own setting.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct HealthPolicy {
+    /// By which method, if at all.
+    pub mode: Option<HealthMode>,
+    /// The service that is asked for in `grpc.health.v1`; empty for the server as a whole.
+    pub service: Option<String>,
+    /// From one question to the next.
+    pub interval: Option<Duration>,
+    /// How long an answer may take.
+    pub timeout: Option<Duration>,
+    /// Failures in a row that make an endpoint unhealthy.
+    pub unhealthy_threshold: Option<u32>,
+    /// Successes in a row that make it healthy again.
+    pub healthy_threshold: Option<u32>,
+}
+
+/// By which method health is asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum HealthMode {
+    /// `Check`, again and again.
+    Check,
+    /// `Watch`, where it is served.
+    Watch,
+    /// None.
+    Off,
+}
+
+/// When an endpoint is left alone for its failures. What is `None` has the sidecar's own setting.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct OutlierPolicy {
+    /// Failures in a row.
+    pub consecutive_failures: Option<u32>,
+    /// For how long at first; it doubles with each time in a row.
+    pub base_ejection: Option<Duration>,
+    /// For how long at most.
+    pub max_ejection: Option<Duration>,
+    /// How many of the endpoints at once, in percent.
+    pub max_ejection_percent: Option<u32>,
+    /// Whether this is never done.
+    pub is_off: bool,
+}
