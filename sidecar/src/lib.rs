@@ -11,7 +11,9 @@ pub mod connect;
 pub mod detect;
 pub mod exchange;
 pub mod http2;
+pub mod identity;
 pub mod route;
+pub mod tls;
 pub mod tunnel;
 
 // Words and facts, which every room may use.

@@ -1,0 +1,30 @@
+//! TLS of the mesh: who the other end is, proven by its certificate, and the bytes that pass between.
+//!
+//! TLS 1.3 alone (RFC 8446), X25519MLKEM768 first, both ends with a certificate, no resumption and no early data: each
+//! connection proves its peer anew. [`Credential`] is who we are and whom we believe; [`accept`] and [`connect`] shake
+//! hands; a [`Session`] opens and seals the records of a finished handshake, without a socket of its own; [`Stream`] is
+//! one with its socket, for tunnels. A [`Peer`] comes from nowhere else.
+//!
+//! What is inside (rustls 0.23, its unbuffered API) is named in `engine.rs` alone, and in `verify.rs` and `credential.rs`,
+//! which judge and prepare.
+
+mod credential;
+mod engine;
+mod error;
+mod handshake;
+mod output;
+mod peer;
+mod refused;
+mod session;
+mod stream;
+#[cfg(test)]
+mod tests;
+mod verify;
+
+pub use credential::{Bundle, Credential, Unusable};
+pub use error::{Alert, Error};
+pub use handshake::{accept, connect};
+pub use peer::Peer;
+pub use refused::Refused;
+pub use session::{Alpn, LEAST_BUFFER, Opened, Session};
+pub use stream::Stream;
