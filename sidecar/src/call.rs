@@ -36,6 +36,8 @@ pub(crate) struct Call {
     pub(crate) stalled: Option<Tick>,
     /// How it ended, if not by a status of the server's.
     pub(crate) ended: Option<Code>,
+    /// The label of the peer that it was counted for, once it was.
+    pub(crate) label: Option<u32>,
 }
 
 /// What the caller allows.

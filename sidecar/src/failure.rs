@@ -82,6 +82,27 @@ pub enum Failure {
         /// What was tried, and what came of it.
         why: String,
     },
+    /// Nobody could say whether the service belongs to the mesh: to call it in plain might be a betrayal.
+    #[error(
+        "control has not said whether {service} belongs to the mesh, so it cannot be called: see portunus_control_connected \
+         and --control-address"
+    )]
+    ControlSilent {
+        /// What was asked for.
+        service: String,
+    },
+    /// The port takes mTLS alone, and the call came in plain.
+    #[error("port {port} takes calls in mTLS only, and this one came in plain: is its caller in the mesh?")]
+    MtlsRequired {
+        /// The port that was meant.
+        port: u16,
+    },
+    /// The port takes no mTLS, and the call came in it.
+    #[error("port {port} takes no mTLS (its mode is disabled), and this call came in it")]
+    MtlsDisabled {
+        /// The port that was meant.
+        port: u16,
+    },
     /// The connection to the one server that was meant was not made.
     #[error("{why}; is the application listening there?")]
     Unreachable {
@@ -159,6 +180,9 @@ impl Failure {
             Failure::MemoryBudget { .. } => "memory_budget",
             Failure::Stalled { .. } => "stalled",
             Failure::NoEndpoint { .. } => "no_endpoint",
+            Failure::ControlSilent { .. } => "control_silent",
+            Failure::MtlsRequired { .. } => "mtls_required",
+            Failure::MtlsDisabled { .. } => "mtls_disabled",
             Failure::Unreachable { .. } => "unreachable",
             Failure::TooManyWaiting { .. } => "too_many_waiting",
             Failure::ConnectionLost { .. } => "connection_lost",
@@ -170,7 +194,7 @@ impl Failure {
     }
 
     /// Every reason there is.
-    pub const REASONS: [&'static str; 14] = [
+    pub const REASONS: [&'static str; 17] = [
         "request_headers_too_large",
         "response_headers_too_large",
         "next_hop_headers",
@@ -178,6 +202,9 @@ impl Failure {
         "memory_budget",
         "stalled",
         "no_endpoint",
+        "control_silent",
+        "mtls_required",
+        "mtls_disabled",
         "unreachable",
         "too_many_waiting",
         "connection_lost",
@@ -203,10 +230,12 @@ impl Failure {
             | Failure::Stalled { .. }
             | Failure::TooManyWaiting { .. } => Code::ResourceExhausted,
             Failure::NoEndpoint { .. }
+            | Failure::ControlSilent { .. }
             | Failure::Unreachable { .. }
             | Failure::ConnectionLost { .. }
             | Failure::Refused { .. }
             | Failure::Stopping => Code::Unavailable,
+            Failure::MtlsRequired { .. } | Failure::MtlsDisabled { .. } => Code::Unauthenticated,
             Failure::BadResponse { .. } => Code::Internal,
             Failure::Deadline { .. } => Code::DeadlineExceeded,
         }
@@ -217,6 +246,8 @@ impl Failure {
         match self {
             Failure::RequestHeadersTooLarge { .. }
             | Failure::NextHopHeaders { .. }
+            | Failure::MtlsRequired { .. }
+            | Failure::MtlsDisabled { .. }
             | Failure::Stalled { .. }
             | Failure::Deadline { .. } => Fault::Caller,
             Failure::ResponseHeadersTooLarge { .. }
@@ -226,7 +257,7 @@ impl Failure {
             | Failure::Refused { .. }
             | Failure::BadResponse { .. } => Fault::Server,
             Failure::NoEndpoint { .. } | Failure::ConnectionLost { .. } => Fault::Network,
-            Failure::MemoryBudget { .. } | Failure::Stopping => Fault::Sidecar,
+            Failure::MemoryBudget { .. } | Failure::ControlSilent { .. } | Failure::Stopping => Fault::Sidecar,
         }
     }
 
@@ -244,6 +275,9 @@ impl Failure {
             | Failure::NextHopHeaders { .. }
             | Failure::MemoryBudget { .. }
             | Failure::NoEndpoint { .. }
+            | Failure::ControlSilent { .. }
+            | Failure::MtlsRequired { .. }
+            | Failure::MtlsDisabled { .. }
             | Failure::Unreachable { .. }
             | Failure::TooManyWaiting { .. }
             | Failure::Refused { .. } => false,
@@ -254,6 +288,7 @@ impl Failure {
     pub fn answer(&self) -> Answer {
         let http = match self.code() {
             Code::DeadlineExceeded => 504,
+            Code::Unauthenticated => 401,
             Code::ResourceExhausted if self.fault() == Fault::Caller => 431,
             Code::Internal => 502,
             _ => 503,

@@ -1,14 +1,16 @@
 //! The story from the network to this pod's application.
 //!
 //! A connection from the network is accepted, its destination must be an address of this pod, its first bytes are looked
-//! at (`worker/door.rs`). If it is HTTP/2, each RPC on it begins at `request`: what the peer must not say is removed,
-//! the application is reached at the address that the caller meant, and the two streams are carried by their exchange.
+//! at (`worker/door.rs`), the mesh's TLS ended. If it is HTTP/2, each RPC on it begins at `request`: what the peer must not
+//! say is removed, it is allowed or refused, the application is reached at the address that the caller meant, and the two
+//! streams are carried by their exchange.
 
 use crate::call::{CallKey, Choice};
 use crate::exchange::End;
 use crate::failure::Failure;
 use crate::http2::Shared;
 use crate::http2::hpack::Name;
+use crate::policy::{self, Caller, Permit, Refusal};
 use crate::worker::Worker;
 
 /// An RPC began on a connection from the network. Its header list stands in the wires' shared fields.
@@ -27,13 +29,34 @@ pub(crate) fn again(worker: &mut Worker, key: CallKey) {
     }
 }
 
-/// Reach the application, h2c on its own address, and carry the call there.
 fn go(worker: &mut Worker, key: CallKey) -> Result<(), Failure> {
+    let permit = allow(worker, key)?;
+    forward(worker, key, permit)
+}
+
+/// Allow: whether the port takes calls in the way in which this one came.
+fn allow(worker: &Worker, key: CallKey) -> Result<Permit, Failure> {
+    let call = worker.calls.get(key).ok_or(Failure::Stopping)?;
+    let wire = worker.wires.slots.get(call.exchange.down.wire);
+    let caller = match wire.and_then(|wire| wire.proven()) {
+        Some(peer) => Caller::Proven(peer),
+        None if wire.is_some_and(|wire| wire.is_local()) => Caller::Ourselves,
+        None => Caller::Plain,
+    };
+    let port = call.meant.port();
+    policy::authorize(worker.mode(port), caller).map_err(|refusal| match refusal {
+        Refusal::MtlsRequired => Failure::MtlsRequired { port },
+        Refusal::MtlsDisabled => Failure::MtlsDisabled { port },
+    })
+}
+
+/// Reach the application, h2c on its own address, and carry the call there.
+fn forward(worker: &mut Worker, key: CallKey, _permit: Permit) -> Result<(), Failure> {
     let Some(call) = worker.calls.get_mut(key) else {
         return Ok(());
     };
     let addr = call.meant;
-    let pool = worker.pools.of(true, addr);
+    let pool = worker.pools.own(addr);
     call.choice = Some(Choice {
         place: None,
         addr,
@@ -50,13 +73,19 @@ pub(crate) fn clean_trailers(shared: &mut Shared) {
     }
 }
 
-/// Header work: an identity that the peer claims in words is removed, whatever its spelling; how the call came is said.
+/// Header work: an identity that the peer claims in words is removed, whatever its spelling, and the one that it has proven
+/// is told; so is how the call came.
 fn tell_the_application(worker: &mut Worker, key: CallKey) {
     let Some(call) = worker.calls.get_mut(key) else { return };
+    let wire = worker.wires.slots.get(call.exchange.down.wire);
+    let client_cert = wire.and_then(|wire| wire.client_cert);
     let interner = &mut worker.wires.shared.interner;
     let head = &mut call.exchange.head;
     head.remove_all(Name::ForwardedClientCert, interner);
+    if let Some(id) = client_cert {
+        head.push_id(id, interner);
+    }
     if head.find(Name::ForwardedProto, interner).is_none() {
-        head.push(b"x-forwarded-proto", b"http", false);
+        head.push_id(worker.said.proto(client_cert.is_some()), interner);
     }
 }

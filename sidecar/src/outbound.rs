@@ -9,12 +9,12 @@ use std::net::SocketAddr;
 
 use crate::balance::NoEndpoint;
 use crate::call::{Call, CallKey, Choice};
-use crate::connect::PoolKey;
+use crate::connect::{PoolKey, Via};
 use crate::exchange::End;
 use crate::failure::Failure;
 use crate::grpc::timeout;
 use crate::http2::hpack::Name;
-use crate::route::{ByTag, NO_NAME, Named, ServiceKey};
+use crate::route::{ByTag, Known, NO_NAME, Named, Service, ServiceKey};
 use crate::worker::Worker;
 
 /// An RPC began on a connection of the application's. Its header list stands in the wires' shared fields.
@@ -27,30 +27,31 @@ pub(crate) fn request(worker: &mut Worker, down: End, ended: bool) {
     }
 }
 
-/// Match: which service is meant. The call waits if the name's addresses are not known yet.
+/// Match: which service is meant. The call waits if that cannot be said yet.
 #[inline(always)]
 fn find(worker: &mut Worker, key: CallKey) -> Result<(), Failure> {
     let Some(call) = worker.calls.get(key) else {
         return Ok(());
     };
-    let meant = call.meant;
+    let (meant, now) = (call.meant, worker.now);
     let service = match named(worker, key) {
         Some(named) => {
-            let now = worker.now;
             let Some(service) = worker.services.get_mut(named) else {
                 return Ok(());
             };
             service.used = now;
             match service.owns(meant, now) {
                 Some(true) => named,
-                Some(false) => worker.services.of_address(meant, now),
-                None => {
+                Some(false) => worker.of_address(meant),
+                None if !service.is_late => {
                     service.waiting.push(key.to_bits());
                     return Ok(());
                 }
+                None if *service.known == Known::Pending => return Err(control_silent(service)),
+                None => worker.of_address(meant),
             }
         }
-        None => worker.services.of_address(meant, worker.now),
+        None => worker.of_address(meant),
     };
     if let Some(call) = worker.calls.get_mut(key) {
         call.service = service;
@@ -58,20 +59,11 @@ fn find(worker: &mut Worker, key: CallKey) -> Result<(), Failure> {
     go(worker, key)
 }
 
-/// The addresses of the name came, or their time is over: the call goes on.
-pub(crate) fn resolved(worker: &mut Worker, key: CallKey, named: ServiceKey) {
-    let Some(call) = worker.calls.get(key) else { return };
-    let (meant, now) = (call.meant, worker.now);
-    let owns = worker.services.get(named).and_then(|service| service.owns(meant, now));
-    let service = if owns == Some(true) {
-        named
-    } else {
-        worker.services.of_address(meant, worker.now)
-    };
-    if let Some(call) = worker.calls.get_mut(key) {
-        call.service = service;
+/// More is known of what the call waits for, or the time for that is over: the call goes on.
+pub(crate) fn resolved(worker: &mut Worker, key: CallKey) {
+    if let Err(failure) = find(worker, key) {
+        worker.fail(key, failure);
     }
-    again(worker, key);
 }
 
 /// The call has to look for an endpoint (once more).
@@ -84,28 +76,54 @@ pub(crate) fn again(worker: &mut Worker, key: CallKey) {
 /// Pick an endpoint, reach it, carry the call there.
 #[inline(always)]
 fn go(worker: &mut Worker, key: CallKey) -> Result<(), Failure> {
-    let (pool, addr) = pick(worker, key)?;
-    worker.reach(key, pool, addr)
+    match pick(worker, key)? {
+        Some((pool, addr)) => worker.reach(key, pool, addr),
+        None => Ok(()),
+    }
 }
 
-/// Pick: the better of two endpoints, among those that this call has not tried.
+/// Pick: the better of two endpoints, among those that this call has not tried. Nothing if the call has to wait until it is
+/// known who is there.
 #[inline(always)]
-fn pick(worker: &mut Worker, key: CallKey) -> Result<(PoolKey, SocketAddr), Failure> {
+fn pick(worker: &mut Worker, key: CallKey) -> Result<Option<(PoolKey, SocketAddr)>, Failure> {
     let now = worker.now;
     let no_call = || Failure::Stopping;
     let call = worker.calls.get_mut(key).ok_or_else(no_call)?;
     let service = worker.services.get_mut(call.service).ok_or_else(no_call)?;
     let endpoint = match service.balancer.pick(now, &mut worker.rng, &call.tried) {
         Ok(endpoint) => endpoint,
+        Err(_) if *service.known == Known::Pending && !service.is_late => {
+            service.waiting.push(key.to_bits());
+            return Ok(None);
+        }
+        Err(_) if *service.known == Known::Pending => return Err(control_silent(service)),
         Err(why) => return Err(no_endpoint(service.name.clone(), why, call)),
     };
     let addr = service.balancer.addr(endpoint).ok_or_else(no_call)?;
     let place = service.balancer.started(endpoint);
     let marked = PoolKey::from_bits(service.balancer.mark(endpoint));
     let pool = match worker.pools.get(marked) {
-        Some(_) => marked,
+        Some(pool) => {
+            if pool.via == Via::Own {
+                // What arrives there is believed: nobody stands at the door between the application and itself.
+                call.exchange
+                    .head
+                    .remove_all(Name::ForwardedClientCert, &mut worker.wires.shared.interner);
+            }
+            marked
+        }
         None => {
-            let pool = worker.pools.of(false, addr);
+            let via = match service.identity(addr) {
+                // The kernel does not turn what the pod sends to itself: there is nobody to speak TLS with.
+                _ if worker.own.contains(addr.ip(), now) => Via::Own,
+                identity => Via::of(identity.cloned()),
+            };
+            if via == Via::Own {
+                call.exchange
+                    .head
+                    .remove_all(Name::ForwardedClientCert, &mut worker.wires.shared.interner);
+            }
+            let pool = worker.pools.of(addr, via);
             service.balancer.set_mark(endpoint, pool.to_bits());
             pool
         }
@@ -116,7 +134,13 @@ fn pick(worker: &mut Worker, key: CallKey) -> Result<(PoolKey, SocketAddr), Fail
         pool,
         at: worker.tick,
     });
-    Ok((pool, addr))
+    Ok(Some((pool, addr)))
+}
+
+fn control_silent(service: &Service) -> Failure {
+    Failure::ControlSilent {
+        service: service.name.clone(),
+    }
 }
 
 fn no_endpoint(service: String, why: NoEndpoint, call: &Call) -> Failure {
@@ -144,8 +168,8 @@ fn named(worker: &mut Worker, key: CallKey) -> Option<ServiceKey> {
         .named(call.exchange.head.value(at, interner)?, port, worker.now)
     {
         Named::Known(service) => service,
-        Named::New(service, host) => {
-            worker.resolve(service, host, port);
+        Named::New(service) => {
+            worker.inquire(service);
             service
         }
         Named::None => {

@@ -17,23 +17,27 @@ use std::collections::VecDeque;
 use std::mem;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
+use portunus_proto::SpiffeId;
+use rand::RngExt as _;
 use rand::rngs::StdRng;
-use tokio::net::TcpStream;
 use tokio_util::sync::CancellationToken;
 
+use crate::accept::PodAddresses;
 use crate::balance::{EndpointKey, EndpointSpec, Outcome};
 use crate::call::{Call, CallKey, Deadline};
-use crate::connect::resolve::{Answer, Query, State, Target};
-use crate::connect::{self, PoolKey, Pools, Reach, Side, Transport, WireKey, Wires};
+use crate::connect::resolve::{Answer, Query, State};
+use crate::connect::{self, Certified, Dialler, PoolKey, Pools, Reach, Side, Transport, Via, WireKey, Wires};
+use crate::edge::client_cert;
 use crate::exchange::{End, Exchange};
 use crate::failure::Failure;
 use crate::grpc::timeout;
 use crate::http2::Connection;
-use crate::http2::hpack::{Fields, Interner, Name};
+use crate::http2::hpack::{FieldId, Fields, Interner, Name};
 use crate::http2::slots::{Key, Slots};
-use crate::route::{ServiceKey, Services};
+use crate::policy::{self, Mode};
+use crate::route::{self, Known, ServiceKey, Services, Subject};
 use crate::telemetry::{Direction, MethodId, Recorder};
 use crate::timers::{Tick, Timers};
 use crate::{inbound, outbound};
@@ -55,9 +59,16 @@ pub(crate) struct Worker {
     pub(crate) calls: Slots<Call>,
     pub(crate) pools: Pools,
     pub(crate) services: Services,
+    /// The addresses of this pod.
+    pub(crate) own: PodAddresses,
     pub(crate) recorder: Recorder,
     pub(crate) counts: Counts,
     pub(crate) rng: StdRng,
+    /// What is said to the application in the same words again and again.
+    pub(crate) said: Said,
+    /// What the pod's ports take.
+    modes: Arc<policy::Inbound>,
+    dialler: Dialler,
     timers: Timers,
     inbox: Arc<Inbox>,
     parts: Parts,
@@ -80,13 +91,40 @@ pub(crate) struct Worker {
     local_used: u64,
 }
 
+/// Values of `x-forwarded-proto`, as interned fields.
+pub(crate) struct Said {
+    http: FieldId,
+    https: FieldId,
+}
+
+impl Said {
+    fn new(interner: &mut Interner) -> Said {
+        Said {
+            http: interner.constant(b"x-forwarded-proto", b"http"),
+            https: interner.constant(b"x-forwarded-proto", b"https"),
+        }
+    }
+
+    /// How a call came.
+    pub(crate) fn proto(&self, in_tls: bool) -> FieldId {
+        if in_tls { self.https } else { self.http }
+    }
+}
+
 impl Worker {
+    /// What a port of the pod takes.
+    #[inline]
+    pub(crate) fn mode(&self, port: u16) -> Mode {
+        self.modes.mode(port).unwrap_or_default()
+    }
+
     /// A call begins: its header list is taken over, and what can be said of it at once is said.
     pub(crate) fn begin_call(&mut self, down: End, inbound: bool, ended: bool) -> Option<CallKey> {
         let wire = self.wires.slots.get(down.wire)?;
         let Side::Caller { meant, .. } = wire.side else {
             return None;
         };
+        let label = wire.label;
         let spare = self.spare.pop();
         let had_spare = spare.is_some();
         let mut head = self.wires.shared.take_fields(spare.unwrap_or_default());
@@ -108,11 +146,14 @@ impl Worker {
             resent: false,
             stalled: None,
             ended: None,
+            label: inbound.then_some(label),
         });
         if let Some(wire) = self.wires.slots.get_mut(down.wire) {
             wire.engine.set_user(down.stream, key.to_bits());
         }
-        self.counts.of(inbound).requests.inc();
+        if inbound {
+            self.counts.request(label);
+        }
         let call = self.calls.get_mut(key)?;
         if call.exchange.is_grpc {
             call.method = method_of(
@@ -179,11 +220,14 @@ impl Worker {
                 .remove_all(Name::GrpcTimeout, &mut self.wires.shared.interner);
             call.exchange.head.push(b"grpc-timeout", &text, false);
         }
-        let max = self
-            .wires
-            .slots
-            .get(wire)
-            .map_or(usize::MAX, |to| to.engine.max_header_list());
+        let to = self.wires.slots.get(wire);
+        if call.label.is_none()
+            && let Some(to) = to
+        {
+            call.label = Some(to.label);
+            self.counts.request(to.label);
+        }
+        let max = to.map_or(usize::MAX, |to| to.engine.max_header_list());
         // What came is no less than what is kept, and quicker to ask.
         if call.exchange.head.list_size() > max {
             let bytes = call.exchange.head.kept_size(&self.wires.shared.interner);
@@ -260,6 +304,9 @@ impl Worker {
             let elapsed = self.tick.since(call.began);
             self.recorder.handled(method, call.kind(), code, elapsed);
         }
+        if call.label.is_none() {
+            self.counts.request(Counts::in_plain(call.inbound));
+        }
         let outcome = call.outcome(code, self.tick);
         let (service, choice) = (call.service, call.choice.take());
         call.exchange.release(&mut self.wires);
@@ -331,16 +378,91 @@ impl Worker {
 
     /// Opens a connection to `addr` for its pool.
     fn dial(&self, pool: PoolKey, addr: SocketAddr) {
+        let via = self.pools.get(pool).map_or(Via::Plain, |pool| pool.via.clone());
+        let dialling = self.dialler.clone().dial(addr, via);
         let inbox = self.inbox.clone();
-        let settings = self.parts.dial.clone();
         tokio::task::spawn_local(async move {
-            let result = connect::dial(addr, &settings).await;
+            let result = dialling.await;
             inbox.send(Message::Dialled { pool, addr, result });
         });
     }
 
+    /// The service that an address is by itself.
+    #[inline(always)]
+    pub(crate) fn of_address(&mut self, addr: SocketAddr) -> ServiceKey {
+        let (service, is_new) = self.services.of_address(addr, self.now);
+        if is_new {
+            self.inquire(service);
+        }
+        service
+    }
+
+    /// Asks what there is to know of a service that is new, and follows it from now on.
+    pub(crate) fn inquire(&mut self, key: ServiceKey) {
+        let Some(service) = self.services.get_mut(key) else {
+            return;
+        };
+        match &self.parts.mesh {
+            Some(mesh) => {
+                let followed = CancellationToken::new();
+                run::follow_mesh(
+                    mesh.clone(),
+                    self.inbox.clone(),
+                    key,
+                    service.subject.clone(),
+                    followed.clone(),
+                );
+                service.following.push(followed.drop_guard());
+            }
+            None => {
+                let known = service.known.clone();
+                self.learned(key, known);
+            }
+        }
+    }
+
+    /// What control says of a service.
+    fn learned(&mut self, key: ServiceKey, known: Arc<Known>) {
+        let Some(service) = self.services.get_mut(key) else {
+            return;
+        };
+        if *known == Known::Pending {
+            return;
+        }
+        service.is_late = false;
+        service.known = known.clone();
+        match (&*known, service.subject.clone()) {
+            (Known::Outside(_), Subject::Name { host, port }) => match service.answer.is_some() {
+                true => self.name_endpoints(key),
+                false => self.resolve(key, host, port),
+            },
+            (Known::Service(view), _) => {
+                service.forget_names();
+                let addresses = view.addresses.iter().copied();
+                service.is_meant_by(addresses.chain(view.endpoints.iter().map(|e| e.addr.ip())), self.now);
+                let ready = view.endpoints.iter().filter(|endpoint| endpoint.is_ready);
+                let endpoints: Vec<_> = ready.map(spec_of).collect();
+                self.update(key, &endpoints);
+            }
+            // A name that is an address has no other endpoint than that.
+            (Known::Endpoint(endpoint), _) => {
+                service.forget_names();
+                service.is_meant_by([endpoint.addr.ip()], self.now);
+                self.update(key, &[spec_of(endpoint)]);
+            }
+            (Known::Outside(_), Subject::Address(addr)) => self.update(key, &[plain(addr)]),
+            (Known::Pending, _) => {}
+        }
+        let Some(Subject::Address(addr)) = self.services.get(key).map(|service| service.subject.clone()) else {
+            return;
+        };
+        for named in self.services.named_at(addr) {
+            self.name_endpoints(named);
+        }
+    }
+
     /// Follows the addresses of a name, from now on.
-    pub(crate) fn resolve(&mut self, service: ServiceKey, host: String, port: u16) {
+    fn resolve(&mut self, service: ServiceKey, host: String, port: u16) {
         let srv = self.parts.srv.get(&host).cloned();
         let query = Query { host, port, srv };
         let followed = CancellationToken::new();
@@ -352,53 +474,107 @@ impl Worker {
             followed.clone(),
         );
         if let Some(service) = self.services.get_mut(service) {
-            service.following = Some(followed.drop_guard());
+            service.following.push(followed.drop_guard());
         }
     }
 
     /// The addresses of a service, as the name servers give them now.
     fn resolved(&mut self, key: ServiceKey, answer: Arc<Answer>) {
-        let Some(service) = self.services.get_mut(key) else {
+        let Some(service) = self.services.get_mut(key).filter(|service| service.is_outside()) else {
             return;
         };
         if matches!(answer.state, State::Pending) {
             return;
         }
-        let spec = |target: &Target| EndpointSpec {
-            addr: target.addr,
-            weight: target.weight,
-            priority: target.priority,
+        service.is_late = false;
+        service.answer = Some(answer.clone());
+        if self.parts.mesh.is_some() {
+            for target in answer.routable() {
+                self.of_address(target.addr);
+            }
+        }
+        self.name_endpoints(key);
+    }
+
+    /// The endpoints of a name outside the mesh: its addresses, as far as it is known who is there.
+    fn name_endpoints(&mut self, key: ServiceKey) {
+        let Some(service) = self.services.get(key) else { return };
+        let Some(answer) = service.answer.clone() else { return };
+        let (mut endpoints, mut lent, mut is_whole) = (Vec::new(), Vec::new(), true);
+        for target in answer.routable() {
+            let spec = EndpointSpec {
+                addr: target.addr,
+                weight: target.weight,
+                priority: target.priority,
+            };
+            let known = match self.parts.mesh {
+                Some(_) => self.services.who_is_at(target.addr),
+                None => Some(&*service.known),
+            };
+            match known {
+                None | Some(Known::Pending) => is_whole = false,
+                Some(Known::Endpoint(endpoint)) => endpoints.push((spec, endpoint.identity.clone())),
+                Some(Known::Outside(_)) => endpoints.push((spec, None)),
+                Some(Known::Service(_)) => lent.push(target.addr.ip()),
+            }
+        }
+        if let Some(service) = self.services.get_mut(key) {
+            service.lends(lent);
+        }
+        if is_whole || !endpoints.is_empty() {
+            self.update(key, &endpoints);
+        }
+    }
+
+    /// A service has these endpoints now, and calls that waited for them go on.
+    fn update(&mut self, key: ServiceKey, endpoints: &[(EndpointSpec, Option<SpiffeId>)]) {
+        let Some(service) = self.services.get_mut(key) else {
+            return;
         };
-        let specs: Vec<_> = answer.routable().map(spec).collect();
-        let changes = service.balancer.update(&specs, self.now);
-        service.answer = Some(answer);
+        let (changes, changed) = service.update(endpoints, self.now);
         let waiting = mem::take(&mut service.waiting);
         for gone in changes.gone {
             self.retire(gone.addr);
         }
+        for addr in changed {
+            self.retire_others(addr);
+        }
         for mark in waiting {
-            outbound::resolved(self, Key::from_bits(mark), key);
+            outbound::resolved(self, Key::from_bits(mark));
         }
     }
 
-    /// The name servers took too long: who waited goes to the address that was dialled.
-    fn stop_waiting_for_names(&mut self, key: ServiceKey) {
+    /// Whoever was asked took too long: who waited goes on with what is known.
+    fn stop_waiting(&mut self, key: ServiceKey) {
         let Some(service) = self.services.get_mut(key) else {
             return;
         };
+        service.is_late = true;
         for mark in mem::take(&mut service.waiting) {
-            outbound::resolved(self, Key::from_bits(mark), key);
+            outbound::resolved(self, Key::from_bits(mark));
         }
     }
 
     /// A service has `addr` no more. If no other has it, no new call goes there: its connections end when their calls do.
     fn retire(&mut self, addr: SocketAddr) {
-        if self.services.has_endpoint(addr) {
-            return;
+        if !self.services.has_endpoint(addr) {
+            for pool in self.pools.at(addr) {
+                self.drain(pool);
+            }
         }
-        let Some(pool) = self.pools.known(false, addr) else {
-            return;
-        };
+    }
+
+    /// Somebody else is at `addr` now than before: the connections to whom no service means any more end when their calls do.
+    fn retire_others(&mut self, addr: SocketAddr) {
+        for key in self.pools.at(addr) {
+            let Some(pool) = self.pools.get(key) else { continue };
+            if !self.services.leads_to(addr, &pool.via) {
+                self.drain(key);
+            }
+        }
+    }
+
+    fn drain(&mut self, pool: PoolKey) {
         for key in self.pools.wires(pool).to_vec() {
             if let Some((wire, _)) = self.wires.touch(key) {
                 wire.engine.begin_goaway();
@@ -419,45 +595,91 @@ impl Worker {
         } {
             engine.begin_goaway();
         }
-        self.wires.insert(
-            transport,
-            first,
-            engine,
-            peer,
-            Side::Caller { inbound, meant },
-            self.now,
-        );
+        let side = Side::Caller { inbound, meant };
+        let wire = self.wires.insert(transport, first, engine, peer, side, self.now);
+        self.get_to_know(wire, inbound);
         if !is_local {
             self.counts.of(inbound).opened_downstream();
         }
     }
 
+    /// What follows from who has proven to be at the other end, once and for all calls of the wire.
+    fn get_to_know(&mut self, key: WireKey, inbound: bool) {
+        let Some(wire) = self.wires.slots.get_mut(key) else {
+            return;
+        };
+        let Some(peer) = wire.proven() else {
+            wire.label = Counts::in_plain(inbound);
+            return;
+        };
+        let (id, ends, hash) = (peer.id().clone(), peer.not_after(), *peer.hash());
+        wire.label = self.counts.label(inbound, Some(&id), &self.recorder);
+        let own = self.parts.mesh.as_ref().and_then(|mesh| mesh.own.load_full());
+        let Some(own) = own else { return };
+        let luck = self.rng.random::<f64>();
+        wire.certified = Some(Certified::new(ends.min(own.not_after()), SystemTime::now(), luck));
+        if matches!(wire.side, Side::Caller { .. })
+            && let Ok(text) = client_cert::value(own.id().as_str(), &hash, id.as_str())
+        {
+            let interner = &mut self.wires.shared.interner;
+            wire.client_cert = Some(interner.constant(client_cert::NAME.as_bytes(), text.as_bytes()));
+        }
+    }
+
     /// A connection that was dialled is here, or is not.
-    fn dialled(&mut self, pool: PoolKey, addr: SocketAddr, result: Result<TcpStream, connect::Error>) {
-        let inbound = self.pools.get(pool).is_some_and(|pool| pool.own);
+    fn dialled(&mut self, pool: PoolKey, addr: SocketAddr, result: Result<Transport, connect::Error>) {
+        let inbound = self.pools.get(pool).is_some_and(|pool| pool.via == Via::Own);
         match result {
-            Ok(socket) => {
+            Ok(transport) => {
                 let settings = self.parts.http2.clone();
                 let mut engine = Connection::client(settings, false, self.now, &mut self.wires.shared);
                 engine.expect_streams(self.pools.likely_streams(pool));
-                let wire = self
-                    .wires
-                    .insert(socket, Vec::new(), engine, addr, Side::Server { pool }, self.now);
-                self.pools.dialled(pool, wire);
+                let side = Side::Server { pool };
+                let wire = self.wires.insert(transport, Vec::new(), engine, addr, side, self.now);
+                self.get_to_know(wire, inbound);
                 self.counts.of(inbound).opened_upstream();
-                self.dial_ok(addr);
-                self.serve(pool, addr);
+                if self.wires.slots.get(wire).is_some_and(|wire| wire.is_proven) {
+                    self.usable(pool, wire, addr);
+                    self.serve(pool, addr);
+                }
             }
             Err(error) => {
                 tracing::debug!(%addr, "{error}");
-                let why = error.to_string();
-                let mut judged = Vec::new();
-                for mark in self.pools.dial_failed(pool, &self.wires) {
-                    self.dial_failed(Key::from_bits(mark), &why, &mut judged);
+                if matches!(error, connect::Error::Tls { .. } | connect::Error::NoCertificate { .. }) {
+                    self.counts.shook_hands(inbound, error.reason(), &self.recorder);
+                    tracing::warn!(%addr, reason = error.reason(), "{error}");
                 }
-                self.pools.remove_if_idle(pool);
+                self.not_dialled(pool, &error.to_string());
             }
         }
+    }
+
+    /// A server's connection may carry calls from now on.
+    fn usable(&mut self, pool: PoolKey, wire: WireKey, addr: SocketAddr) {
+        self.pools.dialled(pool, wire);
+        self.dial_ok(addr);
+    }
+
+    /// A server has said something in TLS: it has taken our certificate.
+    pub(super) fn prove(&mut self, key: WireKey) {
+        if let Some(wire) = self.wires.slots.get_mut(key)
+            && let Side::Server { pool } = wire.side
+            && !wire.is_proven
+        {
+            wire.is_proven = true;
+            let addr = wire.peer;
+            self.counts.shook_hands(false, "ok", &self.recorder);
+            self.usable(pool, key, addr);
+        }
+    }
+
+    /// No connection came of a dial: the calls that waited for it try elsewhere.
+    pub(super) fn not_dialled(&mut self, pool: PoolKey, why: &str) {
+        let mut judged = Vec::new();
+        for mark in self.pools.dial_failed(pool, &self.wires) {
+            self.dial_failed(Key::from_bits(mark), why, &mut judged);
+        }
+        self.pools.remove_if_idle(pool);
     }
 
     fn dial_ok(&mut self, addr: SocketAddr) {
@@ -485,6 +707,26 @@ impl Worker {
         self.leave_endpoint(key);
         self.send_again(key);
     }
+}
+
+/// An endpoint as the balancer takes it, and who is there.
+fn spec_of(endpoint: &route::Endpoint) -> (EndpointSpec, Option<SpiffeId>) {
+    let spec = EndpointSpec {
+        addr: endpoint.addr,
+        weight: endpoint.weight,
+        priority: 0,
+    };
+    (spec, endpoint.identity.clone())
+}
+
+/// An address by itself, where nobody is known to be.
+fn plain(addr: SocketAddr) -> (EndpointSpec, Option<SpiffeId>) {
+    let spec = EndpointSpec {
+        addr,
+        weight: 1,
+        priority: 0,
+    };
+    (spec, None)
 }
 
 /// The method of an RPC: known by the number on its interned path, else looked up or learned.

@@ -53,6 +53,8 @@ pub(super) fn of(config: &Config, names: Names, registry: Arc<Registry>) -> Part
             ..Default::default()
         },
         names,
+        mesh: None,
+        cut_expired: false,
         registry,
     }
 }

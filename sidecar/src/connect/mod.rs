@@ -5,9 +5,11 @@ pub mod local;
 mod pipe;
 pub mod pool;
 pub mod resolve;
+mod stream;
 pub mod wire;
 
-pub use dial::{Error, Settings, dial};
+pub use dial::{Dialler, Error, Own, Settings, dial};
 pub use pipe::Pipe;
-pub use pool::{PoolKey, Pools, Reach};
-pub use wire::{LateReset, Ready, Side, Transport, Wire, WireKey, Wires};
+pub use pool::{PoolKey, Pools, Reach, Via};
+pub use stream::Stream;
+pub use wire::{Certified, LateReset, Ready, Side, Transport, Wire, WireKey, Wires};

@@ -4,6 +4,8 @@
 use std::collections::{HashMap, VecDeque};
 use std::net::SocketAddr;
 
+use portunus_proto::SpiffeId;
+
 use super::wire::{WireKey, Wires};
 use crate::http2::slots::{Key, Slots};
 
@@ -23,12 +25,12 @@ const HASTY_RESETS_TO_REPLACE: u32 = 16;
 /// Streams that a connection is expected to take, until the address has said how many.
 const STREAMS_EACH: u32 = 100;
 
-/// Connections to one address.
+/// Connections to one address, of one kind.
 pub struct Pool {
     /// Where they lead.
     pub addr: SocketAddr,
-    /// Whether that is the pod's own application.
-    pub own: bool,
+    /// How it is reached.
+    pub via: Via,
     wires: Vec<WireKey>,
     dialling: usize,
     waiting: VecDeque<u64>,
@@ -36,7 +38,26 @@ pub struct Pool {
     streams: Option<u32>,
 }
 
-/// How an address is reached.
+/// How an address is reached. Calls of different kinds never share a connection.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Via {
+    /// In plain, as the pod's own application.
+    Own,
+    /// In plain, as somebody else.
+    #[default]
+    Plain,
+    /// In mTLS, as whoever proves to be this.
+    Mesh(SpiffeId),
+}
+
+impl Via {
+    /// As the one who is known to be there: in mTLS if that is known, and nothing less then.
+    pub fn of(identity: Option<SpiffeId>) -> Via {
+        identity.map_or(Via::Plain, Via::Mesh)
+    }
+}
+
+/// What there is to do for a call that needs a connection.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Reach {
     /// By this wire, now.
@@ -53,41 +74,46 @@ pub enum Reach {
 #[derive(Default)]
 pub struct Pools {
     pools: Slots<Pool>,
-    by_key: HashMap<(bool, SocketAddr), PoolKey>,
-    /// The one that was asked for last: mostly it is asked for again.
-    last: Option<((bool, SocketAddr), PoolKey)>,
+    by_key: HashMap<(SocketAddr, Via), PoolKey>,
+    /// The one of the pod's own application that was asked for last: mostly it is asked for again.
+    last: Option<(SocketAddr, PoolKey)>,
 }
 
 impl Pools {
-    /// The pool of an address. Calls to the pod's own application (`own`) and to others never share one.
-    pub fn of(&mut self, own: bool, addr: SocketAddr) -> PoolKey {
+    /// The pool of the pod's own application at an address.
+    pub fn own(&mut self, addr: SocketAddr) -> PoolKey {
         if let Some((last, key)) = self.last
-            && last == (own, addr)
+            && last == addr
             && self.pools.contains(key)
         {
             return key;
         }
-        let key = self.find(own, addr);
-        self.last = Some(((own, addr), key));
+        let key = self.of(addr, Via::Own);
+        self.last = Some((addr, key));
         key
     }
 
-    /// The pool of an address, if there is one.
-    pub fn known(&self, own: bool, addr: SocketAddr) -> Option<PoolKey> {
-        self.by_key.get(&(own, addr)).copied()
-    }
-
-    fn find(&mut self, own: bool, addr: SocketAddr) -> PoolKey {
-        *self.by_key.entry((own, addr)).or_insert_with(|| {
+    /// The pool of an address.
+    pub fn of(&mut self, addr: SocketAddr, via: Via) -> PoolKey {
+        *self.by_key.entry((addr, via)).or_insert_with_key(|(addr, via)| {
             self.pools.insert(Pool {
-                addr,
-                own,
+                addr: *addr,
+                via: via.clone(),
                 wires: Vec::new(),
                 dialling: 0,
                 waiting: VecDeque::new(),
                 streams: None,
             })
         })
+    }
+
+    /// The pools of an address that are not the pod's own.
+    pub fn at(&self, addr: SocketAddr) -> Vec<PoolKey> {
+        let others = self
+            .by_key
+            .iter()
+            .filter(|((at, via), _)| *at == addr && *via != Via::Own);
+        others.map(|(_, key)| *key).collect()
     }
 
     /// The pool, if it is there.
@@ -208,7 +234,7 @@ impl Pools {
             && pool.dialling == 0
             && pool.waiting.is_empty()
         {
-            self.by_key.remove(&(pool.own, pool.addr));
+            self.by_key.remove(&(pool.addr, pool.via.clone()));
             self.pools.remove(key);
         }
     }

@@ -7,7 +7,7 @@ use std::io::{self, Read as _, Write as _};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::task::{Context, Poll, Wake, Waker};
-use std::time::Instant;
+use std::time::{Instant, SystemTime};
 
 use parking_lot::Mutex;
 use socket2::SockRef;
@@ -16,8 +16,10 @@ use tokio::net::TcpStream;
 
 use super::pipe::Pipe;
 use super::pool::PoolKey;
+use crate::http2::hpack::FieldId;
 use crate::http2::slots::{Key, Slots};
 use crate::http2::{Connection, Reason, Shared};
+use crate::tls::{self, Session};
 
 /// The key of a wire of one worker.
 pub type WireKey = Key<Box<Wire>>;
@@ -45,9 +47,20 @@ pub struct Wire {
     pub hasty_last: u32,
     /// Whether the server has read the requests that were reset so soon.
     pub took_up: TookUp,
-    /// Bytes that the socket took since the beginning.
+    /// Bytes of output that have left since the beginning: in TLS, counted before they were sealed.
     pub flushed: u64,
+    /// Whether the peer is known to take us for whom we are. A server's TLS connection is used only once it is: in TLS 1.3
+    /// a certificate may be refused after its holder has begun to write.
+    pub is_proven: bool,
+    /// A number that its owner hangs on it: who is at the other end, for the metrics.
+    pub label: u32,
+    /// How long the certificates count that the connection was made with.
+    pub certified: Option<Certified>,
+    /// What the application is told of a peer that has proven who it is, as one of the interned fields.
+    pub client_cert: Option<FieldId>,
     transport: Transport,
+    /// Bytes that are sealed and wait for the socket, counted before.
+    sealed: u64,
     waker: Waker,
     first: Option<Vec<u8>>,
     /// Why nothing can be written any more, once that is so. What came before may still be read.
@@ -64,6 +77,8 @@ pub struct Wire {
 pub enum Transport {
     /// A TCP connection.
     Socket(TcpStream),
+    /// A TCP connection with the mesh's TLS on it.
+    Tls(TcpStream, Box<Session>),
     /// A pipe to a handle in this process.
     Pipe(Pipe),
 }
@@ -71,6 +86,28 @@ pub enum Transport {
 impl From<TcpStream> for Transport {
     fn from(socket: TcpStream) -> Transport {
         Transport::Socket(socket)
+    }
+}
+
+/// How long the certificates of a connection count.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Certified {
+    /// When the first of them ends.
+    pub until: SystemTime,
+    /// When the connection is to be replaced, so that its streams have ended before that.
+    pub drain_at: SystemTime,
+}
+
+impl Certified {
+    /// For certificates of which the first ends at `until`. `luck`, from 0 to 1, spreads the replacing over the last
+    /// tenth but one of what is left, so that not all connections of a mesh are replaced at once.
+    pub fn new(until: SystemTime, now: SystemTime, luck: f64) -> Certified {
+        let left = until.duration_since(now).unwrap_or_default();
+        let before = left.mul_f64(0.1 + 0.1 * luck.clamp(0.0, 1.0));
+        Certified {
+            until,
+            drain_at: until.checked_sub(before).unwrap_or(until),
+        }
     }
 }
 
@@ -107,8 +144,25 @@ impl Wire {
     /// Whether the socket wants the worker now; it is told by the wire's waker when that changes.
     fn is_readable(&self) -> bool {
         match &self.transport {
-            Transport::Socket(socket) => socket.poll_read_ready(&mut Context::from_waker(&self.waker)).is_ready(),
+            Transport::Socket(socket) | Transport::Tls(socket, _) => is_readable(socket, &self.waker),
             Transport::Pipe(pipe) => pipe.is_readable(&self.waker),
+        }
+    }
+
+    /// Who has proven to be at the other end, if the connection is the mesh's TLS.
+    pub fn proven(&self) -> Option<&tls::Peer> {
+        match &self.transport {
+            Transport::Tls(_, session) => Some(session.peer()),
+            Transport::Socket(_) | Transport::Pipe(_) => None,
+        }
+    }
+
+    /// Says the last words of TLS, as far as the socket takes them at once.
+    fn say_goodbye(&mut self) {
+        if let Transport::Tls(socket, session) = &mut self.transport {
+            session.close();
+            // Best effort: the socket is closed next.
+            let _ = socket.try_write(session.output());
         }
     }
 
@@ -131,7 +185,19 @@ impl Wire {
                 Read::Bytes(n, true)
             };
         }
-        if self.is_finished || !self.is_readable() {
+        if self.is_finished {
+            return Read::Nothing;
+        }
+        if let Transport::Tls(socket, session) = &mut self.transport {
+            let read = read_tls(socket, session, &self.waker, buffer);
+            match read {
+                Read::Bytes(n, _) if n > 0 => self.heard = now,
+                Read::Bytes(..) | Read::Nothing => {}
+                Read::End | Read::Broken(_) => self.is_finished = true,
+            }
+            return read;
+        }
+        if !self.is_readable() {
             return Read::Nothing;
         }
         let mut got = None;
@@ -150,6 +216,7 @@ impl Wire {
                 got = pipe.read(buffer);
                 Err(io::ErrorKind::WouldBlock.into())
             }
+            Transport::Tls(..) => unreachable!("it was read above"),
         };
         match (got, result) {
             (Some(0), _) => {
@@ -176,6 +243,9 @@ impl Wire {
 
     /// Writes what stands in the output, once. `Ok(true)` if all of it left.
     pub fn flush(&mut self, shared: &mut Shared) -> io::Result<bool> {
+        if matches!(self.transport, Transport::Tls(..)) {
+            return self.flush_tls(shared);
+        }
         loop {
             let output = self.engine.output();
             if output.is_empty() {
@@ -196,6 +266,7 @@ impl Wire {
                     }
                     socket.try_io(Interest::WRITABLE, || (&*SockRef::from(socket)).write(output))
                 }
+                Transport::Tls(..) => unreachable!("it is flushed by itself"),
                 Transport::Pipe(pipe) => match pipe.write(output, &self.waker) {
                     Poll::Ready(wrote) => wrote,
                     Poll::Pending => return Ok(false),
@@ -217,9 +288,93 @@ impl Wire {
         }
     }
 
+    /// The same in TLS: what is sealed has to leave before more is sealed, so that one flush is one write of full records.
+    fn flush_tls(&mut self, shared: &mut Shared) -> io::Result<bool> {
+        let Transport::Tls(socket, session) = &mut self.transport else {
+            return Ok(true);
+        };
+        loop {
+            if session.output().is_empty() {
+                self.flushed += self.sealed;
+                let output = self.engine.output();
+                self.sealed = output.len() as u64;
+                if output.is_empty() {
+                    return Ok(true);
+                }
+                if self.mute.is_none() {
+                    session.seal(output)?;
+                }
+                self.engine.written(self.sealed as usize, shared);
+                if self.mute.is_some() {
+                    return Ok(true);
+                }
+            }
+            if is_writable(socket, &self.waker) {
+                let sealed = session.output();
+                match socket.try_io(Interest::WRITABLE, || (&*SockRef::from(&*socket)).write(sealed)) {
+                    Ok(n) => session.sent(n),
+                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                    Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                    Err(error) => return Err(error),
+                }
+            } else {
+                return Ok(false);
+            }
+        }
+    }
+
     /// Bytes of output since the beginning, those that wait included: where the next byte will stand.
     pub fn position(&self) -> u64 {
-        self.flushed + self.engine.output().len() as u64
+        self.flushed + self.sealed + self.engine.output().len() as u64
+    }
+}
+
+fn is_readable(socket: &TcpStream, waker: &Waker) -> bool {
+    socket.poll_read_ready(&mut Context::from_waker(waker)).is_ready()
+}
+
+fn is_writable(socket: &TcpStream, waker: &Waker) -> bool {
+    socket.poll_write_ready(&mut Context::from_waker(waker)).is_ready()
+}
+
+/// Reads the socket once, and opens what came.
+fn read_tls(socket: &TcpStream, session: &mut Session, waker: &Waker, buffer: &mut [u8]) -> Read {
+    let mut was_whole = false;
+    let opened = session.read(buffer, |room| {
+        if !is_readable(socket, waker) {
+            return Err(io::ErrorKind::WouldBlock.into());
+        }
+        let mut got = None;
+        let result = socket.try_io(Interest::READABLE, || {
+            let n = (&*SockRef::from(socket)).read(room)?;
+            got = Some(n);
+            // A short read has emptied the socket: to say so saves the read that would find nothing.
+            if n > 0 && n < room.len() {
+                Err(io::ErrorKind::WouldBlock.into())
+            } else {
+                Ok(())
+            }
+        });
+        was_whole = result.is_ok();
+        match got {
+            Some(n) => Ok(n),
+            None => result.map(|()| 0),
+        }
+    });
+    match opened {
+        Ok(opened) if opened.ended && opened.plain == 0 => Read::End,
+        Ok(opened) => {
+            let more = opened.more || opened.ended || was_whole || is_readable(socket, waker);
+            match (opened.plain, more) {
+                (0, false) => Read::Nothing,
+                (n, more) => Read::Bytes(n, more),
+            }
+        }
+        Err(error) => {
+            // Why, for the peer, as far as its socket takes it at once.
+            let _ = socket.try_write(session.output());
+            Read::Broken(error.into())
+        }
     }
 }
 
@@ -335,6 +490,8 @@ impl Wires {
             key: Mutex::new(Key::NONE),
             ready: self.ready.clone(),
         });
+        let transport = transport.into();
+        let is_tls = matches!(transport, Transport::Tls(..));
         let key = self.slots.insert(Box::new(Wire {
             engine,
             peer,
@@ -347,7 +504,12 @@ impl Wires {
             hasty_last: 0,
             took_up: TookUp::Unknown,
             flushed: 0,
-            transport: transport.into(),
+            is_proven: !(is_tls && matches!(side, Side::Server { .. })),
+            label: 0,
+            certified: None,
+            client_cert: None,
+            transport,
+            sealed: 0,
             waker: waker.clone().into(),
             first: Some(first).filter(|bytes| !bytes.is_empty()),
             mute: None,
@@ -389,6 +551,10 @@ impl Wires {
     /// Closes a wire. The streams that it had are gone; their owners' marks are returned.
     pub fn close(&mut self, key: WireKey) -> Option<(Box<Wire>, Vec<u64>)> {
         let mut wire = self.slots.remove(key)?;
+        wire.say_goodbye();
+        if let Some(id) = wire.client_cert.take() {
+            self.shared.interner.forget(id);
+        }
         let users = wire.engine.users();
         wire.engine.release(&mut self.shared);
         Some((wire, users))
@@ -433,6 +599,19 @@ mod tests {
 
     fn write(pipe: &Pipe, bytes: &[u8]) {
         assert!(matches!(pipe.write(bytes, Waker::noop()), Poll::Ready(Ok(n)) if n == bytes.len()));
+    }
+
+    #[test]
+    fn a_connection_is_replaced_in_good_time_before_its_certificates_end() {
+        let now = SystemTime::UNIX_EPOCH + std::time::Duration::from_secs(1_000_000);
+        let until = now + std::time::Duration::from_secs(1_000);
+        for (luck, before) in [(0.0, 100), (1.0, 200), (7.0, 200)] {
+            let certified = Certified::new(until, now, luck);
+            let left = until.duration_since(certified.drain_at).expect("it is before the end");
+            assert_eq!(left.as_secs(), before);
+        }
+        let late = Certified::new(now, until, 0.5);
+        assert_eq!(late.drain_at, now, "at once, if they have ended");
     }
 
     #[test]

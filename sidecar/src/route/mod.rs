@@ -1,18 +1,21 @@
 //! Which service an RPC means, and what is known of it.
 //!
 //! The name in `:authority` if the address that the application dialled is, or lately was, among its addresses; else
-//! that address itself. (Service addresses that the control plane names come first, once there is one.)
+//! that address itself. What control says of either comes first ([`Known`]); DNS names the endpoints of names outside the
+//! mesh, or of all if there is no control.
 
 mod known;
 
-use std::collections::HashMap;
-use std::net::SocketAddr;
+use std::collections::{HashMap, HashSet};
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use portunus_proto::SpiffeId;
 use tokio_util::sync::DropGuard;
 
 use crate::balance::{self, Balancer, EndpointKey, EndpointSpec};
+use crate::connect::Via;
 use crate::connect::resolve::Answer;
 use crate::http2::slots::{Key, Slots};
 
@@ -27,22 +30,35 @@ const MOST_SERVICES: usize = 1_000;
 const TIDY_EVERY: Duration = Duration::from_secs(10);
 /// A service that nobody has called for so long is forgotten.
 const FORGET_AFTER: Duration = Duration::from_secs(600);
+/// How long an address means a service of the mesh that it no longer belongs to.
+const LATELY: Duration = Duration::from_secs(600);
 
 /// A service: its endpoints, and the calls that wait for its first addresses.
 pub struct Service {
     /// What it is called: `name:port`, or an address.
     pub name: String,
-    /// What the name servers said last; `None` for an address.
+    /// What stands behind the name: a host and a port, or an address.
+    pub subject: Subject,
+    /// What control says of it. Without control everything is outside the mesh.
+    pub known: Arc<Known>,
+    /// What the name servers said last; `None` for an address, and for a name of the mesh.
     pub answer: Option<Arc<Answer>>,
     /// Its endpoints.
     pub balancer: Balancer,
     /// Calls that wait for the first answer.
     pub waiting: Vec<u64>,
+    /// Whether the first answer has taken too long: nobody waits for it any more.
+    pub is_late: bool,
     /// When it was called last.
     pub used: Instant,
-    /// Whose drop ends the following of its name.
-    pub following: Option<DropGuard>,
-    is_name: bool,
+    /// Whose drop ends the following of what control says, and of what the name servers say.
+    pub following: Vec<DropGuard>,
+    /// Who is at an address, where it is not just anybody.
+    identities: HashMap<SocketAddr, SpiffeId>,
+    /// Addresses that are, or lately were, those of the mesh's service, and until when they count; in order.
+    lately: Vec<(IpAddr, Option<Instant>)>,
+    /// Addresses of a name outside the mesh that are a service's of the mesh.
+    lent: Vec<IpAddr>,
     tag: u16,
 }
 
@@ -56,6 +72,8 @@ pub struct Services {
     /// Named services by a number that an interned `:authority` can carry: what spares an RPC the look-up of its name.
     tagged: Vec<Tagged>,
     settings: balance::Settings,
+    /// What is known of a name or an address before anybody was asked.
+    at_first: Arc<Known>,
     /// When idle services were looked for last.
     tidied: Option<Instant>,
 }
@@ -71,8 +89,8 @@ struct Tagged {
 pub enum Named {
     /// It is known already.
     Known(ServiceKey),
-    /// It was not: somebody has to resolve `host`.
-    New(ServiceKey, String),
+    /// It was not: somebody has to ask for it.
+    New(ServiceKey),
     /// It is no name.
     None,
     /// There are too many names already.
@@ -93,9 +111,14 @@ pub enum ByTag {
 pub const NO_NAME: u32 = u32::MAX;
 
 impl Services {
-    /// No services yet.
-    pub fn new(settings: balance::Settings) -> Services {
+    /// No services yet. Without a mesh, nobody has to be asked whether something belongs to it.
+    pub fn new(settings: balance::Settings, has_mesh: bool) -> Services {
+        let at_first = match has_mesh {
+            true => Known::Pending,
+            false => Known::Outside(Arc::default()),
+        };
         Services {
+            at_first: Arc::new(at_first),
             slots: Slots::default(),
             by_name: HashMap::new(),
             by_address: HashMap::new(),
@@ -124,7 +147,7 @@ impl Services {
 
     /// A number other than 0 that stands for a named service.
     pub fn tag(&self, key: ServiceKey) -> u32 {
-        let Some(service) = self.slots.get(key).filter(|service| service.is_name) else {
+        let Some(service) = self.slots.get(key).filter(|service| service.is_name()) else {
             return 0;
         };
         let epoch = self.tagged.get(service.tag as usize).map_or(0, |tagged| tagged.epoch);
@@ -165,65 +188,78 @@ impl Services {
             return Named::TooMany;
         }
         let tag = self.place(port);
-        let key = self.slots.insert(Service {
-            name: name.clone(),
+        let subject = Subject::Name { host, port };
+        let key = self.insert(name.clone(), subject, tag, now);
+        self.tagged[tag as usize].key = key;
+        self.by_name.insert(name, key);
+        Named::New(key)
+    }
+
+    fn insert(&mut self, name: String, subject: Subject, tag: u16, now: Instant) -> ServiceKey {
+        self.slots.insert(Service {
+            name,
+            subject,
+            known: self.at_first.clone(),
             answer: None,
             balancer: Balancer::new(self.settings),
             waiting: Vec::new(),
+            is_late: false,
             used: now,
-            following: None,
-            is_name: true,
+            following: Vec::new(),
+            identities: HashMap::new(),
+            lately: Vec::new(),
+            lent: Vec::new(),
             tag,
-        });
-        self.tagged[tag as usize].key = key;
-        self.by_name.insert(name, key);
-        Named::New(key, host)
+        })
     }
 
-    /// The service that an address is by itself.
+    /// The service that an address is by itself; and whether it is a new one.
     #[inline(always)]
-    pub fn of_address(&mut self, addr: SocketAddr, now: Instant) -> ServiceKey {
+    pub fn of_address(&mut self, addr: SocketAddr, now: Instant) -> (ServiceKey, bool) {
         if let Some((last, key)) = self.last_address
             && last == addr
             && let Some(service) = self.slots.get_mut(key)
         {
             service.used = now;
-            return key;
+            return (key, false);
         }
-        let key = self.find_address(addr, now);
+        let (key, is_new) = self.find_address(addr, now);
         if let Some(service) = self.slots.get_mut(key) {
             service.used = now;
         }
         self.last_address = Some((addr, key));
-        key
+        (key, is_new)
     }
 
-    fn find_address(&mut self, addr: SocketAddr, now: Instant) -> ServiceKey {
+    fn find_address(&mut self, addr: SocketAddr, now: Instant) -> (ServiceKey, bool) {
         if let Some(key) = self.by_address.get(&addr) {
-            return *key;
+            return (*key, false);
         }
-        let mut balancer = Balancer::new(self.settings);
-        balancer.update(
-            &[EndpointSpec {
-                addr,
-                weight: 1,
-                priority: 0,
-            }],
-            now,
-        );
-        let name = addr.to_string();
-        let key = self.slots.insert(Service {
-            name,
-            answer: None,
-            balancer,
-            waiting: Vec::new(),
-            used: now,
-            following: None,
-            is_name: false,
-            tag: 0,
-        });
+        let key = self.insert(addr.to_string(), Subject::Address(addr), 0, now);
         self.by_address.insert(addr, key);
-        key
+        (key, true)
+    }
+
+    /// What is known of an address, if anybody has asked.
+    pub fn who_is_at(&self, addr: SocketAddr) -> Option<&Known> {
+        let key = self.by_address.get(&addr)?;
+        self.slots.get(*key).map(|service| &*service.known)
+    }
+
+    /// The names outside the mesh that have this address.
+    pub fn named_at(&self, addr: SocketAddr) -> Vec<ServiceKey> {
+        let has = |service: &Service| {
+            service.is_outside()
+                && service
+                    .answer
+                    .as_ref()
+                    .is_some_and(|answer| answer.routable().any(|target| target.addr == addr))
+        };
+        self.slots
+            .iter()
+            .filter(|(_, service)| has(service))
+            .map(|(key, _)| key)
+            .collect()
     }
 
     /// The service of `key`.
@@ -252,6 +288,19 @@ impl Services {
             .any(|(_, service)| service.balancer.at(addr).is_some())
     }
 
+    /// Whether any service means, at `addr`, whoever is reached in this way.
+    pub fn leads_to(&self, addr: SocketAddr, via: &Via) -> bool {
+        let means = |service: &Service| {
+            service.balancer.at(addr).is_some()
+                && match via {
+                    Via::Own => true,
+                    Via::Plain => service.identity(addr).is_none(),
+                    Via::Mesh(identity) => service.identity(addr) == Some(identity),
+                }
+        };
+        self.slots.iter().any(|(_, service)| means(service))
+    }
+
     /// Every service.
     pub fn iter(&self) -> impl Iterator<Item = (ServiceKey, &Service)> {
         self.slots.iter()
@@ -266,8 +315,13 @@ impl Services {
             return Vec::new();
         }
         self.tidied = Some(now);
+        let named = self.slots.iter().filter_map(|(_, service)| service.answer.as_ref());
+        let named: HashSet<_> = named
+            .flat_map(|answer| answer.routable().map(|target| target.addr))
+            .collect();
         let idle = |service: &Service| {
             service.waiting.is_empty()
+                && !matches!(service.subject, Subject::Address(addr) if named.contains(&addr) && !service.following.is_empty())
                 && now.saturating_duration_since(service.used) > FORGET_AFTER
                 && service.balancer.endpoints(now).all(|endpoint| endpoint.in_flight == 0)
         };
@@ -281,12 +335,91 @@ impl Services {
 }
 
 impl Service {
+    /// Whether it is a name, not an address by itself.
+    pub fn is_name(&self) -> bool {
+        matches!(self.subject, Subject::Name { .. })
+    }
+
+    /// The name servers are not asked any more.
+    pub fn forget_names(&mut self) {
+        self.answer = None;
+        self.following.truncate(1);
+    }
+
+    /// Whether it is a name that the mesh does not know.
+    pub fn is_outside(&self) -> bool {
+        self.is_name() && matches!(*self.known, Known::Outside(_))
+    }
+
     /// Whether `addr` is, or lately was, among the addresses of the name; `None` while nothing is known.
+    #[inline]
     pub fn owns(&self, addr: SocketAddr, now: Instant) -> Option<bool> {
-        if !self.is_name {
-            return Some(true);
+        match (&*self.known, &self.subject) {
+            (Known::Pending, _) => None,
+            (_, Subject::Address(_)) => Some(true),
+            (Known::Outside(_), _) => {
+                let answer = self.answer.as_ref()?;
+                Some(answer.has_or_had(addr.ip(), now) && !self.lent.contains(&addr.ip().to_canonical()))
+            }
+            (Known::Service(_) | Known::Endpoint(_), _) => {
+                let ip = addr.ip().to_canonical();
+                let found = self.lately.binary_search_by(|(known, _)| known.cmp(&ip));
+                Some(found.is_ok_and(|at| self.lately[at].1.is_none_or(|until| now < until)))
+            }
         }
-        self.answer.as_ref().map(|answer| answer.has_or_had(addr.ip(), now))
+    }
+
+    /// Who must be at an endpoint; `None` if it is called in plain.
+    pub fn identity(&self, addr: SocketAddr) -> Option<&SpiffeId> {
+        self.identities.get(&addr)
+    }
+
+    /// Takes the endpoints that there are now, each with who is there. Returns what became of the others, and the addresses
+    /// where somebody else is now.
+    pub fn update(
+        &mut self,
+        endpoints: &[(EndpointSpec, Option<SpiffeId>)],
+        now: Instant,
+    ) -> (balance::Changes, Vec<SocketAddr>) {
+        let specs: Vec<_> = endpoints.iter().map(|(spec, _)| *spec).collect();
+        let changes = self.balancer.update(&specs, now);
+        let identities = endpoints
+            .iter()
+            .filter_map(|(spec, identity)| Some((spec.addr, identity.clone()?)));
+        let before = std::mem::replace(&mut self.identities, identities.collect());
+        let changed = |spec: &EndpointSpec| before.get(&spec.addr) != self.identities.get(&spec.addr);
+        let changed: Vec<_> = specs
+            .iter()
+            .filter(|spec| changed(spec))
+            .map(|spec| spec.addr)
+            .collect();
+        for addr in &changed {
+            // The pool that hangs there leads to whoever was there before.
+            if let Some(endpoint) = self.balancer.at(*addr) {
+                self.balancer.set_mark(endpoint, 0);
+            }
+        }
+        (changes, changed)
+    }
+
+    /// The addresses by which an application may mean the mesh's service, from now on; those of before count a while longer,
+    /// since whoever resolved the name may still dial them.
+    pub fn is_meant_by(&mut self, addresses: impl IntoIterator<Item = IpAddr>, now: Instant) {
+        self.lately.retain(|(_, until)| until.is_none_or(|until| now < until));
+        for (_, until) in &mut self.lately {
+            until.get_or_insert(now + LATELY);
+        }
+        for ip in addresses {
+            match self.lately.binary_search_by(|(known, _)| known.cmp(&ip)) {
+                Ok(at) => self.lately[at].1 = None,
+                Err(at) => self.lately.insert(at, (ip, None)),
+            }
+        }
+    }
+
+    /// The addresses of this name outside the mesh that are a service's of the mesh: whoever dials them means that.
+    pub fn lends(&mut self, addresses: Vec<IpAddr>) {
+        self.lent = addresses;
     }
 }
 
@@ -314,10 +447,10 @@ mod tests {
 
     #[test]
     fn an_address_is_somebodys_until_the_last_service_that_has_it_is_forgotten() {
-        let mut services = Services::new(balance::Settings::default());
+        let mut services = Services::new(balance::Settings::default(), false);
         let began = Instant::now();
         let addr = SocketAddr::from(([10, 0, 0, 1], 50051));
-        let Named::New(name, _) = services.named(b"greeter", 50051, began) else {
+        let Named::New(name) = services.named(b"greeter", 50051, began) else {
             panic!("it is a new name")
         };
         let spec = EndpointSpec {
@@ -325,12 +458,11 @@ mod tests {
             weight: 1,
             priority: 0,
         };
-        services
-            .get_mut(name)
-            .expect("it is there")
-            .balancer
-            .update(&[spec], began);
-        services.of_address(addr, began + FORGET_AFTER);
+        let service = services.get_mut(name).expect("it is there");
+        service.balancer.update(&[spec], began);
+        let (alone, _) = services.of_address(addr, began + FORGET_AFTER);
+        let service = services.get_mut(alone).expect("it is there");
+        service.balancer.update(&[spec], began);
         assert!(services.has_endpoint(addr));
         // The name is forgotten first, then the address by itself.
         let late = began + FORGET_AFTER + TIDY_EVERY;

@@ -6,10 +6,25 @@
 use super::{Counter, Family, Gauge};
 
 /// RPCs that came, by whether TLS carried them.
-pub static REQUESTS: Family<Counter, 2> = Family::counter(
+pub static REQUESTS: Family<Counter, 3> = Family::counter(
     "portunus_requests_total",
-    "RPCs that came to the proxy.",
-    ["direction", "tls"],
+    "RPCs that came to the proxy; tls says whether the connection to the other sidecar was mTLS, peer_identity who was \
+     proven there. Outbound ones are counted when they are sent, or end unsent.",
+    ["direction", "tls", "peer_identity"],
+);
+
+/// TLS handshakes with other sidecars.
+pub static TLS_HANDSHAKES: Family<Counter, 2> = Family::counter(
+    "portunus_tls_handshakes_total",
+    "TLS handshakes with other sidecars, by what came of them: ok, or why not.",
+    ["direction", "result"],
+);
+
+/// Connections that outlived a certificate.
+pub static OUTLIVED: Family<Gauge, 1> = Family::gauge(
+    "portunus_connections_past_certificate",
+    "mTLS connections that carry their last streams although a certificate that they were made with has ended.",
+    ["direction"],
 );
 
 /// RPCs that the proxy itself failed; `reason` is one of `failure`'s.

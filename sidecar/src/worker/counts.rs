@@ -1,16 +1,27 @@
 //! The worker's numbers, resolved once.
 
+use std::collections::HashMap;
+
+use portunus_proto::SpiffeId;
+
 use crate::failure::Failure;
 use crate::http2::Abuse;
 use crate::telemetry::{
-    ABUSE, CONNECTIONS, CONNECTIONS_OPENED, Counter, Gauge, INVALID_TIMEOUTS, MEMORY_BUDGET, MEMORY_HELD, PROXY_ERRORS,
-    REQUESTS, RETRIES, Recorder,
+    ABUSE, CONNECTIONS, CONNECTIONS_OPENED, Counter, Gauge, INVALID_TIMEOUTS, MEMORY_BUDGET, MEMORY_HELD, OTHER,
+    OUTLIVED, PROXY_ERRORS, REQUESTS, RETRIES, Recorder, TLS_HANDSHAKES,
 };
+
+/// Peers that requests are told apart by.
+const MOST_PEERS: usize = 1_000;
 
 /// The numbers of one worker.
 pub(crate) struct Counts {
     inbound: Way,
     outbound: Way,
+    /// Requests by who is at the other end: a wire's label is a place here.
+    peers: Vec<Counter>,
+    labels: HashMap<(bool, Option<SpiffeId>), u32>,
+    handshakes: HashMap<(bool, &'static str), Counter>,
     /// Calls that were sent again because they had not been processed.
     pub(crate) retried: Counter,
     pub(crate) invalid_timeouts: Counter,
@@ -23,7 +34,7 @@ pub(crate) struct Counts {
 
 /// The numbers of one direction.
 pub(crate) struct Way {
-    pub(crate) requests: Counter,
+    pub(crate) outlived: Gauge,
     failures: Vec<Counter>,
     downstream: Gauge,
     upstream: Gauge,
@@ -34,7 +45,11 @@ pub(crate) struct Way {
 impl Counts {
     pub(crate) fn new(recorder: &Recorder, budget: u64) -> Counts {
         recorder.resolve(&MEMORY_BUDGET, []).set(budget as i64);
+        let in_plain = |direction| recorder.resolve(&REQUESTS, [direction, "false", ""]);
         Counts {
+            peers: vec![in_plain("outbound"), in_plain("inbound")],
+            labels: HashMap::new(),
+            handshakes: HashMap::new(),
             inbound: Way::new(recorder, "inbound"),
             outbound: Way::new(recorder, "outbound"),
             retried: recorder.resolve(&RETRIES, ["not_processed"]),
@@ -49,6 +64,41 @@ impl Counts {
 
     pub(crate) fn of(&self, inbound: bool) -> &Way {
         if inbound { &self.inbound } else { &self.outbound }
+    }
+
+    /// The label of wires whose other end has proven to be `peer`, or nobody.
+    pub(crate) fn label(&mut self, inbound: bool, peer: Option<&SpiffeId>, recorder: &Recorder) -> u32 {
+        let Some(peer) = peer else {
+            return Counts::in_plain(inbound);
+        };
+        let is_known = self.labels.len() < MOST_PEERS || self.labels.contains_key(&(inbound, Some(peer.clone())));
+        let named = is_known.then(|| peer.clone());
+        let peers = &mut self.peers;
+        let new = || {
+            let name = if is_known { peer.as_str() } else { OTHER };
+            peers.push(recorder.resolve(&REQUESTS, [direction(inbound), "true", name]));
+            (peers.len() - 1) as u32
+        };
+        *self.labels.entry((inbound, named)).or_insert_with(new)
+    }
+
+    /// The label of wires in plain.
+    pub(crate) fn in_plain(inbound: bool) -> u32 {
+        u32::from(inbound)
+    }
+
+    /// A request to, or from, the other end of a wire with this label.
+    #[inline]
+    pub(crate) fn request(&self, label: u32) {
+        if let Some(counter) = self.peers.get(label as usize) {
+            counter.inc();
+        }
+    }
+
+    /// A TLS handshake ended.
+    pub(crate) fn shook_hands(&mut self, inbound: bool, result: &'static str, recorder: &Recorder) {
+        let new = || recorder.resolve(&TLS_HANDSHAKES, [direction(inbound), result]);
+        self.handshakes.entry((inbound, result)).or_insert_with(new).inc();
     }
 
     pub(crate) fn abuse(&self, abuse: Abuse) {
@@ -67,6 +117,10 @@ impl Counts {
     }
 }
 
+fn direction(inbound: bool) -> &'static str {
+    if inbound { "inbound" } else { "outbound" }
+}
+
 impl Way {
     fn new(recorder: &Recorder, direction: &str) -> Way {
         let failures = Failure::REASONS
@@ -74,7 +128,7 @@ impl Way {
             .map(|reason| recorder.resolve(&PROXY_ERRORS, [direction, reason]))
             .collect();
         Way {
-            requests: recorder.resolve(&REQUESTS, [direction, "false"]),
+            outlived: recorder.resolve(&OUTLIVED, [direction]),
             failures,
             downstream: recorder.resolve(&CONNECTIONS, [direction, "downstream"]),
             upstream: recorder.resolve(&CONNECTIONS, [direction, "upstream"]),

@@ -1,12 +1,13 @@
 //! What the wires say, and what follows from it: an event on one end becomes a command to the other.
 
 use std::mem;
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use super::Worker;
 use crate::call::{CallKey, code_of_reset};
 use crate::connect::wire::{Read, TookUp, Wire};
-use crate::connect::{Side, WireKey, pool};
+use crate::connect::{PoolKey, Side, Via, WireKey, pool};
 use crate::exchange::{End, Exchange, Phase};
 use crate::failure::Failure;
 use crate::grpc::Code;
@@ -263,6 +264,7 @@ impl Worker {
                 if rooms {
                     self.refill_all(wire, false);
                 }
+                self.prove(wire);
                 self.learn_streams(wire);
                 self.serve_wire(wire);
             }
@@ -637,8 +639,12 @@ impl Worker {
                 }
             }
             Side::Server { pool } => {
-                let inbound = self.pools.get(pool).is_some_and(|pool| pool.own);
+                let inbound = self.pools.get(pool).is_some_and(|pool| pool.via == Via::Own);
                 self.counts.of(inbound).closed_upstream();
+                if !wire.is_proven {
+                    self.refused_by(pool, wire.peer, why);
+                    return;
+                }
                 self.pools.closed(pool, key);
                 for user in users {
                     self.server_gone(user, wire.peer, wire.flushed, why);
@@ -649,7 +655,14 @@ impl Worker {
         }
     }
 
-    fn server_gone(&mut self, user: u64, addr: std::net::SocketAddr, flushed: u64, why: &str) {
+    /// A server ended the connection before it had shown that it takes us for whom we are: most likely it does not.
+    fn refused_by(&mut self, pool: PoolKey, addr: SocketAddr, why: &str) {
+        tracing::warn!(%addr, "no mTLS: {why}");
+        self.counts.shook_hands(false, "refused_by_peer", &self.recorder);
+        self.not_dialled(pool, &format!("no mTLS with {addr}: {why}"));
+    }
+
+    fn server_gone(&mut self, user: u64, addr: SocketAddr, flushed: u64, why: &str) {
         let key = Key::from_bits(user);
         let Some(call) = self.calls.get_mut(key) else { return };
         if call.exchange.phase == Phase::Answered {

@@ -12,28 +12,29 @@ use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 use rand::SeedableRng;
-use tokio::net::TcpStream;
 use tokio::sync::mpsc::UnboundedReceiver;
+use tokio::sync::watch;
 use tokio::time::Sleep;
 use tokio_util::sync::CancellationToken;
 
 use super::counts::Counts;
 use super::door::Door;
 use super::local::Local;
-use super::{READ_BYTES, Worker, upkeep};
-use crate::accept::{self, OwnPorts};
+use super::{READ_BYTES, Said, Worker, upkeep};
+use crate::accept::{self, OwnPorts, PodAddresses};
 use crate::connect::resolve::{Answer, Names, Query};
-use crate::connect::{self, PoolKey, Pools, Ready, Side, Transport, WireKey, Wires};
+use crate::connect::{self, Dialler, PoolKey, Pools, Ready, Side, Transport, WireKey, Wires};
 use crate::detect::{self, Declared};
 use crate::failure::Failure;
 use crate::http2::slots::Slots;
-use crate::route::{ServiceKey, Services};
+use crate::route::{Known, ServiceKey, Services, Subject};
 use crate::telemetry::Registry;
 use crate::timers::Tick;
-use crate::{balance, http2, tunnel};
+use crate::{balance, http2, policy, tunnel};
 
-/// How long a call waits for the first addresses of its name before it goes to the address that was dialled.
-const NAME_PATIENCE: Duration = Duration::from_secs(2);
+/// How long a call waits for the first that is known of its service: without the addresses of a name it goes to the address
+/// that was dialled; without a word of control it fails.
+const PATIENCE: Duration = Duration::from_secs(2);
 
 /// What a worker is given: settings of its rooms, and what all workers use.
 #[derive(Clone)]
@@ -70,8 +71,24 @@ pub struct Parts {
     pub balance: balance::Settings,
     /// Addresses of names.
     pub names: Names,
+    /// The mesh, if the sidecar belongs to one.
+    pub mesh: Option<Mesh>,
+    /// Whether streams are cut when a certificate ends that their connection was made with.
+    pub cut_expired: bool,
     /// Where numbers are recorded.
     pub registry: Arc<Registry>,
+}
+
+/// The mesh, as a worker sees it.
+#[derive(Clone)]
+pub struct Mesh {
+    /// What this sidecar proves itself by.
+    pub own: connect::Own,
+    /// What the pod's ports take.
+    pub modes: watch::Receiver<Arc<policy::Inbound>>,
+    /// Asks what control says of a name or an address, from now until the receiver is dropped. `None` if too much is asked
+    /// for already.
+    pub ask: Arc<dyn Fn(Subject) -> Option<watch::Receiver<Arc<Known>>> + Send + Sync>,
 }
 
 /// What a worker is told.
@@ -148,13 +165,18 @@ pub(super) enum Message {
     Dialled {
         pool: PoolKey,
         addr: SocketAddr,
-        result: Result<TcpStream, connect::Error>,
+        result: Result<Transport, connect::Error>,
     },
+    Learned {
+        service: ServiceKey,
+        known: Arc<Known>,
+    },
+    Modes(Arc<policy::Inbound>),
     Resolved {
         service: ServiceKey,
         answer: Arc<Answer>,
     },
-    NamesAreLate(ServiceKey),
+    Late(ServiceKey),
     Command(Command),
 }
 
@@ -162,6 +184,24 @@ pub(super) enum Message {
 pub(super) struct Inbox {
     messages: Mutex<Vec<Message>>,
     ready: Arc<Ready>,
+}
+
+impl Parts {
+    /// What this sidecar proves itself by; nothing, ever, outside a mesh.
+    pub(super) fn own(&self) -> connect::Own {
+        self.mesh.as_ref().map(|mesh| mesh.own.clone()).unwrap_or_default()
+    }
+
+    /// What the pod's ports take now.
+    pub(super) fn modes(&self) -> Arc<policy::Inbound> {
+        match &self.mesh {
+            Some(mesh) => mesh.modes.borrow().clone(),
+            None => Arc::new(policy::Inbound {
+                default: Some(policy::Mode::Disabled),
+                ports: Default::default(),
+            }),
+        }
+    }
 }
 
 impl Inbox {
@@ -182,7 +222,7 @@ pub fn run(parts: Parts, orders: Orders) -> anyhow::Result<Cut> {
 }
 
 async fn serve(parts: Parts, orders: Orders) -> anyhow::Result<Cut> {
-    let wires = Wires::new(parts.budget);
+    let mut wires = Wires::new(parts.budget);
     let ready = wires.ready();
     let inbox = Arc::new(Inbox {
         messages: Mutex::default(),
@@ -197,6 +237,11 @@ async fn serve(parts: Parts, orders: Orders) -> anyhow::Result<Cut> {
     let local = Local::new(inbox.clone(), parts.http2.clone(), parts.budget);
     (orders.listening)(&local);
     tokio::task::spawn_local(pass_on(orders.commands, inbox.clone()));
+    let dialler = Dialler::new(parts.dial.clone(), parts.own());
+    let said = Said::new(&mut wires.shared.interner);
+    if let Some(mesh) = &parts.mesh {
+        tokio::task::spawn_local(follow_modes(mesh.modes.clone(), inbox.clone()));
+    }
     let epoch = Instant::now();
     let worker = Worker {
         now: epoch,
@@ -205,7 +250,11 @@ async fn serve(parts: Parts, orders: Orders) -> anyhow::Result<Cut> {
         wires,
         calls: Slots::default(),
         pools: Pools::default(),
-        services: Services::new(parts.balance),
+        services: Services::new(parts.balance, parts.mesh.is_some()),
+        own: PodAddresses::new(),
+        said,
+        modes: parts.modes(),
+        dialler,
         counts: Counts::new(&recorder, parts.budget),
         recorder,
         rng: rand::rngs::StdRng::from_rng(&mut rand::rng()),
@@ -414,7 +463,9 @@ impl Worker {
             } => self.adopt(transport, first, peer, meant, inbound),
             Message::Dialled { pool, addr, result } => self.dialled(pool, addr, result),
             Message::Resolved { service, answer } => self.resolved(service, answer),
-            Message::NamesAreLate(service) => self.stop_waiting_for_names(service),
+            Message::Learned { service, known } => self.learned(service, known),
+            Message::Modes(modes) => self.modes = modes,
+            Message::Late(service) => self.stop_waiting(service),
             Message::Command(_) => {}
         }
     }
@@ -454,14 +505,54 @@ fn state(state: balance::State) -> &'static str {
     }
 }
 
+/// Tells the worker what control says of a name or an address, now and whenever that changes, until the service is forgotten.
+pub(super) fn follow_mesh(
+    mesh: Mesh,
+    inbox: Arc<Inbox>,
+    service: ServiceKey,
+    subject: Subject,
+    forgotten: CancellationToken,
+) {
+    tokio::task::spawn_local(async move {
+        let Some(mut known) = (mesh.ask)(subject) else {
+            inbox.send(Message::Late(service));
+            return;
+        };
+        let patience = tokio::time::sleep(PATIENCE);
+        tokio::pin!(patience);
+        let mut patient = true;
+        loop {
+            let newest = known.borrow_and_update().clone();
+            patient &= *newest == Known::Pending;
+            inbox.send(Message::Learned { service, known: newest });
+            tokio::select! {
+                () = forgotten.cancelled() => return,
+                changed = known.changed() => if changed.is_err() { return },
+                () = &mut patience, if patient => {
+                    patient = false;
+                    inbox.send(Message::Late(service));
+                }
+            }
+        }
+    });
+}
+
+/// Tells the worker what the pod's ports take, whenever that changes.
+async fn follow_modes(mut modes: watch::Receiver<Arc<policy::Inbound>>, inbox: Arc<Inbox>) {
+    while modes.changed().await.is_ok() {
+        let newest = modes.borrow_and_update().clone();
+        inbox.send(Message::Modes(newest));
+    }
+}
+
 /// Tells the worker the addresses of a name, now and whenever they change, until the service is forgotten.
 pub(super) fn follow(names: Names, inbox: Arc<Inbox>, service: ServiceKey, query: Query, forgotten: CancellationToken) {
     tokio::task::spawn_local(async move {
         let Ok(mut answers) = names.watch(query) else {
-            inbox.send(Message::NamesAreLate(service));
+            inbox.send(Message::Late(service));
             return;
         };
-        let patience = tokio::time::sleep(NAME_PATIENCE);
+        let patience = tokio::time::sleep(PATIENCE);
         tokio::pin!(patience);
         let mut patient = true;
         loop {
@@ -472,7 +563,7 @@ pub(super) fn follow(names: Names, inbox: Arc<Inbox>, service: ServiceKey, query
                 changed = answers.changed() => if changed.is_err() { return },
                 () = &mut patience, if patient => {
                     patient = false;
-                    inbox.send(Message::NamesAreLate(service));
+                    inbox.send(Message::Late(service));
                 }
             }
         }

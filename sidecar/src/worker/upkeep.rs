@@ -1,6 +1,6 @@
 //! What time brings: deadlines, silent peers, connections that nobody needs.
 
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use super::Worker;
 use super::events::SPARED;
@@ -68,6 +68,7 @@ impl Worker {
 
     /// Looks at every wire: whom to ask whether it lives, whom to close.
     pub(super) fn look_at_wires(&mut self) {
+        self.look_at_certificates(SystemTime::now());
         for key in self.wires.slots.keys() {
             let Some(wire) = self.wires.slots.get_mut(key) else {
                 continue;
@@ -92,6 +93,35 @@ impl Worker {
         for addr in self.services.forget_idle(self.now) {
             self.retire(addr);
         }
+    }
+
+    /// Connections are replaced before the certificates end that they were made with. The streams of one that still has some
+    /// then go on, and are seen; or are cut, where that is wished.
+    fn look_at_certificates(&mut self, wall: SystemTime) {
+        let (mut inbound, mut outbound) = (0, 0);
+        for key in self.wires.slots.keys() {
+            let Some(wire) = self.wires.slots.get_mut(key) else {
+                continue;
+            };
+            let Some(certified) = wire.certified.filter(|certified| certified.drain_at <= wall) else {
+                continue;
+            };
+            if !wire.engine.is_draining() {
+                wire.engine.begin_goaway();
+                self.wires.touch(key);
+            } else if certified.until <= wall {
+                if self.parts.cut_expired {
+                    self.end_wire(key, Reason::NO_ERROR, "its certificate has ended");
+                    continue;
+                }
+                match wire.side {
+                    Side::Caller { .. } => inbound += 1,
+                    Side::Server { .. } => outbound += 1,
+                }
+            }
+        }
+        self.counts.of(true).outlived.set(inbound);
+        self.counts.of(false).outlived.set(outbound);
     }
 
     /// Why a wire's time is over, if it is.

@@ -87,6 +87,8 @@ pub struct Setup {
     pub inbound: bool,
     /// Whether the port is declared HTTP/2.
     pub declared: bool,
+    /// The mesh that the worker belongs to.
+    pub mesh: Option<worker::Mesh>,
     /// The window that the server gives each stream, and its connection.
     pub server_windows: (u32, u32),
     /// Streams that the server takes at once.
@@ -103,6 +105,7 @@ impl Default for Setup {
             budget: 256 << 20,
             inbound: false,
             declared: false,
+            mesh: None,
             server_windows: (65_535, 65_535),
             server_streams: None,
             server_header_list: None,
@@ -155,6 +158,8 @@ impl World {
             dial: Default::default(),
             balance: Default::default(),
             names,
+            mesh: setup.mesh,
+            cut_expired: false,
             registry: registry.clone(),
         };
         let (commands, told) = tokio::sync::mpsc::unbounded_channel();

@@ -220,6 +220,13 @@ impl Interner {
         id
     }
 
+    /// A constant of [`constant`](Self::constant) is not needed any more.
+    pub fn forget(&mut self, id: FieldId) {
+        if id.0 > static_table::LEN {
+            self.release(id);
+        }
+    }
+
     /// Bytes of text that are kept, beside the static table's.
     pub fn bytes(&self) -> usize {
         self.bytes

@@ -1,0 +1,77 @@
+//! What a workload accepts from the network: mTLS, plain, or both.
+
+mod permit;
+
+use std::collections::BTreeMap;
+
+pub use permit::{Caller, Permit, Refusal, authorize};
+
+/// What a port takes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Mode {
+    /// mTLS and nothing else.
+    Strict,
+    /// mTLS and plain.
+    #[default]
+    Permissive,
+    /// Plain and nothing else.
+    Disabled,
+}
+
+/// The modes of a workload's ports.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Inbound {
+    /// What holds for a port that is not named; `None` where nobody has said it.
+    pub default: Option<Mode>,
+    /// Ports with a mode of their own.
+    pub ports: BTreeMap<u16, Mode>,
+}
+
+impl Inbound {
+    /// The mode of a port, if this says one.
+    pub fn mode(&self, port: u16) -> Option<Mode> {
+        self.ports.get(&port).copied().or(self.default)
+    }
+
+    /// This, and where it says nothing what `settings` say.
+    pub fn over(&self, settings: &Inbound) -> Inbound {
+        let mut ports = match self.default {
+            // What control says of the whole workload stands above what a setting says of a port.
+            Some(_) => BTreeMap::new(),
+            None => settings.ports.clone(),
+        };
+        ports.extend(&self.ports);
+        Inbound {
+            default: self.default.or(settings.default),
+            ports,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_control_says_stands_above_the_settings() {
+        let settings = Inbound {
+            default: Some(Mode::Permissive),
+            ports: BTreeMap::from([(1, Mode::Disabled), (2, Mode::Strict)]),
+        };
+        let nothing = Inbound::default();
+        assert_eq!(nothing.mode(1), None);
+        assert_eq!(nothing.over(&settings), settings);
+        let of_a_port = Inbound {
+            default: None,
+            ports: BTreeMap::from([(1, Mode::Strict)]),
+        };
+        let both = of_a_port.over(&settings);
+        let modes = [1, 2, 3].map(|port| both.mode(port));
+        assert_eq!(modes, [Some(Mode::Strict), Some(Mode::Strict), Some(Mode::Permissive)]);
+        let of_all = Inbound {
+            default: Some(Mode::Strict),
+            ports: BTreeMap::new(),
+        };
+        assert_eq!(of_all.over(&settings).mode(1), Some(Mode::Strict));
+    }
+}
