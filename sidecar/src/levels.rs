@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 const LEVELS: [&[&str]; 4] = [
     &["telemetry", "grpc"],
     &[
-        "accept", "balance", "connect", "detect", "exchange", "http2", "redirect", "route", "tunnel",
+        "accept", "balance", "connect", "detect", "edge", "exchange", "http2", "redirect", "route", "tunnel",
     ],
     &["call", "failure", "inbound", "outbound", "timers", "worker"],
     &["admin", "app", "config"],

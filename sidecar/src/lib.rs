@@ -9,6 +9,7 @@ pub mod accept;
 pub mod balance;
 pub mod connect;
 pub mod detect;
+pub mod edge;
 pub mod exchange;
 pub mod http2;
 pub mod route;
