@@ -20,7 +20,7 @@ pub use client_hello::ClientHello;
 pub use declared::{Declared, UnknownProtocol};
 pub use speaks_first::SpeaksFirst;
 pub use waiting::Waiting;
-pub use who_speaks::detect;
+pub use who_speaks::{Speaker, detect};
 
 /// How long to listen before deciding, and how many may be listened to.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -12,9 +12,15 @@
 //! The timer opens a connection; it never decides what the client speaks. A gRPC client may be silent for as long as its
 //! server lets it.
 
-use std::{io, pin::pin};
+use std::{
+    future::poll_fn,
+    io,
+    pin::{Pin, pin},
+    task::Poll,
+};
 
 use tokio::{
+    io::{AsyncRead, ReadBuf},
     net::TcpStream,
     time::{Instant, sleep_until},
 };
@@ -32,10 +38,10 @@ use super::{
 /// upstream connection.
 ///
 /// # Errors
-/// When the connection ends here. Where a server refused or reset, and where the reason is ours, `client` is left so that
-/// dropping it resets it.
+/// When the connection ends here. Where a server refused or reset, and where the reason is ours, a TCP `client` is left so
+/// that dropping it resets it.
 pub async fn detect<E: std::error::Error + 'static>(
-    client: &TcpStream,
+    mut client: impl Speaker,
     declared: Declared,
     known_to_speak_first: bool,
     dial: impl AsyncFnOnce() -> Result<TcpStream, E>,
@@ -49,7 +55,7 @@ pub async fn detect<E: std::error::Error + 'static>(
         Declared::Nothing => true,
     };
     let listened = listen(
-        client,
+        &mut client,
         server_may_speak_first,
         known_to_speak_first,
         dial,
@@ -58,14 +64,13 @@ pub async fn detect<E: std::error::Error + 'static>(
     )
     .await;
     if let Err(Error::Dial(_) | Error::Upstream(_) | Error::Crowded) = &listened {
-        // Fails only where the client is gone already.
-        let _ = client.set_zero_linger();
+        client.refuse();
     }
     listened
 }
 
 async fn listen<E: std::error::Error + 'static>(
-    client: &TcpStream,
+    client: &mut impl Speaker,
     server_may_speak_first: bool,
     known_to_speak_first: bool,
     dial: impl AsyncFnOnce() -> Result<TcpStream, E>,
@@ -90,7 +95,7 @@ async fn listen<E: std::error::Error + 'static>(
             // The client first: what it says is surer than what its server does.
             biased;
 
-            heard = hear(client, &mut said) => match heard {
+            heard = client.hear(&mut said) => match heard {
                 Ok(0) => break (Protocol::Opaque, Guess::ClientClosed),
                 Ok(_) => match decided(classify(&said)) {
                     Some(protocol) => break (protocol, server.guess_for_client()),
@@ -177,7 +182,7 @@ impl Server {
     async fn hear(&mut self) -> io::Result<usize> {
         match self {
             Server::Open(opened) if opened.server_bytes.len() < MOST_FIRST_BYTES => {
-                hear(&opened.socket, &mut opened.server_bytes).await
+                (&opened.socket).hear(&mut opened.server_bytes).await
             }
             Server::Undialled | Server::Dialled | Server::Open(_) => std::future::pending().await,
         }
@@ -216,22 +221,59 @@ fn decided(verdict: Verdict) -> Option<Protocol> {
     }
 }
 
-/// Appends what comes next; 0 is the end. Nothing is lost when this is dropped before it is done.
-async fn hear(from: &TcpStream, said: &mut Vec<u8>) -> io::Result<usize> {
-    loop {
-        from.readable().await?;
-        match take(from, said) {
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-            heard => return heard,
+/// Whom we listen to: a TCP connection (`&TcpStream`), or any stream that was decrypted from one (`&mut S`).
+pub trait Speaker {
+    /// Appends what comes next, at most until [`MOST_FIRST_BYTES`] are there; 0 is the end. Nothing is lost when the
+    /// future is dropped before it is done.
+    fn hear(&mut self, said: &mut Vec<u8>) -> impl Future<Output = io::Result<usize>>;
+
+    /// Leaves it so that dropping it resets it, if it is able to.
+    fn refuse(&self);
+}
+
+impl Speaker for &TcpStream {
+    async fn hear(&mut self, said: &mut Vec<u8>) -> io::Result<usize> {
+        loop {
+            self.readable().await?;
+            match take(said, |room| self.try_read(room)) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                heard => return heard,
+            }
         }
+    }
+
+    fn refuse(&self) {
+        // Fails only where the client is gone already.
+        let _ = self.set_zero_linger();
     }
 }
 
+impl<S: AsyncRead + Unpin> Speaker for &mut S {
+    async fn hear(&mut self, said: &mut Vec<u8>) -> io::Result<usize> {
+        poll_fn(|cx| {
+            let heard = take(said, |room| {
+                let mut room = ReadBuf::new(room);
+                match Pin::new(&mut **self).poll_read(cx, &mut room) {
+                    Poll::Ready(read) => read.map(|()| room.filled().len()),
+                    Poll::Pending => Err(io::ErrorKind::WouldBlock.into()),
+                }
+            });
+            match heard {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => Poll::Pending,
+                heard => Poll::Ready(heard),
+            }
+        })
+        .await
+    }
+
+    fn refuse(&self) {}
+}
+
 /// Appends what is here. It comes by way of the stack: the memory is that of the bytes, however many say little at once.
-fn take(from: &TcpStream, said: &mut Vec<u8>) -> io::Result<usize> {
+fn take(said: &mut Vec<u8>, read: impl FnOnce(&mut [u8]) -> io::Result<usize>) -> io::Result<usize> {
     let mut bytes = [0; A_READ];
     let room = MOST_FIRST_BYTES.saturating_sub(said.len()).min(A_READ);
-    let heard = from.try_read(&mut bytes[..room])?;
+    let heard = read(&mut bytes[..room])?;
     said.reserve_exact(heard);
     said.extend_from_slice(&bytes[..heard]);
     Ok(heard)

@@ -1,17 +1,17 @@
 //! Joins two connections until both have ended, one has broken, or the tunnel is cut.
 
 use std::{
-    io::{self, ErrorKind},
-    net::Shutdown,
+    future::poll_fn,
+    io::ErrorKind,
     pin::pin,
+    task::{Context, Poll},
 };
 
-use socket2::SockRef;
-use tokio::{io::Interest, net::TcpStream, task::yield_now};
+use tokio::{net::TcpStream, task::yield_now};
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    Carried, End, Settings, Side, Summary,
+    Carried, End, Settings, Side, Stream, Summary,
     direction::{Direction, Fault, Turn},
 };
 
@@ -20,19 +20,17 @@ use super::{
 /// The end of one side's words is passed on as such, and the other side may go on speaking. A broken connection is passed
 /// on as a reset, once what its peer had still said before has been delivered. `cut` ends it at once, for the deadline of
 /// a shutdown: the tunnel knows no other reason to stop. Dropping the future closes both connections.
-pub fn carry(
-    client: TcpStream,
+pub fn carry<C: Stream, U: Stream>(
+    client: C,
     client_bytes: Vec<u8>,
-    upstream: TcpStream,
+    upstream: U,
     server_bytes: Vec<u8>,
     settings: &Settings,
     carried: &Carried,
     cut: &CancellationToken,
 ) -> impl Future<Output = Summary> {
-    for socket in [&client, &upstream] {
-        // Fails only on a connection that is dead already, which its first use will tell.
-        let _ = settings.options.set(socket);
-    }
+    client.set_options(&settings.options);
+    upstream.set_options(&settings.options);
     let mut tunnel = Tunnel {
         client,
         upstream,
@@ -47,8 +45,8 @@ pub fn carry(
         match end {
             End::Finished => {}
             End::Broken { .. } | End::Cut => {
-                reset(tunnel.client);
-                reset(tunnel.upstream);
+                tunnel.client.reset();
+                tunnel.upstream.reset();
             }
         }
         Summary {
@@ -61,13 +59,12 @@ pub fn carry(
 
 /// Ends a connection with a reset, the way in which a refusal or a broken peer is passed on.
 pub fn reset(socket: TcpStream) {
-    // Fails only where the peer is gone already.
-    let _ = socket.set_zero_linger();
+    Stream::reset(socket);
 }
 
-struct Tunnel<'a> {
-    client: TcpStream,
-    upstream: TcpStream,
+struct Tunnel<'a, C, U> {
+    client: C,
+    upstream: U,
     up: Direction,
     down: Direction,
     /// One connection takes no more bytes; what it had said before is still delivered.
@@ -75,11 +72,12 @@ struct Tunnel<'a> {
     carried: &'a Carried,
 }
 
-impl Tunnel<'_> {
+impl<C: Stream, U: Stream> Tunnel<'_, C, U> {
     async fn until_the_end(&mut self, cut: &CancellationToken) -> End {
         let mut told_to_stop = pin!(cut.cancelled());
         loop {
-            let turns = match (self.turn(Side::Client), self.turn(Side::Upstream)) {
+            let turns = poll_fn(|cx| Poll::Ready((self.turn(Side::Client, cx), self.turn(Side::Upstream, cx)))).await;
+            let turns = match turns {
                 (Ok(up), Ok(down)) => [up, down],
                 (Err(end), _) | (_, Err(end)) => return self.broken.unwrap_or(end),
             };
@@ -93,10 +91,12 @@ impl Tunnel<'_> {
                 yield_now().await;
                 continue;
             }
+            // What a side is told that is read, reading tells, after what was said before.
             let broken = tokio::select! {
                 () = &mut told_to_stop => return End::Cut,
-                broken = ready(&self.client, &self.up, &self.down) => broken.map(|kind| Side::Client.broke(kind)),
-                broken = ready(&self.upstream, &self.down, &self.up) => broken.map(|kind| Side::Upstream.broke(kind)),
+                kind = self.client.broken(), if !self.up.reads() => Some(Side::Client.broke(kind)),
+                kind = self.upstream.broken(), if !self.down.reads() => Some(Side::Upstream.broke(kind)),
+                () = woken() => None,
             };
             if let Some(end) = broken {
                 return self.broken.unwrap_or(end);
@@ -105,34 +105,24 @@ impl Tunnel<'_> {
     }
 
     /// Lets one side speak for a turn. An error is the end of the tunnel.
-    fn turn(&mut self, speaker: Side) -> Result<Turn, End> {
-        let (direction, from, to, listener, carried) = match speaker {
-            Side::Client => (
-                &mut self.up,
-                &self.client,
-                &self.upstream,
-                Side::Upstream,
-                &self.carried.up,
-            ),
-            Side::Upstream => (
-                &mut self.down,
-                &self.upstream,
-                &self.client,
-                Side::Client,
-                &self.carried.down,
-            ),
-        };
-        if direction.has_ended() {
-            return Ok(Turn::Ended);
-        }
-        let mut turn = direction.turn(from, to, carried);
+    fn turn(&mut self, speaker: Side, cx: &mut Context<'_>) -> Result<Turn, End> {
         // An end after a break is not told: the reset that is to come says more, and an answer must not look whole.
-        if matches!(turn, Ok(Turn::Ended)) && self.broken.is_none() {
-            turn = SockRef::from(to)
-                .shutdown(Shutdown::Write)
-                .map(|()| Turn::Ended)
-                .map_err(Fault::To);
-        }
+        let tells_end = self.broken.is_none();
+        let (direction, turn, listener) = match speaker {
+            Side::Client => {
+                let turn = self
+                    .up
+                    .turn(&mut self.client, &mut self.upstream, tells_end, &self.carried.up, cx);
+                (&mut self.up, turn, Side::Upstream)
+            }
+            Side::Upstream => {
+                let carried = &self.carried.down;
+                let turn = self
+                    .down
+                    .turn(&mut self.upstream, &mut self.client, tells_end, carried, cx);
+                (&mut self.down, turn, Side::Client)
+            }
+        };
         match turn {
             Ok(turn) => Ok(turn),
             Err(Fault::From(error)) => Err(speaker.broke(error.kind())),
@@ -151,33 +141,14 @@ impl Side {
     }
 }
 
-/// Waits until `socket` has something for `spoken`, which reads it, or takes something of `heard`, which writes to it.
-/// A socket that is not read meanwhile tells at least that it broke.
-async fn ready(socket: &TcpStream, spoken: &Direction, heard: &Direction) -> Option<ErrorKind> {
-    let mut interest = if spoken.reads() {
-        Interest::READABLE
-    } else {
-        Interest::ERROR
-    };
-    if heard.writes() {
-        interest |= Interest::WRITABLE;
-    }
-    match socket.ready(interest).await {
-        // What a reader is told, reading tells, after what was said before.
-        Ok(ready) if ready.is_error() && !spoken.reads() => pending_error(socket),
-        Ok(_) => None,
-        Err(error) => Some(error.kind()),
-    }
-}
-
-fn pending_error(socket: &TcpStream) -> Option<ErrorKind> {
-    let found: io::Result<()> = socket.try_io(Interest::ERROR, || {
-        Err(socket.take_error()?.unwrap_or_else(|| ErrorKind::WouldBlock.into()))
-    });
-    found
-        .err()
-        .map(|error| error.kind())
-        .filter(|kind| *kind != ErrorKind::WouldBlock)
+/// Returns when the task is polled again: the turn before has left its waker with all that it waits for.
+async fn woken() {
+    let mut waited = false;
+    poll_fn(|_| match std::mem::replace(&mut waited, true) {
+        true => Poll::Ready(()),
+        false => Poll::Pending,
+    })
+    .await;
 }
 
 #[cfg(test)]

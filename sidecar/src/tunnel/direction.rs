@@ -1,17 +1,19 @@
 //! One direction of a tunnel: reads from one connection, writes to the other, keeps only what that does not take yet.
 //!
 //! ```text
-//!   Flowing ──the reader's end──▶ Ending ──all written──▶ Ended
-//!      └───────────────the writer broke: dropped─────────────▲
+//!   Flowing ──the reader's end──▶ Ending ──all written, the end told──▶ Ended
+//!      └──────────────────────the writer broke: dropped──────────────────▲
 //! ```
 
 use std::{
     cell::RefCell,
     io::{self, ErrorKind},
+    pin::Pin,
     sync::atomic::{AtomicU64, Ordering::Relaxed},
+    task::{Context, Poll},
 };
 
-use tokio::{io::Interest, net::TcpStream};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 /// Bytes on their way from one side to the other. Nothing more is read while something waits, so a side that does not
 /// read stops the one that writes, and at most [`A_TURN`] bytes (or the first bytes, if more) are kept.
@@ -20,6 +22,8 @@ pub(super) struct Direction {
     /// Empty and without capacity unless the writer's side was slower than the reader's.
     kept: Vec<u8>,
     written: usize,
+    /// The writer may hold bytes of ours back, as a TLS stream does whose socket is full.
+    unflushed: bool,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -55,6 +59,7 @@ impl Direction {
             stage: Stage::Flowing,
             kept: first,
             written: 0,
+            unflushed: false,
         }
     }
 
@@ -66,34 +71,59 @@ impl Direction {
         !self.kept.is_empty()
     }
 
-    pub(super) fn has_ended(&self) -> bool {
-        self.stage == Stage::Ended
-    }
-
     /// Nothing can be written any more: what was kept is of no use.
     pub(super) fn give_up(&mut self) {
         self.stage = Stage::Ended;
         self.forget_kept();
     }
 
-    /// Moves at most [`A_TURN`] new bytes, so that other connections of the worker have their turns, too.
-    pub(super) fn turn(&mut self, from: &TcpStream, to: &TcpStream, carried: &AtomicU64) -> Result<Turn, Fault> {
+    /// Moves at most [`A_TURN`] new bytes, so that other connections of the worker have their turns, too. With
+    /// `tells_end`, the end of what is read is told to the writer as the end of our half.
+    pub(super) fn turn(
+        &mut self,
+        from: &mut (impl AsyncRead + Unpin),
+        to: &mut (impl AsyncWrite + Unpin),
+        tells_end: bool,
+        carried: &AtomicU64,
+        cx: &mut Context<'_>,
+    ) -> Result<Turn, Fault> {
+        if self.stage == Stage::Ended {
+            return Ok(Turn::Ended);
+        }
         if self.writes() {
-            self.write_kept(to, carried)?;
+            self.write_kept(to, carried, cx)?;
         }
         let mut moved = Turn::Waits;
         if self.reads() {
-            moved = SCRATCH.with_borrow_mut(|scratch| self.read_and_write(from, to, scratch, carried))?;
+            moved = SCRATCH.with_borrow_mut(|scratch| self.read_and_write(from, to, scratch, carried, cx))?;
+        }
+        if self.unflushed {
+            self.unflushed = match Pin::new(&mut *to).poll_flush(cx) {
+                Poll::Ready(flushed) => flushed.map(|()| false).map_err(Fault::To)?,
+                Poll::Pending => true,
+            };
         }
         if self.stage == Stage::Ending && !self.writes() {
-            self.stage = Stage::Ended;
+            let told = match tells_end {
+                true => Pin::new(to).poll_shutdown(cx).map_err(Fault::To)?,
+                false => Poll::Ready(()),
+            };
+            if told.is_ready() {
+                self.stage = Stage::Ended;
+            }
         }
         Ok(if self.stage == Stage::Ended { Turn::Ended } else { moved })
     }
 
-    fn write_kept(&mut self, to: &TcpStream, carried: &AtomicU64) -> Result<(), Fault> {
-        let taken = write(to, &self.kept[self.written..]).map_err(Fault::To)?;
+    fn write_kept(
+        &mut self,
+        to: &mut (impl AsyncWrite + Unpin),
+        carried: &AtomicU64,
+        cx: &mut Context<'_>,
+    ) -> Result<(), Fault> {
+        let taken = write(to, &self.kept[self.written..], cx).map_err(Fault::To)?;
         carried.fetch_add(taken as u64, Relaxed);
+        self.unflushed |= taken > 0;
         self.written += taken;
         if self.written == self.kept.len() {
             self.forget_kept();
@@ -103,34 +133,36 @@ impl Direction {
 
     fn read_and_write(
         &mut self,
-        from: &TcpStream,
-        to: &TcpStream,
+        from: &mut (impl AsyncRead + Unpin),
+        to: &mut (impl AsyncWrite + Unpin),
         scratch: &mut Vec<u8>,
         carried: &AtomicU64,
+        cx: &mut Context<'_>,
     ) -> Result<Turn, Fault> {
         scratch.resize(A_TURN, 0);
-        let read = match from.try_read(scratch) {
-            Ok(0) => {
+        let mut moved = 0;
+        // Until the stream has no more, and has left a waker: a socket that was just emptied says so without a system call.
+        while moved < A_TURN {
+            let mut buffer = ReadBuf::new(&mut scratch[..A_TURN - moved]);
+            match Pin::new(&mut *from).poll_read(cx, &mut buffer) {
+                Poll::Ready(read) => read.map_err(Fault::From)?,
+                Poll::Pending => return Ok(Turn::Waits),
+            }
+            let read = buffer.filled().len();
+            if read == 0 {
                 self.stage = Stage::Ending;
                 return Ok(Turn::Waits);
             }
-            Ok(read) => read,
-            Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(Turn::Waits),
-            Err(error) => return Err(Fault::From(error)),
-        };
-        if read < A_TURN {
-            expect_no_more(from);
+            let taken = write(to, &scratch[..read], cx).map_err(Fault::To)?;
+            carried.fetch_add(taken as u64, Relaxed);
+            self.unflushed |= taken > 0;
+            if taken < read {
+                self.kept = scratch[taken..read].to_vec();
+                return Ok(Turn::Waits);
+            }
+            moved += read;
         }
-        let taken = write(to, &scratch[..read]).map_err(Fault::To)?;
-        carried.fetch_add(taken as u64, Relaxed);
-        if taken < read {
-            self.kept = scratch[taken..read].to_vec();
-        }
-        Ok(if read == A_TURN && taken == read {
-            Turn::More
-        } else {
-            Turn::Waits
-        })
+        Ok(Turn::More)
     }
 
     #[cfg(test)]
@@ -144,18 +176,18 @@ impl Direction {
     }
 }
 
-/// Writes what the socket takes, which may be nothing.
-fn write(to: &TcpStream, bytes: &[u8]) -> io::Result<usize> {
-    match to.try_write(bytes) {
-        Err(error) if error.kind() == ErrorKind::WouldBlock => Ok(0),
-        taken => taken,
+/// Writes what the stream takes, which may be nothing; if not all, it wakes the task when it takes more.
+fn write(to: &mut (impl AsyncWrite + Unpin), bytes: &[u8], cx: &mut Context<'_>) -> io::Result<usize> {
+    let mut taken = 0;
+    while taken < bytes.len() {
+        match Pin::new(&mut *to).poll_write(cx, &bytes[taken..]) {
+            Poll::Ready(Ok(0)) => return Err(ErrorKind::WriteZero.into()),
+            Poll::Ready(Ok(some)) => taken += some,
+            Poll::Ready(Err(error)) => return Err(error),
+            Poll::Pending => break,
+        }
     }
-}
-
-/// A short read has emptied the socket: to ask again would cost a system call to hear so. epoll is edge-triggered here,
-/// so whatever has come since is told anew; an end or an error is never forgotten.
-fn expect_no_more(from: &TcpStream) {
-    let _: io::Result<()> = from.try_io(Interest::READABLE, || Err(ErrorKind::WouldBlock.into()));
+    Ok(taken)
 }
 
 /// The most that a direction moves before others have their turn.

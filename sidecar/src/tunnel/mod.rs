@@ -5,6 +5,7 @@
 
 mod carry;
 mod direction;
+mod stream;
 
 use std::{
     io::ErrorKind,
@@ -12,6 +13,7 @@ use std::{
 };
 
 pub use carry::{carry, reset};
+pub use stream::Stream;
 
 use crate::accept::Options;
 

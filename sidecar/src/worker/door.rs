@@ -1,20 +1,23 @@
 //! A door: a listener, and what becomes of each connection until it is a wire or a tunnel.
 
 use std::collections::HashMap;
+use std::io::ErrorKind;
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Instant;
 
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
 use super::run::{Inbox, Message, Parts, Stop, Tunnels};
 use crate::accept::{self, Accepted, Original, OwnPorts, PodAddresses};
 use crate::connect;
-use crate::detect::{self, Declared, Detected, Guess, Protocol, SpeaksFirst, Waiting};
+use crate::detect::{self, Declared, Detected, Guess, Opened, Protocol, SpeaksFirst, Waiting};
+use crate::edge::first_line::{FirstLine, NoRequest};
+use crate::edge::http1;
 use crate::telemetry::{CONNECTIONS, Counter, DETECTED, Gauge, PROXY_ERRORS, Recorder, TUNNEL_BYTES};
-use crate::tunnel::{self, Carried};
+use crate::tunnel::{self, Carried, Stream};
 
 /// One direction's listeners on one worker.
 pub(super) struct Door {
@@ -26,10 +29,13 @@ pub(super) struct Door {
     accept: accept::Settings,
     detect: detect::Settings,
     tunnel: tunnel::Settings,
+    http1: http1::Settings,
     dial: connect::Settings,
     waiting: Waiting,
     speaks_first: SpeaksFirst,
     inbox: Arc<Inbox>,
+    /// No further requests on connections that are open.
+    drain: CancellationToken,
     cut: CancellationToken,
     tunnels: Tunnels,
     /// Told when a listener fails.
@@ -41,6 +47,8 @@ struct Counts {
     guesses: Vec<(Guess, Counter)>,
     /// By [`Ending`].
     endings: Box<[Counter]>,
+    /// By the place of the reason in [`http1::Refusal::REASONS`].
+    refusals: Box<[Counter]>,
     up: Counter,
     down: Counter,
     tunnels: Gauge,
@@ -59,6 +67,8 @@ enum Ending {
     UpstreamReset,
     PrefaceTimeout,
     Crowded,
+    HiddenRequest,
+    SlowHead,
     /// Stays the last: it says how many there are.
     TunnelUnreachable,
 }
@@ -91,10 +101,15 @@ impl Door {
                 accept: parts.accept.clone(),
                 detect: parts.detect.clone(),
                 tunnel: parts.tunnel.clone(),
+                http1: http1::Settings {
+                    tunnel: parts.tunnel.clone(),
+                    ..Default::default()
+                },
                 dial: parts.dial.clone(),
                 waiting: Waiting::new(&parts.detect),
                 speaks_first: SpeaksFirst::new(&parts.detect),
                 inbox: inbox.clone(),
+                drain: if inbound { &stop.inbound } else { &stop.cut }.clone(),
                 cut: stop.cut.clone(),
                 tunnels: tunnels.clone(),
                 deaf: deaf.clone(),
@@ -171,7 +186,33 @@ impl Door {
             return;
         }
         // Apart, or every connection would have room for a tunnel while it is looked at.
-        Box::pin(self.tunnel(accepted.socket, detected, meant)).await;
+        match self.seen(&detected) {
+            FirstLine::Request => Box::pin(self.http1(accepted, detected, meant)).await,
+            FirstLine::Other => Box::pin(self.tunnel(accepted.socket, detected, meant)).await,
+            line @ (FirstLine::Blank | FirstLine::Line(_)) => {
+                let guarded = NoRequest::new(accepted.socket, line);
+                Box::pin(self.tunnel(guarded, detected, meant)).await;
+            }
+        }
+    }
+
+    /// Whether it is HTTP/1 that must be parsed, since the application would believe what a caller says of itself. An
+    /// application that speaks first, or whose port was declared to carry something else, is not asked by HTTP/1.
+    fn seen(&self, detected: &Detected) -> FirstLine {
+        let asks = match detected.guess {
+            Guess::ServerFirst | Guess::Declared => false,
+            Guess::ClientFirst
+            | Guess::ClientAfterSilence
+            | Guess::ClientAfterSettings
+            | Guess::ServerClosed
+            | Guess::ClientClosed
+            | Guess::Incomplete => true,
+        };
+        match detected.protocol {
+            Protocol::Http1 if self.inbound => FirstLine::Request,
+            Protocol::Opaque if self.inbound && asks => FirstLine::default().read(&detected.client_bytes),
+            Protocol::Http1 | Protocol::Opaque | Protocol::Tls(_) | Protocol::Http2 => FirstLine::Other,
+        }
     }
 
     fn destination(&self, original: Original) -> Result<SocketAddr, accept::Refusal> {
@@ -186,7 +227,7 @@ impl Door {
         }
     }
 
-    async fn tunnel(&self, client: TcpStream, detected: Detected, meant: SocketAddr) {
+    async fn tunnel(&self, client: impl Stream, detected: Detected, meant: SocketAddr) {
         let (upstream, server_bytes) = match detected.upstream {
             Some(opened) => (opened.socket, opened.server_bytes),
             None => match connect::dial(meant, &self.dial).await {
@@ -194,7 +235,7 @@ impl Door {
                 Err(error) => {
                     tracing::debug!(%meant, "{error}");
                     self.counts.ended(Ending::TunnelUnreachable);
-                    tunnel::reset(client);
+                    client.reset();
                     return;
                 }
             },
@@ -222,6 +263,64 @@ impl Door {
         self.counts.up.add(summary.bytes_up);
         self.counts.down.add(summary.bytes_down);
         tracing::debug!(%meant, up = summary.bytes_up, down = summary.bytes_down, end = ?summary.end, "tunnel ended");
+        if let tunnel::End::Broken {
+            kind: ErrorKind::InvalidData,
+            ..
+        } = summary.end
+        {
+            tracing::info!(
+                %meant,
+                "connection ended: it began with an HTTP/1 request whose first line came in pieces; \
+                 declare the port's protocol as http"
+            );
+            self.counts.ended(Ending::HiddenRequest);
+        }
+    }
+
+    /// A connection of HTTP/1 from the network. It counts as a tunnel does.
+    async fn http1(&self, accepted: Accepted, detected: Detected, meant: SocketAddr) {
+        let opened = match detected.upstream {
+            // What speaks HTTP/2 unasked is asked again, and says itself what it makes of HTTP/1.
+            Some(Opened { socket, server_bytes }) if server_bytes.is_empty() => Some(socket),
+            Some(_) | None => None,
+        };
+        let dial = async || match opened {
+            Some(socket) => Ok(socket),
+            None => connect::dial(meant, &self.dial).await,
+        };
+        let facts = http1::Facts {
+            client_cert: None,
+            peer: accepted.peer,
+            meant,
+        };
+        let open = &self.tunnels.inbound;
+        open.set(open.get() + 1);
+        let held = self.counts.tunnels.hold();
+        let first = detected.client_bytes;
+        let summary = http1::serve(
+            accepted.socket,
+            first,
+            &facts,
+            dial,
+            &self.http1,
+            &self.drain,
+            &self.cut,
+        )
+        .await;
+        drop(held);
+        open.set(open.get() - 1);
+        self.counts.up.add(summary.bytes_up);
+        self.counts.down.add(summary.bytes_down);
+        for (counter, times) in self.counts.refusals.iter().zip(summary.refusals) {
+            counter.add(times);
+        }
+        if summary.end == http1::End::SlowHead {
+            self.counts.ended(Ending::SlowHead);
+        }
+        tracing::debug!(
+            peer = %accepted.peer, %meant, requests = summary.requests, claims = summary.claims,
+            up = summary.bytes_up, down = summary.bytes_down, end = ?summary.end, "HTTP/1 connection ended"
+        );
     }
 }
 
@@ -232,6 +331,7 @@ impl Counts {
         Counts {
             guesses: Guess::ALL.iter().map(guess).collect(),
             endings: recorder.resolve_each(&PROXY_ERRORS, Ending::ALL.map(|ending| [direction, ending.word()])),
+            refusals: recorder.resolve_each(&PROXY_ERRORS, http1::Refusal::REASONS.map(|reason| [direction, reason])),
             up: recorder.resolve(&TUNNEL_BYTES, [direction, "to_upstream"]),
             down: recorder.resolve(&TUNNEL_BYTES, [direction, "to_downstream"]),
             tunnels: recorder.resolve(&CONNECTIONS, [direction, "tunnel"]),
@@ -261,6 +361,8 @@ impl Ending {
         Ending::UpstreamReset,
         Ending::PrefaceTimeout,
         Ending::Crowded,
+        Ending::HiddenRequest,
+        Ending::SlowHead,
         Ending::TunnelUnreachable,
     ];
 
@@ -298,6 +400,8 @@ impl Ending {
             Ending::UpstreamReset => "upstream_reset",
             Ending::PrefaceTimeout => "preface_timeout",
             Ending::Crowded => "crowded",
+            Ending::HiddenRequest => "hidden_request",
+            Ending::SlowHead => "slow_head",
             Ending::TunnelUnreachable => "tunnel_unreachable",
         }
     }

@@ -570,3 +570,26 @@ async fn no_more_than_the_first_bytes_is_taken_from_the_socket() {
     let detected = detected.expect("detected");
     assert!(detected.client_bytes.len() <= A_READ, "{}", detected.client_bytes.len());
 }
+
+#[tokio::test]
+async fn what_was_decrypted_is_listened_to_in_the_same_way() {
+    let (mut client, mut decrypted) = tokio::io::duplex(64);
+    let (settings, dial) = (Settings::default(), async || {
+        Err(io::ErrorKind::ConnectionRefused.into())
+    });
+    let waiting = Waiting::new(&settings);
+    let speaks = async {
+        for piece in [&PREFACE[..10], &PREFACE[10..]] {
+            client.write_all(piece).await.expect("written");
+            tokio::task::yield_now().await;
+        }
+    };
+    let listening = detect(&mut decrypted, Declared::Nothing, false, dial, &waiting, &settings);
+    let (detected, ()) = tokio::join!(listening, speaks);
+    let detected = detected.map_err(|error: Error<io::Error>| error).expect("detected");
+    assert_eq!(
+        (detected.protocol, detected.guess),
+        (Protocol::Http2, Guess::ClientFirst)
+    );
+    assert_eq!(detected.client_bytes, PREFACE);
+}

@@ -410,15 +410,20 @@ async fn a_tunnel_with_much_to_carry_takes_turns_with_its_neighbours() {
     }
 }
 
+async fn turn(direction: &mut Direction, from: &mut TcpStream, to: &mut TcpStream, carried: &AtomicU64) -> bool {
+    poll_fn(|cx| Poll::Ready(direction.turn(from, to, true, carried, cx).is_ok())).await
+}
+
 #[tokio::test]
 async fn a_buffer_is_kept_only_while_bytes_wait() {
-    let ((mut client, accepted), (upstream, mut server)) = (connection(None).await, connection(Some(16 << 10)).await);
+    let ((mut client, mut accepted), (mut upstream, mut server)) =
+        (connection(None).await, connection(Some(16 << 10)).await);
     let carried = AtomicU64::new(0);
     let mut direction = Direction::new(b"first".to_vec());
     let total = 5 + fill(&mut client).await as u64;
     while !direction.writes() || carried.load(Relaxed) == 0 {
         accepted.readable().await.expect("open");
-        assert!(direction.turn(&accepted, &upstream, &carried).is_ok());
+        assert!(turn(&mut direction, &mut accepted, &mut upstream, &carried).await);
     }
     assert!(
         direction.kept_capacity() <= A_TURN,
@@ -432,7 +437,7 @@ async fn a_buffer_is_kept_only_while_bytes_wait() {
     let writes = async {
         while carried.load(Relaxed) < total {
             upstream.writable().await.expect("open");
-            assert!(direction.turn(&accepted, &upstream, &carried).is_ok());
+            assert!(turn(&mut direction, &mut accepted, &mut upstream, &carried).await);
             yield_now().await;
         }
     };
