@@ -11,7 +11,7 @@ mod run;
 mod upkeep;
 
 pub use local::Local;
-pub use run::{Command, Cut, EndpointView, Open, Orders, Parts, run};
+pub use run::{Command, Cut, EndpointView, Mesh, Open, Orders, Parts, run};
 
 use std::collections::VecDeque;
 use std::mem;

@@ -30,6 +30,7 @@ pub mod needs;
 pub mod netns;
 pub mod nghttpd;
 pub mod peer;
+pub mod pki;
 pub mod pod;
 pub mod program;
 pub mod relay;

@@ -1,5 +1,6 @@
 //! A connection that carries bytes, plain or in the mesh's TLS.
 
+use std::fmt;
 use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll};
@@ -7,7 +8,8 @@ use std::task::{Context, Poll};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 
-use crate::tls;
+use crate::accept::Options;
+use crate::{tls, tunnel};
 
 /// What a tunnel has at one of its ends.
 pub enum Stream {
@@ -23,6 +25,30 @@ impl Stream {
         match self {
             Stream::Plain(socket) => socket,
             Stream::Tls(stream) => stream.socket(),
+        }
+    }
+}
+
+impl tunnel::Stream for Stream {
+    fn set_options(&self, options: &Options) {
+        self.socket().set_options(options);
+    }
+
+    fn reset(self) {
+        // Fails only where the peer is gone already.
+        let _ = self.socket().set_zero_linger();
+    }
+
+    async fn broken(&self) -> io::ErrorKind {
+        self.socket().broken().await
+    }
+}
+
+impl fmt::Debug for Stream {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Stream::Plain(socket) => socket.fmt(f),
+            Stream::Tls(stream) => write!(f, "mTLS with {}", stream.peer().id()),
         }
     }
 }

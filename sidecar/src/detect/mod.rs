@@ -13,7 +13,7 @@ mod who_speaks;
 
 use std::{io, time::Duration};
 
-use tokio::net::TcpStream;
+use crate::connect::Stream;
 
 pub use classify::{MOST_FIRST_BYTES, PREFACE, ServerOpening, Verdict, classify, server_opening};
 pub use client_hello::ClientHello;
@@ -68,7 +68,7 @@ pub struct Detected {
 #[derive(Debug)]
 pub struct Opened {
     /// The connection.
-    pub socket: TcpStream,
+    pub socket: Stream,
     /// What the server has said so far, to be carried first.
     pub server_bytes: Vec<u8>,
 }

@@ -29,6 +29,7 @@ use super::{
     ClientHello, Declared, Detected, Error, Guess, MOST_FIRST_BYTES, Opened, PREFACE, Protocol, ServerOpening,
     Settings, Verdict, Waiting, classify, client_hello::HANDSHAKE_RECORD, server_opening,
 };
+use crate::connect::Stream;
 
 /// Finds out what `client` carries. `dial` opens the connection to its original destination, if it is needed to listen
 /// to the server; with `known_to_speak_first` that is at once. When a tunnel is decided while a dial is under way, its
@@ -44,7 +45,7 @@ pub async fn detect<E: std::error::Error + 'static>(
     mut client: impl Speaker,
     declared: Declared,
     known_to_speak_first: bool,
-    dial: impl AsyncFnOnce() -> Result<TcpStream, E>,
+    dial: impl AsyncFnOnce() -> Result<Stream, E>,
     waiting: &Waiting,
     settings: &Settings,
 ) -> Result<Detected, Error<E>> {
@@ -73,7 +74,7 @@ async fn listen<E: std::error::Error + 'static>(
     client: &mut impl Speaker,
     server_may_speak_first: bool,
     known_to_speak_first: bool,
-    dial: impl AsyncFnOnce() -> Result<TcpStream, E>,
+    dial: impl AsyncFnOnce() -> Result<Stream, E>,
     waiting: &Waiting,
     settings: &Settings,
 ) -> Result<Detected, Error<E>> {
@@ -170,6 +171,22 @@ impl Detected {
     }
 }
 
+impl Detected {
+    /// The same, where something was declared all the same: whatever the first bytes resemble, it is that.
+    pub fn as_declared(self, declared: Declared) -> Detected {
+        let protocol = match declared {
+            Declared::Opaque => Protocol::Opaque,
+            Declared::Http2 => Protocol::Http2,
+            Declared::Nothing | Declared::Http | Declared::GrpcWeb | Declared::Tls => return self,
+        };
+        Detected {
+            protocol,
+            guess: Guess::Declared,
+            ..self
+        }
+    }
+}
+
 /// How far the upstream connection is.
 enum Server {
     Undialled,
@@ -182,7 +199,7 @@ impl Server {
     async fn hear(&mut self) -> io::Result<usize> {
         match self {
             Server::Open(opened) if opened.server_bytes.len() < MOST_FIRST_BYTES => {
-                (&opened.socket).hear(&mut opened.server_bytes).await
+                (&mut opened.socket).hear(&mut opened.server_bytes).await
             }
             Server::Undialled | Server::Dialled | Server::Open(_) => std::future::pending().await,
         }
@@ -206,7 +223,7 @@ impl Server {
     fn reset(&self) {
         if let Server::Open(opened) = self {
             // Fails only where the server is gone already.
-            let _ = opened.socket.set_zero_linger();
+            let _ = opened.socket.socket().set_zero_linger();
         }
     }
 }

@@ -47,6 +47,12 @@ impl Stream {
         &self.socket
     }
 
+    /// Takes it apart; plaintext that was not read yet comes with it.
+    pub fn into_parts(mut self) -> (TcpStream, Session, Vec<u8>) {
+        self.unread.drain(..self.taken);
+        (self.socket, self.session, self.unread)
+    }
+
     fn poll_output(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         while !self.session.output().is_empty() {
             let n = ready!(Pin::new(&mut self.socket).poll_write(cx, self.session.output()))?;

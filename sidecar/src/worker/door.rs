@@ -1,23 +1,32 @@
 //! A door: a listener, and what becomes of each connection until it is a wire or a tunnel.
 
+mod ending;
+mod reach;
+
 use std::collections::HashMap;
 use std::io::ErrorKind;
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use tokio::net::TcpListener;
+use http::HeaderValue;
+use portunus_proto::{ALPN_H2, ALPN_TCP};
+use tokio::net::{TcpListener, TcpStream};
 use tokio_util::sync::CancellationToken;
 
-use super::run::{Inbox, Message, Parts, Stop, Tunnels};
+use super::run::{Inbox, Mesh, Message, Parts, Stop, Tunnels};
 use crate::accept::{self, Accepted, Original, OwnPorts, PodAddresses};
-use crate::connect;
+use crate::connect::{self, Dialler, Transport, Via};
 use crate::detect::{self, Declared, Detected, Guess, Opened, Protocol, SpeaksFirst, Waiting};
 use crate::edge::first_line::{FirstLine, NoRequest};
-use crate::edge::http1;
-use crate::telemetry::{CONNECTIONS, Counter, DETECTED, Gauge, PROXY_ERRORS, Recorder, TUNNEL_BYTES};
+use crate::edge::{client_cert, http1};
+use crate::policy::Mode;
+use crate::telemetry::Recorder;
+use crate::tls::{self, Alpn};
 use crate::tunnel::{self, Carried, Stream};
+use ending::{Counts, Ending};
+use reach::Unreached;
 
 /// One direction's listeners on one worker.
 pub(super) struct Door {
@@ -30,7 +39,6 @@ pub(super) struct Door {
     detect: detect::Settings,
     tunnel: tunnel::Settings,
     http1: http1::Settings,
-    dial: connect::Settings,
     waiting: Waiting,
     speaks_first: SpeaksFirst,
     inbox: Arc<Inbox>,
@@ -40,37 +48,16 @@ pub(super) struct Door {
     tunnels: Tunnels,
     /// Told when a listener fails.
     deaf: Rc<dyn Fn(String)>,
+    mesh: Option<Mesh>,
+    dialler: Dialler,
     counts: Counts,
 }
 
-struct Counts {
-    guesses: Vec<(Guess, Counter)>,
-    /// By [`Ending`].
-    endings: Box<[Counter]>,
-    /// By the place of the reason in [`http1::Refusal::REASONS`].
-    refusals: Box<[Counter]>,
-    up: Counter,
-    down: Counter,
-    tunnels: Gauge,
-}
-
-/// Why a connection ends here, as a metric shows it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Ending {
-    Loop,
-    NotRedirected,
-    LoopbackDestination,
-    ForeignDestination,
-    NoDestination,
-    ClientGone,
-    Dial,
-    UpstreamReset,
-    PrefaceTimeout,
-    Crowded,
-    HiddenRequest,
-    SlowHead,
-    /// Stays the last: it says how many there are.
-    TunnelUnreachable,
+/// A connection whose other end is known as far as it can be, and what it carries.
+struct Caller {
+    stream: connect::Stream,
+    peer: SocketAddr,
+    meant: SocketAddr,
 }
 
 impl Door {
@@ -105,7 +92,8 @@ impl Door {
                     tunnel: parts.tunnel.clone(),
                     ..Default::default()
                 },
-                dial: parts.dial.clone(),
+                mesh: parts.mesh.clone(),
+                dialler: Dialler::new(parts.dial.clone(), parts.own()),
                 waiting: Waiting::new(&parts.detect),
                 speaks_first: SpeaksFirst::new(&parts.detect),
                 inbox: inbox.clone(),
@@ -155,43 +143,176 @@ impl Door {
             }
         };
         let declared = self.protocols.get(&meant.port()).copied().unwrap_or(Declared::Nothing);
-        let known = self.speaks_first.knows(meant, Instant::now());
-        let dial = async || connect::dial(meant, &self.dial).await;
-        let found = tokio::select! {
-            () = self.cut.cancelled() => return,
-            found = detect::detect(&accepted.socket, declared, known, dial, &self.waiting, &self.detect) => found,
+        let mode = self.mode(meant.port());
+        let detected = match self
+            .detect(&accepted.socket, self.listened_for(declared), mode, meant)
+            .await
+        {
+            Some(detected) => detected,
+            None => return,
         };
-        let detected = match found {
-            Ok(detected) => detected,
+        let Accepted { socket, peer, .. } = accepted;
+        if mode.is_some() && is_the_mesh(&detected.protocol) {
+            return Box::pin(self.terminate(socket, detected.client_bytes, peer, meant, declared)).await;
+        }
+        let detected = detected.as_declared(declared);
+        // A call is answered why it may not come in; of anything else there is nobody who would understand.
+        if mode == Some(Mode::Strict) && detected.protocol != Protocol::Http2 {
+            tracing::info!(%peer, %meant, "connection ended: the port takes mTLS only, and this came in plain");
+            self.counts.ended(Ending::MtlsRequired);
+            return tunnel::reset(socket);
+        }
+        if detected.protocol == Protocol::Http2 {
+            return self.adopt(Transport::Socket(socket), detected.client_bytes, peer, meant);
+        }
+        let stream = connect::Stream::Plain(socket);
+        // Apart, or every connection would have room for a tunnel while it is looked at.
+        Box::pin(self.carry(Caller { stream, peer, meant }, detected, None)).await;
+    }
+
+    /// What the port takes; nothing outbound, and where there is no mesh.
+    fn mode(&self, port: u16) -> Option<Mode> {
+        let mesh = self.mesh.as_ref().filter(|_| self.inbound)?;
+        Some(mesh.modes.borrow().mode(port).unwrap_or_default())
+    }
+
+    /// What is listened for, where the mesh's TLS may come instead of what was declared.
+    fn listened_for(&self, declared: Declared) -> Declared {
+        match declared {
+            _ if !self.inbound || self.mesh.is_none() => declared,
+            Declared::Opaque => Declared::Nothing,
+            Declared::Http2 => Declared::Http,
+            Declared::Nothing | Declared::Http | Declared::GrpcWeb | Declared::Tls => declared,
+        }
+    }
+
+    /// Finds out what a connection carries. Nothing if it has ended over that.
+    async fn detect(
+        &self,
+        socket: &TcpStream,
+        declared: Declared,
+        mode: Option<Mode>,
+        meant: SocketAddr,
+    ) -> Option<Detected> {
+        let known = self.speaks_first.knows(meant, Instant::now());
+        let dial = async || self.reach(meant).await;
+        // Where nothing but the mesh's TLS may come, its client speaks first, and soon.
+        let patience = match mode {
+            Some(Mode::Strict) => self.detect.dribble,
+            Some(Mode::Permissive | Mode::Disabled) | None => Duration::MAX,
+        };
+        let found = tokio::select! {
+            () = self.cut.cancelled() => return None,
+            () = tokio::time::sleep(patience) => {
+                self.counts.ended(Ending::NoHello);
+                return None;
+            }
+            found = detect::detect(socket, declared, known, dial, &self.waiting, &self.detect) => found,
+        };
+        match found {
+            Ok(detected) => {
+                self.speaks_first.learn(meant, detected.guess, Instant::now());
+                self.counts.guess(detected.guess);
+                Some(detected)
+            }
             Err(error) => {
-                tracing::debug!(peer = %accepted.peer, %meant, "{error}");
+                tracing::debug!(%meant, "{error}");
                 self.counts.ended(Ending::of_detection(&error));
-                if !matches!(error, detect::Error::Client(_)) {
-                    tunnel::reset(accepted.socket);
-                }
+                None
+            }
+        }
+    }
+
+    /// Ends the mesh's TLS: from here on it is known who calls.
+    async fn terminate(
+        self: Rc<Self>,
+        socket: TcpStream,
+        first: Vec<u8>,
+        peer: SocketAddr,
+        meant: SocketAddr,
+        declared: Declared,
+    ) {
+        let Some(own) = self.mesh.as_ref().and_then(|mesh| mesh.own.load_full()) else {
+            tracing::warn!(%peer, %meant, "connection ended: this sidecar has no valid certificate: see /ready");
+            self.counts.ended(Ending::NoOwnCertificate);
+            return tunnel::reset(socket);
+        };
+        let shaken = tokio::select! {
+            () = self.cut.cancelled() => return,
+            shaken = tls::accept(socket, first, &own, HANDSHAKE) => shaken,
+        };
+        let result = shaken.as_ref().map_or_else(|error| error.reason(), |_| "ok");
+        self.inbox.send(Message::ShookHands { inbound: true, result });
+        let (socket, session) = match shaken {
+            Ok(shaken) => shaken,
+            Err(error) => {
+                tracing::warn!(%peer, %meant, reason = error.reason(), "no mTLS: {error}");
                 return;
             }
         };
-        self.speaks_first.learn(meant, detected.guess, Instant::now());
-        self.counts.guess(detected.guess);
-        if detected.protocol == Protocol::Http2 {
-            let (socket, first, peer) = (accepted.socket, detected.client_bytes, accepted.peer);
-            self.inbox.send(Message::Adopt {
-                transport: socket.into(),
-                first,
-                peer,
-                meant,
-                inbound: self.inbound,
-            });
+        let client_cert = client_cert::value(own.id().as_str(), session.peer().hash(), session.peer().id().as_str());
+        if session.alpn() == Alpn::H2 {
+            return self.adopt(Transport::Tls(socket, Box::new(session)), Vec::new(), peer, meant);
+        }
+        if self.mode(meant.port()) == Some(Mode::Disabled) {
+            tracing::info!(%peer, %meant, "connection ended: the port takes no mTLS, and this came in it");
+            self.counts.ended(Ending::MtlsDisabled);
             return;
         }
-        // Apart, or every connection would have room for a tunnel while it is looked at.
+        let mut stream = tls::Stream::new(socket, session);
+        let Some(detected) = self.detect_inside(&mut stream, declared, meant).await else {
+            return;
+        };
+        if detected.protocol == Protocol::Http2 {
+            let (socket, session, unread) = stream.into_parts();
+            let first = [detected.client_bytes, unread].concat();
+            return self.adopt(Transport::Tls(socket, Box::new(session)), first, peer, meant);
+        }
+        let stream = connect::Stream::Tls(Box::new(stream));
+        self.carry(Caller { stream, peer, meant }, detected, client_cert.ok())
+            .await;
+    }
+
+    /// Finds out what is inside: whoever is in the mesh must not smuggle in what its callers may not say.
+    async fn detect_inside(&self, stream: &mut tls::Stream, declared: Declared, meant: SocketAddr) -> Option<Detected> {
+        let known = self.speaks_first.knows(meant, Instant::now());
+        let dial = async || self.reach(meant).await;
+        let found = tokio::select! {
+            () = self.cut.cancelled() => return None,
+            found = detect::detect(stream, declared, known, dial, &self.waiting, &self.detect) => found,
+        };
+        match found {
+            Ok(detected) => {
+                self.speaks_first.learn(meant, detected.guess, Instant::now());
+                Some(detected)
+            }
+            Err(error) => {
+                tracing::debug!(%meant, "{error}");
+                self.counts.ended(Ending::of_detection(&error));
+                None
+            }
+        }
+    }
+
+    /// Hands a connection of HTTP/2 to the worker.
+    fn adopt(&self, transport: Transport, first: Vec<u8>, peer: SocketAddr, meant: SocketAddr) {
+        self.inbox.send(Message::Adopt {
+            transport,
+            first,
+            peer,
+            meant,
+            inbound: self.inbound,
+        });
+    }
+
+    /// Carries what is no HTTP/2.
+    async fn carry(&self, caller: Caller, detected: Detected, client_cert: Option<HeaderValue>) {
         match self.seen(&detected) {
-            FirstLine::Request => Box::pin(self.http1(accepted, detected, meant)).await,
-            FirstLine::Other => Box::pin(self.tunnel(accepted.socket, detected, meant)).await,
+            FirstLine::Request => self.http1(caller, detected, client_cert).await,
+            FirstLine::Other => self.tunnel(caller.stream, detected, caller.meant).await,
             line @ (FirstLine::Blank | FirstLine::Line(_)) => {
-                let guarded = NoRequest::new(accepted.socket, line);
-                Box::pin(self.tunnel(guarded, detected, meant)).await;
+                let guarded = NoRequest::new(caller.stream, line);
+                self.tunnel(guarded, detected, caller.meant).await;
             }
         }
     }
@@ -230,11 +351,14 @@ impl Door {
     async fn tunnel(&self, client: impl Stream, detected: Detected, meant: SocketAddr) {
         let (upstream, server_bytes) = match detected.upstream {
             Some(opened) => (opened.socket, opened.server_bytes),
-            None => match connect::dial(meant, &self.dial).await {
+            None => match self.reach(meant).await {
                 Ok(socket) => (socket, Vec::new()),
                 Err(error) => {
-                    tracing::debug!(%meant, "{error}");
-                    self.counts.ended(Ending::TunnelUnreachable);
+                    tracing::info!(%meant, "connection ended: {error}");
+                    self.counts.ended(match error {
+                        Unreached::ControlSilent(_) => Ending::ControlSilent,
+                        Unreached::Dial(_) | Unreached::NoEndpoint(_) => Ending::TunnelUnreachable,
+                    });
                     client.reset();
                     return;
                 }
@@ -278,7 +402,8 @@ impl Door {
     }
 
     /// A connection of HTTP/1 from the network. It counts as a tunnel does.
-    async fn http1(&self, accepted: Accepted, detected: Detected, meant: SocketAddr) {
+    async fn http1(&self, caller: Caller, detected: Detected, client_cert: Option<HeaderValue>) {
+        let Caller { stream, peer, meant } = caller;
         let opened = match detected.upstream {
             // What speaks HTTP/2 unasked is asked again, and says itself what it makes of HTTP/1.
             Some(Opened { socket, server_bytes }) if server_bytes.is_empty() => Some(socket),
@@ -286,27 +411,18 @@ impl Door {
         };
         let dial = async || match opened {
             Some(socket) => Ok(socket),
-            None => connect::dial(meant, &self.dial).await,
+            None => self.dialler.open(meant, Via::Own).await,
         };
         let facts = http1::Facts {
-            client_cert: None,
-            peer: accepted.peer,
+            client_cert,
+            peer,
             meant,
         };
         let open = &self.tunnels.inbound;
         open.set(open.get() + 1);
         let held = self.counts.tunnels.hold();
         let first = detected.client_bytes;
-        let summary = http1::serve(
-            accepted.socket,
-            first,
-            &facts,
-            dial,
-            &self.http1,
-            &self.drain,
-            &self.cut,
-        )
-        .await;
+        let summary = http1::serve(stream, first, &facts, dial, &self.http1, &self.drain, &self.cut).await;
         drop(held);
         open.set(open.get() - 1);
         self.counts.up.add(summary.bytes_up);
@@ -318,105 +434,22 @@ impl Door {
             self.counts.ended(Ending::SlowHead);
         }
         tracing::debug!(
-            peer = %accepted.peer, %meant, requests = summary.requests, claims = summary.claims,
+            %peer, %meant, requests = summary.requests, claims = summary.claims,
             up = summary.bytes_up, down = summary.bytes_down, end = ?summary.end, "HTTP/1 connection ended"
         );
     }
 }
 
-impl Counts {
-    fn new(recorder: &Recorder, inbound: bool) -> Counts {
-        let direction = if inbound { "inbound" } else { "outbound" };
-        let guess = |guess: &Guess| (*guess, recorder.resolve(&DETECTED, [direction, guess.name()]));
-        Counts {
-            guesses: Guess::ALL.iter().map(guess).collect(),
-            endings: recorder.resolve_each(&PROXY_ERRORS, Ending::ALL.map(|ending| [direction, ending.word()])),
-            refusals: recorder.resolve_each(&PROXY_ERRORS, http1::Refusal::REASONS.map(|reason| [direction, reason])),
-            up: recorder.resolve(&TUNNEL_BYTES, [direction, "to_upstream"]),
-            down: recorder.resolve(&TUNNEL_BYTES, [direction, "to_downstream"]),
-            tunnels: recorder.resolve(&CONNECTIONS, [direction, "tunnel"]),
-        }
-    }
+/// How long a handshake may take, from the ClientHello on.
+const HANDSHAKE: Duration = Duration::from_secs(4);
 
-    fn guess(&self, guess: Guess) {
-        if let Some((_, counter)) = self.guesses.iter().find(|(known, _)| *known == guess) {
-            counter.inc();
-        }
-    }
-
-    fn ended(&self, ending: Ending) {
-        self.endings[ending as usize].inc();
-    }
-}
-
-impl Ending {
-    const ALL: [Ending; Ending::TunnelUnreachable as usize + 1] = [
-        Ending::Loop,
-        Ending::NotRedirected,
-        Ending::LoopbackDestination,
-        Ending::ForeignDestination,
-        Ending::NoDestination,
-        Ending::ClientGone,
-        Ending::Dial,
-        Ending::UpstreamReset,
-        Ending::PrefaceTimeout,
-        Ending::Crowded,
-        Ending::HiddenRequest,
-        Ending::SlowHead,
-        Ending::TunnelUnreachable,
-    ];
-
-    fn of_refusal(refusal: &accept::Refusal) -> Ending {
-        use accept::Refusal;
-        match refusal {
-            Refusal::OwnPort(_) => Ending::Loop,
-            Refusal::NotRedirected(_) => Ending::NotRedirected,
-            Refusal::Loopback(_) => Ending::LoopbackDestination,
-            Refusal::NotThisPod(_) => Ending::ForeignDestination,
-            Refusal::NoHost(_) => Ending::NoDestination,
-        }
-    }
-
-    fn of_detection<E: std::error::Error + 'static>(error: &detect::Error<E>) -> Ending {
-        use detect::Error;
-        match error {
-            Error::Client(_) => Ending::ClientGone,
-            Error::Dial(_) => Ending::Dial,
-            Error::Upstream(_) => Ending::UpstreamReset,
-            Error::Dribble { .. } => Ending::PrefaceTimeout,
-            Error::Crowded => Ending::Crowded,
-        }
-    }
-
-    fn word(self) -> &'static str {
-        match self {
-            Ending::Loop => "loop",
-            Ending::NotRedirected => "not_redirected",
-            Ending::LoopbackDestination => "loopback_destination",
-            Ending::ForeignDestination => "foreign_destination",
-            Ending::NoDestination => "no_destination",
-            Ending::ClientGone => "client_gone",
-            Ending::Dial => "dial",
-            Ending::UpstreamReset => "upstream_reset",
-            Ending::PrefaceTimeout => "preface_timeout",
-            Ending::Crowded => "crowded",
-            Ending::HiddenRequest => "hidden_request",
-            Ending::SlowHead => "slow_head",
-            Ending::TunnelUnreachable => "tunnel_unreachable",
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn every_ending_is_counted_under_its_own_word() {
-        let words: std::collections::BTreeSet<_> = Ending::ALL.iter().map(|ending| ending.word()).collect();
-        assert_eq!(words.len(), Ending::ALL.len());
-        for (place, ending) in Ending::ALL.into_iter().enumerate() {
-            assert_eq!(ending as usize, place, "{ending:?}");
-        }
+/// Whether a ClientHello offers what the mesh speaks, and so is not an application's own.
+fn is_the_mesh(protocol: &Protocol) -> bool {
+    match protocol {
+        Protocol::Tls(hello) => hello
+            .alpn
+            .iter()
+            .any(|protocol| [ALPN_H2, ALPN_TCP].contains(&&protocol[..])),
+        Protocol::Http1 | Protocol::Http2 | Protocol::Opaque => false,
     }
 }

@@ -172,6 +172,10 @@ pub(super) enum Message {
         known: Arc<Known>,
     },
     Modes(Arc<policy::Inbound>),
+    ShookHands {
+        inbound: bool,
+        result: &'static str,
+    },
     Resolved {
         service: ServiceKey,
         answer: Arc<Answer>,
@@ -465,6 +469,7 @@ impl Worker {
             Message::Resolved { service, answer } => self.resolved(service, answer),
             Message::Learned { service, known } => self.learned(service, known),
             Message::Modes(modes) => self.modes = modes,
+            Message::ShookHands { inbound, result } => self.counts.shook_hands(inbound, result, &self.recorder),
             Message::Late(service) => self.stop_waiting(service),
             Message::Command(_) => {}
         }

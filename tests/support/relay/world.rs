@@ -12,6 +12,7 @@ use h2::{Reason, RecvStream, SendStream};
 use http::{HeaderMap, Request, Response};
 use portunus_sidecar::connect::resolve::{self, Names};
 use portunus_sidecar::detect::{self, Declared};
+use portunus_sidecar::policy::Mode;
 use portunus_sidecar::telemetry::{Format, Registry};
 use portunus_sidecar::worker::{self, Command, Cut, Local, Open, Orders, Parts};
 use portunus_sidecar::{http2, telemetry};
@@ -20,9 +21,13 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::bytes::Bytes;
+use crate::pki::Pki;
 
 /// What any wait in a test may take on a machine that is busy with other things.
 pub const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Makes every world one of two workers.
+pub const PAIRS: &str = "PORTUNUS_TEST_PAIRS";
 
 /// A worker of ours, and a server behind it.
 pub struct World {
@@ -41,6 +46,8 @@ pub struct World {
     stop: CancellationToken,
     /// What the worker counts.
     pub registry: Arc<Registry>,
+    /// The worker at the server's side, if there are two with mTLS between them.
+    pub far: Option<Box<World>>,
 }
 
 /// Something to be done in the worker's thread.
@@ -89,6 +96,9 @@ pub struct Setup {
     pub declared: bool,
     /// The mesh that the worker belongs to.
     pub mesh: Option<worker::Mesh>,
+    /// Whether there are two workers, the caller's and the server's, with mTLS between them. So it is for all worlds where
+    /// the environment has [`PAIRS`].
+    pub pair: bool,
     /// The window that the server gives each stream, and its connection.
     pub server_windows: (u32, u32),
     /// Streams that the server takes at once.
@@ -106,6 +116,7 @@ impl Default for Setup {
             inbound: false,
             declared: false,
             mesh: None,
+            pair: std::env::var_os(PAIRS).is_some(),
             server_windows: (65_535, 65_535),
             server_streams: None,
             server_header_list: None,
@@ -132,6 +143,28 @@ impl World {
 
     /// A world whose server is somebody else's.
     pub async fn before(server: SocketAddr, setup: Setup) -> World {
+        if !setup.pair || setup.inbound {
+            return World::alone(server, setup).await;
+        }
+        let pki = Pki::new("mesh.test");
+        let (near, far) = (pki.id("near"), pki.id("far"));
+        let far_side = Setup {
+            inbound: true,
+            pair: false,
+            mesh: Some(pki.mesh(&far, Mode::Strict, |_| None)),
+            ..setup.clone()
+        };
+        let far_world = World::alone(server, far_side).await;
+        let near_side = Setup {
+            mesh: Some(pki.mesh(&near, Mode::Strict, move |_| Some(far.clone()))),
+            ..setup
+        };
+        let mut world = World::alone(far_world.proxy, near_side).await;
+        world.far = Some(Box::new(far_world));
+        world
+    }
+
+    async fn alone(server: SocketAddr, setup: Setup) -> World {
         let proxy = free_port();
         let stop = CancellationToken::new();
         let registry = Registry::new(&telemetry::Settings::default());
@@ -197,6 +230,7 @@ impl World {
             seeds: Arc::default(),
             stop,
             registry,
+            far: None,
         }
     }
 

@@ -77,7 +77,9 @@ impl Refusal {
             Refusal::ManyHosts { .. } | Refusal::NoHost => StatusCode::BAD_REQUEST,
             Refusal::Unreachable(connect::Error::Refused { .. }) => StatusCode::SERVICE_UNAVAILABLE,
             Refusal::Unreachable(connect::Error::Silent { .. }) => StatusCode::GATEWAY_TIMEOUT,
-            Refusal::ConnectionLost { .. } | Refusal::BadResponse { .. } => StatusCode::BAD_GATEWAY,
+            Refusal::Unreachable(connect::Error::Tls { .. } | connect::Error::NoCertificate { .. })
+            | Refusal::ConnectionLost { .. }
+            | Refusal::BadResponse { .. } => StatusCode::BAD_GATEWAY,
         }
     }
 

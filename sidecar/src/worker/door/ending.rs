@@ -1,0 +1,151 @@
+//! Why connections end at a door, and what a door counts.
+
+use super::reach::Unreached;
+use crate::accept;
+use crate::detect::{self, Guess};
+use crate::edge::http1;
+use crate::telemetry::{CONNECTIONS, Counter, DETECTED, Gauge, PROXY_ERRORS, Recorder, TUNNEL_BYTES};
+
+/// The numbers of one door.
+pub(super) struct Counts {
+    pub(super) guesses: Vec<(Guess, Counter)>,
+    /// By [`Ending`].
+    pub(super) endings: Box<[Counter]>,
+    /// By the place of the reason in [`http1::Refusal::REASONS`].
+    pub(super) refusals: Box<[Counter]>,
+    pub(super) up: Counter,
+    pub(super) down: Counter,
+    pub(super) tunnels: Gauge,
+}
+
+/// Why a connection ends here, as a metric shows it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Ending {
+    Loop,
+    NotRedirected,
+    LoopbackDestination,
+    ForeignDestination,
+    NoDestination,
+    ClientGone,
+    Dial,
+    UpstreamReset,
+    PrefaceTimeout,
+    Crowded,
+    HiddenRequest,
+    SlowHead,
+    MtlsRequired,
+    MtlsDisabled,
+    NoHello,
+    NoOwnCertificate,
+    ControlSilent,
+    /// Stays the last: it says how many there are.
+    TunnelUnreachable,
+}
+
+impl Counts {
+    pub(super) fn new(recorder: &Recorder, inbound: bool) -> Counts {
+        let direction = if inbound { "inbound" } else { "outbound" };
+        let guess = |guess: &Guess| (*guess, recorder.resolve(&DETECTED, [direction, guess.name()]));
+        Counts {
+            guesses: Guess::ALL.iter().map(guess).collect(),
+            endings: recorder.resolve_each(&PROXY_ERRORS, Ending::ALL.map(|ending| [direction, ending.word()])),
+            refusals: recorder.resolve_each(&PROXY_ERRORS, http1::Refusal::REASONS.map(|reason| [direction, reason])),
+            up: recorder.resolve(&TUNNEL_BYTES, [direction, "to_upstream"]),
+            down: recorder.resolve(&TUNNEL_BYTES, [direction, "to_downstream"]),
+            tunnels: recorder.resolve(&CONNECTIONS, [direction, "tunnel"]),
+        }
+    }
+
+    pub(super) fn guess(&self, guess: Guess) {
+        if let Some((_, counter)) = self.guesses.iter().find(|(known, _)| *known == guess) {
+            counter.inc();
+        }
+    }
+
+    pub(super) fn ended(&self, ending: Ending) {
+        self.endings[ending as usize].inc();
+    }
+}
+
+impl Ending {
+    const ALL: [Ending; Ending::TunnelUnreachable as usize + 1] = [
+        Ending::Loop,
+        Ending::NotRedirected,
+        Ending::LoopbackDestination,
+        Ending::ForeignDestination,
+        Ending::NoDestination,
+        Ending::ClientGone,
+        Ending::Dial,
+        Ending::UpstreamReset,
+        Ending::PrefaceTimeout,
+        Ending::Crowded,
+        Ending::HiddenRequest,
+        Ending::SlowHead,
+        Ending::MtlsRequired,
+        Ending::MtlsDisabled,
+        Ending::NoHello,
+        Ending::NoOwnCertificate,
+        Ending::ControlSilent,
+        Ending::TunnelUnreachable,
+    ];
+
+    pub(super) fn of_refusal(refusal: &accept::Refusal) -> Ending {
+        use accept::Refusal;
+        match refusal {
+            Refusal::OwnPort(_) => Ending::Loop,
+            Refusal::NotRedirected(_) => Ending::NotRedirected,
+            Refusal::Loopback(_) => Ending::LoopbackDestination,
+            Refusal::NotThisPod(_) => Ending::ForeignDestination,
+            Refusal::NoHost(_) => Ending::NoDestination,
+        }
+    }
+
+    pub(super) fn of_detection(error: &detect::Error<Unreached>) -> Ending {
+        use detect::Error;
+        match error {
+            Error::Client(_) => Ending::ClientGone,
+            Error::Dial(Unreached::ControlSilent(_)) => Ending::ControlSilent,
+            Error::Dial(_) => Ending::Dial,
+            Error::Upstream(_) => Ending::UpstreamReset,
+            Error::Dribble { .. } => Ending::PrefaceTimeout,
+            Error::Crowded => Ending::Crowded,
+        }
+    }
+
+    pub(super) fn word(self) -> &'static str {
+        match self {
+            Ending::Loop => "loop",
+            Ending::NotRedirected => "not_redirected",
+            Ending::LoopbackDestination => "loopback_destination",
+            Ending::ForeignDestination => "foreign_destination",
+            Ending::NoDestination => "no_destination",
+            Ending::ClientGone => "client_gone",
+            Ending::Dial => "dial",
+            Ending::UpstreamReset => "upstream_reset",
+            Ending::PrefaceTimeout => "preface_timeout",
+            Ending::Crowded => "crowded",
+            Ending::HiddenRequest => "hidden_request",
+            Ending::SlowHead => "slow_head",
+            Ending::MtlsRequired => "mtls_required",
+            Ending::MtlsDisabled => "mtls_disabled",
+            Ending::NoHello => "no_client_hello",
+            Ending::NoOwnCertificate => "no_own_certificate",
+            Ending::ControlSilent => "control_silent",
+            Ending::TunnelUnreachable => "tunnel_unreachable",
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_ending_is_counted_under_its_own_word() {
+        let words: std::collections::BTreeSet<_> = Ending::ALL.iter().map(|ending| ending.word()).collect();
+        assert_eq!(words.len(), Ending::ALL.len());
+        for (place, ending) in Ending::ALL.into_iter().enumerate() {
+            assert_eq!(ending as usize, place, "{ending:?}");
+        }
+    }
+}

@@ -1,0 +1,76 @@
+//! Where a tunnel leads: who is at the address that was dialled, and how that one is reached.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use rand::RngExt as _;
+
+use super::Door;
+use crate::connect::{self, Stream, Via};
+use crate::route::{Known, Subject, View};
+
+/// How long it may take to learn who is there.
+const PATIENCE: Duration = Duration::from_secs(2);
+
+/// Why a tunnel's other end was not reached.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum Unreached {
+    /// Nobody answered there, or not the one who should be there.
+    #[error(transparent)]
+    Dial(#[from] connect::Error),
+    /// To go there in plain might be a betrayal.
+    #[error("control has not said whether {0} belongs to the mesh, so nothing is sent there")]
+    ControlSilent(SocketAddr),
+    /// The service that was dialled has nobody who serves it.
+    #[error("no endpoint of {0} is ready")]
+    NoEndpoint(String),
+}
+
+impl Door {
+    /// Opens the connection to where the client's was going.
+    pub(super) async fn reach(&self, meant: SocketAddr) -> Result<Stream, Unreached> {
+        let (addr, via) = self.who_is_at(meant).await?;
+        Ok(self.dialler.open(addr, via).await?)
+    }
+
+    async fn who_is_at(&self, meant: SocketAddr) -> Result<(SocketAddr, Via), Unreached> {
+        // The kernel does not turn what the pod sends to itself: there is nobody to speak TLS with.
+        if self.inbound || self.own.contains(meant.ip(), Instant::now()) {
+            return Ok((meant, Via::Own));
+        }
+        let Some(mesh) = &self.mesh else {
+            return Ok((meant, Via::Plain));
+        };
+        let silent = || Unreached::ControlSilent(meant);
+        let mut known = (mesh.ask)(Subject::Address(meant)).ok_or_else(silent)?;
+        let answered = known.wait_for(|known| **known != Known::Pending);
+        let known = match tokio::time::timeout(PATIENCE, answered).await {
+            Ok(Ok(known)) => Arc::clone(&known),
+            Ok(Err(_)) | Err(_) => return Err(silent()),
+        };
+        match &*known {
+            Known::Pending => Err(silent()),
+            Known::Outside(_) => Ok((meant, Via::Plain)),
+            Known::Endpoint(endpoint) => Ok((endpoint.addr, Via::of(endpoint.identity.clone()))),
+            Known::Service(view) => one_of(view),
+        }
+    }
+}
+
+/// An endpoint that is ready, by weight: a tunnel has one for its life.
+fn one_of(view: &View) -> Result<(SocketAddr, Via), Unreached> {
+    let ready = || view.endpoints.iter().filter(|endpoint| endpoint.is_ready);
+    let whole: u64 = ready().map(|endpoint| u64::from(endpoint.weight)).sum();
+    if whole > 0 {
+        let mut drawn = rand::rng().random_range(0..whole);
+        for endpoint in ready() {
+            let weight = u64::from(endpoint.weight);
+            if drawn < weight {
+                return Ok((endpoint.addr, Via::of(endpoint.identity.clone())));
+            }
+            drawn -= weight;
+        }
+    }
+    Err(Unreached::NoEndpoint(view.name.clone()))
+}

@@ -1,0 +1,123 @@
+//! A trust domain of a test's own: a root, an issuer under it, and certificates for whom the test likes.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use arc_swap::ArcSwapOption;
+use portunus_proto::{SpiffeId, TrustDomain};
+use portunus_sidecar::policy::{Inbound, Mode};
+use portunus_sidecar::route::{Endpoint, Known, Policy, Subject};
+use portunus_sidecar::tls::{Bundle, Credential};
+use portunus_sidecar::worker::Mesh;
+use rcgen::{
+    BasicConstraints, CertificateParams, CertifiedIssuer, DnType, ExtendedKeyUsagePurpose, IsCa, KeyPair,
+    KeyUsagePurpose, SanType,
+};
+use rustls_pki_types::{CertificateDer, PrivateKeyDer};
+use tokio::sync::watch;
+
+/// A certification authority.
+pub struct Pki {
+    domain: TrustDomain,
+    root: CertifiedIssuer<'static, KeyPair>,
+    issuer: CertifiedIssuer<'static, KeyPair>,
+}
+
+impl Pki {
+    /// A new one, for a trust domain of this name.
+    pub fn new(domain: &str) -> Pki {
+        let ca = |name: &str| {
+            let mut params = CertificateParams::default();
+            params.distinguished_name.push(DnType::CommonName, name);
+            params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+            params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+            params
+        };
+        let key = || KeyPair::generate().expect("a key");
+        let root = CertifiedIssuer::self_signed(ca("root"), key()).expect("a root");
+        let issuer = CertifiedIssuer::signed_by(ca("issuer"), key(), &root).expect("an issuer");
+        Pki {
+            domain: TrustDomain::parse(domain).expect("a trust domain"),
+            root,
+            issuer,
+        }
+    }
+
+    /// The id of a service account of namespace `shop`.
+    pub fn id(&self, account: &str) -> SpiffeId {
+        SpiffeId::of(&self.domain, "shop", account).expect("a name")
+    }
+
+    /// The trust bundle.
+    pub fn bundle(&self) -> Bundle {
+        Bundle::new(self.domain.clone(), &[self.root.der().clone()]).expect("a bundle")
+    }
+
+    /// The root's certificate, in PEM.
+    pub fn root_pem(&self) -> String {
+        self.root.pem()
+    }
+
+    /// A certificate and its key, for as long as said from a minute ago on.
+    pub fn certify(&self, id: &SpiffeId, lasts: Duration) -> (Vec<CertificateDer<'static>>, KeyPair) {
+        let mut params = CertificateParams::default();
+        params.subject_alt_names = vec![SanType::URI(id.as_str().try_into().expect("ASCII"))];
+        params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
+        let now = SystemTime::now();
+        params.not_before = (now - Duration::from_secs(60)).into();
+        params.not_after = (now + lasts).into();
+        let key = KeyPair::generate().expect("a key");
+        let leaf = params.signed_by(&key, &self.issuer).expect("a certificate");
+        (vec![leaf.der().clone(), self.issuer.der().clone()], key)
+    }
+
+    /// What the holder of an id proves itself by.
+    pub fn credential(&self, id: &SpiffeId, lasts: Duration) -> Arc<Credential> {
+        let (chain, key) = self.certify(id, lasts);
+        let key = PrivateKeyDer::try_from(key.serialize_der()).expect("a key");
+        Arc::new(Credential::new(chain, key, self.bundle()).expect("a credential"))
+    }
+
+    /// A mesh as the sidecar of `id` sees it: `who` says who is at an address, and ports have `mode`.
+    pub fn mesh(
+        &self,
+        id: &SpiffeId,
+        mode: Mode,
+        who: impl Fn(SocketAddr) -> Option<SpiffeId> + Send + Sync + 'static,
+    ) -> Mesh {
+        let (say, modes) = watch::channel(Arc::new(Inbound {
+            default: Some(mode),
+            ports: BTreeMap::new(),
+        }));
+        let ask = move |subject: Subject| {
+            // Whoever follows goes on hearing for as long as this lives.
+            let _ = &say;
+            let known = match subject {
+                Subject::Address(addr) => match who(addr) {
+                    Some(identity) => Known::Endpoint(Endpoint {
+                        addr,
+                        identity: Some(identity),
+                        weight: 1,
+                        is_ready: true,
+                        workload: String::new(),
+                    }),
+                    None => Known::Outside(Arc::new(Policy::default())),
+                },
+                Subject::Name { .. } => Known::Outside(Arc::new(Policy::default())),
+            };
+            let (keep, known) = watch::channel(Arc::new(known));
+            // Nothing ever changes; but that nobody is left to say so would be the end of it.
+            std::mem::forget(keep);
+            Some(known)
+        };
+        let credential = self.credential(id, Duration::from_secs(3_600));
+        Mesh {
+            own: Arc::new(ArcSwapOption::from(Some(credential))),
+            modes,
+            ask: Arc::new(ask),
+        }
+    }
+}
