@@ -1,5 +1,6 @@
 //! What is not gRPC crosses two sidecars undeclared and unharmed, and nothing is reached that should not be.
 
+mod http1;
 mod programs;
 mod wire;
 
