@@ -217,6 +217,20 @@ impl Credential {
     }
 }
 
+/// What a handshake of ours needs, where we call and have no certificate to show.
+pub(super) fn anonymous(bundle: &Bundle, expected: &SpiffeId) -> (Arc<ClientConfig>, Arc<Verifier>) {
+    let verifier = Arc::new(Verifier::new(bundle.clone(), PROVIDER.clone(), Some(expected.clone())));
+    let mut config = ClientConfig::builder_with_provider(PROVIDER.clone())
+        .with_protocol_versions(&[&rustls::version::TLS13])
+        .expect("the provider has suites of TLS 1.3")
+        .dangerous()
+        .with_custom_certificate_verifier(verifier.clone())
+        .with_no_client_auth();
+    config.resumption = Resumption::disabled();
+    config.enable_sni = false;
+    (Arc::new(config), verifier)
+}
+
 fn client_config(own: &Own, bundle: &Bundle) -> ClientConfig {
     let nobody = Arc::new(Verifier::new(bundle.clone(), PROVIDER.clone(), None));
     let mut config = ClientConfig::builder_with_provider(PROVIDER.clone())

@@ -29,7 +29,7 @@ const MOST_IN_ALL: usize = 128 * 1024;
 const LINGER: Duration = Duration::from_millis(200);
 const MOST_THROWN_AWAY: usize = 64 * 1024;
 /// rustls wants a name for the server, and neither sends nor checks it: an identity is what we go by.
-const NO_NAME: &str = "portunus.invalid";
+pub(super) const NO_NAME: &str = "portunus.invalid";
 
 /// Shakes hands with one that calls us. `first` has the bytes that were read from the socket already.
 ///

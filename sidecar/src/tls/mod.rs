@@ -8,6 +8,7 @@
 //! What is inside (rustls 0.23, its unbuffered API) is named in `engine.rs` alone, and in `verify.rs` and `credential.rs`,
 //! which judge and prepare.
 
+mod control;
 mod credential;
 mod engine;
 mod error;
@@ -21,6 +22,7 @@ mod stream;
 mod tests;
 mod verify;
 
+pub use control::call_control;
 pub use credential::{Bundle, Credential, Unusable};
 pub use error::{Alert, Error};
 pub use handshake::{accept, connect};
