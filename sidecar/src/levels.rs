@@ -4,12 +4,13 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// The house from the ground up. A module may name those of its own level and of the levels below.
-const LEVELS: [&[&str]; 4] = [
+const LEVELS: [&[&str]; 5] = [
     &["telemetry", "grpc"],
     &[
         "accept", "balance", "connect", "detect", "edge", "exchange", "http2", "identity", "policy", "redirect",
         "route", "tls", "tunnel",
     ],
+    &["control"],
     &["call", "failure", "inbound", "outbound", "timers", "worker"],
     &["admin", "app", "config"],
 ];

@@ -22,6 +22,9 @@ pub mod tunnel;
 pub mod grpc;
 pub mod telemetry;
 
+// What control says of the mesh, for the stories.
+pub mod control;
+
 // The stories, and what turns them.
 mod call;
 pub mod failure;

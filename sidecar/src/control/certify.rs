@@ -1,0 +1,336 @@
+//! Our certificates: asked for by the join token at first, by the certificate that we have later, before it ends.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::time::{Duration, SystemTime};
+
+use rand::RngExt;
+use tokio::time::{Instant, sleep};
+use tonic::Code;
+use tracing::{info, warn};
+
+use super::Wall;
+use super::ask::{Certified, Failed, Proof, ask};
+use super::holder::{Current, Holder, serves};
+use super::pace::Came;
+use super::reach::Controls;
+use super::settings::Settings;
+use super::status::{Certificate, Shown};
+use super::token::Token;
+use crate::identity::{Next, Renewal};
+
+/// How often the clock, the file of the token, and what there is to do are looked at.
+const LOOK: Duration = Duration::from_secs(2);
+/// The same while there is no certificate and no token.
+const LOOK_FOR_TOKEN: Duration = Duration::from_millis(500);
+/// From one certificate to the next question, whatever its life is.
+const LEAST_PAUSE: Duration = Duration::from_secs(1);
+/// So much more or less than went by on the steady clock means that the wall clock was set.
+const SET: Duration = Duration::from_secs(5);
+
+/// What came of asking for a certificate.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// There is one.
+    Certified,
+    /// There is no join token to ask with. Counted once, until that changes.
+    NoToken,
+    /// Control cannot be reached. Counted once, until that changes.
+    Unreachable,
+    /// The token, or the certificate, proves nothing (UNAUTHENTICATED).
+    Unproven,
+    /// The workload is gone, or is somebody else (PERMISSION_DENIED).
+    Denied,
+    /// Too many attempts (RESOURCE_EXHAUSTED).
+    Limited,
+    /// Control failed in another way, or not in time, or the connection broke.
+    Failed,
+    /// The answer cannot be used.
+    Unusable,
+}
+
+impl Outcome {
+    const ALL: [Outcome; 8] = [
+        Outcome::Certified,
+        Outcome::NoToken,
+        Outcome::Unreachable,
+        Outcome::Unproven,
+        Outcome::Denied,
+        Outcome::Limited,
+        Outcome::Failed,
+        Outcome::Unusable,
+    ];
+
+    /// The word for counters.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Outcome::Certified => "certified",
+            Outcome::NoToken => "no_token",
+            Outcome::Unreachable => "unreachable",
+            Outcome::Unproven => "unproven",
+            Outcome::Denied => "denied",
+            Outcome::Limited => "limited",
+            Outcome::Failed => "failed",
+            Outcome::Unusable => "unusable",
+        }
+    }
+
+    fn of(failed: &Failed) -> Outcome {
+        match (failed, failed.code()) {
+            (Failed::NoToken(_), _) => Outcome::NoToken,
+            (Failed::Unreached(_), _) => Outcome::Unreachable,
+            (_, Some(Code::Unauthenticated)) => Outcome::Unproven,
+            (_, Some(Code::PermissionDenied)) => Outcome::Denied,
+            (_, Some(Code::ResourceExhausted)) => Outcome::Limited,
+            (Failed::Status(_) | Failed::Late(_) | Failed::Key(_), _) => Outcome::Failed,
+            (Failed::Answer(_) | Failed::Unusable(_) | Failed::Clock, _) => Outcome::Unusable,
+        }
+    }
+}
+
+/// How often what came of it.
+#[derive(Debug, Default)]
+pub(super) struct Counts([AtomicU64; Outcome::ALL.len()]);
+
+impl Counts {
+    fn add(&self, outcome: Outcome) {
+        self.0[outcome as usize].fetch_add(1, Relaxed);
+    }
+
+    pub(super) fn all(&self) -> impl Iterator<Item = (Outcome, u64)> {
+        Outcome::ALL
+            .into_iter()
+            .zip(self.0.iter().map(|count| count.load(Relaxed)))
+    }
+}
+
+/// The task.
+pub(super) struct Certifying {
+    pub(super) controls: Controls,
+    pub(super) settings: Arc<Settings>,
+    pub(super) holder: Arc<Holder>,
+    pub(super) status: Shown,
+    pub(super) counts: Arc<Counts>,
+    pub(super) wall: Wall,
+}
+
+impl Certifying {
+    /// Certifies for as long as the process lives.
+    pub(super) async fn run(mut self) {
+        let mut renewal = Renewal::of_none(luck());
+        let mut clock = Clock::new((self.wall)());
+        // Control may have lost its belief in the certificate that we have; then the token must do.
+        let mut by_token = false;
+        loop {
+            let wall = (self.wall)();
+            clock.look(wall);
+            self.show(wall, Why::Same);
+            let wait = match renewal.next(self.within_life(wall), Instant::now().into_std()) {
+                Next::LookAgain(wait) => wait.min(LOOK),
+                Next::Ask => match self.certify(by_token).await {
+                    Ok(certified) => {
+                        renewal = self.take(certified);
+                        by_token = false;
+                        // Whatever life it has: nobody is asked without end.
+                        LEAST_PAUSE
+                    }
+                    Err(failed) => {
+                        by_token = match (Outcome::of(&failed), failed.code()) {
+                            (_, Some(Code::Unavailable)) => by_token,
+                            (Outcome::Unreachable | Outcome::Limited, _) => by_token,
+                            (Outcome::NoToken | Outcome::Certified, _) => false,
+                            (Outcome::Unproven | Outcome::Denied | Outcome::Failed | Outcome::Unusable, _) => !by_token,
+                        };
+                        self.failed(failed, &mut renewal)
+                    }
+                },
+            };
+            sleep(wait).await;
+        }
+    }
+
+    /// One attempt, by the certificate that we have where that serves; and once more by the token, where control does not
+    /// believe it.
+    async fn certify(&mut self, by_token: bool) -> Result<Certified, Failed> {
+        let wall = (self.wall)();
+        let held = self
+            .holder
+            .held()
+            .filter(|held| !by_token && serves(&held.credential, wall));
+        let Some(held) = held else {
+            let token = Token::read(self.settings.join_token.as_deref())?;
+            return self.request(Proof::Token(token), None).await;
+        };
+        let renewed = self
+            .request(Proof::Certificate(held.workload.clone()), Some(&held))
+            .await;
+        match renewed {
+            Err(failed) if matches!(failed.code(), Some(Code::Unauthenticated | Code::PermissionDenied)) => {
+                let Ok(token) = Token::read(self.settings.join_token.as_deref()) else {
+                    return Err(failed);
+                };
+                warn!(why = %failed, "the certificate is not renewed; asking by the join token");
+                self.counts.add(Outcome::of(&failed));
+                self.controls.forgive();
+                self.request(Proof::Token(token), None).await
+            }
+            other => other,
+        }
+    }
+
+    async fn request(&mut self, proof: Proof, held: Option<&Current>) -> Result<Certified, Failed> {
+        let trust = self.holder.bundle();
+        let until = Instant::now() + LOOK;
+        let credential = held.map(|held| &held.credential);
+        let reached = self.controls.reach(&trust, credential, until).await;
+        let reached = reached.map_err(Failed::Unreached)?;
+        let within = self.settings.answer_timeout;
+        let certified = match ask(reached.channel, proof, &trust, within).await {
+            Ok(certified) if !serves(&certified.credential, (self.wall)()) => {
+                // It is kept: once the clock is right, it serves.
+                self.take(certified);
+                Err(Failed::Clock)
+            }
+            other => other,
+        };
+        let came = if certified.is_ok() { Came::Left } else { Came::Failed };
+        self.controls.came(reached.addr, came);
+        certified
+    }
+
+    /// Uses what was certified from now on.
+    fn take(&mut self, certified: Certified) -> Renewal {
+        let wall = (self.wall)();
+        let Certified {
+            credential,
+            roots,
+            bundle,
+            workload,
+        } = certified;
+        let renewal = Renewal::of(credential.not_before(), credential.not_after(), luck());
+        if serves(&credential, wall) {
+            self.counts.add(Outcome::Certified);
+            let seconds = credential
+                .not_after()
+                .duration_since(wall)
+                .unwrap_or_default()
+                .as_secs();
+            info!(identity = %credential.id(), workload = ?workload, seconds, "certified");
+        }
+        // The bundle that came with it is a part of it already.
+        self.holder.hold(credential, workload, wall);
+        match self.holder.believe(roots, bundle, wall) {
+            Ok(true) => info!("the trust bundle changed"),
+            Ok(false) => {}
+            Err(why) => warn!(%why, "the trust bundle cannot be used"),
+        }
+        self.show(wall, Why::Gone);
+        renewal
+    }
+
+    /// Says so, and how long to wait.
+    fn failed(&mut self, failed: Failed, renewal: &mut Renewal) -> Duration {
+        let outcome = Outcome::of(&failed);
+        let is_news = self.show((self.wall)(), Why::New(&failed.to_string()));
+        let is_request = !matches!(outcome, Outcome::NoToken | Outcome::Unreachable);
+        if is_request || is_news {
+            self.counts.add(outcome);
+        }
+        if is_news {
+            warn!(why = %failed, "there is no new certificate");
+        }
+        match outcome {
+            Outcome::NoToken => LOOK_FOR_TOKEN,
+            // That took its time already.
+            Outcome::Unreachable => Duration::ZERO,
+            _ => {
+                renewal.failed(Instant::now().into_std());
+                LOOK_FOR_TOKEN
+            }
+        }
+    }
+
+    /// The wall clock, where our certificate serves by it moved into the certificate's life: an issuer's clock that is a
+    /// moment ahead is no reason to ask again at once.
+    fn within_life(&self, wall: SystemTime) -> SystemTime {
+        match self.holder.held().map(|held| held.credential) {
+            Some(held) if serves(&held, wall) => wall.max(held.not_before()).min(held.not_after()),
+            _ => wall,
+        }
+    }
+
+    /// Shows how things stand. Whether that is news.
+    fn show(&self, wall: SystemTime, why: Why<'_>) -> bool {
+        let why: Option<Arc<str>> = match (why, self.status.now().certificate) {
+            (Why::New(why), _) => Some(why.into()),
+            (Why::Gone, _) => None,
+            (Why::Same, Certificate::None { why } | Certificate::Over { why, .. }) => Some(why),
+            (Why::Same, Certificate::Valid { overdue, .. }) => overdue,
+        };
+        self.holder.look(wall);
+        let held = self.holder.held();
+        let unsaid = || "its life ended before another came".into();
+        let certificate = match held {
+            None => Certificate::None {
+                why: why.unwrap_or_else(|| "none was asked for yet".into()),
+            },
+            Some(held) => {
+                let (id, expires) = (held.credential.id().clone(), held.credential.not_after());
+                if serves(&held.credential, wall) {
+                    let overdue = why;
+                    Certificate::Valid { id, expires, overdue }
+                } else {
+                    let why = why.unwrap_or_else(unsaid);
+                    Certificate::Over { id, expires, why }
+                }
+            }
+        };
+        self.status.certificate(certificate)
+    }
+}
+
+/// Why there is no new certificate.
+enum Why<'a> {
+    /// For the reason that was shown before, if there is one.
+    Same,
+    /// For no reason: there is one.
+    Gone,
+    /// For this reason.
+    New(&'a str),
+}
+
+/// From -1 to 1: when exactly a certificate is renewed.
+fn luck() -> f64 {
+    rand::rng().random_range(-1.0..1.0)
+}
+
+/// The wall clock beside the steady one.
+struct Clock {
+    wall: SystemTime,
+    steady: Instant,
+}
+
+impl Clock {
+    fn new(wall: SystemTime) -> Clock {
+        Clock {
+            wall,
+            steady: Instant::now(),
+        }
+    }
+
+    /// Says when the wall clock was set. Nothing else is done: everything here is decided anew at each look.
+    fn look(&mut self, wall: SystemTime) {
+        let before = std::mem::replace(self, Clock::new(wall));
+        let went_by = self.steady - before.steady;
+        match wall.duration_since(before.wall) {
+            Ok(ahead) if ahead > went_by + SET => {
+                warn!(seconds = (ahead - went_by).as_secs(), "the clock was set forward");
+            }
+            Ok(_) => {}
+            Err(back) if back.duration() > SET => {
+                warn!(seconds = back.duration().as_secs(), "the clock was set back");
+            }
+            Err(_) => {}
+        }
+    }
+}

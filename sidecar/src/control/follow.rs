@@ -1,0 +1,253 @@
+//! The stream from control: what we follow goes up, what is known comes down.
+
+use std::collections::{HashSet, VecDeque};
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use portunus_proto::mesh::v1;
+use portunus_proto::mesh::v1::discovery_client::DiscoveryClient;
+use portunus_proto::mesh::v1::follow_request::Ask;
+use portunus_proto::mesh::v1::follow_response::Answer;
+use tokio::sync::{mpsc, watch};
+use tokio::time::{Instant, sleep_until, timeout};
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::Streaming;
+use tracing::{debug, info, warn};
+
+use super::Wall;
+use super::ask::of_status;
+use super::directory::{Directory, Learned, Tell};
+use super::holder::{Current, Holder};
+use super::pace::Came;
+use super::reach::{Controls, Reached};
+use super::settings::Settings;
+use super::status::Shown;
+use super::wire;
+use crate::policy::Inbound;
+use crate::route::Subject;
+use crate::tls::Bundle;
+
+/// The longest answer, in bytes: ten thousand endpoints have some two million.
+const MOST_ANSWER: usize = 4 << 20;
+/// How many words to control wait on their way.
+const WAITING: usize = 64;
+/// For how long one certificate is tried before it is looked whether there is another.
+const LOOK: Duration = Duration::from_secs(2);
+
+/// The task.
+pub(super) struct Following {
+    pub(super) controls: Controls,
+    pub(super) settings: Arc<Settings>,
+    pub(super) holder: Arc<Holder>,
+    pub(super) current: watch::Receiver<Option<Current>>,
+    pub(super) inbound: watch::Sender<Arc<Inbound>>,
+    pub(super) directory: Directory,
+    pub(super) status: Shown,
+    pub(super) wall: Wall,
+}
+
+/// Why a stream ended.
+#[derive(Debug, thiserror::Error)]
+enum End {
+    /// There is a new certificate, and with it a new stream.
+    #[error("the certificate was renewed")]
+    Renewed,
+    /// Control says so, or the connection broke.
+    #[error("{}", of_status(.0))]
+    Status(#[from] Box<tonic::Status>),
+    /// Control ended it without a word.
+    #[error("control ended the stream")]
+    Ended,
+    /// Nothing came at first.
+    #[error("control does not begin the stream within {0:?}")]
+    Silent(Duration),
+    /// It does not take what we say.
+    #[error("control has not read what it is asked for {0:?}")]
+    Stalled(Duration),
+}
+
+impl Following {
+    /// Follows for as long as the process lives.
+    pub(super) async fn run(mut self) {
+        loop {
+            let current = match self.current.wait_for(Option::is_some).await {
+                Ok(current) => current.clone(),
+                // The one who certifies is gone: the process ends.
+                Err(_) => return,
+            };
+            let Some(current) = current else { continue };
+            let until = Instant::now() + LOOK;
+            let trust = self.holder.bundle();
+            match self.controls.reach(&trust, Some(&current.credential), until).await {
+                Ok(reached) => self.stream(reached, &current).await,
+                Err(why) => self.away(&why),
+            }
+        }
+    }
+
+    async fn stream(&mut self, Reached { addr, channel }: Reached, current: &Current) {
+        let client = DiscoveryClient::new(channel).max_decoding_message_size(MOST_ANSWER);
+        let mut session = Session {
+            addr,
+            current,
+            began: None,
+            told: HashSet::new(),
+            to_tell: VecDeque::new(),
+        };
+        let end = self.live(client, &mut session).await;
+        self.directory.end();
+        let came = match (&end, session.began) {
+            (End::Renewed, _) => Came::Left,
+            (_, Some(began)) => Came::Served(began.elapsed()),
+            (_, None) => Came::Failed,
+        };
+        self.controls.came(addr, came);
+        match end {
+            End::Renewed => debug!("the stream from control begins anew with the new certificate"),
+            end => self.away(&end.to_string()),
+        }
+    }
+
+    fn away(&self, why: &str) {
+        if self.status.away(why) {
+            warn!(why, "control is away; what it said last still holds");
+        }
+    }
+
+    /// A stream from its first word to its last.
+    async fn live(&mut self, mut client: DiscoveryClient<tonic::transport::Channel>, session: &mut Session<'_>) -> End {
+        let within = self.settings.answer_timeout;
+        let (asks, asked) = mpsc::channel(WAITING);
+        let hello = Ask::Hello(v1::Hello {
+            workload: session.current.workload.clone(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+        });
+        asks.try_send(said(hello)).expect("nothing waits yet");
+        session.told = self.directory.begin();
+        session.to_tell = session.told.iter().cloned().map(Tell::Subscribe).collect();
+        let first_word_by = Instant::now() + within;
+        let mut answers: Streaming<v1::FollowResponse> =
+            match timeout(within, client.follow(ReceiverStream::new(asked))).await {
+                Ok(Ok(answers)) => answers.into_inner(),
+                Ok(Err(status)) => return Box::new(status).into(),
+                Err(_) => return End::Silent(within),
+            };
+        let mut told_at = Instant::now();
+        loop {
+            let is_telling = !session.to_tell.is_empty();
+            tokio::select! {
+                answer = answers.message() => match answer {
+                    Ok(Some(answer)) => self.take(answer, session),
+                    Ok(None) => return End::Ended,
+                    Err(status) => return Box::new(status).into(),
+                },
+                place = asks.reserve(), if is_telling => {
+                    told_at = Instant::now();
+                    match (place, session.to_tell.pop_front()) {
+                        (Ok(place), Some(tell)) => place.send(told(tell)),
+                        // Nobody will read it; what became of the stream, its other half says.
+                        (Err(_), _) => session.to_tell.clear(),
+                        (Ok(_), None) => {}
+                    }
+                }
+                () = self.directory.news(), if !is_telling => {
+                    session.to_tell = self.directory.to_tell(&mut session.told).into();
+                    told_at = Instant::now();
+                }
+                changed = self.current.changed() => {
+                    // A certificate that is over is no reason to hang up, and another bundle none either.
+                    let serial = self.current.borrow_and_update().as_ref().map(|current| current.serial);
+                    if changed.is_err() || serial.is_some_and(|serial| serial != session.current.serial) {
+                        return End::Renewed;
+                    }
+                }
+                () = sleep_until(first_word_by), if session.began.is_none() => return End::Silent(within),
+                () = sleep_until(told_at + within), if is_telling => return End::Stalled(within),
+            }
+        }
+    }
+
+    fn take(&self, answer: v1::FollowResponse, session: &mut Session<'_>) {
+        if session.began.is_none() {
+            session.began = Some(Instant::now());
+            self.status.connected(session.addr);
+            info!(control = %session.addr, followed = session.told.len(), "control answers");
+        }
+        match answer.answer {
+            Some(Answer::Bundle(bundle)) => self.believe(bundle),
+            Some(Answer::Inbound(inbound)) => self.accept(&inbound),
+            Some(Answer::Update(update)) => match wire::subject(update.subject) {
+                Ok(subject) => self.learn(&subject, update.what),
+                Err(why) => debug!(%why, "an answer of control's names nothing that can be followed"),
+            },
+            None => debug!("control says something that this version does not know"),
+        }
+    }
+
+    fn believe(&self, bundle: v1::Bundle) {
+        let ours = self.holder.bundle().trust_domain().clone();
+        let believed = wire::roots(bundle, &ours)
+            .map_err(|why| why.to_string())
+            .and_then(|roots| {
+                let bundle = Bundle::new(ours, &roots).map_err(|why| why.to_string())?;
+                let believed = self.holder.believe(roots, bundle, (self.wall)());
+                believed.map_err(|why| why.to_string())
+            });
+        match believed {
+            Ok(true) => info!("the trust bundle changed"),
+            Ok(false) => {}
+            Err(why) => warn!(why, "a trust bundle from control is not taken; the last good one holds"),
+        }
+    }
+
+    fn accept(&self, inbound: &v1::Inbound) {
+        match wire::inbound(inbound) {
+            Ok(taken) => {
+                let is_news = self.inbound.send_if_modified(|before| {
+                    let is_news = **before != taken;
+                    if is_news {
+                        *before = Arc::new(taken);
+                    }
+                    is_news
+                });
+                if is_news {
+                    info!(inbound = ?self.inbound.borrow(), from = ?inbound.from.iter().take(8).collect::<Vec<_>>(), "what is accepted changed");
+                }
+            }
+            Err(why) => warn!(%why, "what control says of inbound calls is not taken; the last good word holds"),
+        }
+    }
+
+    fn learn(&self, subject: &Subject, what: Option<v1::update::What>) {
+        match self.directory.learn(subject, wire::known(what)) {
+            Learned::News => debug!(?subject, "control says something new"),
+            Learned::Same | Learned::NotFollowed | Learned::Refused(None) => {}
+            Learned::Refused(Some(why)) => {
+                warn!(?subject, %why, "an answer of control's is not taken; the last good one holds");
+            }
+        }
+    }
+}
+
+/// One stream's own.
+struct Session<'a> {
+    addr: SocketAddr,
+    current: &'a Current,
+    /// When the first word came.
+    began: Option<Instant>,
+    /// What control knows, or is being told, that we follow.
+    told: HashSet<Subject>,
+    to_tell: VecDeque<Tell>,
+}
+
+fn told(tell: Tell) -> v1::FollowRequest {
+    said(match tell {
+        Tell::Subscribe(subject) => Ask::Subscribe(wire::ask(&subject)),
+        Tell::Unsubscribe(subject) => Ask::Unsubscribe(wire::ask(&subject)),
+    })
+}
+
+fn said(ask: Ask) -> v1::FollowRequest {
+    v1::FollowRequest { ask: Some(ask) }
+}

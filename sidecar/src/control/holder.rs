@@ -1,0 +1,135 @@
+//! Who we are and whom we believe: one place, from which every change reaches all who need it.
+
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use arc_swap::ArcSwapOption;
+use parking_lot::Mutex;
+use rustls_pki_types::CertificateDer;
+use tokio::sync::watch;
+
+use crate::tls::{Bundle, Credential, Unusable};
+
+/// How far two clocks may be apart: so much longer a certificate serves at both of its ends.
+const SKEW: Duration = Duration::from_secs(20);
+
+/// What is held, and those who are shown it.
+pub(super) struct Holder {
+    held: Mutex<Held>,
+    published: Arc<ArcSwapOption<Credential>>,
+    current: watch::Sender<Option<Current>>,
+}
+
+struct Held {
+    roots: Vec<CertificateDer<'static>>,
+    bundle: Bundle,
+    credential: Option<Current>,
+}
+
+/// A certificate that serves, for calls to control.
+#[derive(Clone)]
+pub(super) struct Current {
+    pub(super) credential: Credential,
+    /// `namespace/name` of the workload that it is of.
+    pub(super) workload: String,
+    /// The how manieth it is: another bundle does not make it another.
+    pub(super) serial: u64,
+}
+
+impl Holder {
+    pub(super) fn new(roots: Vec<CertificateDer<'static>>, bundle: Bundle) -> Holder {
+        let held = Held {
+            roots,
+            bundle,
+            credential: None,
+        };
+        Holder {
+            held: Mutex::new(held),
+            published: Arc::default(),
+            current: watch::Sender::new(None),
+        }
+    }
+
+    /// What the workers load at each handshake.
+    pub(super) fn published(&self) -> Arc<ArcSwapOption<Credential>> {
+        self.published.clone()
+    }
+
+    /// The certificate that serves, and every change of it.
+    pub(super) fn watch(&self) -> watch::Receiver<Option<Current>> {
+        self.current.subscribe()
+    }
+
+    /// Whom we believe.
+    pub(super) fn bundle(&self) -> Bundle {
+        self.held.lock().bundle.clone()
+    }
+
+    /// The certificate that we have, whether it serves or not.
+    pub(super) fn held(&self) -> Option<Current> {
+        self.held.lock().credential.clone()
+    }
+
+    /// Believes others from now on. Whether that was news.
+    ///
+    /// # Errors
+    /// When the bundle is not for the certificate that we have.
+    pub(super) fn believe(
+        &self,
+        roots: Vec<CertificateDer<'static>>,
+        bundle: Bundle,
+        wall: SystemTime,
+    ) -> Result<bool, Unusable> {
+        let mut held = self.held.lock();
+        if held.roots == roots {
+            return Ok(false);
+        }
+        if let Some(current) = &mut held.credential {
+            current.credential = current.credential.with_bundle(bundle.clone())?;
+        }
+        (held.roots, held.bundle) = (roots, bundle);
+        self.publish(&held, wall);
+        Ok(true)
+    }
+
+    /// Holds another certificate from now on; the one before is dropped, and its key with it.
+    pub(super) fn hold(&self, credential: Credential, workload: String, wall: SystemTime) {
+        let mut held = self.held.lock();
+        let serial = held.credential.as_ref().map_or(1, |before| before.serial + 1);
+        held.credential = Some(Current {
+            credential,
+            workload,
+            serial,
+        });
+        self.publish(&held, wall);
+    }
+
+    /// Looks at the clock: a certificate whose life is over serves nobody, until the clock is set back.
+    pub(super) fn look(&self, wall: SystemTime) {
+        let held = self.held.lock();
+        let serves = held
+            .credential
+            .as_ref()
+            .is_some_and(|current| serves(&current.credential, wall));
+        if serves != self.current.borrow().is_some() {
+            self.publish(&held, wall);
+        }
+    }
+
+    fn publish(&self, held: &Held, wall: SystemTime) {
+        let serving = held
+            .credential
+            .clone()
+            .filter(|current| serves(&current.credential, wall));
+        self.published
+            .store(serving.as_ref().map(|current| Arc::new(current.credential.clone())));
+        self.current.send_replace(serving);
+    }
+}
+
+/// Whether a peer whose clock is near this one would take it.
+pub(super) fn serves(credential: &Credential, wall: SystemTime) -> bool {
+    let (earlier, later) = (wall.checked_sub(SKEW), wall.checked_add(SKEW));
+    later.is_some_and(|later| credential.not_before() <= later)
+        && earlier.is_none_or(|earlier| earlier <= credential.not_after())
+}

@@ -1,0 +1,241 @@
+//! From addresses to a gRPC channel to control: names, TCP, TLS, HTTP/2, each with its deadline.
+
+use std::collections::{BTreeMap, HashMap};
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use http::Uri;
+use hyper_util::rt::TokioIo;
+use rand::RngExt;
+use tokio::net::TcpStream;
+use tokio::sync::watch;
+use tokio::time::{Instant, sleep_until, timeout};
+use tokio_util::task::TaskTracker;
+use tonic::transport::{Channel, Endpoint};
+
+use super::Error;
+use super::pace::{Came, Pace};
+use super::settings::Settings;
+use crate::connect::resolve::{Answer, Names, Query, State};
+use crate::tls::{self, Bundle, Credential};
+
+/// The credit of a stream and of the connection, in bytes: as much of control's words waits to be read.
+const WINDOW: u32 = 256 << 10;
+/// The most header bytes of an answer.
+const MOST_HEADERS: u32 = 16 << 10;
+/// How soon the names are looked at again while no address may be called.
+const LOOK_AGAIN: Duration = Duration::from_secs(1);
+/// How many addresses a sentence names.
+const MOST_NAMED: usize = 3;
+
+/// Where control is, and when which address may be called. Each task has its own.
+#[derive(Clone)]
+pub(super) struct Controls {
+    settings: Arc<Settings>,
+    tracker: TaskTracker,
+    /// What is known of each of the settings' addresses.
+    found: Vec<watch::Receiver<Arc<Answer>>>,
+    paces: HashMap<SocketAddr, Pace>,
+    /// Where the turn is among the addresses. The first is drawn, so that many sidecars share several controls.
+    turn: usize,
+    /// Why each address was not reached.
+    unreached: BTreeMap<SocketAddr, String>,
+}
+
+/// A channel, and whom it leads to. It is one connection, and has no other when that is over.
+pub(super) struct Reached {
+    pub(super) addr: SocketAddr,
+    pub(super) channel: Channel,
+}
+
+/// Why an address was not reached.
+#[derive(Debug, thiserror::Error)]
+enum Unreached {
+    #[error("{0}")]
+    Tcp(#[from] io::Error),
+    #[error("nobody answers within {0:?}")]
+    Silent(Duration),
+    #[error("{0}")]
+    Tls(#[from] tls::Error),
+    #[error("{}", sentence(.0))]
+    Http2(#[from] tonic::transport::Error),
+}
+
+impl Controls {
+    pub(super) fn new(settings: Arc<Settings>, names: &Names, tracker: &TaskTracker) -> Result<Controls, Error> {
+        if settings.addresses.is_empty() {
+            return Err(Error::NoAddress);
+        }
+        let watch = |address: &super::Address| names.watch(Query::addresses(&address.host, address.port));
+        let found = settings.addresses.iter().map(watch).collect::<Result<_, _>>()?;
+        Ok(Controls {
+            settings,
+            tracker: tracker.clone(),
+            found,
+            paces: HashMap::new(),
+            turn: rand::rng().random_range(0..1_000),
+            unreached: BTreeMap::new(),
+        })
+    }
+
+    /// Calls one address after the other until one is reached. Nothing when `until` passes before that.
+    ///
+    /// # Errors
+    /// Why none was reached, in a sentence.
+    pub(super) async fn reach(
+        &mut self,
+        bundle: &Bundle,
+        credential: Option<&Credential>,
+        until: Instant,
+    ) -> Result<Reached, String> {
+        loop {
+            let now = Instant::now();
+            let addrs = self.addresses();
+            self.paces.retain(|addr, _| addrs.contains(addr));
+            self.unreached.retain(|addr, _| addrs.contains(addr));
+            let due = |addr: &SocketAddr| self.paces.get(addr).map_or(now, |pace| pace.not_before());
+            // The earliest; of several that may be called, whose turn it is.
+            let next = addrs
+                .iter()
+                .map(|addr| (due(addr).max(now), *addr))
+                .min_by_key(|(at, _)| *at);
+            match next {
+                Some((at, addr)) if at <= now => match self.open(addr, bundle, credential).await {
+                    Ok(channel) => {
+                        self.unreached.clear();
+                        return Ok(Reached { addr, channel });
+                    }
+                    Err(why) => {
+                        let came = match &why {
+                            Unreached::Tcp(_) | Unreached::Silent(_) => Came::Away,
+                            Unreached::Tls(_) | Unreached::Http2(_) => Came::NoHandshake,
+                        };
+                        self.unreached.insert(addr, why.to_string());
+                        self.came(addr, came);
+                    }
+                },
+                Some((at, _)) => sleep_until(at.min(until).min(now + LOOK_AGAIN)).await,
+                // Names are looked at anew within a moment of their first answer.
+                None => sleep_until(until.min(now + LOOK_AGAIN / 20)).await,
+            }
+            if Instant::now() >= until {
+                return Err(self.why());
+            }
+        }
+    }
+
+    /// Takes what came of a call. Unless it was us who ended it, the turn goes on to another address.
+    pub(super) fn came(&mut self, addr: SocketAddr, came: Came) {
+        let now = Instant::now();
+        self.paces.entry(addr).or_insert_with(|| Pace::new(now)).came(came, now);
+        if came != Came::Left {
+            self.turn = self.turn.wrapping_add(1);
+        }
+    }
+
+    /// Every address may be called at once: what is asked next is something else.
+    pub(super) fn forgive(&mut self) {
+        self.paces.clear();
+    }
+
+    /// All addresses, that first whose turn it is.
+    fn addresses(&self) -> Vec<SocketAddr> {
+        let mut addrs: Vec<SocketAddr> = Vec::new();
+        for found in &self.found {
+            for target in found.borrow().routable() {
+                if !addrs.contains(&target.addr) {
+                    addrs.push(target.addr);
+                }
+            }
+        }
+        if !addrs.is_empty() {
+            let turn = self.turn % addrs.len();
+            addrs.rotate_left(turn);
+        }
+        addrs
+    }
+
+    async fn open(
+        &self,
+        addr: SocketAddr,
+        bundle: &Bundle,
+        credential: Option<&Credential>,
+    ) -> Result<Channel, Unreached> {
+        let settings = &self.settings;
+        let socket = timeout(settings.connect_timeout, TcpStream::connect(addr)).await;
+        let socket = socket.map_err(|_| Unreached::Silent(settings.connect_timeout))??;
+        socket.set_nodelay(true)?;
+        let within = settings.handshake_timeout;
+        let stream = tls::call_control(socket, bundle, credential, &settings.identity, within).await?;
+        let mut once = Some(TokioIo::new(stream));
+        let connector = tower::service_fn(move |_: Uri| {
+            let stream = once.take();
+            // A new connection is a new decision, and made above.
+            std::future::ready(stream.ok_or_else(|| io::Error::other("the connection to control is over")))
+        });
+        let endpoint = Endpoint::from_static("http://control.portunus")
+            .origin(Uri::from_static("https://control.portunus"))
+            .user_agent(concat!("portunus-sidecar/", env!("CARGO_PKG_VERSION")))?
+            .initial_stream_window_size(WINDOW)
+            .initial_connection_window_size(2 * WINDOW)
+            .http2_max_header_list_size(MOST_HEADERS)
+            .http2_keep_alive_interval(settings.keepalive)
+            .keep_alive_timeout(settings.keepalive)
+            .keep_alive_while_idle(true)
+            .executor(Tracked(self.tracker.clone()));
+        Ok(endpoint.connect_with_connector(connector).await?)
+    }
+
+    /// Why nobody is reached.
+    fn why(&self) -> String {
+        if !self.unreached.is_empty() {
+            let each = self.unreached.iter().take(MOST_NAMED);
+            let each: Vec<_> = each.map(|(addr, why)| format!("{addr}: {why}")).collect();
+            return format!("control cannot be reached: {}", each.join("; "));
+        }
+        let states = self.found.iter().zip(&self.settings.addresses);
+        let unknown: Vec<_> = states
+            .filter_map(|(found, address)| match &found.borrow().state {
+                State::Failed { reason } => Some(reason.to_string()),
+                State::Pending => Some(format!("{address} is not resolved yet")),
+                State::Fresh | State::Stale { .. } => None,
+            })
+            .take(MOST_NAMED)
+            .collect();
+        if unknown.is_empty() {
+            "control is not asked again yet".to_owned()
+        } else {
+            format!("control cannot be found: {}", unknown.join("; "))
+        }
+    }
+}
+
+/// Has somebody who waits for what tonic starts.
+struct Tracked(TaskTracker);
+
+impl<F: Future<Output = ()> + Send + 'static> hyper::rt::Executor<F> for Tracked {
+    fn execute(&self, future: F) {
+        self.0.spawn(future);
+    }
+}
+
+/// What an error says and what its causes say, each once, in as much as a line takes.
+pub(super) fn sentence(error: &(dyn std::error::Error + 'static)) -> String {
+    let mut all = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let text = error.to_string();
+        if !all.contains(&text) {
+            all = format!("{all}: {text}");
+        }
+        cause = error.source();
+    }
+    cut(&all)
+}
+
+/// As much of a stranger's text as a line takes.
+pub(super) fn cut(text: &str) -> String {
+    text.chars().take(300).collect()
+}

@@ -1,0 +1,99 @@
+//! The join token: read from its file when it is needed, and gone when it was used.
+
+use std::fmt;
+use std::fs;
+use std::io::{self, Read};
+use std::path::{Path, PathBuf};
+
+/// More than any token has, in bytes: 256 bits are 64 in hex.
+const LONGEST: u64 = 512;
+
+/// What proves which workload we are. It is never shown.
+pub(super) struct Token(String);
+
+/// Why there is no token.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum NoToken {
+    /// Nobody said where it is.
+    #[error("no join token was given (--join-token-file)")]
+    NotGiven,
+    /// The file cannot be read; most often it is not there.
+    #[error("the join token cannot be read from {}: {source}", file.display())]
+    Unreadable {
+        /// Which.
+        file: PathBuf,
+        /// What the system says.
+        source: io::Error,
+    },
+    /// It is a folder, a pipe or the like.
+    #[error("the join token cannot be read from {}: it is no file", .0.display())]
+    NotAFile(PathBuf),
+    /// What is in it cannot be one.
+    #[error("{} has no join token in it: a token is one line of letters and digits", .0.display())]
+    NotAToken(PathBuf),
+}
+
+impl Token {
+    /// Reads it.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub(super) fn read(file: Option<&Path>) -> Result<Token, NoToken> {
+        let file = file.ok_or(NoToken::NotGiven)?;
+        let unreadable = |source| NoToken::Unreadable {
+            file: file.to_owned(),
+            source,
+        };
+        // A pipe would keep us waiting for its writer.
+        if !fs::metadata(file).map_err(unreadable)?.is_file() {
+            return Err(NoToken::NotAFile(file.to_owned()));
+        }
+        let mut text = String::with_capacity(LONGEST as usize + 1);
+        let opened = fs::File::open(file).map_err(unreadable)?;
+        opened.take(LONGEST + 1).read_to_string(&mut text).map_err(unreadable)?;
+        let token = text.trim();
+        if token.is_empty() || text.len() as u64 > LONGEST || !token.bytes().all(|byte| byte.is_ascii_graphic()) {
+            return Err(NoToken::NotAToken(file.to_owned()));
+        }
+        Ok(Token(token.to_owned()))
+    }
+
+    /// The text, to be sent and dropped.
+    pub(super) fn into_text(self) -> String {
+        self.0
+    }
+}
+
+impl fmt::Debug for Token {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Token")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_token_is_a_line_in_a_file_and_anything_else_says_what_it_is() {
+        let folder = std::env::temp_dir().join(format!("portunus-token-{}", std::process::id()));
+        fs::create_dir_all(&folder).expect("a folder");
+        let file = folder.join("token");
+        let read = |text: &[u8]| {
+            fs::write(&file, text).expect("a file");
+            Token::read(Some(&file)).map(Token::into_text)
+        };
+        assert_eq!(read(b"  0123abcd\n").ok().as_deref(), Some("0123abcd"));
+        assert_eq!(read(b"a+/=\r\n").ok().as_deref(), Some("a+/="));
+        for text in [&b""[..], b"\n", b"a b", b"a\nb", "ä".as_bytes(), &[b'a'; 513]] {
+            assert!(matches!(read(text), Err(NoToken::NotAToken(_))), "{text:?}");
+        }
+        assert!(matches!(read(b"\xff"), Err(NoToken::Unreadable { .. })));
+        assert!(matches!(Token::read(Some(&folder)), Err(NoToken::NotAFile(_))));
+        let missing = Token::read(Some(&folder.join("missing"))).expect_err("there is none");
+        assert!(missing.to_string().contains("missing: No such file"), "{missing}");
+        assert!(matches!(Token::read(None), Err(NoToken::NotGiven)));
+        assert_eq!(format!("{:?}", Token("secret".to_owned())), "Token");
+        fs::remove_dir_all(&folder).expect("it is ours");
+    }
+}
