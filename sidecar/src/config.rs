@@ -16,6 +16,7 @@ use std::time::Duration;
 
 use clap::parser::ValueSource;
 use clap::{Arg, ArgAction, ArgMatches, Command as Clap};
+use portunus_proto::SpiffeId;
 use serde_json::{Map, Value, json};
 use tracing_subscriber::filter::Targets;
 
@@ -25,11 +26,11 @@ pub use value::{LogFormat, SrvName};
 use crate::balance::Algorithm;
 use crate::detect::Declared;
 use crate::redirect::{PROBE_PORT, Ports, Subnets};
-use crate::{admin, app, http2, telemetry};
+use crate::{admin, app, control, http2, policy, telemetry, tls};
 use setting::{Group, PROXY, REDIRECT, Setting, unknown_variables};
 use value::{
-    BALANCERS, LOG_FORMATS, Show, bytes, duration, list, listen, log_level, number, optional, parsed, path, protocols,
-    word,
+    BALANCERS, LOG_FORMATS, Show, TrustBundle, bytes, duration, list, listen, log_level, mode, modes, number, optional,
+    parsed, path, protocols, word,
 };
 
 /// What the command line asks for.
@@ -68,6 +69,10 @@ pub struct Config {
     pub opaque_ports: Ports,
     /// How long a client may be silent before the server is called.
     pub detect_silence: Duration,
+    /// How control is reached, if there is one.
+    pub control: Option<control::Settings>,
+    /// What inbound ports take where control says nothing.
+    pub mtls: policy::Inbound,
     /// Which DNS servers to ask.
     pub resolv_conf: PathBuf,
     /// Hosts whose endpoints stand in SRV records.
@@ -261,6 +266,11 @@ impl Config {
                 "detect-silence",
                 duration(Duration::from_millis(1)..=Duration::from_secs(60)),
             ),
+            control: Control::read(&mut said),
+            mtls: policy::Inbound {
+                default: Some(said.read("mtls", mode)),
+                ports: said.read("mtls-ports", modes),
+            },
             resolv_conf: said.read("resolv-conf", path),
             dns_srv: said.read("dns-srv", list(SrvName::parse)),
             dns_ttl_floor: said.read("dns-ttl-floor", seconds(1..=86_400)),
@@ -342,6 +352,15 @@ impl Config {
                 said.wrong(taken_by_probe(name));
             }
         }
+        let strict = self.mtls.ports.iter().find(|(_, mode)| **mode == policy::Mode::Strict);
+        if self.control.is_none() && said.mistakes.is_empty() {
+            let without = "there is no certificate without --control-address, so it would take nothing";
+            if self.mtls.default == Some(policy::Mode::Strict) {
+                said.wrong(format!("--mtls is strict, and {without}"));
+            } else if let Some((port, _)) = strict {
+                said.wrong(format!("port {port} is strict by --mtls-ports, and {without}"));
+            }
+        }
         if self.memory_limit.is_some_and(|limit| self.memory_budget > limit) {
             said.wrong("--memory-budget is more than --memory-limit or the cgroup's limit".to_owned());
         }
@@ -385,6 +404,44 @@ impl Config {
                 }
             }
         }
+    }
+}
+
+/// The settings of control, which hang together: all of them, or none.
+struct Control;
+
+impl Control {
+    fn read(said: &mut Said<'_>) -> Option<control::Settings> {
+        let before = said.mistakes.len();
+        let addresses = said.read("control-address", list(parsed::<control::Address>));
+        let identity = said.read("control-identity", optional(parsed::<SpiffeId>));
+        let bundle = said.read("trust-bundle", optional(TrustBundle::read));
+        let join_token = said.read("join-token-file", optional(path));
+        if said.mistakes.len() > before {
+            return None;
+        }
+        let others = [
+            ("--control-identity", identity.is_some()),
+            ("--trust-bundle", bundle.is_some()),
+            ("--join-token-file", join_token.is_some()),
+        ];
+        let wants = !addresses.is_empty();
+        for (flag, _) in others.iter().filter(|(_, is_said)| *is_said != wants) {
+            said.wrong(if wants {
+                format!("--control-address is said, so {flag} must be too")
+            } else {
+                format!("{flag} is said, and --control-address is not")
+            });
+        }
+        let (identity, roots) = (identity?, bundle?.roots);
+        let domain = identity.trust_domain().parse().ok()?;
+        if let Err(why) = tls::Bundle::new(domain, &roots) {
+            said.wrong(format!("--trust-bundle cannot be used: {why}"));
+        }
+        wants.then(|| control::Settings {
+            join_token,
+            ..control::Settings::new(addresses, identity, roots)
+        })
     }
 }
 

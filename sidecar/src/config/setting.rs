@@ -165,6 +165,49 @@ pub(super) const PROXY: &[Group] = &[
         ],
     ),
     (
+        "Identity and control",
+        &[
+            many(
+                "control-address",
+                "HOST:PORT",
+                "",
+                "Where control listens; may be repeated, and of several one is used. Unsaid: there is no control, no \
+                 identity and no mTLS",
+            ),
+            one(
+                "control-identity",
+                "SPIFFE-ID",
+                "",
+                "Who control must prove to be; its trust domain is ours",
+            ),
+            one(
+                "trust-bundle",
+                "FILE",
+                "",
+                "The roots that prove control at first, in PEM; control then says whom to trust",
+            ),
+            one(
+                "join-token-file",
+                "FILE",
+                "",
+                "The token that proves to control which workload this is; read whenever it is needed",
+            ),
+            one(
+                "mtls",
+                "MODE",
+                "permissive",
+                "What inbound ports take where control says nothing: strict (mTLS), permissive (mTLS and plain) or \
+                 disabled (plain)",
+            ),
+            many(
+                "mtls-ports",
+                "PORT=MODE",
+                "",
+                "The same for single ports. May be repeated",
+            ),
+        ],
+    ),
+    (
         "Names and endpoints",
         &[
             one(

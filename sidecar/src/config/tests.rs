@@ -331,3 +331,78 @@ fn the_grace_period_may_be_none() {
         Duration::ZERO
     );
 }
+
+/// A file with a root in it.
+fn bundle_file() -> PathBuf {
+    let mut params = rcgen::CertificateParams::default();
+    params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+    let root = params
+        .self_signed(&rcgen::KeyPair::generate().expect("a key"))
+        .expect("a root");
+    let file = std::env::temp_dir().join(format!(
+        "portunus-bundle-{}-{:?}",
+        std::process::id(),
+        std::thread::current().id()
+    ));
+    std::fs::write(&file, root.pem()).expect("a file");
+    file
+}
+
+#[test]
+fn control_is_told_by_all_of_its_settings_together() {
+    let file = bundle_file();
+    let bundle = format!("--trust-bundle={}", file.display());
+    let control = [
+        "--control-address=control.portunus:8080,[fd00::1]:8080",
+        "--control-address=10.0.0.1:1",
+        "--control-identity=spiffe://mesh.test/ns/portunus/sa/control",
+        "--join-token-file=/run/portunus/token",
+        bundle.as_str(),
+        "--mtls=strict",
+        "--mtls-ports=8080=disabled,9090=permissive",
+    ];
+    let config = proxy(&control);
+    let settings = config.control.expect("it was said");
+    assert_eq!(settings.addresses.len(), 3);
+    assert_eq!(
+        (settings.roots.len(), settings.identity.trust_domain()),
+        (1, "mesh.test")
+    );
+    assert_eq!(config.mtls.mode(1), Some(policy::Mode::Strict));
+    assert_eq!(config.mtls.mode(8080), Some(policy::Mode::Disabled));
+    assert_eq!(config.understood["settings"]["mtls-ports"]["9090"], "permissive");
+    assert_eq!(
+        config.understood["settings"]["trust-bundle"],
+        file.display().to_string()
+    );
+
+    let found = mistakes(&control[..1], &[]);
+    assert_eq!(found.len(), 3, "{found:#?}");
+    let found = mistakes(&control[2..], &[]);
+    assert_eq!(found.len(), 3, "{found:#?}");
+    std::fs::write(&file, "no PEM").expect("a file");
+    let wrong = [
+        "--control-address=control",
+        "--control-identity=spiffe://MESH/a",
+        bundle.as_str(),
+        "--mtls=off",
+        "--mtls-ports=1=strict,1=disabled",
+    ];
+    let found = mistakes(&wrong, &[]);
+    assert_eq!(found.len(), wrong.len(), "{found:#?}");
+    std::fs::remove_file(&file).expect("it is ours");
+    assert!(mistakes(&[&bundle], &[])[0].contains("cannot be read"));
+}
+
+#[test]
+fn without_control_nothing_can_be_strict() {
+    assert_eq!(proxy(&[]).control, None);
+    assert_eq!(proxy(&[]).mtls.mode(1), Some(policy::Mode::Permissive));
+    for strict in ["--mtls=strict", "--mtls-ports=1=strict"] {
+        let found = mistakes(&[strict], &[]);
+        assert!(
+            found.len() == 1 && found[0].contains("there is no certificate"),
+            "{found:#?}"
+        );
+    }
+}

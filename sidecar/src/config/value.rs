@@ -2,17 +2,23 @@
 
 use std::collections::BTreeMap;
 use std::fmt::{self, Display};
+use std::io::Read;
 use std::net::SocketAddr;
 use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
+use portunus_proto::SpiffeId;
+use rustls_pki_types::CertificateDer;
+use rustls_pki_types::pem::PemObject;
 use serde_json::{Value, json};
 use tracing_subscriber::filter::Targets;
 
 use crate::balance::Algorithm;
+use crate::control::Address;
 use crate::detect::Declared;
+use crate::policy::Mode;
 use crate::redirect::{Ports, Subnets};
 
 /// What a text means, or why it means nothing.
@@ -204,6 +210,64 @@ pub(super) fn protocols(text: &str) -> Parsed<BTreeMap<u16, Declared>> {
     Ok(ports)
 }
 
+const MODES: &[(&str, Mode)] = &[
+    ("strict", Mode::Strict),
+    ("permissive", Mode::Permissive),
+    ("disabled", Mode::Disabled),
+];
+
+/// What ports take.
+pub(super) fn mode(text: &str) -> Parsed<Mode> {
+    word(MODES)(text)
+}
+
+/// `PORT=MODE`, any number of them, each port once.
+pub(super) fn modes(text: &str) -> Parsed<BTreeMap<u16, Mode>> {
+    let pairs = list(|text| {
+        let (port, said) = text
+            .split_once('=')
+            .ok_or("it must be PORT=MODE, such as 50051=strict")?;
+        Ok((number(1..=u16::MAX)(port)?, mode(said)?))
+    })(text)?;
+    let mut ports = BTreeMap::new();
+    for (port, mode) in pairs {
+        if ports.insert(port, mode).is_some_and(|before| before != mode) {
+            return Err(format!("port {port} has two modes"));
+        }
+    }
+    Ok(ports)
+}
+
+/// Root certificates, and the file that they were read from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct TrustBundle {
+    file: PathBuf,
+    /// In DER.
+    pub(super) roots: Vec<CertificateDer<'static>>,
+}
+
+impl TrustBundle {
+    /// Reads the certificates of a PEM file.
+    pub(super) fn read(file: &str) -> Parsed<TrustBundle> {
+        /// Some hundred roots.
+        const LONGEST: u64 = 1 << 20;
+        let unreadable = |why| format!("it cannot be read: {why}");
+        let mut text = Vec::new();
+        let opened = std::fs::File::open(file).map_err(unreadable)?;
+        opened.take(LONGEST + 1).read_to_end(&mut text).map_err(unreadable)?;
+        if text.len() as u64 > LONGEST {
+            return Err("it has more than 1 MiB".to_owned());
+        }
+        let roots: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&text).collect();
+        let roots = roots.map_err(|why| format!("it is no PEM: {why}"))?;
+        if roots.is_empty() {
+            return Err("it has no certificate in PEM (-----BEGIN CERTIFICATE-----)".to_owned());
+        }
+        let file = file.into();
+        Ok(TrustBundle { file, roots })
+    }
+}
+
 /// Ports, or subnets, as the redirect rules read them.
 pub(super) fn parsed<T: FromStr<Err: Display>>(text: &str) -> Parsed<T> {
     text.parse().map_err(|mistake: T::Err| mistake.to_string())
@@ -303,6 +367,11 @@ show! {
     Subnets => |it| it.to_string();
     SrvName => |it| format!("{}={}", it.host, it.record);
     BTreeMap<u16, Declared> => |it| it.iter().map(|(port, of)| (port.to_string(), spelled(PROTOCOLS, *of))).collect::<BTreeMap<_, _>>();
+    BTreeMap<u16, Mode> => |it| it.iter().map(|(port, of)| (port.to_string(), spelled(MODES, *of))).collect::<BTreeMap<_, _>>();
+    Mode => |it| spelled(MODES, *it);
+    Address => |it| it.to_string();
+    SpiffeId => |it| it.to_string();
+    TrustBundle => |it| it.file.display().to_string();
     Algorithm => |it| spelled(BALANCERS, *it);
     LogFormat => |it| spelled(LOG_FORMATS, *it);
     Targets => |it| it.to_string();
