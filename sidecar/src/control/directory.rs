@@ -11,7 +11,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval};
 
 use super::settings::Settings;
 use super::wire::{self, Refused};
-use crate::route::{Known, Subject};
+use crate::route::{Known, Policy, Subject};
 
 /// How often is looked for what nobody wants any more.
 const SWEEP: Duration = Duration::from_secs(1);
@@ -85,11 +85,16 @@ impl Directory {
     }
 
     /// Follows a subject from now on, until the last receiver is gone and some seconds have passed. The receiver has what
-    /// is known already; [`Known::Pending`] when nobody followed it yet.
+    /// is known already; [`Known::Pending`] when nobody followed it yet. What no mesh can know, such as a name of more than
+    /// 253 bytes, is outside of it, and control is not asked.
     ///
     /// # Errors
     /// When as much is followed as may be.
     pub fn follow(&self, subject: Subject) -> Result<watch::Receiver<Arc<Known>>, Full> {
+        let Some(subject) = wire::askable(subject) else {
+            let outside = Known::Outside(Arc::new(Policy::default()));
+            return Ok(watch::channel(Arc::new(outside)).1);
+        };
         let mut followed = self.0.followed.lock();
         if let Some(one) = followed.subjects.get_mut(&subject) {
             one.idle = None;
@@ -242,7 +247,7 @@ mod tests {
     use portunus_proto::SpiffeId;
 
     use super::*;
-    use crate::route::{Endpoint, Policy, View};
+    use crate::route::{Endpoint, View};
 
     fn directory(max_subjects: usize, max_endpoints: usize) -> Directory {
         let identity = SpiffeId::parse("spiffe://mesh.test/control").expect("it is one");
@@ -342,6 +347,33 @@ mod tests {
             Learned::News,
             "now there is room"
         );
+    }
+
+    #[test]
+    fn what_no_mesh_can_know_is_outside_and_nobody_is_asked() {
+        let directory = directory(10, 10);
+        let mut told = directory.begin();
+        let no_port = Subject::Name {
+            host: "a".to_owned(),
+            port: 0,
+        };
+        let address = |text: &str| Subject::Address(text.parse().expect("it is one"));
+        for subject in [
+            name(""),
+            name(&"a".repeat(254)),
+            no_port,
+            address("0.0.0.0:80"),
+            address("[ff02::1]:80"),
+            address("10.0.0.1:0"),
+        ] {
+            let known = directory.follow(subject).expect("it takes no room");
+            assert!(matches!(**known.borrow(), Known::Outside(_)));
+        }
+        assert_eq!(directory.to_tell(&mut told), []);
+        let _mapped = directory
+            .follow(address("[::ffff:10.0.0.1]:80"))
+            .expect("there is room");
+        assert_eq!(directory.to_tell(&mut told), [Tell::Subscribe(address("10.0.0.1:80"))]);
     }
 
     #[test]

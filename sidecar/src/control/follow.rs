@@ -203,7 +203,8 @@ impl Following {
 
     fn accept(&self, inbound: &v1::Inbound) {
         match wire::inbound(inbound) {
-            Ok(taken) => {
+            Ok(said) => {
+                let taken = said.over(&self.settings.inbound);
                 let is_news = self.inbound.send_if_modified(|before| {
                     let is_news = **before != taken;
                     if is_news {

@@ -86,7 +86,7 @@ impl Control {
         self.credential.clone()
     }
 
-    /// What control says that we accept. Before its first word: nothing.
+    /// What we accept: what control says, and where it says nothing what the settings do.
     pub fn inbound(&self) -> watch::Receiver<Arc<Inbound>> {
         self.inbound.clone()
     }
@@ -146,7 +146,7 @@ fn start_by(
     let status = Shown::new();
     let counts = Arc::new(Counts::default());
     let directory = Directory::new(&settings);
-    let inbound = watch::Sender::new(Arc::new(Inbound::default()));
+    let inbound = watch::Sender::new(Arc::new(settings.inbound.clone()));
 
     let control = Control {
         credential: holder.published(),

@@ -9,6 +9,8 @@ use std::time::Duration;
 use portunus_proto::SpiffeId;
 use rustls_pki_types::CertificateDer;
 
+use crate::policy::Inbound;
+
 /// How control is reached.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Settings {
@@ -20,6 +22,8 @@ pub struct Settings {
     pub roots: Vec<CertificateDer<'static>>,
     /// The file with the join token, read whenever it is needed, and not kept.
     pub join_token: Option<PathBuf>,
+    /// What inbound ports take where control says nothing.
+    pub inbound: Inbound,
     /// How many names and addresses may be followed. Default 4,000.
     pub max_subjects: usize,
     /// How many endpoints may be known in all. Default 100,000, which take some 20 MiB.
@@ -45,6 +49,7 @@ impl Settings {
             identity,
             roots,
             join_token: None,
+            inbound: Inbound::default(),
             max_subjects: 4_000,
             max_endpoints: 100_000,
             linger: Duration::from_secs(10),

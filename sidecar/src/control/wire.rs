@@ -28,6 +28,8 @@ const MOST_ROOTS: usize = 32;
 const MOST_CHAIN: usize = 8;
 /// The longest certificate, in bytes.
 const LONGEST_CERTIFICATE: usize = 16 << 10;
+/// The longest name of DNS, in bytes.
+const LONGEST_HOST: usize = 253;
 /// The longest `namespace/name`, or name that is followed, in bytes.
 const LONGEST_NAME: usize = 320;
 /// The largest weight: beside one of these, one of 1 is next to nothing.
@@ -146,6 +148,22 @@ pub(super) fn ask(subject: &Subject) -> v1::Subject {
         }),
     };
     v1::Subject { what: Some(what) }
+}
+
+/// A subject in the one form in which control knows it; nothing if no mesh can know it. What the application dials is not
+/// ours to choose: control must never be asked what it takes for a mistake of ours.
+pub(super) fn askable(subject: Subject) -> Option<Subject> {
+    match subject {
+        Subject::Name { host, port } => {
+            let is_good = (1..=LONGEST_HOST).contains(&host.len()) && port > 0;
+            is_good.then_some(Subject::Name { host, port })
+        }
+        Subject::Address(addr) => {
+            let ip = addr.ip().to_canonical();
+            let is_good = can_be_called(ip) && addr.port() > 0;
+            is_good.then(|| Subject::Address(SocketAddr::new(ip, addr.port())))
+        }
+    }
 }
 
 /// What an update speaks of.
@@ -387,12 +405,13 @@ fn address(text: &str, number: u32) -> Result<SocketAddr, Refused> {
 fn ip(text: &str) -> Result<IpAddr, Refused> {
     let ip: Option<IpAddr> = text.parse().ok();
     ip.map(|ip| ip.to_canonical())
-        .filter(|ip| !ip.is_unspecified() && !ip.is_multicast() && !is_broadcast(*ip))
+        .filter(|ip| can_be_called(*ip))
         .ok_or_else(|| Refused::Address(cut(text)))
 }
 
-fn is_broadcast(ip: IpAddr) -> bool {
-    matches!(ip, IpAddr::V4(ip) if ip.is_broadcast())
+fn can_be_called(ip: IpAddr) -> bool {
+    let is_broadcast = matches!(ip, IpAddr::V4(ip) if ip.is_broadcast());
+    !ip.is_unspecified() && !ip.is_multicast() && !is_broadcast
 }
 
 fn port(number: u32) -> Result<u16, Refused> {
