@@ -5,6 +5,7 @@
 
 mod crew;
 pub mod log;
+mod membership;
 mod parts;
 pub mod shutdown;
 mod watch;
@@ -29,6 +30,7 @@ use crate::connect::resolve::{Names, State};
 use crate::redirect;
 use crate::telemetry::{self, Registry};
 use crate::worker::{self, Command, Cut, Orders};
+use membership::Membership;
 use shutdown::{Action, Event, Shutdown};
 
 pub use crew::{Crew, Opens, Seat};
@@ -65,8 +67,10 @@ pub fn run(config: Config) -> Result<(), Error> {
             .map_err(Error::Start)?;
         let names = Names::start(parts::names(&config), &TaskTracker::new(), CancellationToken::new());
         let followed = names.clone();
+        let membership = Membership::start(&config, &names).map_err(Error::Start)?;
+        let mesh = membership.as_ref().map(Membership::mesh);
         let work = move |seat: Seat, config: &Config, registry: &Arc<Registry>| {
-            let parts = parts::of(config, names.clone(), registry.clone());
+            let parts = parts::of(config, names.clone(), mesh.clone(), registry.clone());
             let (listening, deaf) = (seat.listening_hook(), seat.deaf_hook());
             worker::run(
                 parts,
@@ -78,7 +82,7 @@ pub fn run(config: Config) -> Result<(), Error> {
                 },
             )
         };
-        carry(Arc::new(config), ask, asked, Some(followed), work).await
+        carry(Arc::new(config), ask, asked, Some(followed), membership, work).await
     })
 }
 
@@ -88,6 +92,7 @@ async fn carry(
     ask: Sender<Event>,
     asked: Receiver<Event>,
     names: Option<Names>,
+    membership: Option<Membership>,
     work: impl Fn(Seat, &Config, &Arc<Registry>) -> anyhow::Result<Cut> + Send + Sync + 'static,
 ) -> Result<(), Error> {
     let registry = Registry::new(&config.telemetry);
@@ -104,6 +109,9 @@ async fn carry(
     let hearing = readiness.condition("listeners", "the listeners are not open yet");
     hearing.met();
     let redirected = readiness.condition("redirect", "the redirect rules were not looked for yet");
+    if let Some(membership) = &membership {
+        membership.show(&readiness, &registry);
+    }
     let opens = Arc::new(ArcSwapOption::<Opens>::empty());
     let shown = opens.clone();
     let turning = [&liveness, &readiness].map(|of| of.condition("turns", "the workers were not looked at yet"));
@@ -161,6 +169,9 @@ async fn carry(
             workers,
             "the proxy ends; what was still open was cut, and what these workers had open was not counted"
         ),
+    }
+    if let Some(membership) = membership {
+        membership.end().await;
     }
     door.close().await;
     Ok(())

@@ -62,7 +62,7 @@ async fn proxy(grace_period: &str) -> Proxy {
             connections,
         })
     };
-    let end = tokio::spawn(carry(Arc::new(config), ask.clone(), asked, None, work));
+    let end = tokio::spawn(carry(Arc::new(config), ask.clone(), asked, None, None, work));
     let proxy = Proxy {
         admin,
         ask,
@@ -177,7 +177,7 @@ async fn a_worker_that_panics_ends_the_process_with_an_error() {
         seat.listening();
         panic!("the hull is leaking");
     };
-    let why = carry(Arc::new(config), ask, asked, None, work)
+    let why = carry(Arc::new(config), ask, asked, None, None, work)
         .await
         .expect_err("a worker failed");
     assert_eq!(why.exit_code(), 70);
@@ -193,6 +193,7 @@ async fn a_port_that_is_taken_keeps_the_proxy_from_starting() {
         Arc::new(config),
         ask,
         asked,
+        None,
         None,
         |_: Seat, _: &Config, _: &Arc<Registry>| Ok(Cut::default()),
     )

@@ -125,3 +125,24 @@ pub static INVALID_TIMEOUTS: Family<Counter, 1> = Family::counter(
     "Values of grpc-timeout that are not of its form, and were ignored.",
     ["direction"],
 );
+
+/// When our certificate ends.
+pub static CERTIFICATE_EXPIRY: Family<Gauge, 0> = Family::gauge(
+    "portunus_identity_cert_expiry_timestamp_seconds",
+    "When this workload's certificate ends, or ended, in seconds of Unix time; nothing before the first.",
+    [],
+);
+
+/// Whether control tells us what changes.
+pub static CONTROL_CONNECTED: Family<Gauge, 0> = Family::gauge(
+    "portunus_control_connected",
+    "1 while control tells what changes in the mesh, 0 while what it said last is believed.",
+    [],
+);
+
+/// What came of asking for a certificate.
+pub static CERTIFICATIONS: Family<Counter, 1> = Family::counter(
+    "portunus_identity_certifications_total",
+    "Requests for a certificate, by what came of them; no_token and unreachable are counted once, until that changes.",
+    ["outcome"],
+);
