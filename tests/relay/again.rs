@@ -14,6 +14,17 @@ async fn before_raw() -> (World, TcpListener) {
     (World::before(addr, Setup::default()).await, listener)
 }
 
+/// The same with one worker, whatever other worlds have: what is tried here is what it does with its own server.
+async fn before_raw_alone() -> (World, TcpListener) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+    let addr = listener.local_addr().expect("an address");
+    let setup = Setup {
+        pair: false,
+        ..Setup::default()
+    };
+    (World::before(addr, setup).await, listener)
+}
+
 /// A call with a request of one piece, on a task of its own.
 fn call(caller: &Caller, body: Vec<u8>) -> tokio::task::JoinHandle<Result<Answer, h2::Error>> {
     let mut caller = caller.clone();
@@ -213,7 +224,7 @@ async fn inside_a_message_a_lost_connection_is_a_reset_not_a_status() {
 
 #[tokio::test]
 async fn a_finished_answer_arrives_whole_though_its_connection_is_lost_before_the_caller_reads() {
-    let (world, listener) = before_raw().await;
+    let (world, listener) = before_raw_alone().await;
     let mut caller = Raw::client(world.proxy, &[(4, 0)]).await;
     caller.send(&raw::request(1, "/a.B/C", &[], false)).await;
     let mut server = Raw::accept(&listener, &[]).await;
@@ -392,7 +403,7 @@ async fn a_call_does_not_wait_for_a_draining_connection_when_no_other_can_be_mad
 
 #[tokio::test]
 async fn an_answer_that_came_before_its_connection_broke_arrives_whole_however_large() {
-    let (world, listener) = before_raw().await;
+    let (world, listener) = before_raw_alone().await;
     for _ in 0..10 {
         let mut caller = world.caller_with((1 << 20, 1 << 20)).await;
         let Begun { response, mut body, .. } = caller.begin(request("/a.B/C", &[])).await.expect("begun");

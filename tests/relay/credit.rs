@@ -18,6 +18,14 @@ async fn between(first: u32, setup: Setup) -> (World, TcpListener) {
     (world, listener)
 }
 
+/// One worker, whatever other worlds have: what is tried here is one hop's credit.
+fn alone() -> Setup {
+    Setup {
+        pair: false,
+        ..Setup::default()
+    }
+}
+
 /// Reads until so much DATA came on the stream.
 async fn data(peer: &mut Raw, stream: u32, bytes: usize) {
     let mut got = 0;
@@ -41,7 +49,7 @@ async fn granted(peer: &mut Raw, stream: u32, bytes: u32) {
 
 #[tokio::test]
 async fn a_request_that_waited_for_its_connection_gets_credit_once_it_is_there() {
-    let (world, listener) = between(100, Setup::default()).await;
+    let (world, listener) = between(100, alone()).await;
     let mut caller = Raw::client(world.proxy, &[]).await;
     caller.until_settled().await;
     // All that the first window allows, before there is a connection to the server.
@@ -128,7 +136,7 @@ async fn padding_is_taken_off_and_what_it_padded_crosses() {
 
 #[tokio::test]
 async fn more_than_the_window_allows_breaks_that_stream_and_no_other() {
-    let (world, listener) = between(65_535, Setup::default()).await;
+    let (world, listener) = between(65_535, alone()).await;
     let mut caller = Raw::client(world.proxy, &[]).await;
     let both = [
         raw::request(1, "/a.B/C", &[], false),

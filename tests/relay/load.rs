@@ -202,7 +202,8 @@ async fn a_spent_budget_costs_the_streams_that_stall_and_those_that_come_and_no_
     let mut innocent = Raw::client(world.proxy, &[]).await;
     innocent.send(&raw::request(1, "/a.B/Innocent", &[], false)).await;
     let mut server = Raw::accept(&listener, &[]).await;
-    server.until(|frame| frame.kind == HEADERS).await;
+    let head = server.until(|frame| frame.kind == HEADERS).await;
+    server.fields(&head).await;
     server.send(&raw::response(1)).await;
     // Readers that read nothing, each before an answer that fills its window.
     let mut stalled = Raw::client(world.proxy, &[(4, 0)]).await;

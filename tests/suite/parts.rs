@@ -76,7 +76,10 @@ pub(crate) fn discover() -> Result<Workspace> {
             .iter()
             .filter(|target| target.kind.iter().any(|kind| kind == "test"))
         {
-            parts.push(test(package, target, &notes)?);
+            let part = test(package, target, &notes)?;
+            let again = notes.again.get(&target.name).map(|again| again.of(&part));
+            parts.push(part);
+            parts.extend(again);
         }
     }
     Ok(Workspace {
@@ -230,6 +233,39 @@ struct Notes {
     minutes: BTreeMap<String, u64>,
     /// Part -> test -> why it is left out.
     left_out: BTreeMap<String, BTreeMap<String, String>>,
+    /// Part -> how it is run once more, as a part of its own.
+    again: BTreeMap<String, Again>,
+}
+
+/// The same tests in another world.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+struct Again {
+    /// What the part is called.
+    name: String,
+    /// What is different.
+    about: String,
+    /// What makes it so, as an environment variable with its value.
+    env: (String, String),
+}
+
+impl Again {
+    fn of(&self, part: &Part) -> Part {
+        let (variable, value) = &self.env;
+        let within = |command: &Vec<String>| {
+            let mut command = command.clone();
+            command.splice(1..1, owned(&["--config", &format!("env.{variable}='{value}'")]));
+            command
+        };
+        Part {
+            name: self.name.clone(),
+            about: format!("{}; {}", part.about, self.about),
+            commands: part.commands.iter().map(within).collect(),
+            limit: part.limit,
+            kind: part.kind,
+            left_out: part.left_out.clone(),
+        }
+    }
 }
 
 fn minutes(minutes: u64) -> Duration {

@@ -293,8 +293,9 @@ impl World {
         self.commands.send(command).expect("the worker lives");
     }
 
-    /// The sum of a metric's samples that have all of `labels` in their text.
+    /// The sum of a metric's samples that have all of `labels` in their text, of both workers if there are two.
     pub fn metric(&self, name: &str, labels: &[&str]) -> f64 {
+        let far = self.far.as_ref().map_or(0.0, |far| far.metric(name, labels));
         let page = self.registry.scrape(Format::Prometheus);
         let samples = page.lines().filter(|line| {
             line.strip_prefix(name)
@@ -302,7 +303,8 @@ impl World {
         });
         samples
             .filter_map(|line| line.rsplit_once(' ')?.1.parse::<f64>().ok())
-            .sum()
+            .sum::<f64>()
+            + far
     }
 
     /// Waits until a metric is what it should be.
