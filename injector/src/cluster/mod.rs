@@ -1,6 +1,7 @@
 //! What the cluster says: a state as a whole, parsed and judged, from whatever source. One writer, many readers.
 
 pub mod file;
+mod token;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -9,6 +10,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::watch;
+
+pub use token::{JoinToken, NoToken};
 
 /// Where the states of a cluster are seen, each as a whole: the newest that was accepted; `None` until there is one.
 pub type States = watch::Receiver<Option<Arc<Snapshot>>>;

@@ -82,20 +82,11 @@ fn port(item: &Field<'_>, findings: &mut Findings) -> Option<WorkloadPort> {
 /// Never says what stood there: somebody may have written the token itself.
 fn token_hash(field: &Field<'_>, findings: &mut Findings) -> Option<TokenHash> {
     let said = fields::text(field, EXPECTED, findings)?;
-    let mut hash = [0; 32];
-    let digits = said.as_bytes();
-    let mut fine = digits.len() == 64;
-    for (byte, pair) in hash.iter_mut().zip(digits.chunks_exact(2)) {
-        let digit = |digit: u8| char::from(digit).to_digit(16);
-        match (digit(pair[0]), digit(pair[1])) {
-            (Some(high), Some(low)) => *byte = u8::try_from(high * 16 + low).unwrap_or_default(),
-            _ => fine = false,
-        }
-    }
-    if !fine {
+    let hash = TokenHash::parse(said);
+    if hash.is_none() {
         findings.mistake(field.node.at, field.path.clone(), format!("is not {EXPECTED}"));
     }
-    fine.then_some(TokenHash(hash))
+    hash
 }
 
 const EXPECTED: &str = "a SHA-256 of 64 hex digits, as `portunus token` prints it";
