@@ -203,8 +203,8 @@ pub struct Outlier {
     pub max_ejection: Option<Duration>,
     /// `maxEjectionPercent`.
     pub max_ejection_percent: Option<u32>,
-    /// `mode: Off`.
-    pub off: bool,
+    /// `mode`: whether it is `Off`.
+    pub off: Option<bool>,
 }
 
 impl InboundPolicy {

@@ -134,9 +134,7 @@ fn outlier(spec: &mut Fields<'_>, findings: &mut Findings) -> Outlier {
         return Outlier::default();
     };
     let outlier = Outlier {
-        off: fields
-            .one_of("mode", &[("On", false), ("Off", true)], findings)
-            .unwrap_or(false),
+        off: fields.one_of("mode", &[("On", false), ("Off", true)], findings),
         consecutive_failures: fields.number("consecutiveFailures", 1, MOST_THRESHOLD, findings),
         base_ejection: fields.duration("baseEjection", LEAST, findings),
         max_ejection: fields.duration("maxEjection", LEAST, findings),
