@@ -1,6 +1,6 @@
 //! A directory of manifests in Kubernetes form, read as a whole: either every file is right, or there is no state.
 
-mod duration;
+pub mod duration;
 mod fields;
 mod finding;
 mod judge;
