@@ -1,6 +1,157 @@
 //! `injector control` and, later, `injector webhook`.
 
-fn main() {
-    eprintln!("not yet");
-    std::process::exit(64);
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use clap::{Args, Parser, Subcommand};
+use portunus_injector::cluster::file::{Source, duration};
+use portunus_injector::control::identity::{Files, Origin};
+use portunus_injector::control::{self, Settings, log, server::Limits};
+use portunus_proto::{CONTROL_ADMIN_PORT, CONTROL_PORT, TrustDomain};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+use tracing::{error, info};
+
+/// Puts into workloads what the mesh needs there.
+#[derive(Debug, Parser)]
+#[command(name = "injector", version, about, long_about = None)]
+struct Injector {
+    #[command(subcommand)]
+    role: Role,
+}
+
+#[derive(Debug, Subcommand)]
+enum Role {
+    /// Gives sidecars their identity, endpoints and policy, from a directory of manifests
+    Control(Box<Control>),
+}
+
+#[derive(Debug, Args)]
+struct Control {
+    /// The directory of manifests; `portunus validate DIR` says what is wrong with one
+    #[arg(long, value_name = "DIR", env = "PORTUNUS_SOURCE")]
+    source: PathBuf,
+    /// Control's own directory: the certificate authority is made there at first start, for control's user alone
+    #[arg(
+        long,
+        value_name = "DIR",
+        env = "PORTUNUS_STATE",
+        required_unless_present = "issuer_certificate"
+    )]
+    state: Option<PathBuf>,
+    /// An issuer's certificate in PEM, and what is between it and the root, instead of an authority of control's own
+    #[arg(
+        long,
+        value_name = "FILE",
+        requires = "issuer_key",
+        requires = "extra_root",
+        conflicts_with = "state"
+    )]
+    issuer_certificate: Option<PathBuf>,
+    /// The issuer's key in PEM
+    #[arg(long, value_name = "FILE", requires = "issuer_certificate")]
+    issuer_key: Option<PathBuf>,
+    /// A root certificate in PEM that is trusted, too; may be given several times
+    #[arg(long, value_name = "FILE")]
+    extra_root: Vec<PathBuf>,
+    /// The trust domain of all SPIFFE ids
+    #[arg(long, default_value = "cluster.local", env = "PORTUNUS_TRUST_DOMAIN", value_parser = TrustDomain::parse)]
+    trust_domain: TrustDomain,
+    /// What the names of services end in
+    #[arg(long, default_value = "cluster.local")]
+    cluster_domain: String,
+    /// Control's own namespace: its SPIFFE id is spiffe://TRUST-DOMAIN/ns/NAMESPACE/sa/control
+    #[arg(long, default_value = "portunus")]
+    namespace: String,
+    /// How long certificates last, such as 24h; sidecars renew at 70 %
+    #[arg(long, default_value = "24h", value_parser = lifetime)]
+    certificate_lifetime: Duration,
+    /// Where sidecars are served, in gRPC over TLS [default: port 8080 of all addresses]
+    #[arg(long, value_name = "ADDRESS:PORT")]
+    listen: Vec<SocketAddr>,
+    /// Where /live, /ready, /metrics and /source are [default: port 9995 of all addresses]
+    #[arg(long, value_name = "ADDRESS:PORT")]
+    admin_listen: Vec<SocketAddr>,
+    /// The form of the log
+    #[arg(long, value_enum, default_value_t)]
+    log_format: log::Format,
+    /// How much is logged
+    #[arg(long, value_enum, default_value_t)]
+    log_level: log::Level,
+}
+
+fn main() -> ExitCode {
+    let Role::Control(control) = Injector::parse().role;
+    log::begin(control.log_format, control.log_level);
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let run = async {
+        let stop = CancellationToken::new();
+        let ended = control::run(control.settings(), stop.clone());
+        tokio::pin!(ended);
+        tokio::select! {
+            ended = &mut ended => return ended.map_err(anyhow::Error::from),
+            stopped = stopped() => stopped?,
+        }
+        stop.cancel();
+        Ok(ended.await?)
+    };
+    let done = runtime
+        .map_err(anyhow::Error::from)
+        .and_then(|runtime| runtime.block_on(run));
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(why) => {
+            error!(%why, "control does not run");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Waits for a signal to stop.
+async fn stopped() -> anyhow::Result<()> {
+    let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    tokio::select! {
+        _ = terminate.recv() => info!(signal = "SIGTERM", "control was told to stop"),
+        _ = interrupt.recv() => info!(signal = "SIGINT", "control was told to stop"),
+    }
+    Ok(())
+}
+
+fn lifetime(text: &str) -> Result<Duration, String> {
+    let fine = Duration::from_secs(60)..=Duration::from_secs(90 * 24 * 60 * 60);
+    let lifetime = duration::parse(text).filter(|lifetime| fine.contains(lifetime));
+    lifetime.ok_or_else(|| format!("expected {}, from 1m to 2160h", duration::EXPECTED))
+}
+
+impl Control {
+    fn settings(self) -> Settings {
+        let origin = match (self.state, self.issuer_certificate, self.issuer_key) {
+            (_, Some(certificate), Some(key)) => Origin::Given { certificate, key },
+            // clap has seen to it that one of them is there.
+            (state, _, _) => Origin::State(state.unwrap_or_default()),
+        };
+        let everywhere = |given: Vec<SocketAddr>, port: u16| match given.is_empty() {
+            true => vec![
+                (Ipv4Addr::UNSPECIFIED, port).into(),
+                (Ipv6Addr::UNSPECIFIED, port).into(),
+            ],
+            false => given,
+        };
+        Settings {
+            source: Source::new(self.source),
+            files: Files {
+                trust_domain: self.trust_domain,
+                origin,
+                extra_roots: self.extra_root,
+            },
+            cluster_domain: self.cluster_domain.trim_matches('.').to_ascii_lowercase(),
+            namespace: self.namespace,
+            lifetime: self.certificate_lifetime,
+            listen: everywhere(self.listen, CONTROL_PORT),
+            admin_listen: everywhere(self.admin_listen, CONTROL_ADMIN_PORT),
+            limits: Limits::default(),
+        }
+    }
 }

@@ -1,6 +1,9 @@
 //! The `portunus` command line.
 
-fn main() {
-    eprintln!("not yet");
-    std::process::exit(64);
+use std::process::ExitCode;
+
+use clap::Parser;
+
+fn main() -> ExitCode {
+    portunus_injector::cli::run(portunus_injector::cli::Cli::parse())
 }

@@ -1,5 +1,8 @@
 //! What the cluster says: a state as a whole, parsed and judged, from whatever source. One writer, many readers.
 
+pub mod file;
+mod token;
+
 use std::collections::BTreeMap;
 use std::fmt;
 use std::net::IpAddr;
@@ -8,8 +11,10 @@ use std::time::Duration;
 
 use tokio::sync::watch;
 
-/// Where the states of a cluster are seen, each as a whole: the newest that was accepted.
-pub type States = watch::Receiver<Arc<Snapshot>>;
+pub use token::{JoinToken, NoToken};
+
+/// Where the states of a cluster are seen, each as a whole: the newest that was accepted; `None` until there is one.
+pub type States = watch::Receiver<Option<Arc<Snapshot>>>;
 
 /// Everything that control knows of a cluster at one time. Whatever stands here has been judged: names are names, every
 /// reference by name of a port is resolved where it is used, and no two objects of a kind have the same name.
@@ -198,8 +203,25 @@ pub struct Outlier {
     pub max_ejection: Option<Duration>,
     /// `maxEjectionPercent`.
     pub max_ejection_percent: Option<u32>,
-    /// `mode: Off`.
-    pub off: bool,
+    /// `mode`: whether it is `Off`.
+    pub off: Option<bool>,
+}
+
+impl InboundPolicy {
+    /// Whether this policy, of `namespace`, is about a workload.
+    pub fn selects(&self, namespace: &str, name: &Name, workload: &Workload) -> bool {
+        name.namespace == namespace && (self.selector.is_empty() || selects(&self.selector, &workload.labels))
+    }
+}
+
+impl fmt::Display for Mtls {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Mtls::Strict => "strict",
+            Mtls::Permissive => "permissive",
+            Mtls::Disabled => "disabled",
+        })
+    }
 }
 
 impl Name {

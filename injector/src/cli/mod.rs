@@ -1,0 +1,88 @@
+//! The `portunus` command: what an operator asks at a terminal. It changes nothing, and speaks to nobody.
+
+mod token;
+mod validate;
+
+use std::io::{self, Write};
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand, ValueEnum};
+
+/// The mesh's command line.
+#[derive(Debug, Parser)]
+#[command(name = "portunus", version, about = "Looks after a Portunus mesh", long_about = None)]
+#[command(after_help = "Exit status: 0 fine, 1 something is wrong, 2 the command was not understood.")]
+pub struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Checks a directory of manifests, as control would read it
+    ///
+    /// Reads every file of DIR that ends in .yaml, .yml or .json: Service (v1), Workload, InboundPolicy and OutboundPolicy
+    /// (portunus.dev/v1alpha1). Prints each mistake with file, line, column and field. A state with a mistake is not
+    /// taken by control; warnings are about what is allowed and probably not meant.
+    #[command(after_long_help = VALIDATE)]
+    Validate {
+        /// The directory that control is given as --source
+        dir: PathBuf,
+        /// How to print what was found
+        #[arg(short, long, value_enum, default_value_t = Output::Text)]
+        output: Output,
+        /// Print notes too: objects that are left out because they are not for the mesh
+        #[arg(short, long)]
+        verbose: bool,
+    },
+    /// Makes a join token for a Workload
+    ///
+    /// Prints 256 random bits, which belong into a file that only the workload's sidecar can read, and their SHA-256, which
+    /// belongs into the Workload as spec.joinTokenSha256. The token is kept nowhere: print it once, or make another.
+    Token {
+        /// How to print it
+        #[arg(short, long, value_enum, default_value_t = Output::Text)]
+        output: Output,
+    },
+    /// Prints the version
+    Version,
+}
+
+/// How to print an answer.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum Output {
+    /// For people
+    Text,
+    /// For programs
+    Json,
+}
+
+const VALIDATE: &str = "\
+Examples:
+  portunus validate /etc/portunus/mesh
+  portunus validate mesh -o json | jq '.findings[] | select(.severity == \"mistake\")'
+
+A mistake looks like this:
+  shop.yaml:12:11: mistake: InboundPolicy shop/all: spec.mtls.mode: is \"STRICT\"; expected one of strict, permissive, disabled
+
+Exit status: 0 no mistake, 1 a mistake, 2 the command was not understood.";
+
+/// Runs the command.
+pub fn run(cli: Cli) -> ExitCode {
+    let mut out = io::stdout().lock();
+    let done = match cli.command {
+        Command::Validate { dir, output, verbose } => validate::run(&dir, output, verbose, &mut out),
+        Command::Token { output } => token::run(output, &mut out).map(|()| ExitCode::SUCCESS),
+        Command::Version => writeln!(out, "portunus {}", env!("CARGO_PKG_VERSION")).map(|()| ExitCode::SUCCESS),
+    };
+    match done.and_then(|code| out.flush().map(|()| code)) {
+        Ok(code) => code,
+        // A reader that has seen enough, as `head` does, is no trouble.
+        Err(why) if why.kind() == io::ErrorKind::BrokenPipe => ExitCode::SUCCESS,
+        Err(why) => {
+            eprintln!("portunus: the answer cannot be printed: {why}");
+            ExitCode::FAILURE
+        }
+    }
+}

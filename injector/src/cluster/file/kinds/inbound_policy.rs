@@ -1,0 +1,51 @@
+//! `InboundPolicy`: what workloads accept.
+
+use std::collections::BTreeMap;
+
+use super::super::fields::{self, Field, Fields};
+use super::super::finding::Findings;
+use crate::cluster::{InboundPolicy, Labels, Mtls};
+
+const MODES: [(&str, Mtls); 3] = [
+    ("strict", Mtls::Strict),
+    ("permissive", Mtls::Permissive),
+    ("disabled", Mtls::Disabled),
+];
+
+/// Reads `spec`.
+pub fn read(spec: &mut Fields<'_>, findings: &mut Findings) -> InboundPolicy {
+    let mut selector = Labels::new();
+    if let Some(mut fields) = spec.map("selector", findings) {
+        selector = fields.labels("matchLabels", findings);
+        fields.done(&["matchExpressions"], findings);
+    }
+    let mut mode = None;
+    let mut ports = BTreeMap::new();
+    match spec.map("mtls", findings) {
+        None => findings.warning(spec.at(), "spec.mtls", "is missing, so this policy says nothing"),
+        Some(mut fields) => {
+            mode = fields.one_of("mode", &MODES, findings);
+            for item in fields.list("ports", findings) {
+                let Some((port, mode)) = port(&item, findings) else {
+                    continue;
+                };
+                if ports.insert(port, mode).is_some() {
+                    let message = format!("is {port} a second time");
+                    findings.mistake(item.node.locate("port"), format!("{}.port", item.path), message);
+                }
+            }
+            fields.done(&[], findings);
+        }
+    }
+    InboundPolicy { selector, mode, ports }
+}
+
+fn port(item: &Field<'_>, findings: &mut Findings) -> Option<(u16, Mtls)> {
+    let mut fields = Fields::of(item, findings)?;
+    let port = fields.demand("port", "a whole number from 1 to 65535", findings);
+    let mode = fields.demand("mode", "one of strict, permissive, disabled", findings);
+    fields.done(&[], findings);
+    let port = port.and_then(|field| fields::port(&field, findings));
+    let mode = mode.and_then(|field| fields::one_of(&field, &MODES, findings));
+    Some((port?, mode?))
+}

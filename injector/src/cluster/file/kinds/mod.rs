@@ -1,0 +1,201 @@
+//! The four kinds that are read, each in its own form. What they say of each other is judged in `judge`.
+
+mod inbound_policy;
+mod outbound_policy;
+mod service;
+mod workload;
+
+use super::fields::{Field, Fields};
+use super::finding::Findings;
+use super::yaml::{Node, Value};
+use crate::cluster::{InboundPolicy, Labels, Name, OutboundPolicy, Service, Workload};
+
+/// The group and version of our own kinds.
+pub const OURS: &str = "portunus.dev/v1alpha1";
+
+/// What one document says.
+pub enum Read {
+    /// `v1 Service`.
+    Service(Service),
+    /// `Workload`.
+    Workload(Workload),
+    /// `InboundPolicy`.
+    InboundPolicy(InboundPolicy),
+    /// `OutboundPolicy`.
+    OutboundPolicy(OutboundPolicy),
+}
+
+/// `metadata`, as much of it as matters here.
+struct Metadata {
+    name: Name,
+    labels: Labels,
+}
+
+/// Reads one object. `None` if it is none of ours, which is noted, or has no name, which is a mistake.
+pub fn read(document: &Node, findings: &mut Findings) -> Option<(Name, Read)> {
+    let whole = Field {
+        node: document,
+        path: String::new(),
+    };
+    let mut fields = Fields::of(&whole, findings)?;
+    let version = fields.demand("apiVersion", "v1 or portunus.dev/v1alpha1", findings);
+    let kind = fields.demand("kind", "Service, Workload, InboundPolicy or OutboundPolicy", findings);
+    let version = super::fields::text(&version?, "a text", findings)?;
+    let kind = super::fields::text(&kind?, "a text", findings)?;
+    let ours = version.starts_with("portunus.dev/");
+    if ours && version != OURS {
+        let message = format!("is {version:?}; expected {OURS}, the only version there is");
+        findings.mistake(document.locate("apiVersion"), "apiVersion", message);
+        return None;
+    }
+    match (version, kind) {
+        ("v1", "Service") => {
+            let metadata = metadata(&mut fields, kind, false, findings)?;
+            let service = service::read(&mut fields, findings)?;
+            Some((metadata.name, Read::Service(service)))
+        }
+        (OURS, "Workload" | "InboundPolicy" | "OutboundPolicy") => {
+            let metadata = metadata(&mut fields, kind, true, findings);
+            let spec = fields.demand("spec", "what this object says", findings);
+            fields.get("status");
+            fields.done(&[], findings);
+            let mut spec = Fields::of(&spec?, findings)?;
+            let labels = metadata.as_ref().map(|metadata| metadata.labels.clone());
+            let read = match kind {
+                "Workload" => Read::Workload(workload::read(&mut spec, labels.unwrap_or_default(), findings)),
+                "InboundPolicy" => Read::InboundPolicy(inbound_policy::read(&mut spec, findings)),
+                _ => Read::OutboundPolicy(outbound_policy::read(&mut spec, findings)),
+            };
+            spec.done(LATER, findings);
+            Some((metadata?.name, read))
+        }
+        (OURS, _) => {
+            let message = format!("is {kind:?}; expected one of Workload, InboundPolicy, OutboundPolicy");
+            findings.mistake(document.locate("kind"), "kind", message);
+            None
+        }
+        _ => {
+            findings.note(
+                document.at,
+                format!("{version} {kind} is left out: it is not for the mesh"),
+            );
+            None
+        }
+    }
+}
+
+/// Fields that are planned, so that somebody may have read of them.
+const LATER: &[&str] = &[
+    "rules",
+    "rateLimits",
+    "edge",
+    "retry",
+    "timeout",
+    "hedge",
+    "limits",
+    "dns",
+];
+
+fn metadata(fields: &mut Fields<'_>, kind: &str, strict: bool, findings: &mut Findings) -> Option<Metadata> {
+    let metadata = fields.demand("metadata", "at least a name", findings)?;
+    let mut metadata = Fields::of(&metadata, findings)?;
+    let namespace = match metadata.get("namespace") {
+        Some(field) => super::fields::dns_label(&field, findings),
+        None => Some("default"),
+    };
+    let name = metadata.demand("name", "a DNS label", findings);
+    let name = name.and_then(|name| super::fields::dns_label(&name, findings));
+    if let (Some(namespace), Some(name)) = (namespace, name) {
+        findings.enter_object(format!("{kind} {namespace}/{name}"));
+    }
+    let labels = metadata.labels("labels", findings);
+    if strict {
+        for standard in [
+            "annotations",
+            "uid",
+            "resourceVersion",
+            "generation",
+            "creationTimestamp",
+            "deletionTimestamp",
+            "deletionGracePeriodSeconds",
+            "managedFields",
+            "ownerReferences",
+            "finalizers",
+            "generateName",
+            "selfLink",
+        ] {
+            metadata.get(standard);
+        }
+        metadata.done(&[], findings);
+    }
+    Some(Metadata {
+        name: Name::new(namespace?, name?),
+        labels,
+    })
+}
+
+/// A port's name: as in Kubernetes, a DNS label of at most 15 characters with a letter in it; a Service's may have 63.
+fn port_name(field: &Field<'_>, findings: &mut Findings) -> Option<String> {
+    let name = super::fields::dns_label(field, findings)?;
+    Some(name.to_owned())
+}
+
+/// `appProtocol`; one that is not known is a warning, and is passed on as it is.
+fn app_protocol(fields: &mut Fields<'_>, name: &str, findings: &mut Findings) -> String {
+    if let Some(field) = fields.get("appProtocol") {
+        let Some(said) = super::fields::text(&field, "a text", findings) else {
+            return String::new();
+        };
+        if !KNOWN_PROTOCOLS.contains(&said) {
+            let known = KNOWN_PROTOCOLS.join(", ");
+            let message =
+                format!("is {said:?}, which is not known: the protocol is told by the first bytes; known are {known}");
+            findings.warning(field.node.at, field.path, message);
+        }
+        return said.to_owned();
+    }
+    let meant = PREFIXES.iter().find(|prefix| {
+        let rest = name.strip_prefix(**prefix);
+        rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('-'))
+    });
+    meant.map(|prefix| (*prefix).to_owned()).unwrap_or_default()
+}
+
+const KNOWN_PROTOCOLS: [&str; 9] = [
+    "kubernetes.io/h2c",
+    "grpc",
+    "http2",
+    "h2c",
+    "grpc-web",
+    "http",
+    "tcp",
+    "https",
+    "tls",
+];
+/// Of a port's name. The longer ones first.
+const PREFIXES: [&str; 5] = ["grpc-web", "grpc", "http2", "h2c", "tcp"];
+
+/// The kind and name of a document, before it is read.
+pub fn title(document: &Node) -> String {
+    let kind = document.text("kind").unwrap_or("object");
+    let metadata = document.get("metadata");
+    let text = |key| metadata.and_then(|metadata| metadata.text(key));
+    match text("name") {
+        Some(name) => format!("{kind} {}/{name}", text("namespace").unwrap_or("default")),
+        None => kind.to_owned(),
+    }
+}
+
+/// The objects of a document: itself, or what stands in a `List`.
+pub fn objects<'n>(document: &'n Node, findings: &mut Findings) -> Vec<&'n Node> {
+    let is_list = document.text("kind").is_some_and(|kind| kind.ends_with("List"));
+    match document.get("items").map(|items| (&items.value, items.at)) {
+        Some((Value::List(items), _)) if is_list => items.iter().collect(),
+        Some((other, at)) if is_list => {
+            findings.mistake(at, "items", format!("is {}; expected a list", other.kind()));
+            Vec::new()
+        }
+        None if is_list => Vec::new(),
+        _ => vec![document],
+    }
+}

@@ -1,0 +1,154 @@
+//! `OutboundPolicy`: how callers reach services, and names outside.
+
+use std::time::Duration;
+
+use super::super::fields::{self, Field, Fields};
+use super::super::finding::Findings;
+use crate::cluster::{Algorithm, Balancer, HealthCheck, HealthMode, OutboundPolicy, Outlier};
+
+/// Nothing is asked for, or waited for, less than this.
+const LEAST: Duration = Duration::from_millis(10);
+/// No threshold above this makes sense.
+const MOST_THRESHOLD: u32 = 1_000;
+
+/// Reads `spec`.
+pub fn read(spec: &mut Fields<'_>, findings: &mut Findings) -> OutboundPolicy {
+    let mut services = Vec::new();
+    for item in spec.list("targetRefs", findings) {
+        let Some(target) = target(&item, findings) else {
+            continue;
+        };
+        if services.contains(&target) {
+            findings.mistake(item.node.at, item.path, "is the same target a second time");
+        } else {
+            services.push(target);
+        }
+    }
+    let mut hosts = Vec::new();
+    for item in spec.list("hosts", findings) {
+        let Some(host) = host(&item, findings) else { continue };
+        if hosts.contains(&host) {
+            findings.mistake(item.node.at, item.path, format!("is {host:?} a second time"));
+        } else {
+            hosts.push(host);
+        }
+    }
+    let said = |fields: &mut Fields<'_>, key| fields.get(key).is_some();
+    if !said(spec, "targetRefs") && !said(spec, "hosts") {
+        let message = "is missing, and so is spec.hosts; expected whom this policy is about";
+        findings.mistake(spec.at(), "spec.targetRefs", message);
+    }
+    OutboundPolicy {
+        services,
+        hosts,
+        balancer: balancer(spec, findings),
+        health_check: health_check(spec, findings),
+        outlier: outlier(spec, findings),
+    }
+}
+
+fn target(item: &Field<'_>, findings: &mut Findings) -> Option<(String, Option<String>)> {
+    let mut fields = Fields::of(item, findings)?;
+    if let Some(group) = fields.get("group") {
+        fields::one_of(&group, &[("", ()), ("core", ())], findings);
+    }
+    if let Some(kind) = fields.demand("kind", "Service", findings) {
+        fields::one_of(&kind, &[("Service", ())], findings);
+    }
+    let name = fields.demand("name", "a Service's name", findings);
+    let name = name.and_then(|name| fields::dns_label(&name, findings));
+    let section = fields.get("sectionName");
+    fields.done(&["namespace"], findings);
+    let section = match section {
+        None => None,
+        Some(section) => Some(fields::dns_label(&section, findings)?.to_owned()),
+    };
+    Some((name?.to_owned(), section))
+}
+
+fn host(item: &Field<'_>, findings: &mut Findings) -> Option<String> {
+    let said = fields::text(item, HOST, findings)?;
+    let host = said.strip_suffix('.').unwrap_or(said).to_ascii_lowercase();
+    let is_label = |label: &str| fields::is_dns_label(&label.replace('_', "a"));
+    if host.len() > 253 || !host.split('.').all(is_label) || host.parse::<std::net::IpAddr>().is_ok() {
+        fields::wrong(item, HOST, findings);
+        return None;
+    }
+    Some(host)
+}
+
+const HOST: &str = "a host's name without port, such as api.example.com";
+
+fn balancer(spec: &mut Fields<'_>, findings: &mut Findings) -> Balancer {
+    let Some(mut fields) = spec.map("balancer", findings) else {
+        return Balancer::default();
+    };
+    let algorithms = [("P2cEwma", Algorithm::P2cEwma), ("RoundRobin", Algorithm::RoundRobin)];
+    let balancer = Balancer {
+        algorithm: fields.one_of("algorithm", &algorithms, findings),
+        slow_start: fields.duration("slowStart", Duration::ZERO, findings),
+    };
+    fields.done(&[], findings);
+    balancer
+}
+
+fn health_check(spec: &mut Fields<'_>, findings: &mut Findings) -> HealthCheck {
+    let Some(mut fields) = spec.map("healthCheck", findings) else {
+        return HealthCheck::default();
+    };
+    let modes = [
+        ("Check", HealthMode::Check),
+        ("Watch", HealthMode::Watch),
+        ("Off", HealthMode::Off),
+    ];
+    let check = HealthCheck {
+        mode: fields.one_of("mode", &modes, findings),
+        service: fields.text("service", findings).map(str::to_owned),
+        interval: fields.duration("interval", LEAST, findings),
+        timeout: fields.duration("timeout", LEAST, findings),
+        unhealthy_threshold: fields.number("unhealthyThreshold", 1, MOST_THRESHOLD, findings),
+        healthy_threshold: fields.number("healthyThreshold", 1, MOST_THRESHOLD, findings),
+    };
+    if check.service.as_ref().is_some_and(|service| service.len() > 255) {
+        findings.mistake(
+            fields.at(),
+            fields.path("service"),
+            "is too long; expected at most 255 bytes",
+        );
+    }
+    if let (Some(interval), Some(timeout)) = (check.interval, check.timeout)
+        && timeout > interval
+    {
+        findings.warning(
+            fields.at(),
+            fields.path("timeout"),
+            "is longer than interval: checks of one endpoint overlap",
+        );
+    }
+    fields.done(&[], findings);
+    check
+}
+
+fn outlier(spec: &mut Fields<'_>, findings: &mut Findings) -> Outlier {
+    let Some(mut fields) = spec.map("outlier", findings) else {
+        return Outlier::default();
+    };
+    let outlier = Outlier {
+        off: fields.one_of("mode", &[("On", false), ("Off", true)], findings),
+        consecutive_failures: fields.number("consecutiveFailures", 1, MOST_THRESHOLD, findings),
+        base_ejection: fields.duration("baseEjection", LEAST, findings),
+        max_ejection: fields.duration("maxEjection", LEAST, findings),
+        max_ejection_percent: fields.number("maxEjectionPercent", 1, 100, findings),
+    };
+    if let (Some(base), Some(max)) = (outlier.base_ejection, outlier.max_ejection)
+        && max < base
+    {
+        findings.mistake(
+            fields.at(),
+            fields.path("maxEjection"),
+            "is shorter than baseEjection; expected at least that",
+        );
+    }
+    fields.done(&[], findings);
+    outlier
+}

@@ -1,0 +1,92 @@
+//! `Workload`: a machine, or a part of one, with a sidecar or without.
+
+use super::super::fields::{self, Field, Fields};
+use super::super::finding::Findings;
+use super::super::yaml::Value;
+use super::{app_protocol, port_name};
+use crate::cluster::{Labels, TokenHash, Workload, WorkloadPort};
+
+/// How much one workload may weigh.
+const MOST_WEIGHT: u32 = 10_000;
+
+/// Reads `spec`.
+pub fn read(spec: &mut Fields<'_>, labels: Labels, findings: &mut Findings) -> Workload {
+    let service_account = spec.dns_label("serviceAccount", findings).unwrap_or("default");
+    let mut addresses = Vec::new();
+    if let Some(field) = spec.demand("addresses", "a list of at least one IP address", findings) {
+        if field.node.value == Value::List(Vec::new()) {
+            findings.mistake(
+                field.node.at,
+                field.path.clone(),
+                "is empty; expected at least one IP address",
+            );
+        }
+        for field in fields::items(&field, findings) {
+            let Some(address) = fields::address(&field, findings) else {
+                continue;
+            };
+            if addresses.contains(&address) {
+                findings.mistake(field.node.at, field.path, format!("is {address} a second time"));
+            } else {
+                addresses.push(address);
+            }
+        }
+    }
+    let mut ports = Vec::<WorkloadPort>::new();
+    for item in spec.list("ports", findings) {
+        let Some(port) = port(&item, findings) else { continue };
+        if ports.iter().any(|other| other.port == port.port) {
+            findings.mistake(
+                item.node.locate("port"),
+                format!("{}.port", item.path),
+                format!("is {} a second time", port.port),
+            );
+        } else if !port.name.is_empty() && ports.iter().any(|other| other.name == port.name) {
+            let message = format!("is {:?} a second time", port.name);
+            findings.mistake(item.node.locate("name"), format!("{}.name", item.path), message);
+        } else {
+            ports.push(port);
+        }
+    }
+    let zone = spec.text("zone", findings).unwrap_or_default();
+    let weight = spec.number("weight", 1, MOST_WEIGHT, findings).unwrap_or(1);
+    let join_token = spec
+        .get("joinTokenSha256")
+        .and_then(|field| token_hash(&field, findings));
+    Workload {
+        labels,
+        service_account: service_account.to_owned(),
+        addresses,
+        ports,
+        zone: zone.to_owned(),
+        weight,
+        join_token,
+    }
+}
+
+fn port(item: &Field<'_>, findings: &mut Findings) -> Option<WorkloadPort> {
+    let mut fields = Fields::of(item, findings)?;
+    let name = fields.get("name").and_then(|field| port_name(&field, findings));
+    let name = name.unwrap_or_default();
+    let port = fields.demand("port", "a whole number from 1 to 65535", findings);
+    let port = port.and_then(|field| fields::port(&field, findings));
+    let app_protocol = app_protocol(&mut fields, &name, findings);
+    fields.done(&[], findings);
+    Some(WorkloadPort {
+        name,
+        port: port?,
+        app_protocol,
+    })
+}
+
+/// Never says what stood there: somebody may have written the token itself.
+fn token_hash(field: &Field<'_>, findings: &mut Findings) -> Option<TokenHash> {
+    let said = fields::text(field, EXPECTED, findings)?;
+    let hash = TokenHash::parse(said);
+    if hash.is_none() {
+        findings.mistake(field.node.at, field.path.clone(), format!("is not {EXPECTED}"));
+    }
+    hash
+}
+
+const EXPECTED: &str = "a SHA-256 of 64 hex digits, as `portunus token` prints it";

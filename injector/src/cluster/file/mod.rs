@@ -1,0 +1,207 @@
+//! A directory of manifests in Kubernetes form, read as a whole: either every file is right, or there is no state.
+
+pub mod duration;
+mod fields;
+mod finding;
+mod judge;
+mod kinds;
+mod watch;
+mod yaml;
+
+#[cfg(test)]
+mod tests;
+
+use std::fs;
+use std::io::Read;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use super::{Name, Snapshot};
+use finding::Findings;
+pub use finding::{Finding, Severity};
+pub use watch::{Health, Source, Watching};
+use yaml::{At, Node};
+
+/// The largest file that is read, in bytes.
+const MOST_FILE: u64 = 4 << 20;
+/// How much all files may be together, in bytes.
+const MOST_TOTAL: u64 = 64 << 20;
+/// How many files there may be.
+const MOST_FILES: usize = 10_000;
+
+/// What a directory says.
+#[derive(Clone, Debug)]
+pub struct Reading {
+    /// The state; `None` if there is any mistake.
+    pub snapshot: Option<Snapshot>,
+    /// All that was found, by file and line.
+    pub findings: Vec<Finding>,
+}
+
+/// One object, and where it stands.
+struct Object<T> {
+    name: Name,
+    file: Arc<str>,
+    document: Arc<Node>,
+    value: T,
+}
+
+/// The objects of all files, not yet judged.
+#[derive(Default)]
+struct Objects {
+    services: Vec<Object<super::Service>>,
+    workloads: Vec<Object<super::Workload>>,
+    inbound: Vec<Object<super::InboundPolicy>>,
+    outbound: Vec<Object<super::OutboundPolicy>>,
+}
+
+/// Reads the manifests in `directory`: files that end in `.yaml`, `.yml` or `.json`, not those that begin with a dot,
+/// and none in folders below. Everything that is wrong in any of them is told at once.
+pub fn read(directory: &Path) -> Reading {
+    let mut findings = Findings::default();
+    let mut objects = Objects::default();
+    match list(directory, &mut findings) {
+        Err(why) => {
+            findings.enter_file(directory.display().to_string().into());
+            findings.mistake(At::default(), "", format!("cannot be read as a directory: {why}"));
+        }
+        Ok(files) if files.is_empty() => {
+            findings.enter_file(directory.display().to_string().into());
+            let message = "has no manifest; expected files that end in .yaml, .yml or .json (an empty one will do)";
+            findings.mistake(At::default(), "", message);
+        }
+        Ok(files) => {
+            let mut total = 0;
+            for path in files {
+                read_file(&path, &mut total, &mut objects, &mut findings);
+            }
+        }
+    }
+    let snapshot = judge::judge(objects, &mut findings);
+    let fine = findings.mistakes() == 0;
+    Reading {
+        snapshot: fine.then_some(snapshot),
+        findings: findings.into_sorted(),
+    }
+}
+
+/// The manifests of a directory, in the order of their names.
+fn list(directory: &Path, findings: &mut Findings) -> std::io::Result<Vec<PathBuf>> {
+    let mut files = Vec::new();
+    for entry in fs::read_dir(directory)? {
+        let path = entry?.path();
+        let Some(name) = path.file_name() else { continue };
+        let name = name.to_string_lossy();
+        let is_manifest = [".yaml", ".yml", ".json"].iter().any(|ending| name.ends_with(ending));
+        if name.starts_with('.') || !is_manifest {
+            continue;
+        }
+        if files.len() == MOST_FILES {
+            findings.enter_file(directory.display().to_string().into());
+            findings.mistake(
+                At::default(),
+                "",
+                format!("has too many manifests; expected at most {MOST_FILES}"),
+            );
+            break;
+        }
+        files.push(path);
+    }
+    files.sort();
+    Ok(files)
+}
+
+fn read_file(path: &Path, total: &mut u64, objects: &mut Objects, findings: &mut Findings) {
+    let name = path.file_name().map(|name| name.to_string_lossy().into_owned());
+    findings.enter_file(name.unwrap_or_default().into());
+    let text = match text(path, total) {
+        Ok(text) => text,
+        Err(why) => return findings.mistake(At::default(), "", why),
+    };
+    let (documents, trouble) = yaml::documents(&text);
+    for document in &documents {
+        for object in kinds::objects(document, findings) {
+            findings.enter_object(kinds::title(object));
+            objects.add(object, findings);
+        }
+    }
+    findings.enter_object(String::new());
+    if let Some(trouble) = trouble {
+        findings.mistake(
+            trouble.at,
+            "",
+            format!("this is no YAML that can be read: {}", trouble.sentence),
+        );
+    }
+}
+
+fn text(path: &Path, total: &mut u64) -> Result<String, String> {
+    let cannot = |why: std::io::Error| format!("cannot be read: {why}");
+    // A pipe would be waited for without end.
+    if !fs::metadata(path).map_err(cannot)?.is_file() {
+        return Err("is no file; expected a manifest".to_owned());
+    }
+    let mut bytes = Vec::new();
+    let file = fs::File::open(path).map_err(cannot)?;
+    file.take(MOST_FILE + 1).read_to_end(&mut bytes).map_err(cannot)?;
+    let length = bytes.len() as u64;
+    if length > MOST_FILE {
+        return Err(format!("is too long; expected at most {MOST_FILE} bytes"));
+    }
+    *total += length;
+    if *total > MOST_TOTAL {
+        return Err(format!(
+            "is too much with the files before it; expected at most {MOST_TOTAL} bytes in all"
+        ));
+    }
+    let text = String::from_utf8(bytes).map_err(|why| {
+        let line = 1 + why.as_bytes()[..why.utf8_error().valid_up_to()]
+            .iter()
+            .filter(|byte| **byte == b'\n')
+            .count();
+        format!("is not UTF-8: line {line} has other bytes")
+    })?;
+    match text.strip_prefix('\u{feff}') {
+        Some(rest) => Ok(rest.to_owned()),
+        None => Ok(text),
+    }
+}
+
+/// What a directory looks like from outside: when nothing of this changed, no file did.
+fn stamp(directory: &Path) -> Vec<(PathBuf, Option<(u64, SystemTime)>)> {
+    let files = list(directory, &mut Findings::default()).unwrap_or_default();
+    let stamp = |path: PathBuf| {
+        let metadata = fs::metadata(&path).ok();
+        let facts = metadata.and_then(|metadata| Some((metadata.len(), metadata.modified().ok()?)));
+        let real = fs::canonicalize(&path).unwrap_or(path);
+        (real, facts)
+    };
+    files.into_iter().map(stamp).collect()
+}
+
+impl Objects {
+    fn add(&mut self, document: &Node, findings: &mut Findings) {
+        let Some((name, read)) = kinds::read(document, findings) else {
+            return;
+        };
+        let place = (name, findings.file(), Arc::new(document.clone()));
+        match read {
+            kinds::Read::Service(value) => self.services.push(Object::at(place, value)),
+            kinds::Read::Workload(value) => self.workloads.push(Object::at(place, value)),
+            kinds::Read::InboundPolicy(value) => self.inbound.push(Object::at(place, value)),
+            kinds::Read::OutboundPolicy(value) => self.outbound.push(Object::at(place, value)),
+        }
+    }
+}
+
+impl<T> Object<T> {
+    fn at((name, file, document): (Name, Arc<str>, Arc<Node>), value: T) -> Object<T> {
+        Object {
+            name,
+            file,
+            document,
+            value,
+        }
+    }
+}

@@ -1,0 +1,750 @@
+//! Manifests that are right, and every way in which they can be wrong.
+
+use std::fs;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+use tokio_util::sync::CancellationToken;
+
+use super::*;
+use crate::cluster::{Algorithm, HealthMode, Mtls, TargetPort};
+
+/// A directory of its own, gone when it is dropped.
+pub struct Directory(pub PathBuf);
+
+impl Directory {
+    pub fn new() -> Directory {
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        let name = format!(
+            "portunus-file-{}-{}",
+            std::process::id(),
+            NEXT.fetch_add(1, Ordering::Relaxed)
+        );
+        let path = std::env::temp_dir().join(name);
+        fs::create_dir_all(&path).expect("a directory can be made");
+        Directory(path)
+    }
+
+    pub fn with(self, file: &str, text: &str) -> Directory {
+        self.write(file, text);
+        self
+    }
+
+    pub fn write(&self, file: &str, text: &str) {
+        fs::write(self.0.join(file), text).expect("a file can be written");
+    }
+}
+
+impl Drop for Directory {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}
+
+const GOOD: &str = "\
+apiVersion: v1
+kind: Service
+metadata: {name: greeter, namespace: shop}
+spec:
+  clusterIP: 10.96.0.10
+  selector: {app: greeter}
+  ports:
+  - {name: grpc-api, port: 80, targetPort: api}
+  - {name: metrics, port: 9090, appProtocol: http}
+---
+apiVersion: portunus.dev/v1alpha1
+kind: Workload
+metadata: {name: greeter-1, namespace: shop, labels: {app: greeter}}
+spec:
+  serviceAccount: greeter
+  addresses: [10.1.0.3, 'fd00::3']
+  ports:
+  - {name: api, port: 50051, appProtocol: grpc}
+  zone: a
+  weight: 3
+  joinTokenSha256: 9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08
+---
+apiVersion: portunus.dev/v1alpha1
+kind: InboundPolicy
+metadata: {name: all, namespace: shop}
+spec:
+  mtls: {mode: strict, ports: [{port: 9090, mode: permissive}]}
+---
+apiVersion: portunus.dev/v1alpha1
+kind: OutboundPolicy
+metadata: {name: greeter, namespace: shop}
+spec:
+  targetRefs: [{kind: Service, name: greeter, sectionName: grpc-api}]
+  balancer: {algorithm: RoundRobin, slowStart: 10s}
+  healthCheck: {mode: Watch, service: shop.Greeter, interval: 5s, timeout: 500ms, unhealthyThreshold: 2, healthyThreshold: 1}
+  outlier: {consecutiveFailures: 3, baseEjection: 30s, maxEjection: 5m, maxEjectionPercent: 40}
+";
+
+#[test]
+fn every_kind_is_read() {
+    let directory = Directory::new().with("shop.yaml", GOOD);
+    let reading = read(&directory.0);
+    assert_eq!(reading.findings, []);
+    let snapshot = reading.snapshot.expect("it is right");
+    let service = &snapshot.services[&Name::new("shop", "greeter")];
+    assert_eq!(
+        service.addresses,
+        ["10.96.0.10".parse::<std::net::IpAddr>().expect("an address")]
+    );
+    assert_eq!(service.ports[0].target, TargetPort::Named("api".to_owned()));
+    assert_eq!(service.ports[0].app_protocol, "grpc");
+    assert_eq!(service.ports[1].target, TargetPort::Number(9090));
+    let workload = &snapshot.workloads[&Name::new("shop", "greeter-1")];
+    assert_eq!((workload.weight, workload.zone.as_str()), (3, "a"));
+    assert_eq!(workload.addresses.len(), 2);
+    assert_eq!(
+        workload.join_token.as_ref().map(|hash| hash.0[..2].to_vec()),
+        Some(vec![0x9f, 0x86])
+    );
+    let inbound = &snapshot.inbound_policies[&Name::new("shop", "all")];
+    assert_eq!(
+        (inbound.mode, inbound.ports[&9090]),
+        (Some(Mtls::Strict), Mtls::Permissive)
+    );
+    let outbound = &snapshot.outbound_policies[&Name::new("shop", "greeter")];
+    assert_eq!(outbound.balancer.algorithm, Some(Algorithm::RoundRobin));
+    assert_eq!(outbound.health_check.mode, Some(HealthMode::Watch));
+    assert_eq!(outbound.health_check.timeout, Some(Duration::from_millis(500)));
+    assert_eq!(outbound.outlier.max_ejection, Some(Duration::from_secs(300)));
+}
+
+#[test]
+fn json_and_lists_are_read_and_other_kinds_are_noted() {
+    let json = r#"{"apiVersion": "v1", "kind": "List", "items": [
+        {"apiVersion": "v1", "kind": "Service", "metadata": {"name": "a"}, "spec": {"ports": [{"port": 80}]}},
+        {"apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": "a"}, "spec": {"replicas": 3}}
+    ]}"#;
+    let reading = read(
+        &Directory::new()
+            .with("all.json", json)
+            .with("empty.yaml", "# nothing\n")
+            .0,
+    );
+    let snapshot = reading.snapshot.expect("it is right");
+    assert!(snapshot.services.contains_key(&Name::new("default", "a")));
+    let told: Vec<_> = reading
+        .findings
+        .iter()
+        .map(|finding| (finding.severity, finding.object.as_str()))
+        .collect();
+    assert_eq!(told, [(Severity::Note, "Deployment default/a")]);
+}
+
+/// What stands in `bad.yaml` beside `GOOD`; the line and the field of the mistake; what its sentence has.
+const MISTAKES: &[(&str, u32, &str, &str)] = &[
+    // What is no YAML.
+    ("kind: [\n", 1, "", "no YAML"),
+    ("a: 1\na: 2\n", 2, "", "no YAML"),
+    ("kind: x\n  spec: y\n", 2, "", "no YAML"),
+    ("kind: *nobody\n", 1, "", "no YAML"),
+    ("- a\n- b\n", 1, "", "expected a map"),
+    ("hello\n", 1, "", "expected a map"),
+    // What is no object.
+    ("kind: Service\n", 1, "apiVersion", "is missing"),
+    ("apiVersion: v1\n", 1, "kind", "is missing"),
+    ("apiVersion: 1\nkind: Service\n", 1, "apiVersion", "in quotes"),
+    (
+        "apiVersion: portunus.dev/v1\nkind: Workload\n",
+        1,
+        "apiVersion",
+        "portunus.dev/v1alpha1",
+    ),
+    (
+        "apiVersion: portunus.dev/v1alpha1\nkind: Gateway\n",
+        2,
+        "kind",
+        "Workload, InboundPolicy",
+    ),
+    ("apiVersion: v1\nkind: List\nitems: 3\n", 3, "items", "a list"),
+    ("apiVersion: v1\nkind: Service\nspec: {}\n", 1, "metadata", "is missing"),
+    (
+        "apiVersion: v1\nkind: Service\nmetadata: {}\n",
+        3,
+        "metadata.name",
+        "is missing",
+    ),
+    (
+        "apiVersion: v1\nkind: Service\nmetadata:\n  name: Shop\n",
+        4,
+        "metadata.name",
+        "DNS label",
+    ),
+    (
+        "apiVersion: v1\nkind: Service\nmetadata:\n  name: -a\n",
+        4,
+        "metadata.name",
+        "DNS label",
+    ),
+    (
+        "apiVersion: v1\nkind: Service\nmetadata:\n  name: 7\n",
+        4,
+        "metadata.name",
+        "DNS label",
+    ),
+    (
+        "apiVersion: v1\nkind: Service\nmetadata:\n  name: a\n  namespace: a.b\n",
+        5,
+        "metadata.namespace",
+        "DNS label",
+    ),
+    (
+        "apiVersion: v1\nkind: Service\nmetadata: {name: a}\n",
+        1,
+        "spec",
+        "is missing",
+    ),
+    // Service; `spec:` is line 4.
+    ("S  clusterIP: 10.0.0\n", 5, "spec.clusterIP", "IP address"),
+    ("S  clusterIP: 0.0.0.0\n", 5, "spec.clusterIP", "IP address"),
+    ("S  clusterIP: 10.96.0.10\n", 5, "spec.clusterIP", "another Service"),
+    (
+        "S  clusterIPs: [10.0.0.1, 10.0.0.1]\n",
+        5,
+        "spec.clusterIPs[1]",
+        "second time",
+    ),
+    ("S  selector: [app]\n", 5, "spec.selector", "map of texts"),
+    ("S  selector: {app: 1}\n", 5, "spec.selector.app", "in quotes"),
+    ("S  ports: 80\n", 5, "spec.ports", "a list"),
+    ("S  ports: [80]\n", 5, "spec.ports[0]", "a map"),
+    ("S  ports:\n  - name: a\n", 6, "spec.ports[0].port", "is missing"),
+    ("S  ports:\n  - port: 0\n", 6, "spec.ports[0].port", "1 to 65535"),
+    ("S  ports:\n  - port: 65536\n", 6, "spec.ports[0].port", "1 to 65535"),
+    ("S  ports:\n  - port: -1\n", 6, "spec.ports[0].port", "1 to 65535"),
+    ("S  ports:\n  - port: '80'\n", 6, "spec.ports[0].port", "whole number"),
+    ("S  ports:\n  - port: 80.5\n", 6, "spec.ports[0].port", "whole number"),
+    (
+        "S  ports:\n  - port: 80\n    targetPort: 99999\n",
+        7,
+        "spec.ports[0].targetPort",
+        "1 to 65535",
+    ),
+    (
+        "S  ports:\n  - port: 80\n    targetPort: A_b\n",
+        7,
+        "spec.ports[0].targetPort",
+        "DNS label",
+    ),
+    (
+        "S  ports:\n  - port: 80\n    protocol: QUIC\n",
+        7,
+        "spec.ports[0].protocol",
+        "TCP, UDP",
+    ),
+    (
+        "S  ports:\n  - {name: a, port: 80}\n  - {name: b, port: 80}\n",
+        7,
+        "spec.ports[1].port",
+        "second time",
+    ),
+    (
+        "S  ports:\n  - {name: a, port: 80}\n  - {name: a, port: 81}\n",
+        7,
+        "spec.ports[1].name",
+        "second time",
+    ),
+    (
+        "S  ports:\n  - {name: a, port: 80}\n  - {port: 81}\n",
+        7,
+        "spec.ports[1].name",
+        "is missing",
+    ),
+    // Workload.
+    (
+        "W  addresses: [10.0.0.1]\n  port: 80\n",
+        6,
+        "spec.port",
+        "is no field here",
+    ),
+    ("W  serviceAccount: web\n", 5, "spec.addresses", "is missing"),
+    ("W  addresses: []\n", 5, "spec.addresses", "is empty"),
+    ("W  addresses: 10.0.0.1\n", 5, "spec.addresses", "a list"),
+    ("W  addresses: [localhost]\n", 5, "spec.addresses[0]", "IP address"),
+    ("W  addresses: [224.0.0.1]\n", 5, "spec.addresses[0]", "IP address"),
+    (
+        "W  addresses: [10.0.0.1, 10.0.0.1]\n",
+        5,
+        "spec.addresses[1]",
+        "second time",
+    ),
+    (
+        "W  addresses: [10.96.0.10]\n",
+        5,
+        "spec.addresses[0]",
+        "address of a Service",
+    ),
+    (
+        "W  addresses: [10.1.0.3]\n  ports:\n  - port: 50051\n",
+        7,
+        "spec.ports[0].port",
+        "another Workload",
+    ),
+    (
+        "W  addresses: [10.0.0.1]\n  serviceAccount: a/b\n",
+        6,
+        "spec.serviceAccount",
+        "DNS label",
+    ),
+    ("W  addresses: [10.0.0.1]\n  zone: 3\n", 6, "spec.zone", "in quotes"),
+    (
+        "W  addresses: [10.0.0.1]\n  weight: 0\n",
+        6,
+        "spec.weight",
+        "from 1 to 10000",
+    ),
+    (
+        "W  addresses: [10.0.0.1]\n  ports: [{port: 80, tls: true}]\n",
+        6,
+        "spec.ports[0].tls",
+        "is no field here",
+    ),
+    (
+        "W  addresses: [10.0.0.1]\n  ports: [{port: 80}, {port: 80}]\n",
+        6,
+        "spec.ports[1].port",
+        "second time",
+    ),
+    (
+        "W  addresses: [10.0.0.1]\n  ports: [{name: a, port: 80}, {name: a, port: 81}]\n",
+        6,
+        "spec.ports[1].name",
+        "second",
+    ),
+    (
+        "W  addresses: [10.0.0.1]\n  joinTokenSha256: abc\n",
+        6,
+        "spec.joinTokenSha256",
+        "64 hex digits",
+    ),
+    (
+        "W  addresses: [10.0.0.1]\n  joinTokenSha256: zf86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08\n",
+        6,
+        "spec.joinTokenSha256",
+        "64 hex digits",
+    ),
+    (
+        "W  addresses: [10.0.0.1]\n  joinTokenSha256: 9F86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08\n",
+        6,
+        "spec.joinTokenSha256",
+        "another Workload",
+    ),
+    // InboundPolicy.
+    ("I  mtls: strict\n", 5, "spec.mtls", "a map"),
+    (
+        "I  mtls: {mode: STRICT}\n",
+        5,
+        "spec.mtls.mode",
+        "strict, permissive, disabled",
+    ),
+    (
+        "I  mtls: {mod: strict}\n",
+        5,
+        "spec.mtls.mod",
+        "expected one of mode, ports",
+    ),
+    (
+        "I  mtls:\n    ports:\n    - mode: strict\n",
+        7,
+        "spec.mtls.ports[0].port",
+        "is missing",
+    ),
+    (
+        "I  mtls:\n    ports:\n    - port: 1\n",
+        7,
+        "spec.mtls.ports[0].mode",
+        "is missing",
+    ),
+    (
+        "I  mtls:\n    ports:\n    - {port: 1, mode: off}\n",
+        7,
+        "spec.mtls.ports[0].mode",
+        "strict, permissive",
+    ),
+    (
+        "I  mtls: {ports: [{port: 1, mode: strict}, {port: 1, mode: strict}]}\n",
+        5,
+        "spec.mtls.ports[1].port",
+        "second",
+    ),
+    (
+        "I  mtls: {mode: strict}\n  selector: {app: a}\n",
+        6,
+        "spec.selector.app",
+        "is no field here",
+    ),
+    (
+        "I  mtls: {mode: strict}\n  rules: []\n",
+        6,
+        "spec.rules",
+        "not understood by this version",
+    ),
+    (
+        "I  mtls: {mode: disabled}\n",
+        5,
+        "spec.mtls.mode",
+        "contradicts InboundPolicy shop/all",
+    ),
+    (
+        "I  mtls: {ports: [{port: 9090, mode: strict}]}\n",
+        5,
+        "spec.mtls.ports",
+        "contradicts InboundPolicy shop/all",
+    ),
+    // OutboundPolicy.
+    ("O  balancer: {}\n", 5, "spec.targetRefs", "is missing"),
+    (
+        "O  targetRefs: [{name: greeter}]\n",
+        5,
+        "spec.targetRefs[0].kind",
+        "is missing",
+    ),
+    (
+        "O  targetRefs: [{kind: Pod, name: greeter}]\n",
+        5,
+        "spec.targetRefs[0].kind",
+        "one of Service",
+    ),
+    (
+        "O  targetRefs: [{kind: Service}]\n",
+        5,
+        "spec.targetRefs[0].name",
+        "is missing",
+    ),
+    (
+        "O  targetRefs: [{kind: Service, name: nobody}]\n",
+        5,
+        "spec.targetRefs[0].name",
+        "no Service shop/nobody",
+    ),
+    (
+        "O  targetRefs: [{kind: Service, name: greeter, sectionName: http}]\n",
+        5,
+        "spec.targetRefs[0].sectionName",
+        "no port called",
+    ),
+    (
+        "O  targetRefs: [{kind: Service, name: greeter}, {kind: Service, name: greeter}]\n",
+        5,
+        "spec.targetRefs[1]",
+        "second time",
+    ),
+    ("O  hosts: ['a b']\n", 5, "spec.hosts[0]", "host's name"),
+    ("O  hosts: ['a.example:80']\n", 5, "spec.hosts[0]", "host's name"),
+    ("O  hosts: [10.0.0.1]\n", 5, "spec.hosts[0]", "host's name"),
+    ("O  hosts: [a.example, A.example.]\n", 5, "spec.hosts[1]", "second time"),
+    (
+        "O  hosts: [a.example]\n  balancer: {algorithm: Random}\n",
+        6,
+        "spec.balancer.algorithm",
+        "P2cEwma, RoundRobin",
+    ),
+    (
+        "O  hosts: [a.example]\n  balancer: {slowStart: 10}\n",
+        6,
+        "spec.balancer.slowStart",
+        "such as 500ms",
+    ),
+    (
+        "O  hosts: [a.example]\n  balancer: {slowStart: 1.5s}\n",
+        6,
+        "spec.balancer.slowStart",
+        "such as 500ms",
+    ),
+    (
+        "O  hosts: [a.example]\n  healthCheck: {mode: check}\n",
+        6,
+        "spec.healthCheck.mode",
+        "Check, Watch, Off",
+    ),
+    (
+        "O  hosts: [a.example]\n  healthCheck: {interval: 0s}\n",
+        6,
+        "spec.healthCheck.interval",
+        "from 10ms to 24h",
+    ),
+    (
+        "O  hosts: [a.example]\n  healthCheck: {timeout: 25h}\n",
+        6,
+        "spec.healthCheck.timeout",
+        "from 10ms to 24h",
+    ),
+    (
+        "O  hosts: [a.example]\n  healthCheck: {unhealthyThreshold: 0}\n",
+        6,
+        "spec.healthCheck.unhealthyThreshold",
+        "from 1",
+    ),
+    (
+        "O  hosts: [a.example]\n  healthCheck: {healthyThreshold: -1}\n",
+        6,
+        "spec.healthCheck.healthyThreshold",
+        "from 1",
+    ),
+    (
+        "O  hosts: [a.example]\n  outlier: {maxEjectionPercent: 101}\n",
+        6,
+        "spec.outlier.maxEjectionPercent",
+        "to 100",
+    ),
+    (
+        "O  hosts: [a.example]\n  outlier: {consecutiveFailures: 0}\n",
+        6,
+        "spec.outlier.consecutiveFailures",
+        "from 1",
+    ),
+    (
+        "O  hosts: [a.example]\n  outlier: {mode: Maybe}\n",
+        6,
+        "spec.outlier.mode",
+        "On, Off",
+    ),
+    (
+        "O  hosts: [a.example]\n  outlier: {baseEjection: 1m, maxEjection: 1s}\n",
+        6,
+        "spec.outlier",
+        "shorter than baseEjection",
+    ),
+    (
+        "O  hosts: [a.example]\n  retry: {}\n",
+        6,
+        "spec.retry",
+        "not understood by this version",
+    ),
+    ("O  hosts: [a.example]\nextra: 1\n", 6, "extra", "is no field here"),
+];
+
+/// The first letter of a text stands for the lines before its `spec`.
+fn whole(text: &str) -> String {
+    let head = |version: &str, kind: &str, rest: &str| {
+        format!("apiVersion: {version}\nkind: {kind}\nmetadata: {{name: bad, namespace: shop}}\nspec:\n{rest}")
+    };
+    let ours = "portunus.dev/v1alpha1";
+    match text.split_at(1) {
+        ("S", rest) => head("v1", "Service", rest),
+        ("W", rest) => head(ours, "Workload", rest),
+        ("I", rest) => head(ours, "InboundPolicy", rest),
+        ("O", rest) => head(ours, "OutboundPolicy", rest),
+        _ => text.to_owned(),
+    }
+}
+
+#[test]
+fn every_mistake_names_its_file_line_and_field_and_stops_the_state() {
+    assert!(MISTAKES.len() >= 50);
+    let mut wrong = Vec::new();
+    for (text, line, field, sentence) in MISTAKES {
+        let directory = Directory::new()
+            .with("a-good.yaml", GOOD)
+            .with("bad.yaml", &whole(text));
+        let reading = read(&directory.0);
+        assert!(reading.snapshot.is_none(), "{text}: was taken");
+        let mistakes = reading
+            .findings
+            .iter()
+            .filter(|finding| finding.severity == Severity::Mistake);
+        let mistakes: Vec<_> = mistakes.collect();
+        let is_it = |found: &&&Finding| {
+            let near = found
+                .line
+                .is_some_and(|at| at.abs_diff(*line) <= u32::from(field.is_empty()));
+            &*found.file == "bad.yaml" && near && found.field.starts_with(field) && found.message.contains(sentence)
+        };
+        if !mistakes.iter().any(|found| is_it(&found)) || mistakes.len() != 1 {
+            wrong.push(format!("{text}: {mistakes:#?}"));
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+#[test]
+fn the_mistakes_of_all_files_are_told_together() {
+    let directory = Directory::new()
+        .with("a.yaml", &whole("S  clusterIP: x\n  ports: [{port: 0}, {port: x}]\n"))
+        .with("b.yaml", "kind: [\n")
+        .with("c.yaml", &whole("W  addresses: [x, y]\n  weight: -1\n"));
+    let reading = read(&directory.0);
+    let files: Vec<_> = reading
+        .findings
+        .iter()
+        .map(|finding| finding.file.to_string())
+        .collect();
+    assert_eq!(
+        files.iter().filter(|file| *file == "a.yaml").count(),
+        5,
+        "{:#?}",
+        reading.findings
+    );
+    assert_eq!(files.iter().filter(|file| *file == "b.yaml").count(), 1);
+    assert_eq!(files.iter().filter(|file| *file == "c.yaml").count(), 3);
+}
+
+#[test]
+fn what_is_no_file_of_manifests_is_a_mistake() {
+    let directory = Directory::new();
+    assert!(read(&directory.0).findings[0].message.contains("has no manifest"));
+    assert!(
+        read(&directory.0.join("nowhere")).findings[0]
+            .message
+            .contains("cannot be read")
+    );
+    fs::write(directory.0.join("a.yaml"), b"a: \xff\n").expect("a file can be written");
+    assert!(read(&directory.0).findings[0].message.contains("not UTF-8"));
+    directory.write("a.yaml", &"#".repeat(1 + MOST_FILE as usize));
+    assert!(read(&directory.0).findings[0].message.contains("too long"));
+    fs::remove_file(directory.0.join("a.yaml")).expect("it is there");
+    fs::create_dir(directory.0.join("b.yaml")).expect("a directory can be made");
+    assert!(read(&directory.0).findings[0].message.contains("is no file"));
+}
+
+#[test]
+fn a_name_that_comes_twice_says_where_the_other_is() {
+    let reading = read(&Directory::new().with("a.yaml", GOOD).with("b.yaml", GOOD).0);
+    let twice = reading.findings.iter().filter(|found| found.field == "metadata.name");
+    let twice: Vec<_> = twice.collect();
+    assert_eq!(twice.len(), 4, "{:#?}", reading.findings);
+    assert!(twice[0].message.contains("a.yaml:"), "{}", twice[0]);
+}
+
+#[test]
+fn a_narrower_policy_overrules_one_of_the_whole_namespace() {
+    let narrow = whole("I  selector: {matchLabels: {app: greeter}}\n  mtls: {mode: disabled}\n");
+    let reading = read(&Directory::new().with("a.yaml", GOOD).with("b.yaml", &narrow).0);
+    assert_eq!(reading.findings, []);
+}
+
+#[test]
+fn what_selects_nothing_is_a_warning() {
+    let doubtful = [
+        whole("S  selector: {app: nobody}\n  ports: [{port: 80}]\n"),
+        whole("S  selector: {app: greeter}\n  ports: [{port: 80, targetPort: nobody}]\n"),
+        whole("I  selector: {matchLabels: {app: nobody}}\n  mtls: {mode: strict}\n"),
+        whole("I  selector: {matchLabels: {app: greeter}}\n"),
+        whole("O  targetRefs: [{kind: Service, name: greeter, sectionName: grpc-api}]\n"),
+        whole("S  ports: [{port: 80, appProtocol: gopher}]\n"),
+    ];
+    for text in doubtful {
+        let reading = read(&Directory::new().with("a.yaml", GOOD).with("b.yaml", &text).0);
+        assert!(reading.snapshot.is_some(), "{text}: {:#?}", reading.findings);
+        let severities: Vec<_> = reading.findings.iter().map(|finding| finding.severity).collect();
+        assert_eq!(severities, [Severity::Warning], "{text}: {:#?}", reading.findings);
+    }
+}
+
+#[test]
+fn a_sentence_never_carries_what_a_terminal_would_obey() {
+    let reading = read(
+        &Directory::new()
+            .with("a.yaml", &whole("W  addresses: [\"\\e[2J\\r\\n\"]\n  \"\\e[0m\": 1\n"))
+            .0,
+    );
+    assert!(reading.findings.len() >= 2);
+    for finding in reading.findings {
+        assert!(!finding.to_string().contains(char::is_control), "{finding:?}");
+    }
+}
+
+async fn following(directory: &Directory, poll: Duration) -> (Watching, CancellationToken) {
+    let stop = CancellationToken::new();
+    let mut source = Source::new(&directory.0);
+    source.poll = poll;
+    (source.follow(stop.clone()).await, stop)
+}
+
+const SOON: Duration = Duration::from_secs(10);
+const NEVER: Duration = Duration::from_secs(3_600);
+
+#[tokio::test]
+async fn a_new_state_is_taken_whole_and_a_bad_one_leaves_the_last_good() {
+    let directory = Directory::new().with("a.yaml", GOOD);
+    let (mut watching, stop) = following(&directory, NEVER).await;
+    assert_eq!(
+        watching
+            .states
+            .borrow_and_update()
+            .as_ref()
+            .map(|state| state.services.len()),
+        Some(1)
+    );
+    directory.write("b.yaml", &whole("S  ports: [{port: 0}]\n"));
+    let refused = watching.health.wait_for(Health::is_refused);
+    tokio::time::timeout(SOON, refused)
+        .await
+        .expect("it is seen")
+        .expect("it lives");
+    assert!(!watching.states.has_changed().expect("it lives"));
+    directory.write("b.yaml", &whole("S  ports: [{port: 81}]\n"));
+    tokio::time::timeout(SOON, watching.states.changed())
+        .await
+        .expect("it is seen")
+        .expect("it lives");
+    assert_eq!(
+        watching.states.borrow().as_ref().map(|state| state.services.len()),
+        Some(2)
+    );
+    let mended = watching.health.wait_for(|health| !health.is_refused());
+    tokio::time::timeout(SOON, mended)
+        .await
+        .expect("it is seen")
+        .expect("it lives");
+    stop.cancel();
+    watching.ended().await;
+}
+
+#[tokio::test]
+async fn the_swap_of_a_symlink_is_seen() {
+    let directory = Directory::new();
+    for (generation, text) in [("..1", GOOD.to_owned()), ("..2", whole("S  ports: [{port: 81}]\n"))] {
+        fs::create_dir(directory.0.join(generation)).expect("a directory can be made");
+        directory.write(&format!("{generation}/a.yaml"), &text);
+    }
+    let link =
+        |from: &str, to: &str| std::os::unix::fs::symlink(from, directory.0.join(to)).expect("a link can be made");
+    link("..1", "..data");
+    link("..data/a.yaml", "a.yaml");
+    let (mut watching, stop) = following(&directory, NEVER).await;
+    assert!(
+        watching
+            .states
+            .borrow_and_update()
+            .as_ref()
+            .is_some_and(|state| state.workloads.len() == 1)
+    );
+    link("..2", "..tmp");
+    fs::rename(directory.0.join("..tmp"), directory.0.join("..data")).expect("it can be swapped");
+    tokio::time::timeout(SOON, watching.states.changed())
+        .await
+        .expect("it is seen")
+        .expect("it lives");
+    assert!(
+        watching
+            .states
+            .borrow()
+            .as_ref()
+            .is_some_and(|state| state.workloads.is_empty())
+    );
+    stop.cancel();
+    watching.ended().await;
+}
+
+#[tokio::test]
+async fn a_directory_that_comes_later_is_found() {
+    let directory = Directory::new();
+    fs::remove_dir(&directory.0).expect("it is empty");
+    let (mut watching, stop) = following(&directory, Duration::from_millis(20)).await;
+    assert!(watching.states.borrow().is_none() && watching.health.borrow().is_refused());
+    fs::create_dir(&directory.0).expect("a directory can be made");
+    directory.write("a.yaml", GOOD);
+    let found = watching.states.wait_for(Option::is_some);
+    tokio::time::timeout(SOON, found)
+        .await
+        .expect("it is seen")
+        .expect("it lives");
+    stop.cancel();
+    watching.ended().await;
+}

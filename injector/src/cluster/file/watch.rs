@@ -1,0 +1,232 @@
+//! Follows a directory: a new state is taken whole, and the last good one stays while there are mistakes.
+//!
+//! The kernel says when something changed; a slow look at the files' stamps is the net below it (network file systems
+//! say nothing). Kubernetes swaps a symlink, which is a change in the directory like any other.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use notify::{RecommendedWatcher, RecursiveMode, Watcher};
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinHandle;
+use tokio::time::{Instant, sleep_until, timeout_at};
+use tokio_util::sync::CancellationToken;
+use tracing::{error, info, warn};
+
+use super::{Finding, Reading, Severity};
+use crate::cluster::{Snapshot, States};
+
+/// How a directory is followed.
+#[derive(Clone, Debug)]
+pub struct Source {
+    /// Where the manifests are.
+    pub directory: PathBuf,
+    /// How long it must be quiet after a change before it is read. 50 ms by default.
+    pub quiet: Duration,
+    /// How often it is looked at if nothing is heard of it. 5 s by default.
+    pub poll: Duration,
+}
+
+/// What the newest reading was like.
+#[derive(Clone, Debug, Default)]
+pub struct Health {
+    /// How many readings were taken.
+    pub accepted: u64,
+    /// How many were not.
+    pub refused: u64,
+    /// What was found in the newest. It was refused if a mistake is among it.
+    pub findings: Arc<[Finding]>,
+    /// When the state in force was taken.
+    pub since: Option<SystemTime>,
+}
+
+/// A directory that is being followed.
+#[derive(Debug)]
+pub struct Watching {
+    /// The newest state that was accepted; `None` until there is one.
+    pub states: States,
+    /// What the newest reading was like.
+    pub health: watch::Receiver<Health>,
+    task: JoinHandle<()>,
+}
+
+/// After this much of changes without a pause it is read all the same.
+const MOST_UNREST: Duration = Duration::from_secs(1);
+
+impl Source {
+    /// A directory with the usual times.
+    pub fn new(directory: impl Into<PathBuf>) -> Source {
+        Source {
+            directory: directory.into(),
+            quiet: Duration::from_millis(50),
+            poll: Duration::from_secs(5),
+        }
+    }
+
+    /// Reads the directory now, and again after each change, until `stop`.
+    pub async fn follow(self, stop: CancellationToken) -> Watching {
+        let (to_states, states) = watch::channel(None);
+        let (to_health, health) = watch::channel(Health::default());
+        let follower = Follower {
+            source: self,
+            states: to_states,
+            health: to_health,
+        };
+        // Watched before it is read: what changes meanwhile is not missed.
+        let ears = Ears::at(&follower.source.directory);
+        let seen = follower.take().await;
+        let task = tokio::spawn(async move {
+            stop.run_until_cancelled(follower.run(seen, ears)).await;
+        });
+        Watching { states, health, task }
+    }
+}
+
+impl Health {
+    /// Whether the newest reading was refused.
+    pub fn is_refused(&self) -> bool {
+        self.findings
+            .iter()
+            .any(|finding| finding.severity == Severity::Mistake)
+    }
+}
+
+impl Watching {
+    /// Waits until it has stopped.
+    pub async fn ended(self) {
+        let _ = self.task.await;
+    }
+}
+
+struct Follower {
+    source: Source,
+    states: watch::Sender<Option<Arc<Snapshot>>>,
+    health: watch::Sender<Health>,
+}
+
+type Stamp = Vec<(PathBuf, Option<(u64, SystemTime)>)>;
+
+impl Follower {
+    async fn run(self, mut seen: Stamp, mut ears: Ears) {
+        loop {
+            let next_look = Instant::now() + self.source.poll;
+            tokio::select! {
+                Some(()) = ears.changes.recv() => self.calm(&mut ears).await,
+                () = sleep_until(next_look) => {
+                    if self.look().await == seen {
+                        continue;
+                    }
+                    // The directory itself may be another one than before.
+                    ears = Ears::at(&self.source.directory);
+                }
+            }
+            seen = self.take().await;
+        }
+    }
+
+    /// Waits until it is quiet.
+    async fn calm(&self, ears: &mut Ears) {
+        let latest = Instant::now() + MOST_UNREST;
+        loop {
+            let quiet = Instant::now() + self.source.quiet;
+            match timeout_at(quiet.min(latest), ears.changes.recv()).await {
+                Ok(Some(())) if Instant::now() < latest => {}
+                Ok(_) | Err(_) => return,
+            }
+        }
+    }
+
+    async fn look(&self) -> Stamp {
+        let directory = self.source.directory.clone();
+        tokio::task::spawn_blocking(move || super::stamp(&directory))
+            .await
+            .unwrap_or_default()
+    }
+
+    /// Reads the directory, and takes what it says if all of it is right.
+    async fn take(&self) -> Stamp {
+        let directory = self.source.directory.clone();
+        let read = move || {
+            let stamp = super::stamp(&directory);
+            (stamp, super::read(&directory))
+        };
+        match tokio::task::spawn_blocking(read).await {
+            Ok((stamp, reading)) => {
+                self.publish(reading);
+                stamp
+            }
+            Err(why) => {
+                error!(%why, "the manifests could not be read");
+                Stamp::new()
+            }
+        }
+    }
+
+    fn publish(&self, reading: Reading) {
+        for finding in &reading.findings {
+            match finding.severity {
+                Severity::Mistake => error!(finding = %finding, "a manifest is wrong"),
+                Severity::Warning => warn!(finding = %finding, "a manifest is doubtful"),
+                Severity::Note => {}
+            }
+        }
+        let accepted = reading.snapshot.is_some();
+        match reading.snapshot {
+            Some(snapshot) => {
+                info!(
+                    services = snapshot.services.len(),
+                    workloads = snapshot.workloads.len(),
+                    policies = snapshot.inbound_policies.len() + snapshot.outbound_policies.len(),
+                    "a state was taken"
+                );
+                let snapshot = Some(Arc::new(snapshot));
+                self.states.send_if_modified(|state| {
+                    let differs = *state != snapshot;
+                    *state = snapshot;
+                    differs
+                });
+            }
+            None => error!("the manifests have mistakes: the last good state stays in force"),
+        }
+        self.health.send_modify(|health| {
+            health.findings = reading.findings.into();
+            if accepted {
+                health.accepted += 1;
+                health.since = Some(SystemTime::now());
+            } else {
+                health.refused += 1;
+            }
+        });
+    }
+}
+
+/// Hears of changes in a directory. Where the kernel says nothing, the poll is what remains.
+struct Ears {
+    changes: mpsc::Receiver<()>,
+    /// It stops when it is dropped.
+    _watcher: Option<RecommendedWatcher>,
+}
+
+impl Ears {
+    fn at(directory: &Path) -> Ears {
+        let (to, changes) = mpsc::channel(1);
+        let heard = move |event: notify::Result<notify::Event>| {
+            // To read a file is no change.
+            if !event.is_ok_and(|event| event.kind.is_access()) {
+                let _ = to.try_send(());
+            }
+        };
+        let watcher = notify::recommended_watcher(heard).and_then(|mut watcher| {
+            watcher.watch(directory, RecursiveMode::NonRecursive)?;
+            Ok(watcher)
+        });
+        if let Err(why) = &watcher {
+            warn!(directory = %directory.display(), %why, "changes are not heard of, only looked for");
+        }
+        Ears {
+            changes,
+            _watcher: watcher.ok(),
+        }
+    }
+}

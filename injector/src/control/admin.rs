@@ -1,0 +1,160 @@
+//! The operator's door: live, ready, metrics, and what was found in the source. Bounded, since anybody may knock.
+
+use std::convert::Infallible;
+use std::fmt::Write;
+use std::sync::Arc;
+use std::time::Duration;
+
+use http::{Method, Request, Response, StatusCode, header};
+use http_body_util::Full;
+use hyper::body::{Bytes, Incoming};
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{Semaphore, watch};
+use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tracing::debug;
+
+use super::identity::Authority;
+use super::numbers::{Facts, Numbers};
+use super::server::tls::Serving;
+use crate::cluster::file::Health;
+
+/// What the pages are made of.
+#[derive(Clone)]
+pub struct Admin {
+    /// What is counted.
+    pub numbers: Arc<Numbers>,
+    /// The newest reading of the source.
+    pub health: watch::Receiver<Health>,
+    /// Who signs.
+    pub authorities: watch::Receiver<Arc<Authority>>,
+    /// What is wrong with the authority's files.
+    pub authority_trouble: watch::Receiver<Option<String>>,
+    /// TLS as it is.
+    pub serving: watch::Receiver<Serving>,
+    /// Whether sidecars are served.
+    pub open: watch::Receiver<bool>,
+}
+
+/// How many connections there may be.
+const MOST_CONNECTIONS: usize = 64;
+/// How long one may last.
+const LONGEST: Duration = Duration::from_secs(10);
+
+impl Admin {
+    /// Serves the pages until `stop`.
+    pub async fn serve(self, listeners: Vec<TcpListener>, stop: CancellationToken) {
+        let tracker = TaskTracker::new();
+        let seats = Arc::new(Semaphore::new(MOST_CONNECTIONS));
+        for listener in listeners {
+            let accept = self.clone().accept(listener, seats.clone(), tracker.clone());
+            tracker.spawn(stop.clone().run_until_cancelled_owned(accept));
+        }
+        stop.cancelled().await;
+        tracker.close();
+        let _ = timeout(Duration::from_secs(1), tracker.wait()).await;
+    }
+
+    async fn accept(self, listener: TcpListener, seats: Arc<Semaphore>, tracker: TaskTracker) {
+        loop {
+            let Ok(seat) = seats.clone().acquire_owned().await else {
+                return;
+            };
+            match listener.accept().await {
+                Ok((stream, _)) => {
+                    let admin = self.clone();
+                    tracker.spawn(async move {
+                        let _ = timeout(LONGEST, admin.connection(stream)).await;
+                        drop(seat);
+                    });
+                }
+                Err(why) => {
+                    debug!(%why, "a connection to the admin pages was not accepted");
+                    tokio::time::sleep(Duration::from_millis(50)).await;
+                }
+            }
+        }
+    }
+
+    async fn connection(&self, stream: TcpStream) {
+        let answer = service_fn(|request| async move { Ok::<_, Infallible>(self.answer(&request)) });
+        let served = http1::Builder::new()
+            .timer(TokioTimer::new())
+            .header_read_timeout(LONGEST / 2)
+            .max_headers(64)
+            .max_buf_size(16 << 10)
+            .keep_alive(false)
+            .serve_connection(TokioIo::new(stream), answer);
+        if let Err(why) = served.await {
+            debug!(%why, "a connection to the admin pages broke");
+        }
+    }
+
+    fn answer(&self, request: &Request<Incoming>) -> Response<Full<Bytes>> {
+        if request.method() != Method::GET && request.method() != Method::HEAD {
+            return page(StatusCode::METHOD_NOT_ALLOWED, "only GET is answered here\n".to_owned());
+        }
+        match request.uri().path() {
+            "/live" => page(StatusCode::OK, "live\n".to_owned()),
+            "/ready" if *self.open.borrow() => page(StatusCode::OK, "ready\n".to_owned()),
+            "/ready" => page(StatusCode::SERVICE_UNAVAILABLE, self.why_not()),
+            "/metrics" => page(StatusCode::OK, self.numbers.page(&self.facts())),
+            "/source" => page(StatusCode::OK, self.source()),
+            _ => page(
+                StatusCode::NOT_FOUND,
+                "there are /live, /ready, /metrics and /source\n".to_owned(),
+            ),
+        }
+    }
+
+    fn why_not(&self) -> String {
+        match self.health.borrow().since {
+            Some(_) => "control stops\n".to_owned(),
+            None => "no state has been read yet that has no mistakes; /source has them\n".to_owned(),
+        }
+    }
+
+    fn source(&self) -> String {
+        let health = self.health.borrow().clone();
+        let newest = if health.is_refused() {
+            "refused: the last good state stays in force"
+        } else {
+            "taken"
+        };
+        let mut page = format!(
+            "the newest state was {newest}\ntaken {}, refused {}\n",
+            health.accepted, health.refused
+        );
+        for finding in health.findings.iter() {
+            let _ = writeln!(page, "{finding}");
+        }
+        page
+    }
+
+    fn facts(&self) -> Facts {
+        let health = self.health.borrow();
+        let authority = self.authorities.borrow();
+        Facts {
+            accepted: health.accepted,
+            refused: health.refused,
+            source_error: health.is_refused(),
+            state_since: health.since,
+            authority_error: self.authority_trouble.borrow().is_some(),
+            issuer_ends: Some(authority.not_after()),
+            root_ends: Some(authority.roots_not_after()),
+            own_ends: Some(self.serving.borrow().life.1),
+        }
+    }
+}
+
+fn page(status: StatusCode, text: String) -> Response<Full<Bytes>> {
+    let mut response = Response::new(Full::from(text));
+    *response.status_mut() = status;
+    let plain = header::HeaderValue::from_static("text/plain; charset=utf-8");
+    response.headers_mut().insert(header::CONTENT_TYPE, plain);
+    response
+}

@@ -1,0 +1,225 @@
+//! A state, arranged for questions: names and addresses to services, endpoints and policy.
+
+use std::collections::{BTreeMap, HashMap};
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+
+use portunus_proto::mesh::v1::{self, subject, update};
+use portunus_proto::{SpiffeId, TrustDomain};
+
+use super::policy::{self, Accepts};
+use crate::cluster::{Mtls, Name, OutboundPolicy, ServicePort, Snapshot, TargetPort, selects};
+
+/// The names that do not stand in a state.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Realm {
+    /// Of all identities.
+    pub trust_domain: TrustDomain,
+    /// What services' names end in, `cluster.local`.
+    pub cluster_domain: String,
+}
+
+/// A state and what follows from it, made once for all who ask.
+#[derive(Debug)]
+pub struct World {
+    realm: Realm,
+    snapshot: Arc<Snapshot>,
+    /// Which workloads a service selects.
+    members: BTreeMap<Name, Vec<Name>>,
+    accepts: BTreeMap<Name, Accepts>,
+    services: HashMap<IpAddr, Name>,
+    workloads: HashMap<SocketAddr, Name>,
+    /// By service and port's name.
+    policies: HashMap<(Name, Option<String>), Name>,
+    /// By namespace and host.
+    hosts: HashMap<(String, String), Name>,
+}
+
+impl World {
+    /// Arranges a state.
+    pub fn of(snapshot: Arc<Snapshot>, realm: Realm) -> World {
+        let mut world = World {
+            realm,
+            members: BTreeMap::new(),
+            accepts: BTreeMap::new(),
+            services: HashMap::new(),
+            workloads: HashMap::new(),
+            policies: HashMap::new(),
+            hosts: HashMap::new(),
+            snapshot: snapshot.clone(),
+        };
+        for (name, service) in &snapshot.services {
+            let of_namespace = Name::new(name.namespace.clone(), "")..;
+            let workloads = snapshot.workloads.range(of_namespace);
+            let workloads = workloads.take_while(|(workload, _)| workload.namespace == name.namespace);
+            let selected = workloads.filter(|(_, workload)| selects(&service.selector, &workload.labels));
+            world
+                .members
+                .insert(name.clone(), selected.map(|(name, _)| name.clone()).collect());
+            for address in &service.addresses {
+                world.services.insert(*address, name.clone());
+            }
+        }
+        for (name, workload) in &snapshot.workloads {
+            world
+                .accepts
+                .insert(name.clone(), Accepts::of(name, workload, &snapshot));
+            for address in &workload.addresses {
+                for port in &workload.ports {
+                    world
+                        .workloads
+                        .insert(SocketAddr::new(*address, port.port), name.clone());
+                }
+            }
+        }
+        // Of two for one target the first in the order of names wins.
+        for (name, policy) in &snapshot.outbound_policies {
+            for (service, section) in &policy.services {
+                let service = Name::new(name.namespace.clone(), service.clone());
+                world
+                    .policies
+                    .entry((service, section.clone()))
+                    .or_insert_with(|| name.clone());
+            }
+            for host in &policy.hosts {
+                let key = (name.namespace.clone(), host.clone());
+                world.hosts.entry(key).or_insert_with(|| name.clone());
+            }
+        }
+        world
+    }
+
+    /// The id that a workload has if it has a sidecar.
+    pub fn identity(&self, name: &Name) -> Option<SpiffeId> {
+        let workload = self.snapshot.workloads.get(name)?;
+        workload.join_token.as_ref()?;
+        SpiffeId::of(&self.realm.trust_domain, &name.namespace, &workload.service_account).ok()
+    }
+
+    /// What a workload accepts.
+    pub fn inbound(&self, workload: &Name) -> v1::Inbound {
+        self.accepts.get(workload).map(Accepts::to_wire).unwrap_or_default()
+    }
+
+    /// What there is under a name or an address, for a workload that asks.
+    pub fn view(&self, asker: &Name, subject: &v1::Subject) -> v1::Update {
+        let what = match &subject.what {
+            Some(subject::What::Name(name)) => self.by_name(asker, name),
+            Some(subject::What::Address(address)) => self.by_address(address),
+            None => None,
+        };
+        v1::Update {
+            subject: Some(subject.clone()),
+            what: Some(what.unwrap_or(update::What::Unknown(v1::Unknown { policy: None }))),
+        }
+    }
+
+    fn by_name(&self, asker: &Name, asked: &v1::NamePort) -> Option<update::What> {
+        let host = asked.host.strip_suffix('.').unwrap_or(&asked.host).to_ascii_lowercase();
+        let port = u16::try_from(asked.port).ok()?;
+        let service = self
+            .service_called(asker, &host)
+            .and_then(|name| self.service(&name, port));
+        if service.is_some() {
+            return service;
+        }
+        let policy = self.hosts.get(&(asker.namespace.clone(), host));
+        let policy = policy
+            .and_then(|name| self.policy(name))
+            .map(|(name, policy)| policy::outbound(name, policy));
+        Some(update::What::Unknown(v1::Unknown { policy }))
+    }
+
+    /// `svc`, `svc.ns`, `svc.ns.svc`, `svc.ns.svc.<cluster domain>`.
+    fn service_called(&self, asker: &Name, host: &str) -> Option<Name> {
+        let full = host
+            .strip_suffix(&self.realm.cluster_domain)
+            .and_then(|rest| rest.strip_suffix('.'));
+        let parts: Vec<_> = full.unwrap_or(host).split('.').collect();
+        let name = match (parts.as_slice(), full.is_some()) {
+            ([service], false) => Name::new(asker.namespace.clone(), *service),
+            ([service, namespace], false) | ([service, namespace, "svc"], _) => Name::new(*namespace, *service),
+            _ => return None,
+        };
+        self.snapshot.services.contains_key(&name).then_some(name)
+    }
+
+    fn by_address(&self, asked: &v1::Address) -> Option<update::What> {
+        let address = asked.ip.parse::<IpAddr>().ok()?.to_canonical();
+        let port = u16::try_from(asked.port).ok()?;
+        if let Some(service) = self.services.get(&address) {
+            return self.service(service, port);
+        }
+        let name = self.workloads.get(&SocketAddr::new(address, port))?;
+        Some(update::What::Endpoint(self.endpoint(name, address, port)))
+    }
+
+    fn service(&self, name: &Name, port: u16) -> Option<update::What> {
+        let service = self.snapshot.services.get(name)?;
+        let port = service.ports.iter().find(|candidate| candidate.port == port)?;
+        Some(update::What::Service(v1::Service {
+            namespace: name.namespace.clone(),
+            name: name.name.clone(),
+            port: port.port.into(),
+            addresses: service.addresses.iter().map(IpAddr::to_string).collect(),
+            endpoints: self.endpoints(name, port),
+            policy: self.policy_of(name, port),
+            app_protocol: port.app_protocol.clone(),
+        }))
+    }
+
+    fn endpoints(&self, service: &Name, port: &ServicePort) -> Vec<v1::Endpoint> {
+        let mut endpoints = Vec::new();
+        for name in self.members.get(service).into_iter().flatten() {
+            let Some(workload) = self.snapshot.workloads.get(name) else {
+                continue;
+            };
+            let number = match &port.target {
+                TargetPort::Number(number) => Some(*number),
+                TargetPort::Named(called) => {
+                    let found = workload.ports.iter().find(|port| port.name == *called);
+                    found.map(|port| port.port)
+                }
+            };
+            let Some(number) = number else { continue };
+            endpoints.extend(
+                workload
+                    .addresses
+                    .iter()
+                    .map(|address| self.endpoint(name, *address, number)),
+            );
+        }
+        endpoints
+    }
+
+    /// An endpoint has an identity if there is a sidecar, and it takes mTLS on this port.
+    fn endpoint(&self, name: &Name, address: IpAddr, port: u16) -> v1::Endpoint {
+        let takes_mtls = self.accepts.get(name).and_then(|accepts| accepts.mode(port)) != Some(Mtls::Disabled);
+        let identity = self.identity(name).filter(|_| takes_mtls);
+        let workload = self.snapshot.workloads.get(name);
+        v1::Endpoint {
+            ip: address.to_string(),
+            port: port.into(),
+            identity: identity.map(|id| id.to_string()).unwrap_or_default(),
+            zone: workload.map(|workload| workload.zone.clone()).unwrap_or_default(),
+            weight: workload.map_or(1, |workload| workload.weight),
+            ready: true,
+            workload: name.to_string(),
+        }
+    }
+
+    fn policy_of(&self, name: &Name, port: &ServicePort) -> Option<v1::OutboundPolicy> {
+        let of = |section: Option<String>| {
+            let policy = self.policies.get(&(name.clone(), section))?;
+            self.policy(policy)
+        };
+        let named = Some(port.name.clone()).filter(|name| !name.is_empty());
+        let narrow = named.and_then(|section| of(Some(section)));
+        let wide = of(None);
+        (narrow.is_some() || wide.is_some()).then(|| policy::merged(narrow, wide))
+    }
+
+    fn policy(&self, name: &Name) -> Option<(&Name, &OutboundPolicy)> {
+        self.snapshot.outbound_policies.get_key_value(name)
+    }
+}

@@ -1,0 +1,316 @@
+//! Keeps the authority: reads it from files, makes it where there is none, and looks again, so that issuer and roots can be
+//! changed without a restart.
+
+use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::io::{self, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use portunus_proto::TrustDomain;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+use tracing::{error, info, warn};
+
+use super::authority::{self, Authority, make_issuer, make_root};
+
+/// Where the authority's files are.
+#[derive(Clone, Debug)]
+pub struct Files {
+    /// The trust domain that it is for.
+    pub trust_domain: TrustDomain,
+    /// Whether control makes an authority of its own, or is given an issuer.
+    pub origin: Origin,
+    /// More certificates that are trusted, a PEM file each.
+    pub extra_roots: Vec<PathBuf>,
+}
+
+/// Where an issuer comes from.
+#[derive(Clone, Debug)]
+pub enum Origin {
+    /// A directory of control's own: `roots/*.pem` are trusted, `issuer.pem` has the issuer's certificate and key, and
+    /// `root-key.pem` the key of `roots/root.pem`, with which control makes issuers as long as it is there.
+    State(PathBuf),
+    /// Files of somebody else's: the issuer's certificates and its key. The roots are the extra ones.
+    Given {
+        /// The issuer's certificate and what is between it and the root.
+        certificate: PathBuf,
+        /// Its key.
+        key: PathBuf,
+    },
+}
+
+/// Why there is no authority.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// A file cannot be read or written.
+    #[error("{path}: {source}")]
+    File {
+        /// Which.
+        path: PathBuf,
+        /// What the system says.
+        source: io::Error,
+    },
+    /// What the files say does not fit together.
+    #[error("the certificate authority in {place}: {source}")]
+    Authority {
+        /// Where.
+        place: PathBuf,
+        /// What.
+        source: authority::Error,
+    },
+}
+
+/// How often the files are looked at.
+const LOOK: Duration = Duration::from_secs(2);
+
+/// Reads the authority, or makes one; then looks at the files until `stop`. A bad change leaves the last good one.
+///
+/// # Errors
+/// When there is none to begin with.
+pub fn keep(files: Files, stop: CancellationToken) -> Result<Kept, Error> {
+    let authority = files.load(SystemTime::now())?;
+    info!(
+        trust_domain = %files.trust_domain,
+        roots = authority.roots().len(),
+        "the certificate authority is ready"
+    );
+    let (to, authorities) = watch::channel(Arc::new(authority));
+    let (to_trouble, trouble) = watch::channel(None);
+    let files = Arc::new(files);
+    let task = tokio::spawn(async move {
+        let mut seen = files.contents();
+        while stop.run_until_cancelled(tokio::time::sleep(LOOK)).await.is_some() {
+            let contents = files.contents();
+            let is_old = to.borrow().is_old(SystemTime::now());
+            if contents == seen && !is_old {
+                continue;
+            }
+            let changed = contents != seen;
+            seen = contents;
+            let reader = files.clone();
+            let load = move || reader.load(SystemTime::now());
+            let Ok(loaded) = tokio::task::spawn_blocking(load).await else {
+                continue;
+            };
+            match loaded {
+                Ok(_) if !changed && !files.can_renew() => {}
+                Ok(authority) => {
+                    seen = files.contents();
+                    info!(
+                        roots = authority.roots().len(),
+                        "the certificate authority was read again"
+                    );
+                    to.send_replace(Arc::new(authority));
+                    to_trouble.send_replace(None);
+                }
+                Err(why) => {
+                    error!(%why, "the certificate authority's files are wrong: the last good one stays in force");
+                    to_trouble.send_replace(Some(why.to_string()));
+                }
+            }
+        }
+    });
+    Ok(Kept {
+        authorities,
+        trouble,
+        task,
+    })
+}
+
+/// An authority that is being kept.
+#[derive(Debug)]
+pub struct Kept {
+    /// The newest that is good.
+    pub authorities: watch::Receiver<Arc<Authority>>,
+    /// What is wrong with the files, if anything is.
+    pub trouble: watch::Receiver<Option<String>>,
+    /// Ends when it is told to stop.
+    pub task: tokio::task::JoinHandle<()>,
+}
+
+impl Files {
+    /// Reads the authority; in a state directory it is made, or its issuer renewed, where that is needed and possible.
+    ///
+    /// # Errors
+    /// When the files cannot be read or written, or do not fit together.
+    pub fn load(&self, now: SystemTime) -> Result<Authority, Error> {
+        match &self.origin {
+            Origin::State(directory) => self.load_state(directory, now),
+            Origin::Given { certificate, key } => {
+                self.assemble(certificate, &read(certificate)?, &read(key)?, Vec::new(), now)
+            }
+        }
+    }
+
+    fn load_state(&self, directory: &Path, now: SystemTime) -> Result<Authority, Error> {
+        let state = State(directory);
+        // Two controls over one directory make one authority. Held until this function ends.
+        let _lock = state.lock()?;
+        let root = state.path("roots/root.pem");
+        let issuer = state.path("issuer.pem");
+        let no_authority = |source| Error::Authority {
+            place: directory.to_owned(),
+            source,
+        };
+        if !issuer.exists() && !state.root_key().exists() && state.roots()?.is_empty() {
+            let made = make_root(&self.trust_domain, now).map_err(no_authority)?;
+            state.write(&root, &made.certificate)?;
+            state.write(&state.root_key(), &made.key)?;
+            info!(directory = %directory.display(), "a root was made");
+        }
+        if !issuer.exists() {
+            self.renew(&state, now)?;
+        }
+        let authority = self.load_issuer(&state, now);
+        let is_old = match &authority {
+            Ok(authority) => authority.is_old(now),
+            Err(Error::Authority { source, .. }) => matches!(source, authority::Error::Ended),
+            Err(Error::File { .. }) => false,
+        };
+        if is_old && state.root_key().exists() {
+            self.renew(&state, now)?;
+            return self.load_issuer(&state, now);
+        }
+        authority
+    }
+
+    fn load_issuer(&self, state: &State<'_>, now: SystemTime) -> Result<Authority, Error> {
+        let issuer = read(&state.path("issuer.pem"))?;
+        self.assemble(state.0, &issuer, &issuer, state.roots()?, now)
+    }
+
+    fn renew(&self, state: &State<'_>, now: SystemTime) -> Result<(), Error> {
+        let text = |path: &Path| Ok::<_, Error>(String::from_utf8_lossy(&read(path)?).into_owned());
+        let root = text(&state.path("roots/root.pem"))?;
+        let root_key = text(&state.root_key())?;
+        let made = make_issuer(&self.trust_domain, &root, &root_key, now).map_err(|source| Error::Authority {
+            place: state.0.to_owned(),
+            source,
+        })?;
+        // One file, so that nobody reads the certificate of one issuer and the key of another.
+        state.write(&state.path("issuer.pem"), &format!("{}{}", made.certificate, made.key))?;
+        info!(directory = %state.0.display(), "an issuer was made");
+        Ok(())
+    }
+
+    fn assemble(
+        &self,
+        place: &Path,
+        issuer: &[u8],
+        key: &[u8],
+        roots: Vec<PathBuf>,
+        now: SystemTime,
+    ) -> Result<Authority, Error> {
+        let mut trusted = Vec::new();
+        for path in roots.iter().chain(&self.extra_roots) {
+            trusted.extend(read(path)?);
+            trusted.push(b'\n');
+        }
+        Authority::from_pem(&self.trust_domain, issuer, key, &trusted, now).map_err(|source| Error::Authority {
+            place: place.to_owned(),
+            source,
+        })
+    }
+
+    fn can_renew(&self) -> bool {
+        match &self.origin {
+            Origin::State(directory) => State(directory).root_key().exists(),
+            Origin::Given { .. } => false,
+        }
+    }
+
+    /// All that `load` would read, to see whether it changed.
+    fn contents(&self) -> Vec<Option<Vec<u8>>> {
+        let mut paths = self.extra_roots.clone();
+        match &self.origin {
+            Origin::State(directory) => {
+                paths.push(directory.join("issuer.pem"));
+                paths.extend(State(directory).roots().unwrap_or_default());
+            }
+            Origin::Given { certificate, key } => paths.extend([certificate.clone(), key.clone()]),
+        }
+        paths.iter().map(|path| read(path).ok()).collect()
+    }
+}
+
+/// Control's own directory.
+struct State<'a>(&'a Path);
+
+impl State<'_> {
+    fn path(&self, name: &str) -> PathBuf {
+        self.0.join(name)
+    }
+
+    fn root_key(&self) -> PathBuf {
+        self.path("root-key.pem")
+    }
+
+    fn lock(&self) -> Result<File, Error> {
+        let roots = self.path("roots");
+        let mut builder = DirBuilder::new();
+        builder.recursive(true).mode(0o700).create(&roots).map_err(at(&roots))?;
+        let mode = fs::metadata(self.0).map_err(at(self.0))?.permissions().mode();
+        if mode & 0o077 != 0 {
+            warn!(directory = %self.0.display(), mode = format!("{:o}", mode & 0o777), "others can look into the state directory");
+        }
+        let path = self.path("lock");
+        let lock = OpenOptions::new()
+            .create(true)
+            .truncate(false)
+            .write(true)
+            .mode(0o600)
+            .open(&path);
+        let lock = lock.map_err(at(&path))?;
+        lock.lock().map_err(at(&path))?;
+        Ok(lock)
+    }
+
+    /// The files of roots, in the order of their names.
+    fn roots(&self) -> Result<Vec<PathBuf>, Error> {
+        let directory = self.path("roots");
+        let mut files = Vec::new();
+        for entry in fs::read_dir(&directory).map_err(at(&directory))? {
+            let path = entry.map_err(at(&directory))?.path();
+            if path.extension().is_some_and(|extension| extension == "pem") {
+                files.push(path);
+            }
+        }
+        files.sort();
+        Ok(files)
+    }
+
+    /// Writes a file whole or not at all, for its owner alone.
+    fn write(&self, path: &Path, text: &str) -> Result<(), Error> {
+        let new = path.with_extension("new");
+        let _ = fs::remove_file(&new);
+        let mut file = OpenOptions::new()
+            .create_new(true)
+            .write(true)
+            .mode(0o600)
+            .open(&new)
+            .map_err(at(&new))?;
+        file.write_all(text.as_bytes())
+            .and_then(|()| file.sync_all())
+            .map_err(at(&new))?;
+        fs::rename(&new, path).map_err(at(path))
+    }
+}
+
+/// No file of the authority's is longer than this.
+const MOST_BYTES: u64 = 1 << 20;
+
+fn read(path: &Path) -> Result<Vec<u8>, Error> {
+    let mut bytes = Vec::new();
+    let file = File::open(path).map_err(at(path))?;
+    io::Read::read_to_end(&mut io::Read::take(file, MOST_BYTES), &mut bytes).map_err(at(path))?;
+    Ok(bytes)
+}
+
+fn at(path: &Path) -> impl FnOnce(io::Error) -> Error + '_ {
+    move |source| Error::File {
+        path: path.to_owned(),
+        source,
+    }
+}

@@ -1,0 +1,245 @@
+//! Certifies keys: for whom a join token, or the certificate that is about to end, proves.
+
+mod attempts;
+mod authority;
+mod csr;
+mod keeper;
+
+#[cfg(test)]
+mod tests;
+
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime};
+
+use portunus_proto::SpiffeId;
+use portunus_proto::mesh::v1::{CertifyRequest, CertifyResponse};
+use subtle::{Choice, ConditionallySelectable, ConstantTimeEq};
+use tokio::sync::watch;
+use tonic::Code;
+
+pub use attempts::Attempts;
+pub use authority::{Authority, Error as AuthorityError, Issued};
+pub use keeper::{Error as KeeperError, Files, Kept, Origin, keep};
+
+use crate::cluster::{JoinToken, Name, Snapshot, States, Workload};
+
+/// Certifies keys.
+pub struct Certifier {
+    /// What is true of the cluster.
+    pub states: States,
+    /// Who signs.
+    pub authorities: watch::Receiver<Arc<Authority>>,
+    /// How long a certificate lasts, if the issuer lasts as long. 24 h by default.
+    pub lifetime: Duration,
+    /// Who tried.
+    pub attempts: Attempts,
+}
+
+/// Who asks, as the connection tells it.
+#[derive(Clone, Debug)]
+pub struct Asker {
+    /// From where.
+    pub address: IpAddr,
+    /// Who it proved to be in the handshake, if it did.
+    pub identity: Option<SpiffeId>,
+}
+
+/// What was certified, for whom.
+#[derive(Debug)]
+pub struct Certified {
+    /// The answer.
+    pub response: CertifyResponse,
+    /// Whose identity it is.
+    pub id: SpiffeId,
+    /// When the certificate ends.
+    pub not_after: SystemTime,
+    /// Whether a join token proved it.
+    pub by_token: bool,
+}
+
+/// Why a key is not certified. No sentence has a secret in it.
+#[derive(Debug, thiserror::Error)]
+pub enum Refusal {
+    /// There is no state yet.
+    #[error("control has not read any manifests yet; try again")]
+    NotReady,
+    /// Neither a token nor a certificate.
+    #[error("neither a join token nor a client certificate proves who asks")]
+    NoProof,
+    /// What should be a token is none.
+    #[error("the join token is not 256 bits in hex or base64")]
+    NoToken,
+    /// Nobody has this token.
+    #[error("the join token is that of no Workload")]
+    UnknownToken,
+    /// Too many have failed from there.
+    #[error("too many attempts from this address; wait some seconds")]
+    TooManyAttempts,
+    /// The request is not one that is certified.
+    #[error(transparent)]
+    Request(#[from] csr::Error),
+    /// A renewal must name its workload.
+    #[error("a renewal names its workload as namespace/name")]
+    NoWorkload,
+    /// It is not there any more.
+    #[error("Workload {0} does not exist, or not any more")]
+    Gone(Name),
+    /// It has no sidecar any more.
+    #[error("Workload {0} has no joinTokenSha256, so it has no sidecar")]
+    NoSidecar(Name),
+    /// The certificate is that of another.
+    #[error("the client certificate is that of {proven}, and Workload {workload} is {expected}")]
+    OtherIdentity {
+        /// Whom it names.
+        workload: Name,
+        /// Who that is now.
+        expected: SpiffeId,
+        /// Who asks.
+        proven: SpiffeId,
+    },
+    /// The workload's names make no id.
+    #[error("Workload {0} has no SPIFFE id: {1}")]
+    NoIdentity(Name, portunus_proto::Invalid),
+    /// The authority does not sign.
+    #[error("{0}")]
+    Authority(#[from] AuthorityError),
+}
+
+impl Certifier {
+    /// Certifies the public key of a request for the workload that the asker proves to be.
+    ///
+    /// # Errors
+    /// With the reason, which is also logged and counted by the caller.
+    pub fn certify(&self, asker: &Asker, request: &CertifyRequest, now: SystemTime) -> Result<Certified, Refusal> {
+        let snapshot = self.states.borrow().clone().ok_or(Refusal::NotReady)?;
+        let authority = self.authorities.borrow().clone();
+        let by_token = !request.join_token.is_empty();
+        let (name, workload) = match (&asker.identity, by_token) {
+            (_, true) => self.joins(asker.address, &request.join_token, &snapshot)?,
+            (Some(identity), false) => renews(identity, &request.workload, &snapshot, &authority)?,
+            (None, false) => return Err(Refusal::NoProof),
+        };
+        let key = csr::public_key(&request.csr)?;
+        let id = identity(&authority, name, workload)?;
+        let issued = authority.certify(&key, &id, self.lifetime, now)?;
+        Ok(Certified {
+            response: CertifyResponse {
+                chain: issued.chain.iter().map(|certificate| certificate.to_vec()).collect(),
+                bundle: Some(authority.bundle()),
+                workload: name.to_string(),
+            },
+            id,
+            not_after: issued.not_after,
+            by_token,
+        })
+    }
+
+    fn joins<'s>(
+        &self,
+        address: IpAddr,
+        token: &str,
+        snapshot: &'s Snapshot,
+    ) -> Result<(&'s Name, &'s Workload), Refusal> {
+        let now = Instant::now();
+        if !self.attempts.may(address, now) {
+            return Err(Refusal::TooManyAttempts);
+        }
+        let found = JoinToken::parse(token).map_err(|_| Refusal::NoToken);
+        let found = found.and_then(|token| holder(&token, snapshot).ok_or(Refusal::UnknownToken));
+        match found {
+            Ok(_) => self.attempts.succeeded(address, now),
+            Err(_) => self.attempts.failed(address, now),
+        }
+        found
+    }
+}
+
+/// The workload whose token this is. Every hash is compared, each in constant time.
+fn holder<'s>(token: &JoinToken, snapshot: &'s Snapshot) -> Option<(&'s Name, &'s Workload)> {
+    let hash = token.hash();
+    let (mut found, mut place) = (Choice::from(0), 0u64);
+    for (index, workload) in snapshot.workloads.values().enumerate() {
+        let Some(expected) = &workload.join_token else { continue };
+        let same = expected.0.ct_eq(&hash.0);
+        place.conditional_assign(&(index as u64), same);
+        found |= same;
+    }
+    if !bool::from(found) {
+        return None;
+    }
+    snapshot.workloads.iter().nth(usize::try_from(place).ok()?)
+}
+
+fn renews<'s>(
+    proven: &SpiffeId,
+    workload: &str,
+    snapshot: &'s Snapshot,
+    authority: &Authority,
+) -> Result<(&'s Name, &'s Workload), Refusal> {
+    let (namespace, name) = workload.split_once('/').ok_or(Refusal::NoWorkload)?;
+    let name = Name::new(namespace, name);
+    let found = snapshot.workloads.get_key_value(&name);
+    let (name, workload) = found.ok_or_else(|| Refusal::Gone(shortened(&name)))?;
+    if workload.join_token.is_none() {
+        return Err(Refusal::NoSidecar(name.clone()));
+    }
+    let expected = identity(authority, name, workload)?;
+    if expected != *proven {
+        return Err(Refusal::OtherIdentity {
+            workload: name.clone(),
+            expected,
+            proven: proven.clone(),
+        });
+    }
+    Ok((name, workload))
+}
+
+/// A name that a stranger sent, fit for a sentence.
+fn shortened(name: &Name) -> Name {
+    let short = |text: &str| {
+        text.chars()
+            .filter(|c| c.is_ascii_graphic())
+            .take(63)
+            .collect::<String>()
+    };
+    Name::new(short(&name.namespace), short(&name.name))
+}
+
+fn identity(authority: &Authority, name: &Name, workload: &Workload) -> Result<SpiffeId, Refusal> {
+    SpiffeId::of(authority.trust_domain(), &name.namespace, &workload.service_account)
+        .map_err(|why| Refusal::NoIdentity(name.clone(), why))
+}
+
+impl Refusal {
+    /// The status that the asker gets.
+    pub fn code(&self) -> Code {
+        match self {
+            Refusal::NotReady => Code::Unavailable,
+            Refusal::NoProof | Refusal::NoToken | Refusal::UnknownToken => Code::Unauthenticated,
+            Refusal::TooManyAttempts => Code::ResourceExhausted,
+            Refusal::Request(_) | Refusal::NoWorkload => Code::InvalidArgument,
+            Refusal::Gone(_) | Refusal::NoSidecar(_) | Refusal::OtherIdentity { .. } => Code::PermissionDenied,
+            Refusal::NoIdentity(..) => Code::FailedPrecondition,
+            Refusal::Authority(_) => Code::Unavailable,
+        }
+    }
+
+    /// The word that it is counted by.
+    pub fn reason(&self) -> &'static str {
+        match self {
+            Refusal::NotReady => "not_ready",
+            Refusal::NoProof => "no_proof",
+            Refusal::NoToken => "no_token",
+            Refusal::UnknownToken => "unknown_token",
+            Refusal::TooManyAttempts => "too_many_attempts",
+            Refusal::Request(_) => "bad_request",
+            Refusal::NoWorkload => "no_workload",
+            Refusal::Gone(_) => "gone",
+            Refusal::NoSidecar(_) => "no_sidecar",
+            Refusal::OtherIdentity { .. } => "other_identity",
+            Refusal::NoIdentity(..) => "no_identity",
+            Refusal::Authority(_) => "authority",
+        }
+    }
+}

@@ -1,0 +1,12 @@
+//! Control: tells sidecars who they are, where services live and what is allowed.
+
+mod admin;
+pub mod discovery;
+pub mod identity;
+pub mod log;
+pub mod numbers;
+mod run;
+pub mod server;
+
+pub use admin::Admin;
+pub use run::{Error, Settings, run};

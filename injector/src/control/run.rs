@@ -1,0 +1,194 @@
+//! Start and stop of control: the authority, the source, the doors; and at the end, the doors first.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tracing::{error, info};
+
+use super::Admin;
+use super::discovery::{Realm, World};
+use super::identity::{Attempts, Authority, Certifier, Files, KeeperError, keep};
+use super::numbers::Numbers;
+use super::server::tls::{self, Serving, serving};
+use super::server::{Limits, Server, Services, listen};
+use crate::cluster::States;
+use crate::cluster::file::Source;
+
+/// What control is told.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// Where the manifests are.
+    pub source: Source,
+    /// Where the authority is, and for which trust domain.
+    pub files: Files,
+    /// What services' names end in. `cluster.local` by default.
+    pub cluster_domain: String,
+    /// Control's own namespace, of its SPIFFE id. `portunus` by default.
+    pub namespace: String,
+    /// How long certificates last. 24 h by default.
+    pub lifetime: Duration,
+    /// Where sidecars are served.
+    pub listen: Vec<SocketAddr>,
+    /// Where the operator is.
+    pub admin_listen: Vec<SocketAddr>,
+    /// How much is taken on.
+    pub limits: Limits,
+}
+
+/// Why control does not start.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// There is no authority.
+    #[error(transparent)]
+    Authority(#[from] KeeperError),
+    /// It cannot prove itself.
+    #[error(transparent)]
+    Tls(#[from] tls::Error),
+    /// It cannot be reached.
+    #[error(transparent)]
+    Listen(#[from] listen::Error),
+}
+
+/// How often the clock is looked at for the own certificate.
+const LOOK: Duration = Duration::from_secs(10);
+
+/// Runs control until `stop`, and until all that it began has ended.
+///
+/// # Errors
+/// When it does not start.
+pub async fn run(settings: Settings, stop: CancellationToken) -> Result<(), Error> {
+    let tasks = TaskTracker::new();
+    // The rooms behind the doors outlive them.
+    let rooms = CancellationToken::new();
+    let _close = rooms.clone().drop_guard();
+    let kept = keep(settings.files.clone(), rooms.child_token())?;
+    let first = serving(
+        &kept.authorities.borrow(),
+        &settings.namespace,
+        settings.lifetime,
+        SystemTime::now(),
+    )?;
+    let (to_serving, serving) = watch::channel(first);
+    tasks.spawn(prove(
+        settings.clone(),
+        kept.authorities.clone(),
+        to_serving,
+        rooms.clone(),
+    ));
+    let admin_listeners = listen::listen(&settings.admin_listen)?;
+    let listeners = listen::listen(&settings.listen)?;
+    let watching = settings.source.clone().follow(rooms.child_token()).await;
+    let numbers = Arc::new(Numbers::default());
+    let (to_open, open) = watch::channel(false);
+    let admin = Admin {
+        numbers: numbers.clone(),
+        health: watching.health.clone(),
+        authorities: kept.authorities.clone(),
+        authority_trouble: kept.trouble.clone(),
+        serving: serving.clone(),
+        open,
+    };
+    tasks.spawn(admin.serve(admin_listeners, rooms.child_token()));
+    let realm = Realm {
+        trust_domain: settings.files.trust_domain.clone(),
+        cluster_domain: settings.cluster_domain.clone(),
+    };
+    let worlds = stop
+        .run_until_cancelled(worlds(watching.states.clone(), realm, &tasks, rooms.clone()))
+        .await;
+    if let Some(worlds) = worlds.flatten() {
+        let services = Services {
+            certifier: Arc::new(Certifier {
+                states: watching.states.clone(),
+                authorities: kept.authorities.clone(),
+                lifetime: settings.lifetime,
+                attempts: Attempts::default(),
+            }),
+            worlds,
+            authorities: kept.authorities.clone(),
+            numbers: numbers.clone(),
+            streams: tasks.clone(),
+        };
+        let server = Server {
+            serving,
+            services,
+            limits: settings.limits.clone(),
+            numbers,
+        };
+        to_open.send_replace(true);
+        info!(listen = ?settings.listen, "control serves sidecars");
+        let not_ready = async {
+            stop.cancelled().await;
+            info!("control stops: sidecars are told to go elsewhere");
+            to_open.send_replace(false);
+        };
+        tokio::join!(server.serve(listeners, stop.clone()), not_ready);
+    }
+    rooms.cancel();
+    tasks.close();
+    tasks.wait().await;
+    watching.ended().await;
+    let _ = kept.task.await;
+    Ok(())
+}
+
+/// Waits for the first state, then arranges each new one, once for all who ask.
+async fn worlds(
+    mut states: States,
+    realm: Realm,
+    tasks: &TaskTracker,
+    stop: CancellationToken,
+) -> Option<watch::Receiver<Arc<World>>> {
+    let first = states.wait_for(Option::is_some).await.ok()?.clone()?;
+    let (to, worlds) = watch::channel(Arc::new(World::of(first, realm.clone())));
+    let arrange = async move {
+        while states.changed().await.is_ok() {
+            let newest = states.borrow_and_update().clone();
+            if let Some(newest) = newest {
+                to.send_replace(Arc::new(World::of(newest, realm.clone())));
+            }
+        }
+    };
+    tasks.spawn(stop.run_until_cancelled_owned(arrange));
+    Some(worlds)
+}
+
+/// Keeps control's own certificate young: anew when the authority changes, after two thirds of its life, and when the clock
+/// was turned to before it began.
+async fn prove(
+    settings: Settings,
+    mut authorities: watch::Receiver<Arc<Authority>>,
+    to: watch::Sender<Serving>,
+    stop: CancellationToken,
+) {
+    let keep_young = async {
+        loop {
+            let changed = tokio::select! {
+                changed = authorities.changed() => match changed {
+                    Ok(()) => true,
+                    Err(_) => return,
+                },
+                () = tokio::time::sleep(LOOK) => false,
+            };
+            let now = SystemTime::now();
+            let (begun, ends) = to.borrow().life;
+            let life = ends.duration_since(begun).unwrap_or_default();
+            if !changed && now >= begun && now + life / 3 < ends {
+                continue;
+            }
+            let authority = authorities.borrow_and_update().clone();
+            match serving(&authority, &settings.namespace, settings.lifetime, now) {
+                Ok(serving) => {
+                    info!("control has a new certificate");
+                    to.send_replace(serving);
+                }
+                Err(why) => error!(%why, "control's own certificate cannot be renewed"),
+            }
+        }
+    };
+    stop.run_until_cancelled(keep_young).await;
+}

@@ -1,0 +1,187 @@
+//! The two services of the protocol, between the wire and what answers.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::{Duration, SystemTime};
+
+use portunus_proto::mesh::v1::discovery_server::Discovery;
+use portunus_proto::mesh::v1::identity_server::Identity;
+use portunus_proto::mesh::v1::{CertifyRequest, CertifyResponse, FollowRequest, FollowResponse};
+use portunus_proto::{SpiffeId, TrustDomain};
+use tokio::sync::{mpsc, watch};
+use tokio_stream::wrappers::ReceiverStream;
+use tokio_util::task::TaskTracker;
+use tonic::{Request, Response, Status, Streaming};
+use tracing::{info, warn};
+
+use super::Visitor;
+use crate::control::discovery::{Follow, Mistake, World};
+use crate::control::identity::{Authority, Certifier};
+use crate::control::numbers::{Numbers, Open};
+
+/// What answers sidecars.
+#[derive(Clone)]
+pub struct Services {
+    /// Certifies.
+    pub certifier: Arc<Certifier>,
+    /// The world as it is now.
+    pub worlds: watch::Receiver<Arc<World>>,
+    /// Who signs, and what is trusted.
+    pub authorities: watch::Receiver<Arc<Authority>>,
+    /// What is counted.
+    pub numbers: Arc<Numbers>,
+    /// Where streams run; waited for when control stops.
+    pub streams: TaskTracker,
+}
+
+/// How long a stream may take to say hello.
+const HELLO: Duration = Duration::from_secs(10);
+/// How many answers may wait for a slow reader. What comes after is not made before there is room.
+const QUEUE: usize = 16;
+
+impl Services {
+    /// The trust domain that is served.
+    pub fn trust_domain(&self) -> TrustDomain {
+        self.authorities.borrow().trust_domain().clone()
+    }
+}
+
+#[tonic::async_trait]
+impl Identity for Services {
+    async fn certify(&self, request: Request<CertifyRequest>) -> Result<Response<CertifyResponse>, Status> {
+        let visitor = visitor(&request)?;
+        let from = visitor.asker.address;
+        match self
+            .certifier
+            .certify(&visitor.asker, request.get_ref(), SystemTime::now())
+        {
+            Ok(certified) => {
+                let counter = if certified.by_token {
+                    &self.numbers.joined
+                } else {
+                    &self.numbers.renewed
+                };
+                counter.fetch_add(1, Relaxed);
+                let ends = jiff::Timestamp::try_from(certified.not_after).map(|time| time.to_string());
+                info!(
+                    %from,
+                    workload = certified.response.workload,
+                    id = %certified.id,
+                    ends = ends.unwrap_or_default(),
+                    proof = if certified.by_token { "token" } else { "certificate" },
+                    "a key was certified"
+                );
+                Ok(Response::new(certified.response))
+            }
+            Err(why) => {
+                warn!(%from, reason = why.reason(), %why, "a key was not certified");
+                self.numbers.refused("certify", why.reason());
+                Err(Status::new(why.code(), why.to_string()))
+            }
+        }
+    }
+}
+
+#[tonic::async_trait]
+impl Discovery for Services {
+    type FollowStream = Pin<Box<dyn tokio_stream::Stream<Item = Result<FollowResponse, Status>> + Send>>;
+
+    async fn follow(&self, request: Request<Streaming<FollowRequest>>) -> Result<Response<Self::FollowStream>, Status> {
+        let visitor = visitor(&request)?;
+        let Some(proven) = visitor.asker.identity.clone() else {
+            self.numbers.refused("follow", "no_certificate");
+            return Err(Status::unauthenticated(
+                "Follow needs a client certificate; get one by Identity/Certify",
+            ));
+        };
+        let (to, answers) = mpsc::channel(QUEUE);
+        let services = self.clone();
+        let requests = request.into_inner();
+        self.streams.spawn(async move {
+            let numbers = services.numbers.clone();
+            let _open = Open::one(&numbers.streams);
+            if let Err(status) = services.stream(requests, proven, &visitor, &to).await {
+                numbers.refused("follow", reason(&status));
+                // The last word waits for the reader as long as the stream lasts, and no longer.
+                let _ = tokio::time::timeout(HELLO, to.send(Err(status))).await;
+            }
+        });
+        Ok(Response::new(Box::pin(ReceiverStream::new(answers))))
+    }
+}
+
+impl Services {
+    async fn stream(
+        mut self,
+        mut requests: Streaming<FollowRequest>,
+        proven: SpiffeId,
+        visitor: &Visitor,
+        to: &mpsc::Sender<Result<FollowResponse, Status>>,
+    ) -> Result<(), Status> {
+        let hello = tokio::time::timeout(HELLO, requests.message()).await;
+        let hello = hello.map_err(|_| Status::deadline_exceeded("no hello came"))??;
+        let Some(hello) = hello else { return Ok(()) };
+        let world = self.worlds.borrow_and_update().clone();
+        let mut follow = Follow::hello(&hello, &proven, &world).map_err(refused)?;
+        self.authorities.mark_unchanged();
+        info!(from = %visitor.asker.address, workload = %follow.workload(), id = %proven, "a sidecar follows");
+        loop {
+            tokio::select! {
+                biased;
+                () = visitor.leave.cancelled() => {
+                    return Err(Status::unavailable("control stops, or the client's certificate has ended: connect again"));
+                }
+                request = requests.message() => match request? {
+                    Some(request) => follow.ask(request).map_err(refused)?,
+                    None => return Ok(()),
+                },
+                changed = self.worlds.changed() => {
+                    changed.map_err(|_| Status::unavailable("control stops"))?;
+                    follow.check(&proven, &self.worlds.borrow_and_update().clone()).map_err(refused)?;
+                    follow.state_changed();
+                }
+                changed = self.authorities.changed() => {
+                    changed.map_err(|_| Status::unavailable("control stops"))?;
+                    self.authorities.mark_unchanged();
+                    follow.bundle_changed();
+                }
+                room = to.reserve(), if follow.is_due() => {
+                    let Ok(room) = room else { return Ok(()) };
+                    let world = self.worlds.borrow().clone();
+                    let bundle = self.authorities.borrow().bundle();
+                    if let Some(answer) = follow.next(&world, &bundle) {
+                        self.numbers.answers.fetch_add(1, Relaxed);
+                        room.send(Ok(answer));
+                    }
+                }
+                () = to.closed() => return Ok(()),
+            }
+        }
+    }
+}
+
+fn visitor<T>(request: &Request<T>) -> Result<Visitor, Status> {
+    let visitor = request.extensions().get::<Visitor>().cloned();
+    visitor.ok_or_else(|| Status::internal("the connection is not known"))
+}
+
+fn refused(why: Mistake) -> Status {
+    let message = why.to_string();
+    match why {
+        Mistake::Order | Mistake::NoWorkload | Mistake::Subject => Status::invalid_argument(message),
+        Mistake::Gone | Mistake::OtherIdentity => Status::permission_denied(message),
+        Mistake::TooMany => Status::resource_exhausted(message),
+    }
+}
+
+fn reason(status: &Status) -> &'static str {
+    match status.code() {
+        tonic::Code::InvalidArgument => "bad_request",
+        tonic::Code::PermissionDenied => "not_allowed",
+        tonic::Code::ResourceExhausted => "too_many",
+        tonic::Code::DeadlineExceeded => "no_hello",
+        tonic::Code::Unavailable => "stopping",
+        _ => "broken",
+    }
+}
