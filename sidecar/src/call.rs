@@ -74,6 +74,13 @@ impl Call {
         }
     }
 
+    /// How long ago its endpoint was chosen.
+    pub(crate) fn waited(&self, now: Tick) -> Duration {
+        self.choice
+            .as_ref()
+            .map_or(Duration::ZERO, |choice| now.since(choice.at))
+    }
+
     /// The status that the call ends with.
     pub(crate) fn code(&self) -> Code {
         let exchange = &self.exchange;
@@ -100,10 +107,14 @@ impl Call {
             Code::Unavailable => Outcome::Failed,
             // A reset, or an answer that cannot be passed on; not an INTERNAL of the application's own.
             Code::Internal if !answered || self.ended.is_some() => Outcome::Failed,
-            Code::Cancelled | Code::DeadlineExceeded if !answered => {
-                let since = self.choice.as_ref().map_or(now, |choice| choice.at);
-                Outcome::Abandoned {
-                    waited: now.since(since),
+            Code::Cancelled | Code::DeadlineExceeded if !answered => Outcome::Abandoned {
+                waited: self.waited(now),
+            },
+            Code::Cancelled | Code::DeadlineExceeded
+                if self.ended.is_some() && self.exchange.is_grpc && !self.exchange.answered.has_whole() =>
+            {
+                Outcome::Unfinished {
+                    waited: self.waited(now),
                 }
             }
             _ => Outcome::Done,

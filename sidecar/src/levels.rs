@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 const LEVELS: [&[&str]; 4] = [
     &["telemetry", "grpc"],
     &[
-        "accept", "balance", "connect", "detect", "edge", "exchange", "http2", "identity", "policy", "redirect",
+        "accept", "balance", "connect", "detect", "edge", "exchange", "health", "http2", "identity", "policy", "redirect",
         "route", "tls", "tunnel",
     ],
     &["call", "failure", "inbound", "outbound", "timers", "worker"],

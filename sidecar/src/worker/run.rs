@@ -143,7 +143,7 @@ pub struct EndpointView {
     pub service: String,
     /// Where it listens.
     pub addr: SocketAddr,
-    /// Ready, backoff or draining.
+    /// Ready, backoff, ejected, unhealthy or draining.
     pub state: String,
     /// Calls that it serves now.
     pub in_flight: u32,
@@ -506,6 +506,8 @@ fn state(state: balance::State) -> &'static str {
     match state {
         balance::State::Ready => "ready",
         balance::State::Backoff { .. } => "backoff",
+        balance::State::Ejected { .. } => "ejected",
+        balance::State::Unhealthy(_) => "unhealthy",
         balance::State::Draining => "draining",
     }
 }
