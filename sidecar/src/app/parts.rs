@@ -52,6 +52,7 @@ pub(super) fn of(config: &Config, names: Names, registry: Arc<Registry>) -> Part
             slow_start: config.slow_start,
             ..Default::default()
         },
+        health: Default::default(),
         names,
         mesh: None,
         cut_expired: false,

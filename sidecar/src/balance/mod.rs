@@ -326,6 +326,14 @@ impl Balancer {
         }
     }
 
+    /// Does as these settings say from now on. What has begun ends as it would have.
+    pub fn set(&mut self, settings: Settings) {
+        if self.settings != settings {
+            self.settings = settings;
+            self.stale = true;
+        }
+    }
+
     /// Takes the endpoints that discovery names now. What is known of those that stay, stays. An address that is named
     /// twice counts once, with the sum of its weights and the lowest of its priorities.
     pub fn update(&mut self, specs: &[EndpointSpec], now: Instant) -> Changes {

@@ -2,7 +2,7 @@
 
 use http::{HeaderMap, Response};
 
-use super::message::{self, Serving};
+use super::message::{self, Status};
 use crate::balance::health::{Finding, Lack, Says};
 use crate::grpc::{self, Code};
 
@@ -63,10 +63,10 @@ impl Pieces {
         let mut last = None;
         loop {
             match message::take(&mut self.bytes) {
-                Ok(Some(Serving::Serving)) => last = Some(Finding::Serving),
+                Ok(Some(Status::Serving)) => last = Some(Finding::Serving),
                 // Who does not know whether it serves is no better than who does not (gRPC's health checking of channels).
-                Ok(Some(Serving::NotServing | Serving::Unknown)) => last = Some(Finding::Refused(Says::NotServing)),
-                Ok(Some(Serving::ServiceUnknown)) => last = Some(Finding::Refused(Says::ServiceUnknown)),
+                Ok(Some(Status::NotServing | Status::Unknown)) => last = Some(Finding::Refused(Says::NotServing)),
+                Ok(Some(Status::ServiceUnknown)) => last = Some(Finding::Refused(Says::ServiceUnknown)),
                 Ok(None) => return last,
                 Err(message::NotHealth) => {
                     self.is_odd = true;

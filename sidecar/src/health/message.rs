@@ -18,7 +18,7 @@ struct Answer {
 
 /// `HealthCheckResponse.ServingStatus`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Serving {
+pub(super) enum Status {
     /// `UNKNOWN`, and what no version of the protocol that we know says.
     Unknown,
     Serving,
@@ -42,7 +42,7 @@ pub(super) fn question(service: &str) -> Vec<u8> {
 const LONGEST: usize = 1_024;
 
 /// Takes the first message off `bytes`: nothing if it is not whole yet, an error if it is none.
-pub(super) fn take(bytes: &mut Vec<u8>) -> Result<Option<Serving>, NotHealth> {
+pub(super) fn take(bytes: &mut Vec<u8>) -> Result<Option<Status>, NotHealth> {
     let Some((prefix, rest)) = bytes.split_first_chunk::<5>() else {
         return Ok(None);
     };
@@ -56,10 +56,10 @@ pub(super) fn take(bytes: &mut Vec<u8>) -> Result<Option<Serving>, NotHealth> {
     let answer = Answer::decode(message).map_err(|_| NotHealth)?;
     bytes.drain(..5 + length);
     Ok(Some(match answer.status {
-        1 => Serving::Serving,
-        2 => Serving::NotServing,
-        3 => Serving::ServiceUnknown,
-        _ => Serving::Unknown,
+        1 => Status::Serving,
+        2 => Status::NotServing,
+        3 => Status::ServiceUnknown,
+        _ => Status::Unknown,
     }))
 }
 
@@ -89,7 +89,7 @@ mod tests {
             bytes.push(byte);
             heard.extend(take(&mut bytes).expect("it is one of health's"));
         }
-        assert_eq!(heard, [Serving::Serving, Serving::NotServing, Serving::Unknown]);
+        assert_eq!(heard, [Status::Serving, Status::NotServing, Status::Unknown]);
     }
 
     proptest! {

@@ -157,7 +157,7 @@ impl Service {
                     Err(why) => self.none.push(why),
                 }
             }
-            if self.ticks % 500 == 0 {
+            if self.ticks.is_multiple_of(500) {
                 self.look();
             }
         }
@@ -523,7 +523,11 @@ fn long_polls_among_other_calls_eject_nobody() {
     let polls = std::cell::Cell::new(0_u32);
     service.load(Duration::from_secs(60), 50, Duration::from_secs(20), |_| {
         polls.set(polls.get() + 1);
-        if polls.get() % 5 == 0 { Does::Hangs } else { WELL }
+        if polls.get().is_multiple_of(5) {
+            Does::Hangs
+        } else {
+            WELL
+        }
     });
     assert_eq!(service.turns, []);
     let all: u64 = service.picks.values().sum();
