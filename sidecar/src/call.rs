@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use crate::balance::{self, Outcome, Tried};
 use crate::connect::PoolKey;
 use crate::exchange::{Exchange, Phase};
-use crate::grpc::Code;
+use crate::grpc::{Boundary, Code};
 use crate::http2::Reason;
 use crate::http2::slots::Key;
 use crate::route::ServiceKey;
@@ -20,6 +20,8 @@ pub(crate) type CallKey = Key<Call>;
 pub(crate) struct Call {
     pub(crate) exchange: Exchange,
     pub(crate) inbound: bool,
+    /// Whether it is a health check: it has no service, and counts nowhere.
+    pub(crate) checks: bool,
     /// Where the caller's connection was going.
     pub(crate) meant: SocketAddr,
     pub(crate) method: Option<MethodId>,
@@ -34,6 +36,8 @@ pub(crate) struct Call {
     pub(crate) resent: bool,
     /// Since when bytes of it are held that do not move.
     pub(crate) stalled: Option<Tick>,
+    /// How far the answer was when endpoints were looked at last.
+    pub(crate) looked: Boundary,
     /// How it ended, if not by a status of the server's.
     pub(crate) ended: Option<Code>,
     /// The label of the peer that it was counted for, once it was.
@@ -74,6 +78,13 @@ impl Call {
         }
     }
 
+    /// How long ago its endpoint was chosen.
+    pub(crate) fn waited(&self, now: Tick) -> Duration {
+        self.choice
+            .as_ref()
+            .map_or(Duration::ZERO, |choice| now.since(choice.at))
+    }
+
     /// The status that the call ends with.
     pub(crate) fn code(&self) -> Code {
         let exchange = &self.exchange;
@@ -100,10 +111,14 @@ impl Call {
             Code::Unavailable => Outcome::Failed,
             // A reset, or an answer that cannot be passed on; not an INTERNAL of the application's own.
             Code::Internal if !answered || self.ended.is_some() => Outcome::Failed,
-            Code::Cancelled | Code::DeadlineExceeded if !answered => {
-                let since = self.choice.as_ref().map_or(now, |choice| choice.at);
-                Outcome::Abandoned {
-                    waited: now.since(since),
+            Code::Cancelled | Code::DeadlineExceeded if !answered => Outcome::Abandoned {
+                waited: self.waited(now),
+            },
+            Code::Cancelled | Code::DeadlineExceeded
+                if self.ended.is_some() && self.exchange.is_grpc && !self.exchange.answered.has_whole() =>
+            {
+                Outcome::Unfinished {
+                    waited: self.waited(now),
                 }
             }
             _ => Outcome::Done,

@@ -7,8 +7,8 @@ use std::path::{Path, PathBuf};
 const LEVELS: [&[&str]; 5] = [
     &["telemetry", "grpc"],
     &[
-        "accept", "balance", "connect", "detect", "edge", "exchange", "http2", "identity", "policy", "redirect",
-        "route", "tls", "tunnel",
+        "accept", "balance", "connect", "detect", "edge", "exchange", "health", "http2", "identity", "policy",
+        "redirect", "route", "tls", "tunnel",
     ],
     &["control"],
     &["call", "failure", "inbound", "outbound", "timers", "worker"],

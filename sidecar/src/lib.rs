@@ -11,6 +11,7 @@ pub mod connect;
 pub mod detect;
 pub mod edge;
 pub mod exchange;
+pub mod health;
 pub mod http2;
 pub mod identity;
 pub mod policy;

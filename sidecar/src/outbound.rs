@@ -33,6 +33,9 @@ fn find(worker: &mut Worker, key: CallKey) -> Result<(), Failure> {
     let Some(call) = worker.calls.get(key) else {
         return Ok(());
     };
+    if call.checks {
+        return go(worker, key);
+    }
     let (meant, now) = (call.meant, worker.now);
     let service = match named(worker, key) {
         Some(named) => {
@@ -90,7 +93,12 @@ fn pick(worker: &mut Worker, key: CallKey) -> Result<Option<(PoolKey, SocketAddr
     let no_call = || Failure::Stopping;
     let call = worker.calls.get_mut(key).ok_or_else(no_call)?;
     let service = worker.services.get_mut(call.service).ok_or_else(no_call)?;
-    let endpoint = match service.balancer.pick(now, &mut worker.rng, &call.tried) {
+    let picked = match call.checks {
+        // It asks one endpoint, whatever is held of it.
+        true => service.balancer.at(call.meant).ok_or(NoEndpoint::NoneKnown),
+        false => service.balancer.pick(now, &mut worker.rng, &call.tried),
+    };
+    let endpoint = match picked {
         Ok(endpoint) => endpoint,
         Err(_) if *service.known == Known::Pending && !service.is_late => {
             service.waiting.push(key.to_bits());
@@ -100,7 +108,8 @@ fn pick(worker: &mut Worker, key: CallKey) -> Result<Option<(PoolKey, SocketAddr
         Err(why) => return Err(no_endpoint(service.name.clone(), why, call)),
     };
     let addr = service.balancer.addr(endpoint).ok_or_else(no_call)?;
-    let place = service.balancer.started(endpoint);
+    // A check is no load.
+    let place = (!call.checks).then(|| service.balancer.started(endpoint));
     let marked = PoolKey::from_bits(service.balancer.mark(endpoint));
     let pool = match worker.pools.get(marked) {
         Some(pool) => {
@@ -129,7 +138,7 @@ fn pick(worker: &mut Worker, key: CallKey) -> Result<Option<(PoolKey, SocketAddr
         }
     };
     call.choice = Some(Choice {
-        place: Some(place),
+        place,
         addr,
         pool,
         at: worker.tick,

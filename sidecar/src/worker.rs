@@ -6,6 +6,7 @@
 mod counts;
 mod door;
 mod events;
+mod health;
 mod local;
 mod run;
 mod upkeep;
@@ -42,6 +43,7 @@ use crate::telemetry::{Direction, MethodId, Recorder};
 use crate::timers::{Tick, Timers};
 use crate::{inbound, outbound};
 use counts::Counts;
+use health::Checks;
 use run::{Inbox, Message};
 
 /// Bytes that one connection may bring in a turn.
@@ -87,6 +89,7 @@ pub(crate) struct Worker {
     draining_inbound: bool,
     draining_outbound: bool,
     local: Local,
+    health: Checks,
     /// What local ends held when that was last counted in the budget.
     local_used: u64,
 }
@@ -121,7 +124,7 @@ impl Worker {
     /// A call begins: its header list is taken over, and what can be said of it at once is said.
     pub(crate) fn begin_call(&mut self, down: End, inbound: bool, ended: bool) -> Option<CallKey> {
         let wire = self.wires.slots.get(down.wire)?;
-        let Side::Caller { meant, .. } = wire.side else {
+        let Side::Caller { meant, checks, .. } = wire.side else {
             return None;
         };
         let label = wire.label;
@@ -135,18 +138,20 @@ impl Worker {
         let key = self.calls.insert_with(|| Call {
             exchange: Exchange::new(down, head, ended, &self.wires.shared.interner),
             inbound,
+            checks: checks.is_some(),
             meant,
             method: None,
             began: self.tick,
             deadline: None,
-            service: Key::NONE,
+            service: checks.unwrap_or(Key::NONE),
             choice: None,
             tried: Default::default(),
             last_error: None,
             resent: false,
             stalled: None,
+            looked: Default::default(),
             ended: None,
-            label: inbound.then_some(label),
+            label: (inbound || checks.is_some()).then_some(label),
         });
         if let Some(wire) = self.wires.slots.get_mut(down.wire) {
             wire.engine.set_user(down.stream, key.to_bits());
@@ -155,7 +160,7 @@ impl Worker {
             self.counts.request(label);
         }
         let call = self.calls.get_mut(key)?;
-        if call.exchange.is_grpc {
+        if call.exchange.is_grpc && checks.is_none() {
             call.method = method_of(
                 &call.exchange,
                 inbound,
@@ -265,7 +270,9 @@ impl Worker {
             "{}",
             answer.sentence
         );
-        self.counts.of(call.inbound).failed(answer.reason);
+        if !call.checks {
+            self.counts.of(call.inbound).failed(answer.reason);
+        }
         call.ended = Some(answer.code);
         call.exchange.answer(&answer, &mut self.wires);
         self.settle(key);
@@ -431,6 +438,7 @@ impl Worker {
         }
         service.is_late = false;
         service.known = known.clone();
+        service.heed(&self.parts.balance, &self.parts.health);
         match (&*known, service.subject.clone()) {
             (Known::Outside(_), Subject::Name { host, port }) => match service.answer.is_some() {
                 true => self.name_endpoints(key),
@@ -583,7 +591,8 @@ impl Worker {
     }
 
     /// Takes a caller's connection in, whose first bytes are HTTP/2's.
-    fn adopt(&mut self, transport: Transport, first: Vec<u8>, peer: SocketAddr, meant: SocketAddr, inbound: bool) {
+    fn adopt(&mut self, transport: Transport, first: Vec<u8>, peer: SocketAddr, side: Side) {
+        let Side::Caller { inbound, .. } = side else { return };
         let settings = self.parts.http2.clone();
         let is_local = matches!(transport, Transport::Pipe(_));
         let own = is_local || !inbound;
@@ -595,7 +604,6 @@ impl Worker {
         } {
             engine.begin_goaway();
         }
-        let side = Side::Caller { inbound, meant };
         let wire = self.wires.insert(transport, first, engine, peer, side, self.now);
         self.get_to_know(wire, inbound);
         if !is_local {

@@ -52,6 +52,7 @@ pub(super) fn of(config: &Config, names: Names, mesh: Option<Mesh>, registry: Ar
             slow_start: config.slow_start,
             ..Default::default()
         },
+        health: Default::default(),
         names,
         mesh,
         cut_expired: false,

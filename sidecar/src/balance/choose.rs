@@ -6,7 +6,7 @@ use rand::{Rng, RngExt};
 
 use super::{
     Algorithm, EndpointKey, Settings, Tried,
-    endpoint::{Endpoint, Slots},
+    endpoint::{Endpoint, Fit, Slots},
     latency::Norm,
 };
 
@@ -23,7 +23,8 @@ impl Draw {
         self.ends.reserve(endpoints.saturating_sub(self.ends.len()));
     }
 
-    /// Puts those of `named` into the draw that can be picked now, of the lowest priority that has any. Returns when
+    /// Puts those of `named` into the draw that can be picked now, of the lowest priority that has any. Where fewer than
+    /// half of a priority are well, those that failed their health checks without an answer are in it, too. Returns when
     /// time alone will change that.
     pub(super) fn fill(
         &mut self,
@@ -35,23 +36,48 @@ impl Draw {
         self.keys.clear();
         self.ends.clear();
         let mut until: Option<Instant> = None;
-        let mut priority = u16::MAX;
-        for key in named {
-            let Some(endpoint) = slots.get(*key) else { continue };
+        let (mut well, mut spare) = (None::<u16>, None::<u16>);
+        let may = |key: &EndpointKey, endpoint: &Endpoint| {
+            endpoint.standing.eligible_from().is_none_or(|from| from <= now) && !tried.contains(*key)
+        };
+        let known = || named.iter().filter_map(|key| Some((*key, slots.get(*key)?)));
+        for (key, endpoint) in known() {
             if let Some(from) = endpoint.standing.eligible_from().filter(|from| *from > now) {
                 until = Some(until.map_or(from, |until| until.min(from)));
+            }
+            if !may(&key, endpoint) {
                 continue;
             }
-            if endpoint.priority > priority || tried.contains(*key) {
-                continue;
+            let lowest = match endpoint.fit() {
+                Fit::Well => &mut well,
+                Fit::Spare => &mut spare,
+                Fit::Refuses => continue,
+            };
+            *lowest = Some(lowest.map_or(endpoint.priority, |lowest| lowest.min(endpoint.priority)));
+        }
+        let Some(priority) = well.or(spare) else { return until };
+        let fellows = || known().filter(|(_, endpoint)| endpoint.priority == priority);
+        let are_well = fellows().filter(|(_, endpoint)| endpoint.fit() == Fit::Well).count();
+        let few = are_well * 2 < fellows().count();
+        if let Some((key, endpoint)) =
+            fellows().find(|(key, endpoint)| endpoint.is_due_for_probe() && may(key, endpoint))
+            && endpoint.fit() == Fit::Well
+        {
+            // Its time is over: the next RPC tries it. Left to chance, what made it an outlier would keep it away for ever.
+            self.ends.push(u64::from(endpoint.weight));
+            self.keys.push(key);
+            return Some(now);
+        }
+        for (key, endpoint) in fellows() {
+            let fits = match endpoint.fit() {
+                Fit::Well => true,
+                Fit::Spare => few,
+                Fit::Refuses => false,
+            };
+            if fits && may(&key, endpoint) {
+                self.ends.push(self.total() + u64::from(endpoint.weight));
+                self.keys.push(key);
             }
-            if endpoint.priority < priority {
-                priority = endpoint.priority;
-                self.keys.clear();
-                self.ends.clear();
-            }
-            self.ends.push(self.total() + u64::from(endpoint.weight));
-            self.keys.push(*key);
         }
         until
     }

@@ -7,6 +7,8 @@ use std::{
 
 use super::{
     EndpointSpec,
+    eject::{Cause, Conduct},
+    health::{Health, Verdict, Why},
     latency::{Latency, Norm},
 };
 
@@ -27,6 +29,15 @@ pub enum State {
         /// When it may be dialled again.
         until: Instant,
     },
+    /// RPC after RPC failed there, and it is left alone until then.
+    Ejected {
+        /// When one RPC may try it.
+        until: Instant,
+        /// What it did.
+        cause: Cause,
+    },
+    /// Its health checks say that it does not serve, or say nothing.
+    Unhealthy(Why),
     /// Discovery no longer names it: it takes no new RPC, those that run may end.
     Draining,
 }
@@ -64,6 +75,10 @@ pub(super) struct Endpoint {
     pub(super) named_by: u64,
     pub(super) standing: Standing,
     pub(super) failures: u32,
+    pub(super) conduct: Conduct,
+    pub(super) health: Health,
+    /// How often it had been picked when that was last counted as done in spite of its health.
+    pub(super) counted: u64,
     /// The owner's own.
     pub(super) mark: u64,
     /// RPCs without response headers yet.
@@ -78,15 +93,24 @@ pub(super) struct Endpoint {
     pub(super) turn: Option<i64>,
 }
 
-/// Whether an endpoint can be reached, as far as dialling has shown.
+/// Whether an endpoint can be reached, and does what it is asked, as far as dialling and RPCs have shown.
 ///
 /// ```text
 ///          dial_failed                pause over, picked
 ///  Ready -------------> Backoff <-----------------------> Trial
-///    ^                     |          dial_failed           |
-///    +---------------------+--------------------------------+
-///                        dial_ok
+///   ^ |                    |          dial_failed           |
+///   | +<-------------------+--------------------------------+
+///   | |                  dial_ok
+///   | | failures in a row (also out of Backoff and Trial), while others are left
+///   | v                               time over, picked
+///   | Ejected <------------------------------------------> Probe
+///   |    |          dial_failed, failed, or silent           |
+///   +----+---------------------------------------------------+
+///     a check says SERVING (the first time), or an RPC is answered: slow start, and one failure ejects again
 /// ```
+///
+/// The checks' [`Verdict`] stands beside it: RPCs go where both allow it. So an endpoint that comes back from an ejection is
+/// still not picked while it says NOT_SERVING, and one that says SERVING is not while nobody reaches it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Standing {
     Ready,
@@ -99,6 +123,17 @@ pub(super) enum Standing {
     Trial {
         since: Instant,
     },
+    /// Left alone until then; from then on one RPC may probe it.
+    Ejected {
+        until: Instant,
+        since: Instant,
+        cause: Cause,
+    },
+    /// One RPC probes it. Nobody else does, unless that RPC ends without telling anything.
+    Probe {
+        since: Instant,
+        cause: Cause,
+    },
 }
 
 impl Standing {
@@ -108,6 +143,8 @@ impl Standing {
             Standing::Ready => None,
             Standing::Backoff { until, .. } => Some(until),
             Standing::Trial { since } => Some(since + TRIAL_PATIENCE),
+            Standing::Ejected { until, .. } => Some(until),
+            Standing::Probe { since, .. } => Some(since + PROBE_PATIENCE),
         }
     }
 
@@ -115,13 +152,35 @@ impl Standing {
     pub(super) fn last_resort(&self, interval: Duration) -> Option<Instant> {
         match *self {
             Standing::Ready => None,
-            Standing::Backoff { since, .. } | Standing::Trial { since } => Some(since + interval),
+            Standing::Backoff { since, .. }
+            | Standing::Trial { since }
+            | Standing::Ejected { since, .. }
+            | Standing::Probe { since, .. } => Some(since + interval),
+        }
+    }
+
+    /// Whether it counts among those that are ejected at once.
+    pub(super) fn is_ejected(&self) -> bool {
+        match self {
+            Standing::Ejected { .. } | Standing::Probe { .. } => true,
+            Standing::Ready | Standing::Backoff { .. } | Standing::Trial { .. } => false,
         }
     }
 }
 
+/// What its health checks allow.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Fit {
+    /// RPCs go there.
+    Well,
+    /// RPCs go there if fewer than half of its fellows are well.
+    Spare,
+    /// No RPC goes there.
+    Refuses,
+}
+
 impl Endpoint {
-    pub(super) fn new(spec: EndpointSpec, joined: Option<Instant>) -> Self {
+    pub(super) fn new(spec: EndpointSpec, joined: Option<Instant>, conduct: Conduct) -> Self {
         Self {
             addr: spec.addr,
             weight: spec.weight,
@@ -130,6 +189,9 @@ impl Endpoint {
             named_by: 0,
             standing: Standing::Ready,
             failures: 0,
+            conduct,
+            health: Health::default(),
+            counted: 0,
             mark: 0,
             waiting: 0,
             streaming: 0,
@@ -148,7 +210,29 @@ impl Endpoint {
     pub(super) fn load(&self) -> f64 {
         match self.streaming {
             0 => f64::from(self.waiting),
-            streaming => f64::from(self.waiting) + f64::from(streaming).ln_1p(),
+            streaming => f64::from(self.waiting) + f64::from(self.conduct.stuck) + f64::from(streaming).ln_1p(),
+        }
+    }
+
+    /// Whether its ejection is over, as soon as its time is.
+    pub(super) fn is_due_for_probe(&self) -> bool {
+        matches!(self.standing, Standing::Ejected { .. })
+    }
+
+    pub(super) fn fit(&self) -> Fit {
+        match self.health.verdict() {
+            Verdict::Unknown | Verdict::Healthy => Fit::Well,
+            Verdict::Unhealthy(why) if why.may_be_tried() => Fit::Spare,
+            Verdict::Unhealthy(_) => Fit::Refuses,
+        }
+    }
+
+    /// How many RPCs it was sent in spite of its health, since that was asked last.
+    pub(super) fn picked_unhealthy(&mut self) -> u64 {
+        let before = std::mem::replace(&mut self.counted, self.picked);
+        match self.health.verdict() {
+            Verdict::Unhealthy(_) => self.picked - before,
+            Verdict::Unknown | Verdict::Healthy => 0,
         }
     }
 
@@ -158,6 +242,11 @@ impl Endpoint {
             Standing::Ready => false,
             Standing::Backoff { .. } | Standing::Trial { .. } => {
                 self.standing = Standing::Trial { since: now };
+                true
+            }
+            Standing::Ejected { cause, .. } | Standing::Probe { cause, .. } => {
+                self.conduct.on_probation();
+                self.standing = Standing::Probe { since: now, cause };
                 true
             }
         }
@@ -175,11 +264,14 @@ impl Endpoint {
     }
 
     pub(super) fn view(&self, key: EndpointKey, norm: &Norm, now: Instant, decay: Duration) -> View {
-        let state = match self.standing {
+        let state = match (self.health.verdict(), self.standing) {
             _ if self.draining => State::Draining,
-            Standing::Ready => State::Ready,
-            Standing::Backoff { until, .. } => State::Backoff { until },
-            Standing::Trial { since } => State::Backoff { until: since },
+            (Verdict::Unhealthy(why), _) => State::Unhealthy(why),
+            (_, Standing::Ready) => State::Ready,
+            (_, Standing::Backoff { until, .. }) => State::Backoff { until },
+            (_, Standing::Trial { since }) => State::Backoff { until: since },
+            (_, Standing::Ejected { until, cause, .. }) => State::Ejected { until, cause },
+            (_, Standing::Probe { since, cause }) => State::Ejected { until: since, cause },
         };
         View {
             key,
@@ -267,3 +359,6 @@ impl Slots {
 
 /// How long one RPC may be the only one that tries an endpoint after its back-off.
 const TRIAL_PATIENCE: Duration = Duration::from_secs(1);
+/// How long one RPC may be the only one that probes an endpoint after its ejection. Longer than it takes to see that it is
+/// not answered: this is for one that ended without telling anything.
+const PROBE_PATIENCE: Duration = Duration::from_secs(5);

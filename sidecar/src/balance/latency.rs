@@ -23,6 +23,11 @@ impl Norm {
     fn nanos(&self) -> f64 {
         self.0.unwrap_or(UNHEARD_OF)
     }
+
+    /// What is usual; nothing while nothing was heard.
+    pub(super) fn usual(&self) -> Option<Duration> {
+        self.0.map(|nanos| Duration::from_nanos(nanos as u64))
+    }
 }
 
 /// The estimate for one endpoint.
@@ -79,6 +84,15 @@ impl Latency {
     pub(super) fn at_least(&mut self, waited: Duration, norm: &Norm, now: Instant, decay: Duration) {
         if nanos(waited) > self.nanos(norm, now, decay) {
             self.heard(waited, norm, now, decay);
+        }
+    }
+
+    /// It has not answered yet, and somebody has waited for so long: as [`Latency::at_least`], but up to [`WORST`] times the
+    /// usual. It may be a call that waits for something to happen.
+    pub(super) fn waits(&mut self, waited: Duration, norm: &Norm, now: Instant, decay: Duration) {
+        let worst = Duration::from_nanos((norm.nanos() * WORST) as u64);
+        if norm.0.is_some() {
+            self.at_least(waited.min(worst), norm, now, decay);
         }
     }
 

@@ -30,7 +30,9 @@
 //! - The estimate of latency is not moved by how long a stream lives, nor made better by failing fast.
 
 mod choose;
+pub mod eject;
 mod endpoint;
+pub mod health;
 mod latency;
 #[cfg(test)]
 mod tests;
@@ -46,8 +48,10 @@ use rand::{Rng, RngExt};
 pub use endpoint::{EndpointKey, State, View};
 
 use choose::Draw;
-use endpoint::{Endpoint, Slots, Standing};
-use latency::Norm;
+use eject::{Cause, Conduct};
+use endpoint::{Endpoint, Fit, Slots, Standing};
+use health::{Finding, Says, Thresholds, Verdict, Why};
+use latency::{Latency, Norm};
 
 /// Which endpoint takes the next RPC.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -78,6 +82,8 @@ pub struct Settings {
     /// While no endpoint is ready, how often each of those in back-off may still be tried, so that callers need not wait
     /// for the end of a long back-off once one is there again; 100 ms.
     pub last_resort_interval: Duration,
+    /// Whom to eject.
+    pub outlier: eject::Settings,
 }
 
 impl Default for Settings {
@@ -89,6 +95,7 @@ impl Default for Settings {
             backoff_first: Duration::from_millis(100),
             backoff_ceiling: Duration::from_secs(10),
             last_resort_interval: Duration::from_millis(100),
+            outlier: eject::Settings::default(),
         }
     }
 }
@@ -135,6 +142,12 @@ pub enum Outcome {
     /// The caller gave up, or its deadline passed. If no response headers had come, having waited that long says that
     /// the endpoint is at least that slow.
     Abandoned {
+        /// From [`Balancer::started`] to giving up.
+        waited: Duration,
+    },
+    /// The same, but response headers had come, and no whole message or end behind them: it may be half an answer, or a
+    /// stream on which nothing happened.
+    Unfinished {
         /// From [`Balancer::started`] to giving up.
         waited: Duration,
     },
@@ -191,6 +204,31 @@ impl Tried {
     }
 }
 
+/// What became of an endpoint, for logs and metrics.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Turn {
+    /// Where it listens.
+    pub addr: SocketAddr,
+    /// What is so now.
+    pub to: TurnTo,
+}
+
+/// What an endpoint has become.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum TurnTo {
+    /// Ejected.
+    Ejected {
+        /// What it did.
+        cause: Cause,
+        /// For how long.
+        lasts: Duration,
+    },
+    /// Back from an ejection.
+    Back,
+    /// Its checks say this.
+    Verdict(Verdict),
+}
+
 /// Why there is no endpoint to pick.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum NoEndpoint {
@@ -203,14 +241,40 @@ pub enum NoEndpoint {
         /// How many there are.
         count: usize,
     },
+    /// Those that this RPC has not tried say of themselves that they do not serve.
+    #[error("{refusing} of {count} endpoints say {}{}", words(.says), if .refusing < .count {
+        ", and the others were tried and could not be reached"
+    } else {
+        ""
+    })]
+    NotServing {
+        /// How many there are.
+        count: usize,
+        /// How many of them say so.
+        refusing: usize,
+        /// What they say: [`Says::ServiceUnknown`] only if all of them do.
+        says: Says,
+    },
     /// Those that this RPC has not tried could not be reached a moment ago.
-    #[error("none of {count} endpoints can be reached; the next attempt is in {retry_in:?}")]
+    #[error("none of {count} endpoints can be reached{}; the next attempt is in {retry_in:?}", match .refusing {
+        0 => String::new(),
+        refusing => format!(" ({refusing} of them say that they do not serve)"),
+    })]
     AllInBackoff {
         /// How many there are, tried by this RPC or not.
         count: usize,
+        /// How many of them say that they do not serve.
+        refusing: usize,
         /// When one may be tried again, from now.
         retry_in: Duration,
     },
+}
+
+fn words(says: &Says) -> &'static str {
+    match says {
+        Says::NotServing => "NOT_SERVING",
+        Says::ServiceUnknown => "SERVICE_UNKNOWN: is the name right that health checks ask for?",
+    }
 }
 
 /// The endpoints of one service as one worker sees them, and the choice among them.
@@ -231,6 +295,13 @@ pub struct Balancer {
     /// The same for an RPC that has tried some; kept for its memory only.
     rest: Draw,
     last_resort_at: Option<Instant>,
+    /// RPCs that succeeded, at all endpoints together.
+    well: u64,
+    /// The same when they were looked at last.
+    well_at_look: u64,
+    /// Endpoints that have earned an ejection, which begins with the next pick or look: it takes dice.
+    outliers: Vec<(EndpointKey, Cause)>,
+    turns: Vec<Turn>,
 }
 
 impl Balancer {
@@ -248,6 +319,18 @@ impl Balancer {
             stale: false,
             rest: Draw::default(),
             last_resort_at: None,
+            well: 0,
+            well_at_look: 0,
+            outliers: Vec::new(),
+            turns: Vec::new(),
+        }
+    }
+
+    /// Does as these settings say from now on. What has begun ends as it would have.
+    pub fn set(&mut self, settings: Settings) {
+        if self.settings != settings {
+            self.settings = settings;
+            self.stale = true;
         }
     }
 
@@ -270,7 +353,8 @@ impl Balancer {
                 Entry::Occupied(known) => *known.get(),
                 Entry::Vacant(unknown) => {
                     let joined = (!first && !self.settings.slow_start.is_zero()).then_some(now);
-                    let key = self.slots.insert(Endpoint::new(spec, joined));
+                    let conduct = Conduct::new(now, self.well);
+                    let key = self.slots.insert(Endpoint::new(spec, joined, conduct));
                     changes.added.push(key);
                     *unknown.insert(key)
                 }
@@ -304,6 +388,7 @@ impl Balancer {
         self.ready.reserve(self.named.len());
         self.rest.reserve(self.named.len());
         self.stale = true;
+        self.let_back_too_many(now);
         changes
     }
 
@@ -315,6 +400,7 @@ impl Balancer {
     #[inline(always)]
     pub fn pick(&mut self, now: Instant, rng: &mut impl Rng, tried: &Tried) -> Result<EndpointKey, NoEndpoint> {
         if self.stale || self.ready_until.is_some_and(|until| until <= now) {
+            self.eject_outliers(now, rng);
             self.ready_until = self.ready.fill(&self.slots, &self.named, &Tried::default(), now);
             self.stale = false;
         }
@@ -349,13 +435,18 @@ impl Balancer {
     /// [`Outcome::Failed`] alone.
     #[inline(always)]
     pub fn answered(&mut self, call: &mut Call, latency: Duration, now: Instant) {
+        let mut back = false;
         if let Some(endpoint) = self.slots.get_mut(call.key).filter(|_| !call.answered) {
             endpoint.waiting = endpoint.waiting.saturating_sub(1);
             endpoint.streaming = endpoint.streaming.saturating_add(1);
             endpoint.latency.heard(latency, &self.norm, now, self.settings.decay);
             self.norm.heard(latency);
+            back = matches!(endpoint.standing, Standing::Probe { .. });
         }
         call.answered = true;
+        if back {
+            self.come_back(call.key, now);
+        }
     }
 
     /// An RPC has ended. Returns the endpoint if it was draining and this was the last: its connections can be closed.
@@ -369,18 +460,114 @@ impl Balancer {
         };
         *count = count.saturating_sub(1);
         match outcome {
-            Outcome::Done | Outcome::Unsent => {}
-            Outcome::Failed => endpoint.latency.failed(&self.norm, now, self.settings.decay),
+            Outcome::Done => {
+                self.well += 1;
+                endpoint.conduct.succeeded(now, self.well);
+            }
+            Outcome::Unsent => {}
+            Outcome::Failed => {
+                endpoint.latency.failed(&self.norm, now, self.settings.decay);
+                endpoint.conduct.failed();
+                if endpoint.conduct.fails(&self.settings.outlier) {
+                    self.outliers.push((call.key, Cause::Failures));
+                    self.stale = true;
+                }
+            }
             Outcome::Abandoned { .. } if call.answered => {}
-            Outcome::Abandoned { waited } => {
-                endpoint.latency.at_least(waited, &self.norm, now, self.settings.decay);
+            Outcome::Unfinished { waited } | Outcome::Abandoned { waited } => {
+                if !call.answered {
+                    endpoint.latency.at_least(waited, &self.norm, now, self.settings.decay);
+                }
+                if waited >= in_vain(&self.norm) && endpoint.conduct.is_since_well(waited, now) {
+                    endpoint.conduct.waited();
+                }
             }
         }
+        let endpoint = self.slots.get(call.key)?;
         if endpoint.draining && endpoint.in_flight() == 0 {
             self.forget(call.key)
         } else {
             None
         }
+    }
+
+    /// An RPC has no whole message yet, `waited` after [`Balancer::started`], and its request is whole. To be told of each such
+    /// RPC, before [`Balancer::looked`]: one that never ends would never be heard of otherwise.
+    pub fn sees(&mut self, call: &Call, waited: Duration, now: Instant) {
+        let in_vain = in_vain(&self.norm);
+        if let Some(endpoint) = self.slots.get_mut(call.key)
+            && waited >= in_vain
+            && endpoint.conduct.is_since_well(waited, now)
+        {
+            let overdue = waited >= in_vain.max(OVERDUE);
+            endpoint.conduct.sees(waited, overdue, call.answered);
+        }
+    }
+
+    /// All RPCs have been looked at: endpoints at which they wait for too long lose their share, or are ejected. Returns how
+    /// many RPCs went to endpoints that failed their health checks, because too few did not, since the last look.
+    pub fn looked(&mut self, now: Instant, rng: &mut impl Rng) -> u64 {
+        let lately = self.well - std::mem::replace(&mut self.well_at_look, self.well);
+        let mut picked_unhealthy = 0;
+        for key in &self.named {
+            let Some(endpoint) = self.slots.get_mut(*key) else {
+                continue;
+            };
+            picked_unhealthy += endpoint.picked_unhealthy();
+            let longest = endpoint.conduct.seen();
+            if !longest.is_zero() {
+                endpoint.latency.waits(longest, &self.norm, now, self.settings.decay);
+            }
+            if endpoint.conduct.is_silent(&self.settings.outlier, self.well, lately) {
+                self.outliers.push((*key, Cause::Silent));
+            }
+        }
+        self.eject_outliers(now, rng);
+        picked_unhealthy
+    }
+
+    /// A health check found this. An endpoint that is well again comes back slowly. That it says SERVING ends its ejection,
+    /// too, but not a second time soon after the first: then its checks are not what its RPCs are like.
+    pub fn found(&mut self, key: EndpointKey, finding: Finding, thresholds: Thresholds, now: Instant) {
+        let slow_start = !self.settings.slow_start.is_zero();
+        let Some(endpoint) = self.slots.get_mut(key) else {
+            return;
+        };
+        let was_well = endpoint.fit() == Fit::Well;
+        endpoint.picked_unhealthy();
+        if endpoint.health.found(finding, thresholds) {
+            let turn = Turn {
+                addr: endpoint.addr,
+                to: TurnTo::Verdict(endpoint.health.verdict()),
+            };
+            if !was_well && endpoint.fit() == Fit::Well && slow_start {
+                endpoint.joined = Some(now);
+            }
+            self.stale = true;
+            self.tell(turn);
+        }
+        let Some(endpoint) = self.slots.get(key) else { return };
+        if let Standing::Ejected { since, .. } | Standing::Probe { since, .. } = endpoint.standing
+            && finding == Finding::Serving
+            && endpoint.conduct.ejections() == 1
+            && now.saturating_duration_since(since) >= OVERDUE
+        {
+            self.come_back(key, now);
+        }
+    }
+
+    /// Nobody checks the endpoint's health any more: nothing is held against it.
+    pub fn forget_health(&mut self, key: EndpointKey) {
+        if let Some(endpoint) = self.slots.get_mut(key)
+            && endpoint.health.forget()
+        {
+            self.stale = true;
+        }
+    }
+
+    /// What became of the endpoints since this was asked last.
+    pub fn take_turns(&mut self) -> Vec<Turn> {
+        std::mem::take(&mut self.turns)
     }
 
     /// No connection to the endpoint could be made, and none is left: it is left alone for a while that doubles with
@@ -395,10 +582,17 @@ impl Balancer {
                 .min(self.settings.backoff_ceiling)
                 .mul_f64(rng.random_range(0.5..=1.0));
             endpoint.failures = endpoint.failures.saturating_add(1);
-            endpoint.standing = Standing::Backoff {
-                until: now + pause,
-                since: now,
-            };
+            match endpoint.standing {
+                Standing::Ready | Standing::Backoff { .. } | Standing::Trial { .. } => {
+                    endpoint.conduct.failed();
+                    endpoint.standing = Standing::Backoff {
+                        until: now + pause,
+                        since: now,
+                    };
+                }
+                Standing::Ejected { .. } => {}
+                Standing::Probe { cause, .. } => self.eject(key, cause, now, rng),
+            }
             self.stale = true;
         }
     }
@@ -407,7 +601,7 @@ impl Balancer {
     #[inline(always)]
     pub fn dial_ok(&mut self, key: EndpointKey, now: Instant) {
         if let Some(endpoint) = self.slots.get_mut(key)
-            && endpoint.standing != Standing::Ready
+            && matches!(endpoint.standing, Standing::Backoff { .. } | Standing::Trial { .. })
         {
             endpoint.standing = Standing::Ready;
             endpoint.failures = 0;
@@ -467,6 +661,9 @@ impl Balancer {
             .filter(|key| !tried.contains(**key))
             .filter_map(|key| {
                 let endpoint = self.slots.get(*key)?;
+                if endpoint.fit() == Fit::Refuses {
+                    return None;
+                }
                 Some((
                     endpoint.standing.last_resort(self.settings.last_resort_interval),
                     endpoint.priority,
@@ -475,18 +672,123 @@ impl Balancer {
             });
         let Some((due, _, key)) = waiting.min_by_key(|(due, priority, _)| ((*due).max(Some(now)), *priority, *due))
         else {
-            return Err(NoEndpoint::AllTried { count });
+            return Err(self.none_left(tried));
         };
         let paced = self.last_resort_at.map(|last| last + LAST_RESORT_PACE);
         let due = due.max(paced).unwrap_or(now);
         if due > now {
             return Err(NoEndpoint::AllInBackoff {
                 count,
+                refusing: self.refusals().count(),
                 retry_in: due - now,
             });
         }
         self.last_resort_at = Some(now);
         Ok(key)
+    }
+
+    fn tell(&mut self, turn: Turn) {
+        // Nobody asks: a balancer without a worker.
+        if self.turns.len() < MOST_TURNS {
+            self.turns.push(turn);
+        }
+    }
+
+    fn eject_outliers(&mut self, now: Instant, rng: &mut impl Rng) {
+        while let Some((key, cause)) = self.outliers.pop() {
+            self.eject(key, cause, now, rng);
+        }
+    }
+
+    /// Leaves the endpoint alone for a while, if it is not already, and enough others are left.
+    fn eject(&mut self, key: EndpointKey, cause: Cause, now: Instant, rng: &mut impl Rng) {
+        let settings = self.settings.outlier;
+        let others = self.ejected().filter(|ejected| *ejected != key).count();
+        let Some(endpoint) = self.slots.get_mut(key) else {
+            return;
+        };
+        let is_ejected = matches!(endpoint.standing, Standing::Ejected { .. });
+        if is_ejected || endpoint.draining || others >= settings.most(self.named.len()) {
+            return;
+        }
+        let lasts = endpoint.conduct.eject(&settings, now, rng.random_range(0.5..=1.0));
+        endpoint.standing = Standing::Ejected {
+            until: now + lasts,
+            since: now,
+            cause,
+        };
+        self.stale = true;
+        let turn = Turn {
+            addr: endpoint.addr,
+            to: TurnTo::Ejected { cause, lasts },
+        };
+        self.tell(turn);
+    }
+
+    fn ejected(&self) -> impl Iterator<Item = EndpointKey> {
+        let is_ejected = |key: &EndpointKey| {
+            self.slots
+                .get(*key)
+                .is_some_and(|endpoint| endpoint.standing.is_ejected())
+        };
+        self.named.iter().copied().filter(is_ejected)
+    }
+
+    /// The endpoint was ejected, and is not any more: its share grows slowly, and one failure takes it away again.
+    fn come_back(&mut self, key: EndpointKey, now: Instant) {
+        let slow_start = !self.settings.slow_start.is_zero();
+        let Some(endpoint) = self.slots.get_mut(key) else {
+            return;
+        };
+        endpoint.standing = Standing::Ready;
+        endpoint.failures = 0;
+        endpoint.latency = Latency::default();
+        endpoint.conduct.back(now);
+        endpoint.joined = slow_start.then_some(now);
+        self.stale = true;
+        let turn = Turn {
+            addr: endpoint.addr,
+            to: TurnTo::Back,
+        };
+        self.tell(turn);
+    }
+
+    /// Endpoints left, so that too many of the rest are ejected: those whose time is over soonest come back.
+    fn let_back_too_many(&mut self, now: Instant) {
+        let most = self.settings.outlier.most(self.named.len());
+        let mut ejected: Vec<_> = self.ejected().collect();
+        let until = |key: &EndpointKey| {
+            self.slots
+                .get(*key)
+                .and_then(|endpoint| endpoint.standing.eligible_from())
+        };
+        ejected.sort_by_key(until);
+        let too_many = ejected.len().saturating_sub(most);
+        for key in ejected.into_iter().take(too_many) {
+            self.come_back(key, now);
+        }
+    }
+
+    /// Why an RPC that has `tried` some has nowhere to go.
+    fn none_left(&self, tried: &Tried) -> NoEndpoint {
+        let count = self.named.len();
+        if self.named.iter().all(|key| tried.contains(*key)) {
+            return NoEndpoint::AllTried { count };
+        }
+        NoEndpoint::NotServing {
+            count,
+            refusing: self.refusals().count(),
+            says: self.refusals().min().unwrap_or(Says::NotServing),
+        }
+    }
+
+    /// What those say that say of themselves that they do not serve.
+    fn refusals(&self) -> impl Iterator<Item = Says> {
+        let endpoints = self.named.iter().filter_map(|key| self.slots.get(*key));
+        endpoints.filter_map(|endpoint| match endpoint.health.verdict() {
+            Verdict::Unhealthy(Why::Says(says)) => Some(says),
+            _ => None,
+        })
     }
 
     fn forget(&mut self, key: EndpointKey) -> Option<Gone> {
@@ -502,3 +804,17 @@ impl Balancer {
 
 /// The least time between two last resorts of a balancer, whatever the number of its endpoints.
 const LAST_RESORT_PACE: Duration = Duration::from_millis(5);
+/// An RPC that has waited for so long can be overdue, however long RPCs usually wait.
+const OVERDUE: Duration = Duration::from_secs(1);
+/// Waiting for less tells nothing.
+const SHORT: Duration = Duration::from_millis(100);
+/// How many times longer than usual is far too long.
+const FAR_TOO_LONG: u32 = 8;
+/// What became of endpoints, kept for whoever asks.
+const MOST_TURNS: usize = 1_000;
+
+/// How long an RPC must wait for that to be far too long.
+fn in_vain(norm: &Norm) -> Duration {
+    norm.usual()
+        .map_or(Duration::MAX, |usual| usual.saturating_mul(FAR_TOO_LONG).max(SHORT))
+}

@@ -1,5 +1,7 @@
 //! Simulated callers and endpoints on a virtual clock.
 
+mod unwell;
+
 use std::{
     cmp::Reverse,
     collections::{BTreeMap, BinaryHeap, HashSet},
@@ -153,7 +155,8 @@ fn an_endpoint_that_fails_fast_does_not_look_fast() {
     });
     assert!(town.shares()[&1] < 0.02, "{:?}", town.shares());
     town.failing.clear();
-    town.call_for(4, Duration::from_secs(25), |_, rng| busy_machine(rng, 5_000));
+    // It was ejected, too.
+    town.call_for(4, Duration::from_secs(35), |_, rng| busy_machine(rng, 5_000));
     town.forget_calls();
     town.call_for(4, Duration::from_secs(5), |_, rng| busy_machine(rng, 5_000));
     assert!(town.shares()[&1] > 0.28, "back again: {:?}", town.shares());
@@ -485,7 +488,7 @@ fn nothing_known_and_nothing_reachable_have_reasons() {
     town.scale_to(&[0]);
     let key = town.key_of(0);
     town.balancer.dial_failed(key, town.now, &mut town.rng);
-    let Err(NoEndpoint::AllInBackoff { count: 1, retry_in }) =
+    let Err(NoEndpoint::AllInBackoff { count: 1, retry_in, .. }) =
         town.balancer.pick(town.now, &mut town.rng, &Tried::default())
     else {
         panic!("must wait");
@@ -554,8 +557,10 @@ proptest! {
                         }
                         Err(NoEndpoint::AllInBackoff { .. }) => {
                             let ready = |view: &&View| view.state == State::Ready && !tried.contains(view.key);
+                            let known: Vec<View> = balancer.endpoints(now).collect();
                             prop_assert_eq!(known.iter().find(ready), None);
                         }
+                        Err(NoEndpoint::NotServing { .. }) => prop_assert!(false, "nobody says so"),
                     }
                 }
                 (4, Some(key)) => balancer.dial_failed(key, now, &mut rng),

@@ -19,6 +19,7 @@ use super::pool::PoolKey;
 use crate::http2::hpack::FieldId;
 use crate::http2::slots::{Key, Slots};
 use crate::http2::{Connection, Reason, Shared};
+use crate::route::ServiceKey;
 use crate::tls::{self, Session};
 
 /// The key of a wire of one worker.
@@ -120,6 +121,8 @@ pub enum Side {
         inbound: bool,
         /// Where it was going.
         meant: SocketAddr,
+        /// Whose endpoint at `meant` its calls ask for its health: they go to that very one, and count nowhere.
+        checks: Option<ServiceKey>,
     },
     /// A server: we ask. The wire stands in a pool.
     Server {
@@ -576,6 +579,7 @@ mod tests {
         let side = Side::Caller {
             inbound: false,
             meant: peer,
+            checks: None,
         };
         let key = wires.insert(Transport::Pipe(theirs), Vec::new(), engine, peer, side, now);
         (wires, key, ours)

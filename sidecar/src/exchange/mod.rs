@@ -352,6 +352,13 @@ impl Exchange {
         }
     }
 
+    /// Whether a server that is well would say something now: its request is whole, and not one message of the response is.
+    #[inline]
+    pub fn is_owed(&self) -> bool {
+        let has_begun = self.http_status != 0;
+        self.request_ended && !self.phase.is_last() && !self.answered.has_whole() && (self.is_grpc || !has_begun)
+    }
+
     /// Whether nothing is left of it on either side.
     #[inline]
     pub fn is_finished(&self, wires: &Wires) -> bool {

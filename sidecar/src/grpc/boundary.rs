@@ -1,7 +1,7 @@
 //! Where one message ends and the next begins: five bytes say how long each is (gRPC's `doc/PROTOCOL-HTTP2.md`).
 
 /// How far one direction of a call is through its messages.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Boundary {
     /// Payload bytes of the message that are still to come.
     left: u32,
@@ -46,6 +46,11 @@ impl Boundary {
     /// Whether the next byte would begin a message.
     pub fn is_between_messages(&self) -> bool {
         self.left == 0 && self.prefix == 0
+    }
+
+    /// Whether a message is whole.
+    pub fn has_whole(&self) -> bool {
+        self.messages > 1 || (self.messages == 1 && self.is_between_messages())
     }
 
     /// Messages that began.

@@ -6,7 +6,9 @@ use std::time::Duration;
 
 use portunus_proto::SpiffeId;
 
-use crate::balance::Algorithm;
+use crate::balance::health::Thresholds;
+use crate::balance::{self, Algorithm};
+use crate::health;
 
 /// What can be asked for.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -75,6 +77,49 @@ pub struct Policy {
     pub health: HealthPolicy,
     /// When an endpoint is left alone for its failures.
     pub outlier: OutlierPolicy,
+}
+
+impl Policy {
+    /// How endpoints are picked and left alone.
+    pub fn balance(&self, own: &balance::Settings) -> balance::Settings {
+        let outlier = &self.outlier;
+        let failures = match outlier.is_off {
+            true => 0,
+            false => outlier.consecutive_failures.unwrap_or(own.outlier.consecutive_failures),
+        };
+        balance::Settings {
+            algorithm: self.algorithm.unwrap_or(own.algorithm),
+            slow_start: self.slow_start.unwrap_or(own.slow_start),
+            outlier: balance::eject::Settings {
+                consecutive_failures: failures,
+                base_ejection: outlier.base_ejection.unwrap_or(own.outlier.base_ejection),
+                max_ejection: outlier.max_ejection.unwrap_or(own.outlier.max_ejection),
+                max_ejection_percent: outlier.max_ejection_percent.unwrap_or(own.outlier.max_ejection_percent),
+            },
+            ..*own
+        }
+    }
+
+    /// How health is checked. An interval, and a timeout, is a tenth of a second at least.
+    pub fn health(&self, own: &health::Settings) -> health::Settings {
+        let said = &self.health;
+        let shortest = Duration::from_millis(100);
+        health::Settings {
+            mode: match said.mode {
+                Some(HealthMode::Check) => health::Mode::Check,
+                Some(HealthMode::Watch) => health::Mode::Watch,
+                Some(HealthMode::Off) => health::Mode::Off,
+                None => own.mode,
+            },
+            service: said.service.clone().unwrap_or_else(|| own.service.clone()),
+            interval: said.interval.unwrap_or(own.interval).max(shortest),
+            timeout: said.timeout.unwrap_or(own.timeout).max(shortest),
+            thresholds: Thresholds {
+                unhealthy: said.unhealthy_threshold.unwrap_or(own.thresholds.unhealthy),
+                healthy: said.healthy_threshold.unwrap_or(own.thresholds.healthy),
+            },
+        }
+    }
 }
 
 /// How health is asked for. What is `None` has the sidecar's own setting.

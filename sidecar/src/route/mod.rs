@@ -17,6 +17,7 @@ use tokio_util::sync::DropGuard;
 use crate::balance::{self, Balancer, EndpointKey, EndpointSpec};
 use crate::connect::Via;
 use crate::connect::resolve::Answer;
+use crate::health;
 use crate::http2::slots::{Key, Slots};
 
 pub use known::{Endpoint, HealthMode, HealthPolicy, Known, OutlierPolicy, Policy, Subject, View};
@@ -59,6 +60,8 @@ pub struct Service {
     lately: Vec<(IpAddr, Option<Instant>)>,
     /// Addresses of a name outside the mesh that are a service's of the mesh.
     lent: Vec<IpAddr>,
+    /// How its endpoints' health is checked: not at all, for an address.
+    pub health: Arc<health::Settings>,
     tag: u16,
 }
 
@@ -74,6 +77,8 @@ pub struct Services {
     settings: balance::Settings,
     /// What is known of a name or an address before anybody was asked.
     at_first: Arc<Known>,
+    health: Arc<health::Settings>,
+    no_health: Arc<health::Settings>,
     /// When idle services were looked for last.
     tidied: Option<Instant>,
 }
@@ -112,7 +117,7 @@ pub const NO_NAME: u32 = u32::MAX;
 
 impl Services {
     /// No services yet. Without a mesh, nobody has to be asked whether something belongs to it.
-    pub fn new(settings: balance::Settings, has_mesh: bool) -> Services {
+    pub fn new(settings: balance::Settings, health: Arc<health::Settings>, has_mesh: bool) -> Services {
         let at_first = match has_mesh {
             true => Known::Pending,
             false => Known::Outside(Arc::default()),
@@ -125,6 +130,8 @@ impl Services {
             last_address: None,
             tagged: Vec::new(),
             settings,
+            health,
+            no_health: Arc::new(health::Settings::off()),
             tidied: None,
         }
     }
@@ -196,6 +203,10 @@ impl Services {
     }
 
     fn insert(&mut self, name: String, subject: Subject, tag: u16, now: Instant) -> ServiceKey {
+        let health = match subject {
+            Subject::Name { .. } => self.health.clone(),
+            Subject::Address(_) => self.no_health.clone(),
+        };
         self.slots.insert(Service {
             name,
             subject,
@@ -209,6 +220,7 @@ impl Services {
             identities: HashMap::new(),
             lately: Vec::new(),
             lent: Vec::new(),
+            health,
             tag,
         })
     }
@@ -302,6 +314,11 @@ impl Services {
     }
 
     /// Every service.
+    pub fn iter_mut(&mut self) -> impl Iterator<Item = (ServiceKey, &mut Service)> {
+        self.slots.iter_mut()
+    }
+
+    /// Every service.
     pub fn iter(&self) -> impl Iterator<Item = (ServiceKey, &Service)> {
         self.slots.iter()
     }
@@ -338,6 +355,26 @@ impl Service {
     /// Whether it is a name, not an address by itself.
     pub fn is_name(&self) -> bool {
         matches!(self.subject, Subject::Name { .. })
+    }
+
+    /// Does as the policy says that is known, and by the sidecar's own settings otherwise. An address by itself is not
+    /// checked unless a policy says how.
+    pub fn heed(&mut self, balance: &balance::Settings, health: &Arc<health::Settings>) {
+        let none = Policy::default();
+        let policy = match &*self.known {
+            Known::Service(view) => &view.policy,
+            Known::Outside(policy) => policy,
+            Known::Pending | Known::Endpoint(_) => &none,
+        };
+        self.balancer.set(policy.balance(balance));
+        let is_checked = self.is_name() || policy.health.mode.is_some();
+        let checks = match is_checked {
+            true => policy.health(health),
+            false => health::Settings::off(),
+        };
+        if checks != *self.health {
+            self.health = Arc::new(checks);
+        }
     }
 
     /// The name servers are not asked any more.
@@ -447,7 +484,7 @@ mod tests {
 
     #[test]
     fn an_address_is_somebodys_until_the_last_service_that_has_it_is_forgotten() {
-        let mut services = Services::new(balance::Settings::default(), false);
+        let mut services = Services::new(balance::Settings::default(), Arc::default(), false);
         let began = Instant::now();
         let addr = SocketAddr::from(([10, 0, 0, 1], 50051));
         let Named::New(name) = services.named(b"greeter", 50051, began) else {

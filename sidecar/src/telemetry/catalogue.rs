@@ -70,6 +70,27 @@ pub static ENDPOINTS: Family<Gauge, 2> = Family::gauge(
 )
 .at_most(1_000);
 
+/// Health checks by what they found.
+pub static HEALTH_CHECKS: Family<Counter, 1> = Family::counter(
+    "portunus_health_checks_total",
+    "Health checks of endpoints, by what they found.",
+    ["outcome"],
+);
+
+/// Endpoints that were ejected.
+pub static EJECTIONS: Family<Counter, 1> = Family::counter(
+    "portunus_ejections_total",
+    "Endpoints that were left alone for a while, because their RPCs failed or were not answered.",
+    ["reason"],
+);
+
+/// RPCs that went to unhealthy endpoints.
+pub static UNHEALTHY_PICKS: Family<Counter, 0> = Family::counter(
+    "portunus_unhealthy_picks_total",
+    "RPCs that were sent to endpoints that do not answer health checks, because fewer than half are healthy.",
+    [],
+);
+
 /// RPCs that were sent again.
 pub static RETRIES: Family<Counter, 1> = Family::counter(
     "portunus_retries_total",

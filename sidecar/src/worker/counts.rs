@@ -4,11 +4,14 @@ use std::collections::HashMap;
 
 use portunus_proto::SpiffeId;
 
+use super::health;
+use crate::balance::eject::Cause;
+use crate::balance::health::Finding;
 use crate::failure::Failure;
 use crate::http2::Abuse;
 use crate::telemetry::{
-    ABUSE, CONNECTIONS, CONNECTIONS_OPENED, Counter, Gauge, INVALID_TIMEOUTS, MEMORY_BUDGET, MEMORY_HELD, OTHER,
-    OUTLIVED, PROXY_ERRORS, REQUESTS, RETRIES, Recorder, TLS_HANDSHAKES,
+    ABUSE, CONNECTIONS, CONNECTIONS_OPENED, Counter, EJECTIONS, Gauge, HEALTH_CHECKS, INVALID_TIMEOUTS, MEMORY_BUDGET,
+    MEMORY_HELD, OTHER, OUTLIVED, PROXY_ERRORS, REQUESTS, RETRIES, Recorder, TLS_HANDSHAKES, UNHEALTHY_PICKS,
 };
 
 /// Peers that requests are told apart by.
@@ -26,6 +29,9 @@ pub(crate) struct Counts {
     pub(crate) retried: Counter,
     pub(crate) invalid_timeouts: Counter,
     pub(crate) memory_held: Gauge,
+    pub(crate) unhealthy_picks: Counter,
+    checks: [Counter; health::WORDS.len()],
+    ejections: [Counter; Cause::ALL.len()],
     control_frames: Counter,
     resets: Counter,
     malformed: Counter,
@@ -55,6 +61,9 @@ impl Counts {
             retried: recorder.resolve(&RETRIES, ["not_processed"]),
             invalid_timeouts: recorder.resolve(&INVALID_TIMEOUTS, ["outbound"]),
             memory_held: recorder.resolve(&MEMORY_HELD, []),
+            unhealthy_picks: recorder.resolve(&UNHEALTHY_PICKS, []),
+            checks: health::WORDS.map(|word| recorder.resolve(&HEALTH_CHECKS, [word])),
+            ejections: Cause::ALL.map(|cause| recorder.resolve(&EJECTIONS, [cause.word()])),
             control_frames: recorder.resolve(&ABUSE, ["control_frames"]),
             resets: recorder.resolve(&ABUSE, ["resets"]),
             malformed: recorder.resolve(&ABUSE, ["malformed"]),
@@ -64,6 +73,20 @@ impl Counts {
 
     pub(crate) fn of(&self, inbound: bool) -> &Way {
         if inbound { &self.inbound } else { &self.outbound }
+    }
+
+    pub(super) fn checked(&self, found: Finding) {
+        let place = health::WORDS.iter().position(|word| *word == health::word(found));
+        if let Some(counter) = place.and_then(|place| self.checks.get(place)) {
+            counter.inc();
+        }
+    }
+
+    pub(super) fn ejected(&self, cause: Cause) {
+        let place = Cause::ALL.iter().position(|known| *known == cause);
+        if let Some(counter) = place.and_then(|place| self.ejections.get(place)) {
+            counter.inc();
+        }
     }
 
     /// The label of wires whose other end has proven to be `peer`, or nobody.

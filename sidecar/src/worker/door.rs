@@ -17,7 +17,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::run::{Inbox, Mesh, Message, Parts, Stop, Tunnels};
 use crate::accept::{self, Accepted, Original, OwnPorts, PodAddresses};
-use crate::connect::{self, Dialler, Transport, Via};
+use crate::connect::{self, Dialler, Side, Transport, Via};
 use crate::detect::{self, Declared, Detected, Guess, Opened, Protocol, SpeaksFirst, Waiting};
 use crate::edge::first_line::{FirstLine, NoRequest};
 use crate::edge::{client_cert, http1};
@@ -300,8 +300,11 @@ impl Door {
             transport,
             first,
             peer,
-            meant,
-            inbound: self.inbound,
+            side: Side::Caller {
+                inbound: self.inbound,
+                meant,
+                checks: None,
+            },
         });
     }
 

@@ -5,9 +5,10 @@ use std::sync::Arc;
 
 use super::Worker;
 use super::run::{Inbox, Message};
-use crate::connect::Transport;
 use crate::connect::local::{self, Caller, Tables};
+use crate::connect::{Side, Transport};
 use crate::http2;
+use crate::route::ServiceKey;
 
 /// At a wire's other end is nobody who has an address.
 const NOBODY: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), 0);
@@ -34,22 +35,31 @@ impl Local {
 
     /// A caller whose calls go where those of the application would that dialled `meant`.
     pub fn outbound(&self, meant: SocketAddr) -> Caller {
-        self.open(false, meant)
+        self.open(false, meant, None)
+    }
+
+    /// A caller of health checks: they go to the service's endpoint at `addr` and nowhere else, by the connections that calls
+    /// there use.
+    pub(super) fn checks(&self, service: ServiceKey, addr: SocketAddr) -> Caller {
+        self.open(false, addr, Some(service))
     }
 
     /// A caller whose calls go to this pod's application, as those from the network would that were meant for `meant`.
     pub fn inbound(&self, meant: SocketAddr) -> Caller {
-        self.open(true, meant)
+        self.open(true, meant, None)
     }
 
-    fn open(&self, inbound: bool, meant: SocketAddr) -> Caller {
+    pub(super) fn tell(&self, message: Message) {
+        self.inbox.send(message);
+    }
+
+    fn open(&self, inbound: bool, meant: SocketAddr, checks: Option<ServiceKey>) -> Caller {
         let (caller, pipe) = local::open(self.settings.clone(), &self.tables);
         self.inbox.send(Message::Adopt {
             transport: Transport::Pipe(pipe),
             first: Vec::new(),
             peer: NOBODY,
-            meant,
-            inbound,
+            side: Side::Caller { inbound, meant, checks },
         });
         caller
     }

@@ -19,6 +19,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::counts::Counts;
 use super::door::Door;
+use super::health::{Checked, Checks};
 use super::local::Local;
 use super::{READ_BYTES, Said, Worker, upkeep};
 use crate::accept::{self, OwnPorts, PodAddresses};
@@ -30,7 +31,7 @@ use crate::http2::slots::Slots;
 use crate::route::{Known, ServiceKey, Services, Subject};
 use crate::telemetry::Registry;
 use crate::timers::Tick;
-use crate::{balance, http2, policy, tunnel};
+use crate::{balance, health, http2, policy, tunnel};
 
 /// How long a call waits for the first that is known of its service: without the addresses of a name it goes to the address
 /// that was dialled; without a word of control it fails.
@@ -69,6 +70,8 @@ pub struct Parts {
     pub dial: connect::Settings,
     /// How endpoints are picked.
     pub balance: balance::Settings,
+    /// How the health of endpoints is checked that a name has.
+    pub health: Arc<health::Settings>,
     /// Addresses of names.
     pub names: Names,
     /// The mesh, if the sidecar belongs to one.
@@ -143,7 +146,7 @@ pub struct EndpointView {
     pub service: String,
     /// Where it listens.
     pub addr: SocketAddr,
-    /// Ready, backoff or draining.
+    /// Ready, backoff, ejected, unhealthy or draining.
     pub state: String,
     /// Calls that it serves now.
     pub in_flight: u32,
@@ -159,8 +162,7 @@ pub(super) enum Message {
         transport: Transport,
         first: Vec<u8>,
         peer: SocketAddr,
-        meant: SocketAddr,
-        inbound: bool,
+        side: Side,
     },
     Dialled {
         pool: PoolKey,
@@ -181,6 +183,7 @@ pub(super) enum Message {
         answer: Arc<Answer>,
     },
     Late(ServiceKey),
+    Checked(Checked),
     Command(Command),
 }
 
@@ -254,7 +257,7 @@ async fn serve(parts: Parts, orders: Orders) -> anyhow::Result<Cut> {
         wires,
         calls: Slots::default(),
         pools: Pools::default(),
-        services: Services::new(parts.balance, parts.mesh.is_some()),
+        services: Services::new(parts.balance, parts.health.clone(), parts.mesh.is_some()),
         own: PodAddresses::new(),
         said,
         modes: parts.modes(),
@@ -274,6 +277,7 @@ async fn serve(parts: Parts, orders: Orders) -> anyhow::Result<Cut> {
         is_serving: false,
         draining_inbound: false,
         draining_outbound: false,
+        health: Checks::new(local.clone()),
         local,
         local_used: 0,
     };
@@ -338,6 +342,7 @@ impl Loop {
             }
             if self.worker.now >= next_look {
                 self.worker.look_at_wires();
+                self.worker.look_at_endpoints();
                 self.worker.flush();
                 *self.open.endpoints.lock() = self.worker.endpoints();
                 next_look = self.worker.now + upkeep::LOOK_EVERY;
@@ -462,11 +467,11 @@ impl Worker {
                 transport,
                 first,
                 peer,
-                meant,
-                inbound,
-            } => self.adopt(transport, first, peer, meant, inbound),
+                side,
+            } => self.adopt(transport, first, peer, side),
             Message::Dialled { pool, addr, result } => self.dialled(pool, addr, result),
             Message::Resolved { service, answer } => self.resolved(service, answer),
+            Message::Checked(checked) => self.checked(checked),
             Message::Learned { service, known } => self.learned(service, known),
             Message::Modes(modes) => self.modes = modes,
             Message::ShookHands { inbound, result } => self.counts.shook_hands(inbound, result, &self.recorder),
@@ -506,6 +511,8 @@ fn state(state: balance::State) -> &'static str {
     match state {
         balance::State::Ready => "ready",
         balance::State::Backoff { .. } => "backoff",
+        balance::State::Ejected { .. } => "ejected",
+        balance::State::Unhealthy(_) => "unhealthy",
         balance::State::Draining => "draining",
     }
 }

@@ -15,7 +15,7 @@ use portunus_sidecar::detect::{self, Declared};
 use portunus_sidecar::policy::Mode;
 use portunus_sidecar::telemetry::{Format, Registry};
 use portunus_sidecar::worker::{self, Command, Cut, Local, Open, Orders, Parts};
-use portunus_sidecar::{http2, telemetry};
+use portunus_sidecar::{health, http2, telemetry};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -105,6 +105,10 @@ pub struct Setup {
     pub server_streams: Option<u32>,
     /// The largest header list that the server announces.
     pub server_header_list: Option<u32>,
+    /// Where names stand that a worker may resolve; nobody is asked for others.
+    pub hosts: Option<std::path::PathBuf>,
+    /// How the health of endpoints is checked that a name has.
+    pub health: health::Settings,
 }
 
 impl Default for Setup {
@@ -120,6 +124,8 @@ impl Default for Setup {
             server_windows: (65_535, 65_535),
             server_streams: None,
             server_header_list: None,
+            hosts: None,
+            health: health::Settings::default(),
         }
     }
 }
@@ -168,7 +174,15 @@ impl World {
         let proxy = free_port();
         let stop = CancellationToken::new();
         let registry = Registry::new(&telemetry::Settings::default());
-        let names = Names::start(resolve::Settings::default(), &TaskTracker::new(), stop.clone());
+        let resolving = match setup.hosts {
+            None => resolve::Settings::default(),
+            Some(hosts) => resolve::Settings {
+                hosts,
+                servers: Some(Vec::new()),
+                ..Default::default()
+            },
+        };
+        let names = Names::start(resolving, &TaskTracker::new(), stop.clone());
         let declared: HashMap<_, _> = setup
             .declared
             .then_some((server.port(), Declared::Http2))
@@ -190,6 +204,7 @@ impl World {
             tunnel: Default::default(),
             dial: Default::default(),
             balance: Default::default(),
+            health: Arc::new(setup.health),
             names,
             mesh: setup.mesh,
             cut_expired: false,

@@ -1,0 +1,233 @@
+//! Endpoints that are unwell, before a worker of ours with real sockets: whoever says NOT_SERVING, hangs, answers half, is
+//! slow or fails gets no calls; and nobody is taken for unwell who is not.
+
+mod service;
+
+use std::time::{Duration, Instant};
+
+use portunus_sidecar::balance::health::Thresholds;
+use portunus_sidecar::health::{Mode, Settings};
+
+use service::{Does, Says, Service};
+
+const INTERVAL: Duration = Duration::from_millis(500);
+const NOT_SERVING: Says = Says::Status(2);
+const SERVING: Says = Says::Status(1);
+
+fn checked() -> Settings {
+    Settings {
+        interval: INTERVAL,
+        timeout: Duration::from_millis(200),
+        thresholds: Thresholds::default(),
+        ..Settings::default()
+    }
+}
+
+fn unchecked() -> Settings {
+    Settings {
+        mode: Mode::Off,
+        ..Settings::default()
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_endpoint_turned_not_serving_gets_no_new_call_after_an_interval_and_its_stream_goes_on() {
+    let service = Service::start(3, checked()).await;
+    let stream = service.open_stream_at(0).await;
+    service.load_until(200, || service.peers[0].checks() > 1).await;
+    service.peers[0].says(NOT_SERVING);
+    let turned = Instant::now();
+    let calls = service.load(200, Duration::from_secs(2)).await;
+    assert_eq!(calls.failed, Vec::<String>::new());
+    let last = service.peers[0].last_call().saturating_duration_since(turned);
+    assert!(last <= INTERVAL + Duration::from_millis(100), "called after {last:?}");
+    assert_eq!(service.state(0), "unhealthy");
+    assert_eq!(stream.finish(&service.peers[0]).await, "0");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn when_all_say_not_serving_calls_fail_at_once_and_say_why() {
+    let service = Service::start(3, checked()).await;
+    service.peers.iter().for_each(|peer| peer.says(NOT_SERVING));
+    service
+        .load_until(50, || (0..3).all(|at| service.state(at) == "unhealthy"))
+        .await;
+    let asked = Instant::now();
+    let (code, message) = service.call().await;
+    assert_eq!(code, "14");
+    assert!(message.contains("3 of 3 endpoints say NOT_SERVING"), "{message}");
+    assert!(asked.elapsed() < Duration::from_millis(200));
+    // One that serves again is called again.
+    service.peers[1].says(SERVING);
+    service.load_until(50, || service.state(1) == "ready").await;
+    assert_eq!(service.call().await.0, "0");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_endpoint_that_serves_again_comes_back_slowly() {
+    let service = Service::start(2, checked()).await;
+    service.peers[0].says(NOT_SERVING);
+    service.load_until(100, || service.state(0) == "unhealthy").await;
+    let before = service.peers[0].calls();
+    service.peers[0].says(SERVING);
+    service.load_until(200, || service.peers[0].calls() > before).await;
+    let came = service.peers[0].calls();
+    let calls = service.load(400, Duration::from_millis(200)).await;
+    let early = (service.peers[0].calls() - came) as f64 / calls.sent as f64;
+    assert!(early < 0.3, "flooded at once: {early}");
+    service.load(100, Duration::from_secs(2)).await;
+    let came = service.peers[0].calls();
+    let calls = service.load(400, Duration::from_secs(1)).await;
+    let late = (service.peers[0].calls() - came) as f64 / calls.sent as f64;
+    assert!(late > 0.35, "not back: {late}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_application_without_health_checks_counts_as_healthy() {
+    let service = Service::start(2, checked()).await;
+    service.peers.iter().for_each(|peer| peer.says(Says::Unimplemented));
+    let found = || service.world.metric("portunus_health_checks_total", &["unimplemented"]);
+    let calls = service.load_until(100, || found() >= 4.0).await;
+    assert_eq!(calls.failed, Vec::<String>::new());
+    assert_eq!([service.state(0), service.state(1)], ["ready", "ready"]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_answer_of_another_kind_means_that_it_lives() {
+    let service = Service::start(3, checked()).await;
+    service.peers[0].says(Says::Code("16"));
+    service.peers[1].says(Says::Http404);
+    service.peers[2].says(Says::Code("7"));
+    let found = || service.world.metric("portunus_health_checks_total", &["no_verdict"]);
+    service.load_until(100, || found() >= 6.0).await;
+    assert!((0..3).all(|at| service.state(at) == "ready"));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_endpoint_that_is_silent_when_asked_is_left_and_used_when_too_few_are_left() {
+    let service = Service::start(4, checked()).await;
+    let in_spite = || service.world.metric("portunus_unhealthy_picks_total", &[]);
+    service.peers[0].says(Says::Nothing);
+    service.peers[1].says(Says::Nothing);
+    service
+        .load_until(100, || {
+            service.state(0) == "unhealthy" && service.state(1) == "unhealthy"
+        })
+        .await;
+    let before = [0, 1].map(|at| service.peers[at].calls());
+    service.load(100, Duration::from_millis(500)).await;
+    assert_eq!([0, 1].map(|at| service.peers[at].calls()), before, "half are healthy");
+    assert_eq!(in_spite(), 0.0);
+    service.peers[2].says(NOT_SERVING);
+    service.load_until(100, || service.state(2) == "unhealthy").await;
+    let refusing = service.peers[2].calls();
+    let calls = service.load_until(200, || in_spite() > 50.0).await;
+    assert_eq!(calls.failed, Vec::<String>::new());
+    assert_eq!(service.peers[2].calls(), refusing, "it says NOT_SERVING");
+    assert!([0, 1].iter().all(|at| service.peers[*at].calls() > before[*at]));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_watch_hears_at_once_and_where_it_is_not_served_check_is_asked() {
+    let settings = Settings {
+        mode: Mode::Watch,
+        interval: Duration::from_secs(30),
+        ..checked()
+    };
+    let service = Service::start(2, settings).await;
+    service.peers[0].serves_watch();
+    service
+        .load_until(100, || service.peers.iter().all(|peer| peer.checks() >= 1))
+        .await;
+    service.peers[0].says(NOT_SERVING);
+    let turned = Instant::now();
+    service.load(200, Duration::from_secs(1)).await;
+    let last = service.peers[0].last_call().saturating_duration_since(turned);
+    assert!(last <= Duration::from_millis(100), "called after {last:?}");
+    assert_eq!(service.peers[1].checks(), 2, "Watch, then Check");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn health_checks_are_counted_as_nothing_else_and_use_the_same_connections() {
+    let service = Service::start(2, checked()).await;
+    let calls = service
+        .load_until(50, || service.peers.iter().all(|peer| peer.checks() >= 4))
+        .await;
+    service.world.until_all_ended().await;
+    assert_eq!(
+        service.world.metric("grpc_client_started_total", &[]),
+        calls.sent as f64
+    );
+    assert_eq!(service.world.metric("portunus_requests_total", &[]), calls.sent as f64);
+    assert_eq!(service.world.metric("portunus_proxy_errors_total", &[]), 0.0);
+    assert!(service.peers.iter().all(|peer| peer.connections() == 1));
+    let services: Vec<_> = service
+        .world
+        .open
+        .endpoints
+        .lock()
+        .iter()
+        .map(|view| view.service.clone())
+        .collect();
+    assert!(services.iter().all(|name| name.starts_with("greeter:")), "{services:?}");
+}
+
+/// Calls leave an endpoint within two seconds, without any help of health checks; what the others answer stays as it was.
+async fn is_left_within_two_seconds(bad: Does) {
+    let service = Service::start(3, unchecked()).await;
+    let before = service.load(100, Duration::from_secs(2)).await;
+    service.peers[0].does(bad);
+    service.load(100, Duration::from_secs(2)).await;
+    let caught = service.peers[0].calls();
+    let after = service.load(100, Duration::from_secs(4)).await;
+    let caught = service.peers[0].calls() - caught;
+    assert!(caught <= 4, "{caught} of {} calls after two seconds", after.sent);
+    // A busy machine's pauses are not the endpoints'.
+    let noise = Duration::from_millis(20);
+    assert!(
+        after.p99() <= before.p99() * 2 + noise,
+        "{:?}, then {:?}",
+        before.p99(),
+        after.p99()
+    );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn calls_leave_an_endpoint_that_accepts_and_never_answers() {
+    is_left_within_two_seconds(Does::Nothing).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn calls_leave_an_endpoint_that_answers_half() {
+    is_left_within_two_seconds(Does::Half).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn calls_leave_an_endpoint_that_is_a_hundred_times_slower() {
+    is_left_within_two_seconds(Does::Answers(Duration::from_millis(200))).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_endpoint_that_fails_five_calls_is_ejected() {
+    let service = Service::start(3, unchecked()).await;
+    service.peers[0].does(Does::Fails);
+    service.load_until(100, || service.state(0) == "ejected").await;
+    assert_eq!(service.world.metric("portunus_ejections_total", &["failures"]), 1.0);
+    assert!(
+        service.peers[0].calls() < 15,
+        "{} calls failed",
+        service.peers[0].calls()
+    );
+    let calls = service.load(100, Duration::from_secs(2)).await;
+    assert_eq!(calls.failed, Vec::<String>::new());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_only_endpoint_is_never_ejected() {
+    let service = Service::start(1, unchecked()).await;
+    service.peers[0].does(Does::Fails);
+    service.load(100, Duration::from_secs(1)).await;
+    assert_eq!(service.state(0), "ready");
+    service.peers[0].does(Does::Answers(Duration::ZERO));
+    assert_eq!(service.call().await.0, "0");
+}
