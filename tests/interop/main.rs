@@ -1,10 +1,11 @@
 //! Unmodified gRPC applications of three stacks understand each other through two sidecars, in every standard case.
 //!
-//! With `PORTUNUS_TEST_DIRECT=1` the same cases run with no mesh between: that is how to see whether an application or
+//! With `PORTUNUS_TEST_MTLS=1` the sidecars are members of a mesh, and nothing may be plain between them. With
+//! `PORTUNUS_TEST_DIRECT=1` the same cases run with no mesh between: that is how to see whether an application or
 //! the mesh is at fault. `cargo suite` never sets it.
 
 use anyhow::{Result, ensure};
-use support::{Family, Peer, Pod, Sidecar, Stack, interop};
+use support::{Capture, Control, Family, Member, Mesh, Peer, Pod, Sidecar, Stack, interop};
 
 /// A test for each family of a pair.
 macro_rules! pairs {
@@ -42,13 +43,18 @@ fn pass_every_case(client_stack: Stack, server_stack: Stack, family: Family) {
         let dns = mesh.dns()?;
         let (client, server) = (mesh.pod_of("client", &[family])?, mesh.pod_of("server", &[family])?);
         dns.set("server.test", &server.addresses(), 5)?;
-        let sidecars = sidecars(&client, &server)?;
+        let mesh = Way::asked_for().connect(mesh, &client, &server)?;
         let _app = Peer::start(&server, server_stack, 10000)?;
 
         let cases = interop::cases(client_stack, server_stack);
         interop::run(&client, client_stack, "server.test:10000", &cases)?;
 
-        if let Some((outbound, inbound)) = sidecars {
+        if let Some(capture) = mesh.capture {
+            let seen = capture.stop()?;
+            ensure!(seen.contains("portunus/h2"), "no TLS of the mesh's was seen");
+            ensure!(!seen.contains("PRI * HTTP/2.0"), "HTTP/2 was plain on the wire");
+        }
+        if let Some((outbound, inbound)) = mesh.sidecars {
             let carried = |sidecar: &Sidecar, name: &str| Ok::<_, anyhow::Error>(sidecar.metrics()?.sum(name, &[]));
             let least = cases.len() as f64;
             let (out, into) = (
@@ -68,10 +74,61 @@ fn pass_every_case(client_stack: Stack, server_stack: Stack, family: Family) {
     });
 }
 
-fn sidecars(client: &Pod, server: &Pod) -> Result<Option<(Sidecar, Sidecar)>> {
-    if std::env::var_os("PORTUNUS_TEST_DIRECT").is_some_and(|value| value == "1") {
-        eprintln!("PORTUNUS_TEST_DIRECT is set: no mesh is between the applications, and nothing is shown of it");
-        return Ok(None);
+/// How the applications are connected.
+#[derive(Clone, Copy)]
+enum Way {
+    /// By sidecars without a mesh.
+    Plain,
+    /// By sidecars of a mesh.
+    Mtls,
+    /// By nothing.
+    Direct,
+}
+
+/// What is between them.
+#[derive(Default)]
+struct Between {
+    sidecars: Option<(Sidecar, Sidecar)>,
+    capture: Option<Capture>,
+    _control: Option<Control>,
+}
+
+impl Way {
+    fn asked_for() -> Way {
+        let says = |variable: &str| std::env::var_os(variable).is_some_and(|value| value == "1");
+        match (says("PORTUNUS_TEST_DIRECT"), says("PORTUNUS_TEST_MTLS")) {
+            (true, _) => Way::Direct,
+            (false, true) => Way::Mtls,
+            (false, false) => Way::Plain,
+        }
     }
-    Ok(Some((client.sidecar()?, server.sidecar()?)))
+
+    fn connect(self, mesh: &Mesh, client: &Pod, server: &Pod) -> Result<Between> {
+        match self {
+            Way::Direct => {
+                eprintln!("PORTUNUS_TEST_DIRECT: no mesh is between the applications, and nothing is shown of it");
+                Ok(Between::default())
+            }
+            Way::Plain => Ok(Between {
+                sidecars: Some((client.sidecar()?, server.sidecar()?)),
+                ..Between::default()
+            }),
+            Way::Mtls => {
+                let control = mesh.control(&[])?;
+                let member = |account, ports| Member {
+                    account,
+                    app: account,
+                    ports,
+                };
+                let strict = [("PORTUNUS_MTLS", "strict")];
+                let near = client.member(&control, &member("client", &[]), &strict)?;
+                let far = server.member(&control, &member("server", &[10000]), &strict)?;
+                Ok(Between {
+                    sidecars: Some((near, far)),
+                    capture: Some(Capture::start(server, "eth0", "tcp port 10000")?),
+                    _control: Some(control),
+                })
+            }
+        }
+    }
 }

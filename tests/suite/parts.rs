@@ -196,6 +196,10 @@ pub(crate) fn cargo() -> Command {
     command.env("CARGO_TERM_COLOR", "never");
     // Tests that go past the mesh show nothing of it.
     command.env_remove("PORTUNUS_TEST_DIRECT");
+    // Which parts are run in which world is said in the workspace.
+    command
+        .env_remove("PORTUNUS_TEST_MTLS")
+        .env_remove("PORTUNUS_TEST_PAIRS");
     command
 }
 

@@ -28,6 +28,9 @@ pub(crate) fn prepare(parts: &[&Part]) -> Result<Vec<(&'static str, PathBuf)>> {
         step("the sidecar, as it is released", |_| {
             build::sidecar().map(|path| environment.push(("PORTUNUS_SIDECAR", path)))
         })?;
+        step("control, as it is released", |_| {
+            build::injector().map(|path| environment.push(("PORTUNUS_INJECTOR", path)))
+        })?;
         step("the tonic application", |_| {
             build::peer().map(|path| environment.push(("PORTUNUS_PEER", path)))
         })?;

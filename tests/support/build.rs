@@ -22,6 +22,17 @@ pub fn sidecar() -> Result<PathBuf> {
     })
 }
 
+/// Control, built as it is released: `$PORTUNUS_INJECTOR`, which the suite sets, or what cargo builds.
+pub fn injector() -> Result<PathBuf> {
+    static BUILT: OnceLock<Result<PathBuf, String>> = OnceLock::new();
+    once(&BUILT, || {
+        find(
+            "PORTUNUS_INJECTOR",
+            &["--release", "--package", "portunus-injector", "--bin", "injector"],
+        )
+    })
+}
+
 /// The tonic application: `$PORTUNUS_PEER`, which the suite sets, or what cargo builds.
 pub fn peer() -> Result<PathBuf> {
     static BUILT: OnceLock<Result<PathBuf, String>> = OnceLock::new();

@@ -19,6 +19,7 @@
 pub mod build;
 pub mod cache;
 pub mod capture;
+pub mod control;
 pub mod distance;
 pub mod dns;
 pub mod http;
@@ -40,6 +41,7 @@ pub mod traffic;
 pub mod wait;
 
 pub use capture::Capture;
+pub use control::{Control, Member};
 pub use distance::Distance;
 pub use dns::Dns;
 pub use mesh::{Mesh, test};

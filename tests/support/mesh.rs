@@ -14,7 +14,7 @@ use std::{
 use anyhow::{Context, Result};
 
 use crate::{
-    Dns, Family, Pod, needs,
+    Control, Dns, Family, Pod, needs,
     netns::{self, ip},
 };
 
@@ -71,6 +71,17 @@ impl Mesh {
             DNS_HOST,
             &[Family::V4, Family::V6],
         )?)
+    }
+
+    /// A control plane, in a pod of its own, with arguments beside the defaults.
+    pub fn control(&self, arguments: &[&str]) -> Result<Control> {
+        let pod = Pod::new(
+            Arc::clone(&self.bridge),
+            "control",
+            CONTROL_HOST,
+            &[Family::V4, Family::V6],
+        )?;
+        Control::start(pod, arguments)
     }
 
     /// Where the programs' output is.
@@ -180,5 +191,6 @@ fn walk(folder: &Path) -> Vec<PathBuf> {
 }
 
 const DNS_HOST: u8 = 53;
+const CONTROL_HOST: u8 = 54;
 const FIRST_HOST: u8 = 101;
 const SHOWN_LINES: usize = 40;

@@ -17,7 +17,7 @@ use std::{
 use anyhow::{Context, Result, bail};
 
 use crate::{
-    Program, Sidecar,
+    Control, Member, Program, Sidecar,
     mesh::{Bridge, open_folder},
     netns::{self, ip},
 };
@@ -123,6 +123,14 @@ impl Pod {
     /// The sidecar with settings beside the defaults, each a variable of the environment.
     pub fn sidecar_with(&self, settings: &[(&str, &str)]) -> Result<Sidecar> {
         Sidecar::start(self, settings)
+    }
+
+    /// The sidecar as a member of the mesh that `control` leads, with settings beside the defaults.
+    pub fn member(&self, control: &Control, member: &Member<'_>, settings: &[(&str, &str)]) -> Result<Sidecar> {
+        let mut all = control.enrol(self, member)?;
+        all.extend(settings.iter().map(|(key, value)| (key.to_string(), value.to_string())));
+        let all: Vec<_> = all.iter().map(|(key, value)| (key.as_str(), value.as_str())).collect();
+        Sidecar::start(self, &all)
     }
 
     /// A command that runs in the pod: its network, its `resolv.conf`, a clean environment.

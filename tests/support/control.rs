@@ -1,0 +1,245 @@
+//! A control plane of a mesh's own: the real one, over a directory of manifests that a test writes as it goes.
+
+use std::{
+    fmt::Write as _,
+    fs,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use anyhow::{Context, Result, bail};
+use rustls_pki_types::CertificateDer;
+use rustls_pki_types::pem::PemObject as _;
+
+use crate::{
+    Family, Metrics, Pod, Program, User, build,
+    http::{self, Answer},
+    mesh::open_folder,
+    wait_until,
+};
+
+/// The trust domain of the meshes that tests make.
+pub const TRUST_DOMAIN: &str = "mesh.test";
+/// The namespace of their workloads.
+pub const NAMESPACE: &str = "shop";
+
+/// Control, in a pod of its own.
+#[derive(Debug)]
+pub struct Control {
+    pod: Pod,
+    arguments: Vec<String>,
+    program: Option<Program>,
+    source: PathBuf,
+    state: PathBuf,
+}
+
+/// What a test says of a workload.
+#[derive(Debug, Clone, Copy)]
+pub struct Member<'a> {
+    /// Its service account.
+    pub account: &'a str,
+    /// What a service's selector finds it by: `app`.
+    pub app: &'a str,
+    /// The ports that it listens on.
+    pub ports: &'a [u16],
+}
+
+impl Control {
+    pub(crate) fn start(pod: Pod, arguments: &[&str]) -> Result<Control> {
+        let (source, state) = (pod.folder().join("source"), pod.folder().join("state"));
+        open_folder(&source)?;
+        let mut control = Control {
+            pod,
+            arguments: arguments.iter().map(ToString::to_string).collect(),
+            program: None,
+            source,
+            state,
+        };
+        control.launch()?;
+        Ok(control)
+    }
+
+    /// Starts it again after [`Control::kill`], as it was.
+    ///
+    /// # Errors
+    /// When it does not become ready.
+    pub fn launch(&mut self) -> Result<()> {
+        let mut command = self.pod.command(User::Root, self.pod.place(&build::injector()?)?);
+        command.arg("control").arg("--source").arg(&self.source);
+        command.arg("--state").arg(&self.state);
+        command.args(["--trust-domain", TRUST_DOMAIN, "--log-level", "debug"]);
+        command.args(&self.arguments);
+        let program = self.pod.start("control", command)?;
+        let admin = SocketAddr::from(([127, 0, 0, 1], ADMIN_PORT));
+        wait_until(Duration::from_secs(15), "control is ready", || {
+            http::get(&self.pod, admin, "/ready").is_ok_and(|answer| answer.status == 200)
+        })
+        .with_context(|| program.output())?;
+        self.program = Some(program);
+        Ok(())
+    }
+
+    /// Ends it without a word.
+    ///
+    /// # Errors
+    /// When it cannot be ended.
+    pub fn kill(&mut self) -> Result<()> {
+        match self.program.take() {
+            Some(mut program) => program.kill(),
+            None => Ok(()),
+        }
+    }
+
+    /// The pod that it is in.
+    pub fn pod(&self) -> &Pod {
+        &self.pod
+    }
+
+    /// The directory of manifests.
+    pub fn source(&self) -> &Path {
+        &self.source
+    }
+
+    /// What it wrote.
+    pub fn output(&self) -> String {
+        self.program.as_ref().map(Program::output).unwrap_or_default()
+    }
+
+    /// Writes a file of manifests, whole.
+    ///
+    /// # Errors
+    /// When the file cannot be written.
+    pub fn apply(&self, name: &str, manifests: &str) -> Result<()> {
+        let file = self.source.join(format!("{name}.yaml"));
+        let unfinished = self.source.join(format!(".{name}.unfinished"));
+        fs::write(&unfinished, manifests)?;
+        fs::rename(&unfinished, &file).context("cannot write a manifest")
+    }
+
+    /// Removes a file of manifests.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub fn remove(&self, name: &str) -> Result<()> {
+        fs::remove_file(self.source.join(format!("{name}.yaml"))).context("cannot remove a manifest")
+    }
+
+    /// A service of `shop`, over all members whose `app` is its name.
+    ///
+    /// # Errors
+    /// When the file cannot be written.
+    pub fn service(&self, name: &str, port: u16) -> Result<()> {
+        self.apply(
+            &format!("service-{name}"),
+            &format!(
+                "apiVersion: v1\nkind: Service\nmetadata: {{name: {name}, namespace: {NAMESPACE}}}\n\
+                 spec:\n  clusterIP: None\n  selector: {{app: {name}}}\n  ports: [{{name: grpc-main, port: {port}}}]\n"
+            ),
+        )
+    }
+
+    /// Makes a pod a member of the mesh: its `Workload`, with a join token. Returns what its sidecar has to be told.
+    ///
+    /// # Errors
+    /// When a file cannot be written.
+    pub fn enrol(&self, pod: &Pod, member: &Member<'_>) -> Result<Vec<(String, String)>> {
+        let token: [u8; 32] = std::array::from_fn(|_| rand::random());
+        let token_text = hex(&token);
+        let hash = hex(&<sha2::Sha256 as sha2::Digest>::digest(token));
+        self.workload(pod, member, Some(&hash))?;
+        let (token_file, bundle) = (pod.folder().join("join-token"), pod.folder().join("bundle.pem"));
+        fs::write(&token_file, token_text)?;
+        fs::write(&bundle, fs::read_to_string(self.root())?)?;
+        let mut settings = vec![
+            (
+                "PORTUNUS_CONTROL_IDENTITY".to_owned(),
+                format!("spiffe://{TRUST_DOMAIN}/ns/portunus/sa/control"),
+            ),
+            ("PORTUNUS_TRUST_BUNDLE".to_owned(), bundle.display().to_string()),
+            ("PORTUNUS_JOIN_TOKEN_FILE".to_owned(), token_file.display().to_string()),
+        ];
+        let family = if pod.address(Family::V4).is_ok() {
+            Family::V4
+        } else {
+            Family::V6
+        };
+        let address = self.pod.at(family, PORT)?;
+        settings.push(("PORTUNUS_CONTROL_ADDRESS".to_owned(), address.to_string()));
+        Ok(settings)
+    }
+
+    /// A pod's `Workload`; without a token's hash, it is one without a sidecar.
+    ///
+    /// # Errors
+    /// When the file cannot be written.
+    pub fn workload(&self, pod: &Pod, member: &Member<'_>, hash: Option<&str>) -> Result<()> {
+        let name = pod.name();
+        let mut text = format!(
+            "apiVersion: portunus.dev/v1alpha1\nkind: Workload\nmetadata:\n  name: {name}\n  namespace: {NAMESPACE}\n  \
+             labels: {{app: {}}}\nspec:\n  serviceAccount: {}\n  addresses:\n",
+            member.app, member.account
+        );
+        for address in pod.addresses() {
+            let _ = writeln!(text, "  - \"{address}\"");
+        }
+        if !member.ports.is_empty() {
+            text.push_str("  ports:\n");
+        }
+        for port in member.ports {
+            let _ = writeln!(text, "  - {{name: p{port}, port: {port}}}");
+        }
+        if let Some(hash) = hash {
+            let _ = writeln!(text, "  joinTokenSha256: {hash}");
+        }
+        self.apply(&format!("workload-{name}"), &text)
+    }
+
+    /// The id of a service account of the mesh.
+    pub fn id(account: &str) -> String {
+        format!("spiffe://{TRUST_DOMAIN}/ns/{NAMESPACE}/sa/{account}")
+    }
+
+    /// Control's root, in PEM.
+    pub fn root(&self) -> PathBuf {
+        self.state.join("roots/root.pem")
+    }
+
+    /// Control's root, in DER.
+    ///
+    /// # Errors
+    /// When it cannot be read.
+    pub fn root_der(&self) -> Result<CertificateDer<'static>> {
+        CertificateDer::from_pem_file(self.root()).context("control's root cannot be read")
+    }
+
+    /// What its metrics say now.
+    ///
+    /// # Errors
+    /// When they are not there.
+    pub fn metrics(&self) -> Result<Metrics> {
+        let answer = self.admin("/metrics")?;
+        if answer.status != 200 {
+            bail!("control answers {} to /metrics: {}", answer.status, answer.body);
+        }
+        Ok(Metrics::parse(&answer.body))
+    }
+
+    /// Asks its admin port.
+    ///
+    /// # Errors
+    /// When nobody answers.
+    pub fn admin(&self, path: &str) -> Result<Answer> {
+        http::get(&self.pod, SocketAddr::from(([127, 0, 0, 1], ADMIN_PORT)), path)
+    }
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().fold(String::new(), |mut text, byte| {
+        let _ = write!(text, "{byte:02x}");
+        text
+    })
+}
+
+const PORT: u16 = 8080;
+const ADMIN_PORT: u16 = 9995;
