@@ -54,14 +54,12 @@ pub struct Opened {
 pub struct Session {
     peer: Peer,
     alpn: Alpn,
-    engine: Engine,
+    pub(super) engine: Engine,
     output: Output,
     /// Plaintext that came with the handshake.
-    early: Vec<u8>,
-    /// Ciphertext that makes no whole record yet, or was not looked at yet.
-    partial: Vec<u8>,
-    /// Whether `partial` was not looked at yet.
-    is_fresh: bool,
+    pub(super) early: Vec<u8>,
+    /// What makes no whole record, or no whole message, yet.
+    pub(super) partial: Vec<u8>,
     reading: Reading,
     has_closed: bool,
 }
@@ -76,16 +74,24 @@ enum Reading {
 }
 
 impl Session {
-    pub(super) fn new(engine: Engine, peer: Peer, alpn: Alpn, early: Vec<u8>, partial: Vec<u8>) -> Session {
+    /// A session that begins. `early` is plaintext that came with the handshake, after which the peer may have `ended`;
+    /// `partial` is what the engine has not used up.
+    pub(super) fn new(
+        engine: Engine,
+        peer: Peer,
+        alpn: Alpn,
+        early: Vec<u8>,
+        ended: bool,
+        partial: Vec<u8>,
+    ) -> Session {
         Session {
             peer,
             alpn,
             engine,
             output: Output::default(),
             early,
-            is_fresh: !partial.is_empty(),
             partial,
-            reading: Reading::Open,
+            reading: if ended { Reading::Ended } else { Reading::Open },
             has_closed: false,
         }
     }
@@ -136,15 +142,6 @@ impl Session {
             return Err(Error::TooLong);
         }
         buffer[..kept].copy_from_slice(&self.partial);
-        if self.is_fresh {
-            self.is_fresh = false;
-            let opened = self.open(buffer, kept, true)?;
-            if opened.plain > 0 || opened.ended {
-                return Ok(opened);
-            }
-            // All of it was read, or it is a partial record still: what is left of it has been kept anew.
-            return self.read(buffer, from);
-        }
         match from(&mut buffer[kept..]) {
             Ok(0) => {
                 self.reading = Reading::Failed;
@@ -169,20 +166,21 @@ impl Session {
     /// # Errors
     /// When the session has failed or was closed.
     pub fn seal(&mut self, plaintext: &[u8]) -> Result<(), Error> {
-        if self.has_closed {
-            return Err(Error::Protocol("our side was closed before".to_owned()));
+        if self.has_closed || self.has_failed() {
+            return Err(Error::Protocol("nothing can be sent after the end".to_owned()));
         }
         if plaintext.is_empty() {
             return Ok(());
         }
-        self.engine.seal(plaintext, &mut self.output).map_err(Error::from)
+        let sealed = self.engine.seal(plaintext, &mut self.partial, &mut self.output);
+        sealed.map_err(Error::from)
     }
 
     /// Says that we send nothing more. The peer may go on.
     pub fn close(&mut self) {
-        if !std::mem::replace(&mut self.has_closed, true) {
-            // Fails only where the session has failed, and its alert stands in the output already.
-            let _ = self.engine.close(&mut self.output);
+        if !std::mem::replace(&mut self.has_closed, true) && !self.has_failed() {
+            // Fails only where the keys are used up: then the end of the connection has to say it.
+            let _ = self.engine.close(&mut self.partial, &mut self.output);
         }
     }
 
@@ -194,6 +192,10 @@ impl Session {
     /// The socket took so many of them.
     pub fn sent(&mut self, n: usize) {
         self.output.sent(n);
+    }
+
+    fn has_failed(&self) -> bool {
+        matches!(self.reading, Reading::Failing(_) | Reading::Failed)
     }
 
     fn take_early(&mut self, buffer: &mut [u8]) -> Opened {
