@@ -243,7 +243,10 @@ impl Session {
                 Err(error) => {
                     self.engine.alert(&mut self.output);
                     self.partial = Vec::new();
-                    let error = Error::of(error);
+                    let error = match Error::of(error) {
+                        Error::NotTls => Error::Protocol("what came is no record".to_owned()),
+                        error => error,
+                    };
                     if opened.plain == 0 {
                         self.reading = Reading::Failed;
                         return Err(error);

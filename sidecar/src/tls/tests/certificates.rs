@@ -124,6 +124,28 @@ async fn every_root_of_a_bundle_is_believed_and_none_that_left_it() {
 }
 
 #[test]
+fn no_byte_of_a_certificate_may_be_another() {
+    let root = Authority::root("root");
+    let (_, verifier) = root.credential().for_server(&id(PEERS));
+    let shown = root.leaf(|_| {});
+    let judge = |leaf: &[u8]| {
+        let leaf = CertificateDer::from(leaf);
+        let name = ServerName::try_from("a.invalid").unwrap();
+        verifier.verify_server_cert(&leaf, &[], &name, &[], UnixTime::now())
+    };
+    judge(&shown.chain[0]).expect("unchanged it is right");
+    for at in 0..shown.chain[0].len() {
+        for change in [1, 0x20, 0x80, 0xff] {
+            let mut leaf = shown.chain[0].to_vec();
+            leaf[at] ^= change;
+            assert!(judge(&leaf).is_err(), "byte {at} changed by {change}");
+        }
+        assert!(judge(&shown.chain[0][..at]).is_err(), "cut at {at}");
+    }
+    assert!(matches!(verifier.take_verdict(), Some(Err(_))));
+}
+
+#[test]
 fn a_credential_that_peers_would_refuse_is_not_made() {
     let root = Authority::root("root");
     let make = |shown: &Shown| Credential::new(shown.chain.clone(), shown.private(), root.bundle());

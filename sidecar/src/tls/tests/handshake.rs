@@ -208,6 +208,18 @@ async fn what_has_nothing_in_common_with_us_is_named() {
     assert!(matches!(error, Error::NoProtocol), "{error}");
     assert!(saw.error.unwrap().contains("NoApplicationProtocol"));
     config.alpn_protocols.clear();
+    let mut provider = aws_lc_rs::default_provider();
+    provider.kx_groups = vec![aws_lc_rs::kx_group::SECP384R1];
+    let mut other_groups = ClientConfig::builder_with_provider(Arc::new(provider))
+        .with_protocol_versions(&[&rustls::version::TLS13])
+        .unwrap()
+        .dangerous()
+        .with_custom_certificate_verifier(Arc::new(Anything { demands: true }))
+        .with_no_client_auth();
+    other_groups.alpn_protocols = vec![b"portunus/h2".to_vec()];
+    let (error, saw) = call(other_groups).await;
+    assert!(matches!(error, Error::Incompatible(_)), "{error}");
+    assert!(saw.error.unwrap().contains("HandshakeFailure"));
     let (error, saw) = call(config).await;
     assert!(matches!(error, Error::NoProtocol), "{error}");
     assert_eq!(saw.plain, b"");
@@ -217,7 +229,7 @@ async fn what_has_nothing_in_common_with_us_is_named() {
 async fn a_peer_may_not_resume() {
     let root = Authority::root("root");
     let credential = root.credential();
-    let config = std::sync::Arc::new(client_config(Some(&root.leaf(|_| {}))));
+    let config = Arc::new(client_config(Some(&root.leaf(|_| {}))));
     for _ in 0..2 {
         let (peer, ours) = pair().await;
         let socket = peer.into_std().unwrap();
