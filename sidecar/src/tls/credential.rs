@@ -12,8 +12,9 @@ use rustls::server::{ClientHello, NoServerSessionStorage, ResolvesServerCert};
 use rustls::sign::CertifiedKey;
 use rustls::{ClientConfig, ServerConfig};
 
+use super::judge::{Leaf, Usage, check_leaf};
 use super::refused::Refused;
-use super::verify::{Leaf, Usage, Verifier, check_leaf};
+use super::verify::Verifier;
 
 /// What everything is hashed with that names a certificate.
 pub(super) static SHA256: LazyLock<&'static dyn rustls::crypto::hash::Hash> =

@@ -1,6 +1,7 @@
 //! The vocabulary of the room's tests: authorities, what peers show, and peers made of plain rustls.
 
 mod certificates;
+mod forged;
 mod handshake;
 mod records;
 mod shapes;
