@@ -108,9 +108,10 @@ impl Session {
 
     /// Reads from the socket, at most once, and opens what came.
     ///
-    /// `from` fills what it is given with bytes of the socket and says how many, 0 for its end. `WouldBlock` from it is no
-    /// error here: nothing was read. It is not called where plaintext is at hand already. `buffer` has at least
-    /// [`LEAST_BUFFER`] bytes; the plaintext stands at its front afterwards, what is behind that is rubbish.
+    /// `from` fills what it is given with bytes of the socket and says how many, 0 for its end. `WouldBlock` and
+    /// `Interrupted` from it are no errors here: nothing was read. It is not called where plaintext is at hand already.
+    /// `buffer` has at least [`LEAST_BUFFER`] bytes; the plaintext stands at its front afterwards, what is behind that is
+    /// rubbish.
     ///
     /// # Errors
     /// When the peer broke the protocol, ended the connection by an alert or without a word, or the socket failed. Bytes
@@ -152,6 +153,10 @@ impl Session {
                 self.open(buffer, filled, filled == buffer.len())
             }
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(Opened::default()),
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => Ok(Opened {
+                more: true,
+                ..Opened::default()
+            }),
             Err(error) => {
                 self.reading = Reading::Failed;
                 Err(error.into())

@@ -252,6 +252,14 @@ fn an_empty_socket_is_no_error() {
         .session
         .read(&mut vec![0; LEAST_BUFFER], |_| Err(io::ErrorKind::WouldBlock.into()));
     assert_eq!(nothing.unwrap(), Opened::default());
+    let interrupted = pair
+        .session
+        .read(&mut vec![0; LEAST_BUFFER], |_| Err(io::ErrorKind::Interrupted.into()));
+    assert!(interrupted.unwrap().more);
+    let broken = pair.session.read(&mut vec![0; LEAST_BUFFER], |_| {
+        Err(io::ErrorKind::ConnectionReset.into())
+    });
+    assert_eq!(broken.unwrap_err().reason(), "broken");
 }
 
 #[test]
