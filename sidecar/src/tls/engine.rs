@@ -38,7 +38,8 @@ pub(super) enum Step {
 }
 
 impl Engine {
-    /// Takes one step over bytes of the peer's, which may be changed. Tells how many of them were used up, whatever came of it.
+    /// Takes one step over bytes of the peer's, which may be changed. Tells how many of them were used up, whatever
+    /// came of it.
     pub(super) fn step(&mut self, incoming: &mut [u8], output: &mut Output) -> (usize, Result<Step, rustls::Error>) {
         match self {
             Engine::Client(connection) => step(connection.process_tls_records(incoming), output),
@@ -56,8 +57,8 @@ impl Engine {
 
     /// Seals bytes into the output, after what the engine itself has to say.
     ///
-    /// `incoming` is what [`step`](Engine::step) left over: the engine may have a message of several records half read in
-    /// it, remembers where, and panics if it is not there.
+    /// `incoming` is what [`step`](Engine::step) left over: the engine may have a message of several records half
+    /// read in it, remembers where, and panics if it is not there.
     pub(super) fn seal(&mut self, plaintext: &[u8], incoming: &mut [u8], output: &mut Output) -> Result<(), Failed> {
         self.say(Saying::Bytes(plaintext), incoming, output)
     }

@@ -33,8 +33,8 @@ pub(super) const NO_NAME: &str = "portunus.invalid";
 
 /// Shakes hands with one that calls us. `first` has the bytes that were read from the socket already.
 ///
-/// The caller has to show a certificate of our trust domain. After a refusal the caller is told why, by an alert, which may
-/// take 200 ms more.
+/// The caller has to show a certificate of our trust domain. After a refusal the caller is told why, by an alert,
+/// which may take 200 ms more.
 ///
 /// # Errors
 /// When we refuse the caller, it refuses us, or it does not finish within the time.
@@ -53,8 +53,8 @@ pub async fn accept(
 
 /// Shakes hands with a server, which has to be `expected` and nobody else.
 ///
-/// When this returns, the server may not have judged our certificate yet (RFC 8446, 4.4.4): only its first bytes say that
-/// it has; its refusal comes from the session's first read, as [`Error::ByPeer`].
+/// When this returns, the server may not have judged our certificate yet (RFC 8446, 4.4.4): only its first bytes say
+/// that it has; its refusal comes from the session's first read, as [`Error::ByPeer`].
 ///
 /// # Errors
 /// When we refuse the server, it refuses us, or it does not finish within the time.

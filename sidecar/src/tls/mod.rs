@@ -5,7 +5,8 @@
 //! hands; a [`Session`] opens and seals the records of a finished handshake, without a socket of its own; [`Stream`] is
 //! one with its socket, for tunnels. A [`Peer`] comes from nowhere else.
 //!
-//! What is inside (rustls 0.23, its unbuffered API) stands in `engine.rs`; `credential.rs` and `verify.rs` prepare it and answer it.
+//! What is inside (rustls 0.23, its unbuffered API) stands in `engine.rs`; `credential.rs` and `verify.rs` prepare it
+//! and answer it.
 
 mod control;
 mod credential;

@@ -109,13 +109,14 @@ impl Session {
     /// Reads from the socket, at most once, and opens what came.
     ///
     /// `from` fills what it is given with bytes of the socket and says how many, 0 for its end. `WouldBlock` and
-    /// `Interrupted` from it are no errors here: nothing was read. It is not called where plaintext is at hand already.
-    /// `buffer` has at least [`LEAST_BUFFER`] bytes; the plaintext stands at its front afterwards, what is behind that is
-    /// rubbish.
+    /// `Interrupted` from it are no errors here: nothing was read. It is not called where plaintext is at hand
+    /// already. `buffer` has at least [`LEAST_BUFFER`] bytes; the plaintext stands at its front afterwards, what is
+    /// behind that is rubbish.
     ///
     /// # Errors
-    /// When the peer broke the protocol, ended the connection by an alert or without a word, or the socket failed. Bytes
-    /// that came before that have been delivered. After an error the [`output`](Session::output) may have an alert for the peer.
+    /// When the peer broke the protocol, ended the connection by an alert or without a word, or the socket failed.
+    /// Bytes that came before that have been delivered. After an error the [`output`](Session::output) may have an
+    /// alert for the peer.
     pub fn read(
         &mut self,
         buffer: &mut [u8],

@@ -18,7 +18,8 @@ const MOST_SEALED: usize = 64 * 1024;
 /// A TLS connection as a stream of bytes.
 ///
 /// The peer's `close_notify` is the end of what is read; an end of the connection without it is an error
-/// (`UnexpectedEof`), because what came may not be all. Shutting down sends `close_notify`, then ends the socket's side.
+/// (`UnexpectedEof`), because what came may not be all. Shutting down sends `close_notify`, then ends the socket's
+/// side.
 pub struct Stream {
     socket: TcpStream,
     session: Session,
@@ -140,7 +141,8 @@ impl AsyncRead for Stream {
             }
             opened
         };
-        // An answer to the peer's KeyUpdate, or the alert for what it broke. If the socket is full, the next write has it.
+        // An answer to the peer's KeyUpdate, or the alert for what it broke. If the socket is full, the next write
+        // has it.
         let flushed = this.poll_output(cx);
         match opened {
             Poll::Ready(Ok(_)) => Poll::Ready(Ok(())),

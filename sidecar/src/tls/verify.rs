@@ -1,4 +1,5 @@
-//! What rustls asks in the middle of a handshake: whether the peer's certificate will do, and whether the peer has its key.
+//! What rustls asks in the middle of a handshake: whether the peer's certificate will do, and whether the peer has
+//! its key.
 //!
 //! One verifier serves one handshake and keeps its verdict, because rustls passes on an alert's worth of it only.
 
