@@ -1,10 +1,15 @@
 //! Handshakes with hostile peers, with peers that refuse us, and with ourselves.
 
+use std::sync::LazyLock;
 use std::time::Instant;
 
+use proptest::prelude::*;
+use rustls::server::UnbufferedServerConnection;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 
+use super::super::engine::{Engine, Step};
+use super::super::output::Output;
 use super::super::{Alpn, Credential, Error, LEAST_BUFFER, Session, accept, connect};
 use super::*;
 
@@ -251,3 +256,68 @@ async fn a_peer_may_not_resume() {
         assert_eq!(kind, Some(rustls::HandshakeKind::Full));
     }
 }
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(400))]
+
+    /// rustls's unbuffered API remembers where in our buffer the pieces of a message stand, and panics if they are not there.
+    #[test]
+    fn however_a_hello_is_cut_and_bent_nothing_panics_and_the_right_one_is_answered(
+        records in prop::collection::vec(1usize..600, 1..8),
+        reads in prop::collection::vec(1usize..900, 1..8),
+        bent in prop::collection::vec((any::<prop::sample::Index>(), 1u8..), 0..3),
+    ) {
+        let mut hello = Vec::new();
+        client(client_config(None)).write_tls(&mut hello).unwrap();
+        let mut rest = &hello[5..];
+        let mut bytes = Vec::new();
+        for most in records.iter().cycle() {
+            let (record, left) = rest.split_at(rest.len().min(*most));
+            bytes.extend_from_slice(&[22, 3, 1]);
+            bytes.extend_from_slice(&u16::try_from(record.len()).unwrap().to_be_bytes());
+            bytes.extend_from_slice(record);
+            rest = left;
+            if rest.is_empty() {
+                break;
+            }
+        }
+        for (at, by) in &bent {
+            let at = at.index(bytes.len());
+            bytes[at] ^= by;
+        }
+        let (config, verifier) = CREDENTIAL.for_caller();
+        let mut engine = Engine::Server(Box::new(UnbufferedServerConnection::new(config).unwrap()));
+        let (mut incoming, mut output, mut rest) = (Vec::new(), Output::default(), &bytes[..]);
+        let mut failed = None;
+        'all: for most in reads.iter().cycle() {
+            let (read, left) = rest.split_at(rest.len().min(*most));
+            incoming.extend_from_slice(read);
+            rest = left;
+            loop {
+                let (discard, step) = engine.step(&mut incoming, &mut output);
+                incoming.drain(..discard);
+                match step {
+                    Ok(Step::Blocked) => break,
+                    Ok(_) => {}
+                    Err(error) => {
+                        failed = Some(error);
+                        engine.alert(&mut output);
+                        break 'all;
+                    }
+                }
+            }
+            if rest.is_empty() {
+                break;
+            }
+        }
+        if bent.is_empty() {
+            prop_assert_eq!(failed, None);
+            // A ServerHello.
+            prop_assert_eq!(output.pending().first(), Some(&22));
+            prop_assert!(incoming.is_empty());
+        }
+        prop_assert!(verifier.take_verdict().is_none());
+    }
+}
+
+static CREDENTIAL: LazyLock<Credential> = LazyLock::new(|| Authority::root("root").credential());
