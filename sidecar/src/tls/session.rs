@@ -80,10 +80,13 @@ impl Session {
         engine: Engine,
         peer: Peer,
         alpn: Alpn,
-        early: Vec<u8>,
+        mut early: Vec<u8>,
         ended: bool,
-        partial: Vec<u8>,
+        mut partial: Vec<u8>,
     ) -> Session {
+        // They had room for a whole handshake.
+        early.shrink_to_fit();
+        partial.shrink_to_fit();
         Session {
             peer,
             alpn,

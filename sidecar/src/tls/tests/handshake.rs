@@ -52,6 +52,14 @@ async fn both_ends_know_each_other_and_what_is_spoken() {
         assert_eq!((caller.alpn(), called.alpn()), (alpn, alpn));
         assert_eq!((caller.peer().id(), called.peer().id()), (&id(OURS), &id(OURS)));
         assert_eq!(caller.peer(), called.peer());
+        for session in [caller, called] {
+            let kept = [
+                session.partial.capacity(),
+                session.early.capacity(),
+                session.output().len(),
+            ];
+            assert_eq!(kept, [0; 3], "an idle session has no buffers");
+        }
     }
 }
 
