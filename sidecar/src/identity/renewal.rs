@@ -1,9 +1,9 @@
 //! When to ask for the next certificate. A decision, without a clock or a socket of its own.
 //!
 //! A certificate is due at 70 % of its life, some percent earlier or later, so that a hundred sidecars that started
-//! together do not ask together. Its times are the wall clock's, which may be set by hours or years: so nobody sleeps until
-//! then, but asks [`Renewal::next`] anew after at most 20 seconds. How long ago we last tried is measured by the clock
-//! that nobody sets.
+//! together do not ask together. Its times are the wall clock's, which may be set by hours or years: so nobody sleeps
+//! until then, but asks [`Renewal::next`] anew after at most 20 seconds. How long ago we last tried is measured by
+//! the clock that nobody sets.
 
 use std::time::{Duration, Instant, SystemTime};
 
@@ -40,8 +40,8 @@ pub struct Renewal {
 }
 
 impl Renewal {
-    /// With no certificate yet: the first is asked for at once. `luck`, from -1 to 1, is drawn once for each certificate
-    /// and spreads the times.
+    /// With no certificate yet: the first is asked for at once. `luck`, from -1 to 1, is drawn once for each
+    /// certificate and spreads the times.
     pub fn of_none(luck: f64) -> Renewal {
         Renewal {
             life: None,

@@ -12,8 +12,9 @@ use rustls::server::{ClientHello, NoServerSessionStorage, ResolvesServerCert};
 use rustls::sign::CertifiedKey;
 use rustls::{ClientConfig, ServerConfig};
 
+use super::judge::{Leaf, Usage, check_leaf};
 use super::refused::Refused;
-use super::verify::{Leaf, Usage, Verifier, check_leaf};
+use super::verify::Verifier;
 
 /// What everything is hashed with that names a certificate.
 pub(super) static SHA256: LazyLock<&'static dyn rustls::crypto::hash::Hash> =
@@ -135,8 +136,9 @@ impl Credential {
     /// Prepares all that handshakes need. `chain` begins with our certificate and has its issuers, but not the root.
     ///
     /// # Errors
-    /// When certificate and key do not fit together, or a peer would refuse the certificate for what it says. Whether its
-    /// issuer stands in the bundle is left to the peers: while roots are exchanged, ours may know more than we do.
+    /// When certificate and key do not fit together, or a peer would refuse the certificate for what it says. Whether
+    /// its issuer stands in the bundle is left to the peers: while roots are exchanged, ours may know more than we
+    /// do.
     pub fn new(
         chain: Vec<CertificateDer<'static>>,
         key: PrivateKeyDer<'static>,

@@ -38,7 +38,8 @@ pub(super) enum Step {
 }
 
 impl Engine {
-    /// Takes one step over bytes of the peer's, which may be changed. Tells how many of them were used up, whatever came of it.
+    /// Takes one step over bytes of the peer's, which may be changed. Tells how many of them were used up, whatever
+    /// came of it.
     pub(super) fn step(&mut self, incoming: &mut [u8], output: &mut Output) -> (usize, Result<Step, rustls::Error>) {
         match self {
             Engine::Client(connection) => step(connection.process_tls_records(incoming), output),
@@ -46,7 +47,7 @@ impl Engine {
         }
     }
 
-    /// Hands over the bytes of the records that were opened.
+    /// Hands over the bytes of the records that were opened. To be called after [`Step::Plain`], before anything else.
     pub(super) fn plain(&mut self, mut take: impl FnMut(&[u8])) {
         match self {
             Engine::Client(connection) => plain(connection.process_tls_records(&mut []), &mut take),
@@ -55,22 +56,25 @@ impl Engine {
     }
 
     /// Seals bytes into the output, after what the engine itself has to say.
-    pub(super) fn seal(&mut self, plaintext: &[u8], output: &mut Output) -> Result<(), Failed> {
-        self.say(Saying::Bytes(plaintext), output)
+    ///
+    /// `incoming` is what [`step`](Engine::step) left over: the engine may have a message of several records half
+    /// read in it, remembers where, and panics if it is not there.
+    pub(super) fn seal(&mut self, plaintext: &[u8], incoming: &mut [u8], output: &mut Output) -> Result<(), Failed> {
+        self.say(Saying::Bytes(plaintext), incoming, output)
     }
 
     /// Ends our side.
-    pub(super) fn close(&mut self, output: &mut Output) -> Result<(), Failed> {
-        self.say(Saying::CloseNotify, output)
+    pub(super) fn close(&mut self, incoming: &mut [u8], output: &mut Output) -> Result<(), Failed> {
+        self.say(Saying::CloseNotify, incoming, output)
     }
 
-    fn say(&mut self, what: Saying<'_>, output: &mut Output) -> Result<(), Failed> {
+    fn say(&mut self, what: Saying<'_>, incoming: &mut [u8], output: &mut Output) -> Result<(), Failed> {
         loop {
-            let step = match self {
-                Engine::Client(connection) => say(connection.process_tls_records(&mut []), what, output),
-                Engine::Server(connection) => say(connection.process_tls_records(&mut []), what, output),
+            let said = match self {
+                Engine::Client(connection) => say(connection.process_tls_records(incoming), what, output),
+                Engine::Server(connection) => say(connection.process_tls_records(incoming), what, output),
             };
-            if step? {
+            if said? {
                 return Ok(());
             }
         }
@@ -78,7 +82,12 @@ impl Engine {
 
     /// Puts the alert that an error has led to into the output.
     pub(super) fn alert(&mut self, output: &mut Output) {
-        while let (_, Ok(Step::Again | Step::Flush)) = self.step(&mut [], output) {}
+        // While there is something to write, that comes before any look at the bytes that came.
+        while self.state().wants_write() {
+            if let (_, Err(_) | Ok(Step::Plain)) = self.step(&mut [], output) {
+                return;
+            }
+        }
     }
 
     /// What is known of the connection.

@@ -33,8 +33,8 @@ pub(super) const NO_NAME: &str = "portunus.invalid";
 
 /// Shakes hands with one that calls us. `first` has the bytes that were read from the socket already.
 ///
-/// The caller has to show a certificate of our trust domain. After a refusal the caller is told why, by an alert, which may
-/// take 200 ms more.
+/// The caller has to show a certificate of our trust domain. After a refusal the caller is told why, by an alert,
+/// which may take 200 ms more.
 ///
 /// # Errors
 /// When we refuse the caller, it refuses us, or it does not finish within the time.
@@ -53,8 +53,8 @@ pub async fn accept(
 
 /// Shakes hands with a server, which has to be `expected` and nobody else.
 ///
-/// When this returns, the server may not have judged our certificate yet (RFC 8446, 4.4.4): only its first bytes say that
-/// it has; its refusal comes from the session's first read, as [`Error::ByPeer`].
+/// When this returns, the server may not have judged our certificate yet (RFC 8446, 4.4.4): only its first bytes say
+/// that it has; its refusal comes from the session's first read, as [`Error::ByPeer`].
 ///
 /// # Errors
 /// When we refuse the server, it refuses us, or it does not finish within the time.
@@ -82,6 +82,8 @@ struct Handshake {
     incoming: Vec<u8>,
     /// Plaintext that came behind the peer's last message.
     early: Vec<u8>,
+    /// Whether the peer has ended its side already.
+    ended: bool,
     read: usize,
 }
 
@@ -94,6 +96,7 @@ impl Handshake {
             read: first.len(),
             incoming: first,
             early: Vec::new(),
+            ended: false,
         }
     }
 
@@ -113,7 +116,7 @@ impl Handshake {
         };
         match agreed {
             Ok((peer, alpn)) => {
-                let session = Session::new(self.engine, peer, alpn, self.early, self.incoming);
+                let session = Session::new(self.engine, peer, alpn, self.early, self.ended, self.incoming);
                 Ok((self.socket, session))
             }
             Err(error) => {
@@ -123,7 +126,7 @@ impl Handshake {
         }
     }
 
-    /// Until both sides have finished and all of ours is sent.
+    /// Until both sides have finished, all of ours is sent, and all that came is opened.
     async fn shake(&mut self) -> Result<(), Error> {
         loop {
             let (discard, step) = self.engine.step(&mut self.incoming, &mut self.output);
@@ -140,7 +143,7 @@ impl Handshake {
                     self.flush().await?;
                     self.fill().await?;
                 }
-                Step::Ended => return Err(Error::Truncated),
+                Step::Ended => self.ended = true,
             }
         }
     }

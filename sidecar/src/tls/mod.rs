@@ -5,14 +5,15 @@
 //! hands; a [`Session`] opens and seals the records of a finished handshake, without a socket of its own; [`Stream`] is
 //! one with its socket, for tunnels. A [`Peer`] comes from nowhere else.
 //!
-//! What is inside (rustls 0.23, its unbuffered API) is named in `engine.rs` alone, and in `verify.rs` and `credential.rs`,
-//! which judge and prepare.
+//! What is inside (rustls 0.23, its unbuffered API) stands in `engine.rs`; `credential.rs` and `verify.rs` prepare it
+//! and answer it.
 
 mod control;
 mod credential;
 mod engine;
 mod error;
 mod handshake;
+mod judge;
 mod output;
 mod peer;
 mod refused;

@@ -1,7 +1,7 @@
 //! Sealed bytes on their way to the socket.
 //!
-//! They usually leave within the turn of the worker that sealed them. The memory then goes back to the thread, so that an
-//! idle session has none, and a busy one neither allocates nor clears any.
+//! They usually leave within the turn of the worker that sealed them. The memory then goes back to the thread, so
+//! that an idle session has none, and a busy one neither allocates nor clears any.
 
 use std::cell::Cell;
 

@@ -54,14 +54,12 @@ pub struct Opened {
 pub struct Session {
     peer: Peer,
     alpn: Alpn,
-    engine: Engine,
+    pub(super) engine: Engine,
     output: Output,
     /// Plaintext that came with the handshake.
-    early: Vec<u8>,
-    /// Ciphertext that makes no whole record yet, or was not looked at yet.
-    partial: Vec<u8>,
-    /// Whether `partial` was not looked at yet.
-    is_fresh: bool,
+    pub(super) early: Vec<u8>,
+    /// What makes no whole record, or no whole message, yet.
+    pub(super) partial: Vec<u8>,
     reading: Reading,
     has_closed: bool,
 }
@@ -76,16 +74,27 @@ enum Reading {
 }
 
 impl Session {
-    pub(super) fn new(engine: Engine, peer: Peer, alpn: Alpn, early: Vec<u8>, partial: Vec<u8>) -> Session {
+    /// A session that begins. `early` is plaintext that came with the handshake, after which the peer may have `ended`;
+    /// `partial` is what the engine has not used up.
+    pub(super) fn new(
+        engine: Engine,
+        peer: Peer,
+        alpn: Alpn,
+        mut early: Vec<u8>,
+        ended: bool,
+        mut partial: Vec<u8>,
+    ) -> Session {
+        // They had room for a whole handshake.
+        early.shrink_to_fit();
+        partial.shrink_to_fit();
         Session {
             peer,
             alpn,
             engine,
             output: Output::default(),
             early,
-            is_fresh: !partial.is_empty(),
             partial,
-            reading: Reading::Open,
+            reading: if ended { Reading::Ended } else { Reading::Open },
             has_closed: false,
         }
     }
@@ -102,13 +111,15 @@ impl Session {
 
     /// Reads from the socket, at most once, and opens what came.
     ///
-    /// `from` fills what it is given with bytes of the socket and says how many, 0 for its end. `WouldBlock` from it is no
-    /// error here: nothing was read. It is not called where plaintext is at hand already. `buffer` has at least
-    /// [`LEAST_BUFFER`] bytes; the plaintext stands at its front afterwards, what is behind that is rubbish.
+    /// `from` fills what it is given with bytes of the socket and says how many, 0 for its end. `WouldBlock` and
+    /// `Interrupted` from it are no errors here: nothing was read. It is not called where plaintext is at hand
+    /// already. `buffer` has at least [`LEAST_BUFFER`] bytes; the plaintext stands at its front afterwards, what is
+    /// behind that is rubbish.
     ///
     /// # Errors
-    /// When the peer broke the protocol, ended the connection by an alert or without a word, or the socket failed. Bytes
-    /// that came before that have been delivered. After an error the [`output`](Session::output) may have an alert for the peer.
+    /// When the peer broke the protocol, ended the connection by an alert or without a word, or the socket failed.
+    /// Bytes that came before that have been delivered. After an error the [`output`](Session::output) may have an
+    /// alert for the peer.
     pub fn read(
         &mut self,
         buffer: &mut [u8],
@@ -136,15 +147,6 @@ impl Session {
             return Err(Error::TooLong);
         }
         buffer[..kept].copy_from_slice(&self.partial);
-        if self.is_fresh {
-            self.is_fresh = false;
-            let opened = self.open(buffer, kept, true)?;
-            if opened.plain > 0 || opened.ended {
-                return Ok(opened);
-            }
-            // All of it was read, or it is a partial record still: what is left of it has been kept anew.
-            return self.read(buffer, from);
-        }
         match from(&mut buffer[kept..]) {
             Ok(0) => {
                 self.reading = Reading::Failed;
@@ -155,6 +157,10 @@ impl Session {
                 self.open(buffer, filled, filled == buffer.len())
             }
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(Opened::default()),
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => Ok(Opened {
+                more: true,
+                ..Opened::default()
+            }),
             Err(error) => {
                 self.reading = Reading::Failed;
                 Err(error.into())
@@ -169,20 +175,21 @@ impl Session {
     /// # Errors
     /// When the session has failed or was closed.
     pub fn seal(&mut self, plaintext: &[u8]) -> Result<(), Error> {
-        if self.has_closed {
-            return Err(Error::Protocol("our side was closed before".to_owned()));
+        if self.has_closed || self.has_failed() {
+            return Err(Error::Protocol("nothing can be sent after the end".to_owned()));
         }
         if plaintext.is_empty() {
             return Ok(());
         }
-        self.engine.seal(plaintext, &mut self.output).map_err(Error::from)
+        let sealed = self.engine.seal(plaintext, &mut self.partial, &mut self.output);
+        sealed.map_err(Error::from)
     }
 
     /// Says that we send nothing more. The peer may go on.
     pub fn close(&mut self) {
-        if !std::mem::replace(&mut self.has_closed, true) {
-            // Fails only where the session has failed, and its alert stands in the output already.
-            let _ = self.engine.close(&mut self.output);
+        if !std::mem::replace(&mut self.has_closed, true) && !self.has_failed() {
+            // Fails only where the keys are used up: then the end of the connection has to say it.
+            let _ = self.engine.close(&mut self.partial, &mut self.output);
         }
     }
 
@@ -194,6 +201,10 @@ impl Session {
     /// The socket took so many of them.
     pub fn sent(&mut self, n: usize) {
         self.output.sent(n);
+    }
+
+    fn has_failed(&self) -> bool {
+        matches!(self.reading, Reading::Failing(_) | Reading::Failed)
     }
 
     fn take_early(&mut self, buffer: &mut [u8]) -> Opened {
@@ -241,7 +252,10 @@ impl Session {
                 Err(error) => {
                     self.engine.alert(&mut self.output);
                     self.partial = Vec::new();
-                    let error = Error::of(error);
+                    let error = match Error::of(error) {
+                        Error::NotTls => Error::Protocol("what came is no record".to_owned()),
+                        error => error,
+                    };
                     if opened.plain == 0 {
                         self.reading = Reading::Failed;
                         return Err(error);

@@ -1,10 +1,11 @@
 //! A session with its socket, for tunnels: bytes in and out, and the end of each direction.
 
-use std::io;
+use std::io::{self, Read as _};
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use socket2::SockRef;
+use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
 use tokio::net::TcpStream;
 
 use super::error::Error;
@@ -17,7 +18,8 @@ const MOST_SEALED: usize = 64 * 1024;
 /// A TLS connection as a stream of bytes.
 ///
 /// The peer's `close_notify` is the end of what is read; an end of the connection without it is an error
-/// (`UnexpectedEof`), because what came may not be all. Shutting down sends `close_notify`, then ends the socket's side.
+/// (`UnexpectedEof`), because what came may not be all. Shutting down sends `close_notify`, then ends the socket's
+/// side.
 pub struct Stream {
     socket: TcpStream,
     session: Session,
@@ -82,24 +84,31 @@ impl Stream {
         cx: &mut Context<'_>,
     ) -> Poll<Result<usize, Error>> {
         loop {
-            let mut is_empty = false;
-            let opened = session.read(buffer, |room| {
-                let read = match socket.poll_read_ready(cx) {
-                    Poll::Ready(ready) => ready.and_then(|()| socket.try_read(room)),
-                    Poll::Pending => Err(io::ErrorKind::WouldBlock.into()),
-                };
-                is_empty = read
-                    .as_ref()
-                    .is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock);
-                read
-            })?;
+            let opened = session.read(buffer, |room| read_once(socket, room))?;
             if opened.plain > 0 || opened.ended {
                 return Poll::Ready(Ok(opened.plain));
             }
-            if is_empty && socket.poll_read_ready(cx).is_pending() {
-                return Poll::Pending;
-            }
+            ready!(socket.poll_read_ready(cx))?;
         }
+    }
+}
+
+/// One read. A short one has emptied the socket: to say so saves the read that would find nothing.
+fn read_once(socket: &TcpStream, room: &mut [u8]) -> io::Result<usize> {
+    let mut got = None;
+    let result = socket.try_io(Interest::READABLE, || {
+        let n = (&*SockRef::from(socket)).read(room)?;
+        got = Some(n);
+        if n > 0 && n < room.len() {
+            Err(io::ErrorKind::WouldBlock.into())
+        } else {
+            Ok(())
+        }
+    });
+    match (got, result) {
+        (Some(n), _) => Ok(n),
+        (None, Err(error)) => Err(error),
+        (None, Ok(())) => Err(io::ErrorKind::WouldBlock.into()),
     }
 }
 
@@ -132,7 +141,8 @@ impl AsyncRead for Stream {
             }
             opened
         };
-        // An answer to the peer's KeyUpdate, or the alert for what it broke. If the socket is full, the next write has it.
+        // An answer to the peer's KeyUpdate, or the alert for what it broke. If the socket is full, the next write
+        // has it.
         let flushed = this.poll_output(cx);
         match opened {
             Poll::Ready(Ok(_)) => Poll::Ready(Ok(())),

@@ -1,0 +1,188 @@
+//! Whom we refuse, in both directions, and whom we do not.
+
+use rcgen::ExtendedKeyUsagePurpose as Eku;
+use tokio::net::{TcpListener, TcpStream};
+
+use super::super::credential::SHA256;
+use super::super::{Alpn, Credential, Error, Peer, Refused, Unusable, accept, connect};
+use super::shapes::{right, wrong};
+use super::*;
+
+const SECRET: &[u8] = b"an application's words";
+
+/// What comes of a call by one that shows this, and what that one saw.
+async fn called_by(credential: &Credential, shown: Option<&Shown>) -> (Result<Peer, Error>, Saw) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let peer = calls(listener.local_addr().unwrap(), client_config(shown), SECRET);
+    let (socket, _) = listener.accept().await.unwrap();
+    let accepted = accept(socket, Vec::new(), credential, IN_TIME).await;
+    let accepted = accepted.map(|(_, session)| session.peer().clone());
+    (
+        accepted,
+        tokio::task::spawn_blocking(|| peer.join().unwrap()).await.unwrap(),
+    )
+}
+
+/// What comes of a call to one that shows this, and what that one saw.
+async fn calling(credential: &Credential, shown: &Shown, expected: &str) -> (Result<Peer, Error>, Saw) {
+    let (address, peer) = is_called(server_config(shown), SECRET);
+    let socket = TcpStream::connect(address).await.unwrap();
+    let connected = connect(socket, credential, &id(expected), Alpn::H2, IN_TIME).await;
+    let connected = connected.map(|(_, session)| session.peer().clone());
+    (
+        connected,
+        tokio::task::spawn_blocking(|| peer.join().unwrap()).await.unwrap(),
+    )
+}
+
+/// The alert that a peer should see (RFC 8446, 6.2), as rustls spells it.
+fn alert(reason: &str) -> &'static str {
+    match reason {
+        "no_certificate" => "CertificateRequired",
+        "unknown_issuer" | "self_signed" | "chain" | "name_constraints" => "UnknownCA",
+        "expired" | "not_yet_valid" => "CertificateExpired",
+        "ca_as_leaf" | "key_usage" | "extended_key_usage" => "UnsupportedCertificate",
+        "foreign_trust_domain" | "wrong_identity" => "AccessDenied",
+        "bad_signature" => "DecryptError",
+        _ => "BadCertificate",
+    }
+}
+
+fn refused(what: &str, reason: &str, found: (Result<Peer, Error>, Saw)) {
+    let (result, saw) = found;
+    let error = result.expect_err(what);
+    assert!(matches!(error, Error::Refused(_)), "{what}: {error}");
+    assert_eq!(error.reason(), reason, "{what}: {error}");
+    assert_eq!(saw.plain, b"", "{what}");
+    let told = saw.error.unwrap_or_default();
+    assert!(told.contains(alert(reason)), "{what}: the peer was told {told:?}");
+}
+
+#[tokio::test]
+async fn a_caller_whose_certificate_is_wrong_is_refused_and_told_why() {
+    let root = Authority::root("root");
+    let credential = root.credential();
+    let shapes = wrong(&root);
+    assert!(shapes.len() >= 60, "only {}", shapes.len());
+    for (what, reason, shown) in shapes {
+        refused(what, reason, called_by(&credential, Some(&shown)).await);
+    }
+    refused("none", "no_certificate", called_by(&credential, None).await);
+    let for_servers = root.leaf(|params| params.extended_key_usages = vec![Eku::ServerAuth]);
+    let found = called_by(&credential, Some(&for_servers)).await;
+    refused("for servers alone", "extended_key_usage", found);
+}
+
+#[tokio::test]
+async fn a_server_whose_certificate_is_wrong_is_refused_and_told_why() {
+    let root = Authority::root("root");
+    let credential = root.credential();
+    for (what, reason, shown) in wrong(&root) {
+        refused(what, reason, calling(&credential, &shown, PEERS).await);
+    }
+    let for_clients = root.leaf(|params| params.extended_key_usages = vec![Eku::ClientAuth]);
+    let found = calling(&credential, &for_clients, PEERS).await;
+    refused("for clients alone", "extended_key_usage", found);
+    let found = calling(&credential, &root.leaf(|_| {}), OURS).await;
+    refused("somebody else", "wrong_identity", found);
+}
+
+#[tokio::test]
+async fn peers_with_nothing_wrong_are_known_by_their_one_name() {
+    let root = Authority::root("root");
+    let credential = root.credential();
+    for (what, shown) in right(&root) {
+        let hash = SHA256.hash(&shown.chain[0]);
+        for (result, saw) in [
+            called_by(&credential, Some(&shown)).await,
+            calling(&credential, &shown, PEERS).await,
+        ] {
+            let peer = result.unwrap_or_else(|error| panic!("{what}: {error}"));
+            assert_eq!(peer.id(), &id(PEERS), "{what}: {saw:?}");
+            assert_eq!(peer.hash(), hash.as_ref(), "{what}");
+            assert!(peer.not_after() > soon(-60), "{what}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn every_root_of_a_bundle_is_believed_and_none_that_left_it() {
+    let (old, new) = (Authority::root("root"), Authority::root("root of next year"));
+    let domain = TrustDomain::parse("cluster.local").unwrap();
+    let roots = [old.issuer.der().clone(), new.issuer.der().clone()];
+    let both = Bundle::new(domain.clone(), &roots).unwrap();
+    let credential = old.credential().with_bundle(both).unwrap();
+    for root in [&old, &new] {
+        let (result, _) = called_by(&credential, Some(&root.leaf(|_| {}))).await;
+        result.expect("it is in the bundle");
+    }
+    let credential = credential.with_bundle(new.bundle()).unwrap();
+    let found = called_by(&credential, Some(&old.leaf(|_| {}))).await;
+    refused("the root left", "unknown_issuer", found);
+    let found = calling(&credential, &old.leaf(|_| {}), PEERS).await;
+    refused("the root left", "unknown_issuer", found);
+}
+
+#[test]
+fn no_byte_of_a_certificate_may_be_another() {
+    let root = Authority::root("root");
+    let (_, verifier) = root.credential().for_server(&id(PEERS));
+    let shown = root.leaf(|_| {});
+    let judge = |leaf: &[u8]| {
+        let leaf = CertificateDer::from(leaf);
+        let name = ServerName::try_from("a.invalid").unwrap();
+        verifier.verify_server_cert(&leaf, &[], &name, &[], UnixTime::now())
+    };
+    judge(&shown.chain[0]).expect("unchanged it is right");
+    for at in 0..shown.chain[0].len() {
+        for change in [1, 0x20, 0x80, 0xff] {
+            let mut leaf = shown.chain[0].to_vec();
+            leaf[at] ^= change;
+            assert!(judge(&leaf).is_err(), "byte {at} changed by {change}");
+        }
+        assert!(judge(&shown.chain[0][..at]).is_err(), "cut at {at}");
+    }
+    assert!(matches!(verifier.take_verdict(), Some(Err(_))));
+}
+
+#[test]
+fn a_credential_that_peers_would_refuse_is_not_made() {
+    let root = Authority::root("root");
+    let make = |shown: &Shown| Credential::new(shown.chain.clone(), shown.private(), root.bundle());
+    let good = root.leaf(|_| {});
+    let made = make(&good).unwrap();
+    assert_eq!(made.id(), &id(PEERS));
+    assert!(made.not_before() < SystemTime::now() && SystemTime::now() < made.not_after());
+    let mut other_key = good.clone();
+    other_key.key = KeyPair::generate().unwrap().serialize_der();
+    assert!(matches!(make(&other_key), Err(Unusable::OtherKey)));
+    let mut no_key = good.clone();
+    no_key.key = vec![1, 2, 3];
+    assert!(matches!(make(&no_key), Err(Unusable::Key(_))));
+    let mut empty = good.clone();
+    empty.chain.clear();
+    assert!(matches!(make(&empty), Err(Unusable::NoCertificate)));
+    let unnamed = root.leaf(|params| params.subject_alt_names.clear());
+    assert!(matches!(make(&unnamed), Err(Unusable::Refused(Refused::NoUriName))));
+    let foreign = root.certify(&leaf_params("spiffe://elsewhere/a"));
+    assert!(matches!(
+        make(&foreign),
+        Err(Unusable::Refused(Refused::ForeignTrustDomain { .. }))
+    ));
+    let domain = TrustDomain::parse("cluster.local").unwrap();
+    assert!(matches!(Bundle::new(domain.clone(), &[]), Err(Unusable::NoRoots(_))));
+    let rubbish = CertificateDer::from(vec![1, 2, 3]);
+    assert!(matches!(
+        Bundle::new(domain, &[rubbish]),
+        Err(Unusable::Root { index: 0, .. })
+    ));
+}
+
+#[test]
+fn no_key_is_shown_by_debug() {
+    let credential = Authority::root("root").credential();
+    assert_eq!(
+        format!("{credential:?}"),
+        format!("Credential({OURS}, Bundle(cluster.local, 1 roots))")
+    );
+}
