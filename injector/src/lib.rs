@@ -6,3 +6,6 @@
 pub mod cli;
 pub mod cluster;
 pub mod control;
+
+#[cfg(test)]
+mod testing;

@@ -56,6 +56,9 @@ pub enum Error {
 /// How often the clock is looked at for the own certificate.
 const LOOK: Duration = Duration::from_secs(10);
 
+/// How often the authority's files are looked at.
+const LOOK_AT_FILES: Duration = Duration::from_secs(2);
+
 /// Runs control until `stop`, and until all that it began has ended.
 ///
 /// # Errors
@@ -65,7 +68,7 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> Result<(), Erro
     // The rooms behind the doors outlive them.
     let rooms = CancellationToken::new();
     let _close = rooms.clone().drop_guard();
-    let kept = keep(settings.files.clone(), rooms.child_token())?;
+    let kept = keep(settings.files.clone(), LOOK_AT_FILES, rooms.child_token())?;
     let first = serving(
         &kept.authorities.borrow(),
         &settings.namespace,

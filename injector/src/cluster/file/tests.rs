@@ -1,46 +1,13 @@
 //! Manifests that are right, and every way in which they can be wrong.
 
 use std::fs;
-use std::path::PathBuf;
-use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
 
 use super::*;
 use crate::cluster::{Algorithm, HealthMode, Mtls, TargetPort};
-
-/// A directory of its own, gone when it is dropped.
-pub struct Directory(pub PathBuf);
-
-impl Directory {
-    pub fn new() -> Directory {
-        static NEXT: AtomicU32 = AtomicU32::new(0);
-        let name = format!(
-            "portunus-file-{}-{}",
-            std::process::id(),
-            NEXT.fetch_add(1, Ordering::Relaxed)
-        );
-        let path = std::env::temp_dir().join(name);
-        fs::create_dir_all(&path).expect("a directory can be made");
-        Directory(path)
-    }
-
-    pub fn with(self, file: &str, text: &str) -> Directory {
-        self.write(file, text);
-        self
-    }
-
-    pub fn write(&self, file: &str, text: &str) {
-        fs::write(self.0.join(file), text).expect("a file can be written");
-    }
-}
-
-impl Drop for Directory {
-    fn drop(&mut self) {
-        let _ = fs::remove_dir_all(&self.0);
-    }
-}
+use crate::testing::Directory;
 
 const GOOD: &str = "\
 apiVersion: v1

@@ -1,1 +1,306 @@
+//! What a state looks like to one who asks, and what a stream tells.
 
+use portunus_proto::SpiffeId;
+use portunus_proto::mesh::v1::{
+    self, Bundle, FollowRequest, Hello, Subject, follow_request::Ask, follow_response::Answer, subject, update,
+};
+
+use super::*;
+use crate::cluster::{JoinToken, Name};
+use crate::testing::{domain, state, workload};
+
+const SERVICES: &str = "\
+apiVersion: v1
+kind: Service
+metadata: {name: web, namespace: shop}
+spec:
+  clusterIP: 10.96.0.1
+  selector: {app: web}
+  ports: [{name: grpc, port: 80, targetPort: api}, {name: other, port: 81, targetPort: 9000}]
+---
+apiVersion: v1
+kind: Service
+metadata: {name: web, namespace: default}
+spec: {clusterIP: None, ports: [{port: 80}]}
+---
+apiVersion: portunus.dev/v1alpha1
+kind: OutboundPolicy
+metadata: {name: a-whole, namespace: shop}
+spec:
+  targetRefs: [{kind: Service, name: web}]
+  balancer: {algorithm: RoundRobin}
+  healthCheck: {interval: 5s, mode: Watch}
+---
+apiVersion: portunus.dev/v1alpha1
+kind: OutboundPolicy
+metadata: {name: b-port, namespace: shop}
+spec:
+  targetRefs: [{kind: Service, name: web, sectionName: grpc}]
+  healthCheck: {mode: Check}
+---
+apiVersion: portunus.dev/v1alpha1
+kind: OutboundPolicy
+metadata: {name: c-late, namespace: shop}
+spec:
+  targetRefs: [{kind: Service, name: web}]
+  hosts: [api.example.com]
+  balancer: {algorithm: P2cEwma}
+";
+
+fn world(manifests: &str) -> World {
+    let realm = Realm {
+        trust_domain: domain(),
+        cluster_domain: "cluster.local".to_owned(),
+    };
+    World::of(state(&(SERVICES.to_owned() + manifests)), realm)
+}
+
+fn shop() -> String {
+    let token = JoinToken::generate();
+    workload("web-1", "web", "10.0.0.1", Some(&token)) + &workload("web-2", "web", "10.0.0.2", None)
+}
+
+fn name(host: &str, port: u32) -> Subject {
+    let host = host.to_owned();
+    Subject {
+        what: Some(subject::What::Name(v1::NamePort { host, port })),
+    }
+}
+
+fn address(ip: &str, port: u32) -> Subject {
+    let ip = ip.to_owned();
+    Subject {
+        what: Some(subject::What::Address(v1::Address { ip, port })),
+    }
+}
+
+fn view(world: &World, namespace: &str, subject: &Subject) -> update::What {
+    let update = world.view(&Name::new(namespace, "asker"), subject);
+    assert_eq!(update.subject.as_ref(), Some(subject));
+    update.what.expect("there is always an answer")
+}
+
+fn service(world: &World, namespace: &str, subject: &Subject) -> v1::Service {
+    match view(world, namespace, subject) {
+        update::What::Service(service) => service,
+        other => panic!("{subject:?}: {other:?}"),
+    }
+}
+
+#[test]
+fn a_service_is_found_by_each_of_its_names_and_its_address() {
+    let world = world(&shop());
+    for host in [
+        "web",
+        "WEB.shop",
+        "web.shop.svc",
+        "web.shop.svc.cluster.local",
+        "web.shop.svc.cluster.local.",
+    ] {
+        let found = service(&world, "shop", &name(host, 80));
+        assert_eq!((found.namespace.as_str(), found.port), ("shop", 80), "{host}");
+        assert_eq!(found.addresses, ["10.96.0.1"]);
+    }
+    assert_eq!(service(&world, "default", &name("web", 80)).namespace, "default");
+    assert_eq!(service(&world, "default", &address("10.96.0.1", 81)).namespace, "shop");
+    assert_eq!(service(&world, "default", &address("::ffff:10.96.0.1", 81)).port, 81);
+    let unknown = [
+        name("web", 82),
+        name("web", 70_000),
+        name("db", 80),
+        name("web.shop.svc.example.com", 80),
+        name("web.cluster.local", 80),
+        name("", 80),
+        address("10.96.0.2", 80),
+        address("10.96.0.1", 82),
+        address("nonsense", 80),
+        Subject { what: None },
+    ];
+    for subject in unknown {
+        let found = view(&world, "shop", &subject);
+        assert_eq!(
+            found,
+            update::What::Unknown(v1::Unknown { policy: None }),
+            "{subject:?}"
+        );
+    }
+}
+
+#[test]
+fn endpoints_have_an_identity_if_a_sidecar_takes_mtls_there() {
+    let disabled = "---\napiVersion: portunus.dev/v1alpha1\nkind: InboundPolicy\nmetadata: {name: a, namespace: shop}\n\
+                    spec: {selector: {matchLabels: {app: web}}, mtls: {mode: strict, ports: [{port: 9000, mode: disabled}]}}\n";
+    let world = world(&(shop() + disabled));
+    let told = |port| {
+        let endpoints = service(&world, "shop", &name("web", port)).endpoints.into_iter();
+        let told = endpoints.map(|endpoint| (endpoint.ip, endpoint.port, endpoint.identity));
+        told.collect::<Vec<_>>()
+    };
+    let web = "spiffe://mesh.test/ns/shop/sa/web";
+    let plain = String::new;
+    assert_eq!(
+        told(80),
+        [
+            ("10.0.0.1".into(), 50_051, web.into()),
+            ("10.0.0.2".into(), 50_051, plain())
+        ]
+    );
+    assert_eq!(
+        told(81),
+        [("10.0.0.1".into(), 9_000, plain()), ("10.0.0.2".into(), 9_000, plain())]
+    );
+    let update::What::Endpoint(own) = view(&world, "default", &address("10.0.0.1", 50_051)) else {
+        panic!("it is a workload's own")
+    };
+    assert_eq!(
+        (own.identity.as_str(), own.workload.as_str(), own.weight, own.ready),
+        (web, "shop/web-1", 1, true)
+    );
+    let inbound = world.inbound(&Name::new("shop", "web-1"));
+    assert_eq!(inbound.mtls, i32::from(v1::Mtls::Strict));
+    assert_eq!(inbound.ports[&9_000], i32::from(v1::Mtls::Disabled));
+    assert_eq!(inbound.from, ["shop/a"]);
+}
+
+#[test]
+fn a_narrow_policy_overrules_a_wide_one_and_hosts_have_policy_in_their_namespace() {
+    let policies = "---\napiVersion: portunus.dev/v1alpha1\nkind: InboundPolicy\nmetadata: {name: wide, namespace: shop}\n\
+                    spec: {mtls: {mode: strict, ports: [{port: 1, mode: disabled}]}}\n\
+                    ---\napiVersion: portunus.dev/v1alpha1\nkind: InboundPolicy\nmetadata: {name: narrow, namespace: shop}\n\
+                    spec: {selector: {matchLabels: {app: web}}, mtls: {mode: permissive, ports: [{port: 2, mode: strict}]}}\n";
+    let world = world(&(shop() + &workload("db", "db", "10.0.0.3", None) + policies));
+    let inbound = |name| world.inbound(&Name::new("shop", name));
+    assert_eq!(inbound("web-1").mtls, i32::from(v1::Mtls::Permissive));
+    assert_eq!(
+        inbound("web-1").ports.into_iter().collect::<Vec<_>>(),
+        [(2, i32::from(v1::Mtls::Strict))]
+    );
+    assert_eq!(inbound("db").mtls, i32::from(v1::Mtls::Strict));
+    assert_eq!(
+        inbound("db").ports.into_iter().collect::<Vec<_>>(),
+        [(1, i32::from(v1::Mtls::Disabled))]
+    );
+
+    let of_port = |port| {
+        service(&world, "shop", &name("web", port))
+            .policy
+            .expect("there is one")
+    };
+    let (narrow, wide) = (of_port(80), of_port(81));
+    let mode = |policy: &v1::OutboundPolicy| policy.health_check.as_ref().map(|check| check.mode());
+    assert_eq!(
+        (narrow.from.as_str(), wide.from.as_str()),
+        ("shop/b-port, shop/a-whole", "shop/a-whole")
+    );
+    assert_eq!(mode(&narrow), Some(v1::health_check::Mode::Check));
+    assert_eq!(mode(&wide), Some(v1::health_check::Mode::Watch));
+    for policy in [&narrow, &wide] {
+        let algorithm = policy.balancer.as_ref().map(|balancer| balancer.algorithm());
+        assert_eq!(algorithm, Some(v1::balancer::Algorithm::RoundRobin));
+        assert_eq!(
+            policy
+                .health_check
+                .as_ref()
+                .and_then(|check| check.interval)
+                .map(|time| time.seconds),
+            Some(5)
+        );
+    }
+    let outside = |namespace| match view(&world, namespace, &name("API.example.com.", 443)) {
+        update::What::Unknown(unknown) => unknown.policy.map(|policy| policy.from),
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(outside("shop").as_deref(), Some("shop/c-late"));
+    assert_eq!(outside("default"), None);
+}
+
+fn id() -> SpiffeId {
+    SpiffeId::of(&domain(), "shop", "web").expect("it is one")
+}
+
+fn hello(workload: &str) -> FollowRequest {
+    let (workload, version) = (workload.to_owned(), String::new());
+    FollowRequest {
+        ask: Some(Ask::Hello(Hello { workload, version })),
+    }
+}
+
+fn subscribe(subject: Subject) -> FollowRequest {
+    FollowRequest {
+        ask: Some(Ask::Subscribe(subject)),
+    }
+}
+
+fn all(follow: &mut Follow, world: &World) -> Vec<Answer> {
+    let bundle = Bundle::default();
+    std::iter::from_fn(|| follow.next(world, &bundle))
+        .filter_map(|response| response.answer)
+        .collect()
+}
+
+#[test]
+fn only_the_workload_itself_may_follow() {
+    let world = world(&shop());
+    let refused =
+        |request: &FollowRequest, id: &SpiffeId| Follow::hello(request, id, &world).expect_err("it is refused");
+    let other = SpiffeId::of(&domain(), "shop", "db").expect("it is one");
+    assert_eq!(refused(&hello("shop/web-1"), &other), Mistake::OtherIdentity);
+    assert_eq!(refused(&hello("shop/web-2"), &id()), Mistake::Gone);
+    assert_eq!(refused(&hello("shop/web-3"), &id()), Mistake::Gone);
+    assert_eq!(refused(&hello("web-1"), &id()), Mistake::NoWorkload);
+    assert_eq!(refused(&subscribe(name("web", 80)), &id()), Mistake::Order);
+    let mut follow = Follow::hello(&hello("shop/web-1"), &id(), &world).expect("it is its own");
+    assert_eq!(follow.ask(hello("shop/web-1")), Err(Mistake::Order));
+    assert_eq!(follow.ask(subscribe(name("", 80))), Err(Mistake::Subject));
+    assert_eq!(follow.ask(subscribe(name("web", 0))), Err(Mistake::Subject));
+    assert_eq!(follow.ask(subscribe(name(&"x".repeat(254), 80))), Err(Mistake::Subject));
+}
+
+#[test]
+fn a_stream_tells_what_changed_and_nothing_else() {
+    let first = world(&shop());
+    let mut follow = Follow::hello(&hello("shop/web-1"), &id(), &first).expect("it is its own");
+    follow.ask(subscribe(name("web", 80))).expect("it may");
+    follow.ask(subscribe(name("nobody", 80))).expect("it may");
+    let told = all(&mut follow, &first);
+    assert!(matches!(
+        told.as_slice(),
+        [
+            Answer::Bundle(_),
+            Answer::Inbound(_),
+            Answer::Update(_),
+            Answer::Update(_)
+        ]
+    ));
+    follow.state_changed();
+    assert_eq!(all(&mut follow, &first), []);
+    let second = world(&(shop() + &workload("web-3", "web", "10.0.0.3", None)));
+    follow.state_changed();
+    follow.state_changed();
+    assert!(matches!(all(&mut follow, &second).as_slice(), [Answer::Update(_)]));
+    follow.bundle_changed();
+    assert_eq!(all(&mut follow, &second), []);
+    follow
+        .ask(FollowRequest {
+            ask: Some(Ask::Unsubscribe(name("web", 80))),
+        })
+        .expect("it may");
+    follow.state_changed();
+    assert_eq!(all(&mut follow, &first), []);
+    follow.ask(subscribe(name("nobody", 80))).expect("it may ask again");
+    assert!(matches!(all(&mut follow, &second).as_slice(), [Answer::Update(_)]));
+}
+
+#[test]
+fn subscriptions_are_bounded() {
+    let world = world(&shop());
+    let mut follow = Follow::hello(&hello("shop/web-1"), &id(), &world).expect("it is its own");
+    for number in 0..MOST_SUBSCRIPTIONS {
+        follow
+            .ask(subscribe(name(&format!("n{number}"), 80)))
+            .expect("there is room");
+    }
+    assert_eq!(follow.ask(subscribe(name("more", 80))), Err(Mistake::TooMany));
+    assert_eq!(follow.ask(subscribe(name("n0", 80))), Ok(()));
+    assert_eq!(follow.subscriptions(), MOST_SUBSCRIPTIONS);
+}

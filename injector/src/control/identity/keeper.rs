@@ -62,14 +62,11 @@ pub enum Error {
     },
 }
 
-/// How often the files are looked at.
-const LOOK: Duration = Duration::from_secs(2);
-
-/// Reads the authority, or makes one; then looks at the files until `stop`. A bad change leaves the last good one.
+/// Reads the authority, or makes one; then looks at the files, once in `look`, until `stop`. A bad change leaves the last good one.
 ///
 /// # Errors
 /// When there is none to begin with.
-pub fn keep(files: Files, stop: CancellationToken) -> Result<Kept, Error> {
+pub fn keep(files: Files, look: Duration, stop: CancellationToken) -> Result<Kept, Error> {
     let authority = files.load(SystemTime::now())?;
     info!(
         trust_domain = %files.trust_domain,
@@ -78,10 +75,11 @@ pub fn keep(files: Files, stop: CancellationToken) -> Result<Kept, Error> {
     );
     let (to, authorities) = watch::channel(Arc::new(authority));
     let (to_trouble, trouble) = watch::channel(None);
+    // Here, not in the task, which begins later: what changes until then is seen.
+    let mut seen = files.contents();
     let files = Arc::new(files);
     let task = tokio::spawn(async move {
-        let mut seen = files.contents();
-        while stop.run_until_cancelled(tokio::time::sleep(LOOK)).await.is_some() {
+        while stop.run_until_cancelled(tokio::time::sleep(look)).await.is_some() {
             let contents = files.contents();
             let is_old = to.borrow().is_old(SystemTime::now());
             if contents == seen && !is_old {

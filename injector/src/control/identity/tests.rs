@@ -1,1 +1,518 @@
+//! Who gets a certificate, what it says, and every way in which a request can be wrong.
 
+use std::fs;
+use std::net::Ipv4Addr;
+use std::process::Command;
+use std::time::UNIX_EPOCH;
+
+use proptest::prelude::*;
+use rcgen::{
+    BasicConstraints, CertificateParams, DnType, IsCa, KeyPair, KeyUsagePurpose, NameConstraints,
+    PKCS_ECDSA_P256_SHA256, PKCS_ECDSA_P384_SHA384, PKCS_ECDSA_P521_SHA512, PKCS_ED25519, PKCS_RSA_SHA256,
+    SignatureAlgorithm,
+};
+use x509_parser::prelude::{FromDer, X509Certificate};
+
+use super::*;
+use crate::testing::{Directory, domain, state, state_files, workload};
+
+const HOUR: Duration = Duration::from_secs(3_600);
+const DAY: Duration = Duration::from_secs(24 * 3_600);
+
+/// A certifier over its own authority, and the means to change its state.
+struct Desk {
+    certifier: Certifier,
+    to_states: watch::Sender<Option<Arc<Snapshot>>>,
+    directory: Directory,
+}
+
+impl Desk {
+    fn over(manifests: &str) -> Desk {
+        let directory = Directory::new();
+        let authority = state_files(&directory.0)
+            .load(SystemTime::now())
+            .expect("it can be made");
+        let (to_states, states) = watch::channel(Some(state(manifests)));
+        let (_, authorities) = watch::channel(Arc::new(authority));
+        let certifier = Certifier {
+            states,
+            authorities,
+            lifetime: DAY,
+            attempts: Attempts::default(),
+        };
+        Desk {
+            certifier,
+            to_states,
+            directory,
+        }
+    }
+
+    fn joins(&self, token: &str) -> Result<Certified, Refusal> {
+        self.asks(None, request(token, ""))
+    }
+
+    fn renews(&self, identity: &SpiffeId, workload: &str) -> Result<Certified, Refusal> {
+        self.asks(Some(identity.clone()), request("", workload))
+    }
+
+    fn asks(&self, identity: Option<SpiffeId>, request: CertifyRequest) -> Result<Certified, Refusal> {
+        let asker = Asker {
+            address: Ipv4Addr::LOCALHOST.into(),
+            identity,
+        };
+        self.certifier.certify(&asker, &request, SystemTime::now())
+    }
+}
+
+fn csr(algorithm: &'static SignatureAlgorithm) -> Vec<u8> {
+    let key = KeyPair::generate_for(algorithm).expect("a key can be made");
+    csr_of(&key, CertificateParams::default())
+}
+
+fn csr_of(key: &KeyPair, params: CertificateParams) -> Vec<u8> {
+    params.serialize_request(key).expect("it can be signed").der().to_vec()
+}
+
+fn request(token: &str, workload: &str) -> CertifyRequest {
+    CertifyRequest {
+        csr: csr(&PKCS_ECDSA_P256_SHA256),
+        join_token: token.to_owned(),
+        workload: workload.to_owned(),
+    }
+}
+
+fn why(refused: Result<Certified, Refusal>) -> (Code, &'static str) {
+    let refusal = refused.expect_err("it is refused");
+    (refusal.code(), refusal.reason())
+}
+
+#[test]
+fn a_token_proves_its_workload_and_may_be_used_again() {
+    let (one, other) = (JoinToken::generate(), JoinToken::generate());
+    let manifests = workload("a", "web", "10.0.0.1", Some(&one)) + &workload("b", "db", "10.0.0.2", Some(&other));
+    let desk = Desk::over(&manifests);
+    for (token, name, id) in [
+        (&one, "shop/a", "spiffe://mesh.test/ns/shop/sa/web"),
+        (&other, "shop/b", "spiffe://mesh.test/ns/shop/sa/db"),
+        (&one, "shop/a", "spiffe://mesh.test/ns/shop/sa/web"),
+    ] {
+        let certified = desk.joins(&token.reveal()).expect("it is proven");
+        assert_eq!(
+            (certified.response.workload.as_str(), certified.id.as_str()),
+            (name, id)
+        );
+        assert_eq!(certified.response.chain.len(), 2);
+        assert_eq!(certified.response.bundle.expect("it is there").roots.len(), 1);
+    }
+}
+
+#[test]
+fn what_proves_nothing_gets_nothing_and_too_many_attempts_are_stopped() {
+    let token = JoinToken::generate();
+    let desk = Desk::over(&workload("a", "web", "10.0.0.1", Some(&token)));
+    assert_eq!(why(desk.joins("")), (Code::Unauthenticated, "no_proof"));
+    assert_eq!(why(desk.joins("secret")), (Code::Unauthenticated, "no_token"));
+    for _ in 0..19 {
+        let wrong = JoinToken::generate().reveal();
+        let refusal = desk.joins(&wrong).expect_err("it is nobody's");
+        assert_eq!(refusal.reason(), "unknown_token");
+        assert!(!refusal.to_string().contains(&wrong));
+    }
+    assert_eq!(
+        why(desk.joins(&token.reveal())),
+        (Code::ResourceExhausted, "too_many_attempts")
+    );
+    let elsewhere = Asker {
+        address: Ipv4Addr::new(10, 0, 0, 9).into(),
+        identity: None,
+    };
+    let fine = desk
+        .certifier
+        .certify(&elsewhere, &request(&token.reveal(), ""), SystemTime::now());
+    assert!(fine.is_ok());
+}
+
+#[test]
+fn a_certificate_renews_for_its_own_workload_as_long_as_that_is_there() {
+    let token = JoinToken::generate();
+    let there = workload("a", "web", "10.0.0.1", Some(&token)) + &workload("b", "db", "10.0.0.2", None);
+    let desk = Desk::over(&there);
+    let id = desk.joins(&token.reveal()).expect("it is proven").id;
+    assert_eq!(desk.renews(&id, "shop/a").expect("it is proven").id, id);
+    assert_eq!(why(desk.renews(&id, "")), (Code::InvalidArgument, "no_workload"));
+    assert_eq!(why(desk.renews(&id, "shop")), (Code::InvalidArgument, "no_workload"));
+    assert_eq!(why(desk.renews(&id, "shop/b")), (Code::PermissionDenied, "no_sidecar"));
+    assert_eq!(why(desk.renews(&id, "shop/c")), (Code::PermissionDenied, "gone"));
+    let other_account = workload("a", "admin", "10.0.0.1", Some(&token));
+    desk.to_states.send_replace(Some(state(&other_account)));
+    assert_eq!(
+        why(desk.renews(&id, "shop/a")),
+        (Code::PermissionDenied, "other_identity")
+    );
+    desk.to_states.send_replace(Some(state("# nobody\n")));
+    assert_eq!(why(desk.renews(&id, "shop/a")), (Code::PermissionDenied, "gone"));
+    desk.to_states.send_replace(None);
+    assert_eq!(why(desk.renews(&id, "shop/a")), (Code::Unavailable, "not_ready"));
+}
+
+#[test]
+fn three_kinds_of_key_are_certified_and_others_are_refused_by_name() {
+    for algorithm in [&PKCS_ECDSA_P256_SHA256, &PKCS_ECDSA_P384_SHA384, &PKCS_ED25519] {
+        assert!(csr::public_key(&csr(algorithm)).is_ok(), "{algorithm:?}");
+    }
+    assert_eq!(
+        csr::public_key(&csr(&PKCS_ECDSA_P521_SHA512)),
+        Err(csr::Error::Key("P-521".to_owned()))
+    );
+    assert_eq!(
+        csr::public_key(&csr(&PKCS_RSA_SHA256)),
+        Err(csr::Error::Key("RSA".to_owned()))
+    );
+    for (arguments, kind) in [
+        ("rsa:1024", "RSA"),
+        ("rsa:4096", "RSA"),
+        ("ec:secp256k1", "EC on curve"),
+        ("ec:secp224r1", "EC on curve"),
+        ("ed448", "1.3.101.113"),
+    ] {
+        let Err(csr::Error::Key(named)) = csr::public_key(&openssl_csr(arguments)) else {
+            panic!("{arguments} was not refused for its key")
+        };
+        assert!(named.contains(kind), "{arguments}: {named}");
+    }
+    assert!(csr::public_key(&openssl_csr("ec:prime256v1")).is_ok());
+    assert!(csr::public_key(&openssl_csr("ed25519")).is_ok());
+}
+
+/// A request that openssl makes.
+fn openssl_csr(key: &str) -> Vec<u8> {
+    let directory = Directory::new();
+    let path = |name: &str| directory.0.join(name).display().to_string();
+    let options = match key.split_once(':') {
+        Some(("rsa", bits)) => vec![
+            "-algorithm".to_owned(),
+            "RSA".into(),
+            "-pkeyopt".into(),
+            format!("rsa_keygen_bits:{bits}"),
+        ],
+        Some((_, curve)) => vec![
+            "-algorithm".to_owned(),
+            "EC".into(),
+            "-pkeyopt".into(),
+            format!("ec_paramgen_curve:{curve}"),
+        ],
+        None => vec!["-algorithm".to_owned(), key.to_owned()],
+    };
+    run(Command::new("openssl")
+        .arg("genpkey")
+        .args(options)
+        .args(["-out", &path("key")]));
+    run(Command::new("openssl").args([
+        "req",
+        "-new",
+        "-subj",
+        "/CN=x",
+        "-outform",
+        "DER",
+        "-key",
+        &path("key"),
+        "-out",
+        &path("csr"),
+    ]));
+    fs::read(directory.0.join("csr")).expect("it was written")
+}
+
+fn run(command: &mut Command) -> String {
+    let output = command.output().expect("openssl is installed");
+    let said = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{command:?}: {said}");
+    said
+}
+
+#[test]
+fn a_request_that_is_damaged_is_refused() {
+    let good = csr(&PKCS_ECDSA_P256_SHA256);
+    let refused = |bytes: &[u8]| csr::public_key(bytes).expect_err("it is damaged");
+    assert_eq!(refused(b""), csr::Error::NotDer);
+    assert_eq!(refused(b"-----BEGIN CERTIFICATE REQUEST-----"), csr::Error::NotDer);
+    for length in 0..good.len() {
+        refused(&good[..length]);
+    }
+    let mut longer = good.clone();
+    longer.push(0);
+    assert_eq!(refused(&longer), csr::Error::Trailing);
+    let mut forged = good.clone();
+    let last = forged.len() - 1;
+    forged[last] ^= 1;
+    assert_eq!(refused(&forged), csr::Error::Signature);
+    assert_eq!(refused(&[0x30; 9 * 1_024]), csr::Error::TooLong(9 * 1_024));
+    // Signed by another key than the one it carries.
+    let other = csr(&PKCS_ECDSA_P256_SHA256);
+    let begin = good.len() - 70;
+    let mut mixed = good[..begin].to_vec();
+    mixed.extend_from_slice(&other[other.len() - 70..]);
+    refused(&mixed);
+    let mut big = CertificateParams::default();
+    big.distinguished_name.push(DnType::CommonName, "x".repeat(9 * 1_024));
+    let key = KeyPair::generate().expect("a key can be made");
+    assert!(matches!(refused(&csr_of(&key, big)), csr::Error::TooLong(_)));
+}
+
+proptest! {
+    #[test]
+    fn no_bytes_make_it_panic_and_no_change_makes_another_key(at in 0usize..400, to in 1u8..=255, cut in 0usize..400) {
+        let good = csr(&PKCS_ED25519);
+        let mut bad = good.clone();
+        let at = at % bad.len();
+        bad[at] ^= to;
+        // Not every byte is signed: the frame of the signature is not.
+        prop_assert!(csr::public_key(&bad).is_err() || csr::public_key(&bad) == csr::public_key(&good));
+        bad.truncate(cut);
+        let _ = csr::public_key(&bad);
+    }
+}
+
+#[test]
+fn a_request_gets_its_key_certified_and_nothing_that_it_asks_for() {
+    let token = JoinToken::generate();
+    let desk = Desk::over(&workload("a", "web", "10.0.0.1", Some(&token)));
+    let mut greedy = CertificateParams::new(vec!["control.mesh".to_owned(), "10.0.0.1".to_owned()]).expect("names");
+    greedy.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    greedy.key_usages = vec![KeyUsagePurpose::KeyCertSign];
+    greedy.distinguished_name.push(DnType::CommonName, "admin");
+    let uri = "spiffe://mesh.test/ns/portunus/sa/control".try_into().expect("ASCII");
+    greedy.subject_alt_names.push(rcgen::SanType::URI(uri));
+    let key = KeyPair::generate().expect("a key can be made");
+    let asked = CertifyRequest {
+        csr: csr_of(&key, greedy),
+        ..request(&token.reveal(), "shop/other")
+    };
+    let certified = desk.asks(None, asked).expect("its key is fine");
+    let (_, leaf) = X509Certificate::from_der(&certified.response.chain[0]).expect("it is one");
+    assert!(!leaf.is_ca());
+    assert_eq!(leaf.subject().iter().count(), 0);
+    let names = leaf
+        .subject_alternative_name()
+        .expect("it can be read")
+        .expect("it is there");
+    assert!(names.critical);
+    let names: Vec<_> = names.value.general_names.iter().map(ToString::to_string).collect();
+    assert_eq!(names, ["URI(spiffe://mesh.test/ns/shop/sa/web)"]);
+    let usage = leaf.key_usage().expect("it can be read").expect("it is there");
+    assert!(usage.critical && usage.value.flags == 1, "digitalSignature alone");
+    assert_eq!(
+        leaf.public_key().raw,
+        rcgen::PublicKeyData::subject_public_key_info(&key)
+    );
+}
+
+#[test]
+fn openssl_trusts_what_is_issued_and_sees_what_spiffe_demands() {
+    let token = JoinToken::generate();
+    let desk = Desk::over(&workload("a", "web", "10.0.0.1", Some(&token)));
+    let certified = desk.joins(&token.reveal()).expect("it is proven");
+    let out = Directory::new();
+    for (name, der) in [
+        ("leaf", &certified.response.chain[0]),
+        ("issuer", &certified.response.chain[1]),
+    ] {
+        fs::write(out.0.join(format!("{name}.der")), der).expect("it can be written");
+        let (from, to) = (out.0.join(format!("{name}.der")), out.0.join(format!("{name}.pem")));
+        run(Command::new("openssl")
+            .args(["x509", "-inform", "DER", "-in"])
+            .arg(from)
+            .arg("-out")
+            .arg(to));
+    }
+    let (leaf, issuer) = (out.0.join("leaf.pem"), out.0.join("issuer.pem"));
+    for purpose in ["sslserver", "sslclient"] {
+        let mut verify = Command::new("openssl");
+        verify.args(["verify", "-x509_strict", "-purpose", purpose, "-CAfile"]);
+        verify
+            .arg(desk.directory.0.join("roots/root.pem"))
+            .arg("-untrusted")
+            .arg(&issuer)
+            .arg(&leaf);
+        assert!(run(&mut verify).contains("leaf.pem: OK"));
+    }
+    let text = run(Command::new("openssl")
+        .args(["x509", "-noout", "-text", "-in"])
+        .arg(&leaf));
+    let flat = text.split_whitespace().collect::<Vec<_>>().join(" ");
+    for expected in [
+        "X509v3 Subject Alternative Name: critical URI:spiffe://mesh.test/ns/shop/sa/web",
+        "X509v3 Key Usage: critical Digital Signature",
+        "X509v3 Extended Key Usage: TLS Web Server Authentication, TLS Web Client Authentication",
+        "CA:FALSE",
+        "X509v3 Authority Key Identifier",
+        "Signature Algorithm: ecdsa-with-SHA256",
+    ] {
+        assert!(flat.contains(expected), "{expected}: {text}");
+    }
+    assert!(!flat.contains("DNS:") && !flat.contains("Certificate Sign"), "{text}");
+}
+
+fn life(der: &[u8]) -> (SystemTime, SystemTime) {
+    let (_, leaf) = X509Certificate::from_der(der).expect("it is one");
+    let time = |seconds: i64| UNIX_EPOCH + Duration::from_secs(seconds as u64);
+    (
+        time(leaf.validity().not_before.timestamp()),
+        time(leaf.validity().not_after.timestamp()),
+    )
+}
+
+#[test]
+fn no_certificate_outlives_its_issuer_and_an_ended_issuer_signs_nothing() {
+    let directory = Directory::new();
+    let authority = state_files(&directory.0)
+        .load(SystemTime::now())
+        .expect("it can be made");
+    let key = KeyPair::generate().expect("a key can be made");
+    let id = SpiffeId::of(&domain(), "shop", "web").expect("it is one");
+    let now = SystemTime::now();
+    let issued = authority.certify(&key, &id, DAY, now).expect("it is young");
+    let (begins, ends) = life(&issued.chain[0]);
+    assert!(begins < now && begins + Duration::from_secs(62) > now);
+    assert!(ends <= now + DAY && ends + Duration::from_secs(2) > now + DAY);
+    let late = authority.not_after() - HOUR;
+    assert!(authority.is_old(late));
+    let issued = authority.certify(&key, &id, DAY, late).expect("an hour is left");
+    assert_eq!(life(&issued.chain[0]).1, authority.not_after());
+    assert_eq!(issued.not_after, authority.not_after());
+    for now in [authority.not_after(), authority.not_after() + 400 * DAY] {
+        assert!(matches!(
+            authority.certify(&key, &id, DAY, now),
+            Err(AuthorityError::Ended)
+        ));
+    }
+    assert!(matches!(
+        authority.certify(&key, &id, DAY, now - 400 * DAY),
+        Err(AuthorityError::NotYet)
+    ));
+    assert!(
+        authority.certify(&key, &id, DAY, now - HOUR).is_ok(),
+        "a clock may be behind by an hour"
+    );
+}
+
+#[test]
+fn an_issuer_that_ends_is_made_anew_under_the_same_root() {
+    let directory = Directory::new();
+    let files = state_files(&directory.0);
+    let first = files.load(SystemTime::now()).expect("it can be made");
+    for later in [300 * DAY, 400 * DAY] {
+        let now = SystemTime::now() + later;
+        let second = files.load(now).expect("the root is there");
+        assert!(second.not_after() > now + 200 * DAY, "{later:?}");
+        assert_eq!(first.roots(), second.roots());
+    }
+    fs::remove_file(directory.0.join("root-key.pem")).expect("it is there");
+    let last = files
+        .load(SystemTime::now() + 900 * DAY)
+        .expect_err("nobody can make one");
+    assert!(last.to_string().contains("ended"), "{last}");
+}
+
+#[test]
+fn two_controls_over_one_directory_make_one_authority() {
+    let directory = Directory::new();
+    let files = state_files(&directory.0);
+    let threads: Vec<_> = (0..8)
+        .map(|_| {
+            let files = files.clone();
+            std::thread::spawn(move || files.load(SystemTime::now()).expect("it can be made"))
+        })
+        .collect();
+    let authorities: Vec<_> = threads
+        .into_iter()
+        .map(|thread| thread.join().expect("it ends"))
+        .collect();
+    let first = &authorities[0];
+    for authority in &authorities {
+        assert_eq!(authority.roots(), first.roots());
+        assert_eq!(authority.not_after(), first.not_after());
+    }
+    let mode = |name: &str| {
+        let metadata = fs::metadata(directory.0.join(name)).expect("it is there");
+        std::os::unix::fs::PermissionsExt::mode(&metadata.permissions()) & 0o777
+    };
+    assert_eq!(
+        [mode("root-key.pem"), mode("issuer.pem"), mode("roots")],
+        [0o600, 0o600, 0o700]
+    );
+}
+
+#[test]
+fn files_that_do_not_fit_are_refused_with_the_reason() {
+    let (one, other) = (Directory::new(), Directory::new());
+    let now = SystemTime::now();
+    for directory in [&one, &other] {
+        state_files(&directory.0).load(now).expect("it can be made");
+    }
+    let read = |directory: &Directory, name: &str| fs::read_to_string(directory.0.join(name)).expect("it is there");
+    let (issuer, root) = (read(&one, "issuer.pem"), read(&one, "roots/root.pem"));
+    let refused = |issuer: &str, key: &str, roots: &str| {
+        let made = Authority::from_pem(&domain(), issuer.as_bytes(), key.as_bytes(), roots.as_bytes(), now);
+        made.expect_err("it does not fit").to_string()
+    };
+    assert!(refused(&issuer, &read(&other, "issuer.pem"), &root).contains("not that of its certificate"));
+    assert!(refused(&issuer, &issuer, &read(&other, "roots/root.pem")).contains("not trusted"));
+    assert!(refused(&issuer, &issuer, "").contains("no root"));
+    assert!(refused("", &issuer, &root).contains("no certificate"));
+    assert!(refused(&issuer, "", &root).contains("key"));
+    let key = KeyPair::generate().expect("a key can be made");
+    let leaf = CertificateParams::default()
+        .self_signed(&key)
+        .expect("it can be signed")
+        .pem();
+    assert!(refused(&leaf, &key.serialize_pem(), &root).contains("not that of a CA"));
+    let mut narrow = CertificateParams::default();
+    narrow.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    narrow.name_constraints = Some(NameConstraints {
+        permitted_subtrees: vec![rcgen::GeneralSubtree::DnsName("mesh.test".to_owned())],
+        excluded_subtrees: Vec::new(),
+    });
+    let narrow = narrow.self_signed(&key).expect("it can be signed").pem();
+    assert!(refused(&narrow, &key.serialize_pem(), &(root + &narrow)).contains("name constraints"));
+}
+
+#[tokio::test]
+async fn issuer_and_root_are_rotated_without_a_restart() {
+    tokio::time::timeout(Duration::from_secs(20), rotate())
+        .await
+        .expect("every step is seen");
+}
+
+async fn rotate() {
+    let (directory, other) = (Directory::new(), Directory::new());
+    let now = SystemTime::now();
+    state_files(&other.0).load(now).expect("it can be made");
+    let stop = tokio_util::sync::CancellationToken::new();
+    let mut kept = keep(state_files(&directory.0), Duration::from_millis(20), stop.clone()).expect("it can be made");
+    let first = kept.authorities.borrow_and_update().clone();
+    // A new root is trusted first, and then it issues; the old one goes last.
+    let copy = |from: &str, to: &str| {
+        let new = directory.0.join("new");
+        fs::copy(other.0.join(from), &new).expect("it can be copied");
+        fs::rename(new, directory.0.join(to)).expect("it can be moved");
+    };
+    copy("roots/root.pem", "roots/root-2.pem");
+    kept.authorities.changed().await.expect("it lives");
+    assert_eq!(kept.authorities.borrow_and_update().roots().len(), 2);
+    copy("issuer.pem", "issuer.pem");
+    kept.authorities.changed().await.expect("it lives");
+    let second = kept.authorities.borrow_and_update().clone();
+    assert_ne!(second.bundle(), first.bundle());
+    // A step that would leave nothing trusted is not taken.
+    fs::rename(directory.0.join("roots/root-2.pem"), directory.0.join("aside")).expect("it can be moved");
+    kept.trouble.wait_for(Option::is_some).await.expect("it lives");
+    assert!(!kept.authorities.has_changed().expect("it lives"));
+    fs::rename(directory.0.join("aside"), directory.0.join("roots/root-2.pem")).expect("it can be moved");
+    kept.trouble.wait_for(Option::is_none).await.expect("it lives");
+    kept.authorities.borrow_and_update();
+    fs::remove_file(directory.0.join("roots/root.pem")).expect("it is there");
+    kept.authorities.changed().await.expect("it lives");
+    assert_eq!(kept.authorities.borrow().roots().len(), 1);
+    stop.cancel();
+    kept.task.await.expect("it ends");
+}

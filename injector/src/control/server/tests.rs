@@ -1,1 +1,510 @@
+//! A real server on loopback, asked by a real client of gRPC over TLS.
 
+use std::fs;
+use std::future::Future;
+use std::io;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::{Duration, SystemTime};
+
+use http::Uri;
+use hyper_util::rt::TokioIo;
+use portunus_proto::SpiffeId;
+use portunus_proto::mesh::v1::discovery_client::DiscoveryClient;
+use portunus_proto::mesh::v1::identity_client::IdentityClient;
+use portunus_proto::mesh::v1::{
+    CertifyRequest, CertifyResponse, FollowRequest, FollowResponse, Hello, NamePort, Subject, follow_request::Ask,
+    follow_response::Answer, subject, update,
+};
+use rcgen::{CertificateParams, KeyPair};
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::{ClientConfig, DigitallySignedStruct, SignatureScheme};
+use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::sync::mpsc;
+use tokio::time::timeout;
+use tokio_rustls::TlsConnector;
+use tokio_stream::wrappers::ReceiverStream;
+use tokio_util::sync::CancellationToken;
+use tonic::transport::{Channel, Endpoint};
+use tonic::{Code, Status, Streaming};
+
+use super::*;
+use crate::cluster::JoinToken;
+use crate::cluster::file::Source;
+use crate::control::identity::Authority;
+use crate::control::{Error, Settings, run};
+use crate::testing::{Directory, domain, state_files, workload};
+
+const SOON: Duration = Duration::from_secs(15);
+const DAY: Duration = Duration::from_secs(24 * 3_600);
+
+/// A control that runs, and its directories.
+struct Control {
+    address: SocketAddr,
+    admin: SocketAddr,
+    manifests: Directory,
+    state: Directory,
+    stop: CancellationToken,
+    task: tokio::task::JoinHandle<Result<(), Error>>,
+}
+
+impl Control {
+    async fn over(manifests: &str) -> Control {
+        Control::with(manifests, Limits::default()).await
+    }
+
+    async fn with(manifests: &str, limits: Limits) -> Control {
+        let (manifests, state) = (Directory::new().with("all.yaml", manifests), Directory::new());
+        let free = || {
+            let listener = std::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a port is free");
+            listener.local_addr().expect("it has one")
+        };
+        let (address, admin) = (free(), free());
+        let settings = Settings {
+            source: Source::new(&manifests.0),
+            files: state_files(&state.0),
+            cluster_domain: "cluster.local".to_owned(),
+            namespace: "portunus".to_owned(),
+            lifetime: DAY,
+            listen: vec![address],
+            admin_listen: vec![admin],
+            limits,
+        };
+        let stop = CancellationToken::new();
+        let task = tokio::spawn(run(settings, stop.clone()));
+        let control = Control {
+            address,
+            admin,
+            manifests,
+            state,
+            stop,
+            task,
+        };
+        control.page_says("/live", "live").await;
+        control
+    }
+
+    async fn page(&self, path: &str) -> io::Result<String> {
+        let mut stream = TcpStream::connect(self.admin).await?;
+        stream
+            .write_all(format!("GET {path} HTTP/1.1\r\nhost: x\r\n\r\n").as_bytes())
+            .await?;
+        let mut page = String::new();
+        stream.read_to_string(&mut page).await?;
+        Ok(page)
+    }
+
+    /// Waits until a page has this.
+    async fn page_says(&self, path: &str, expected: &str) -> String {
+        let look = async {
+            loop {
+                match self.page(path).await {
+                    Ok(page) if page.contains(expected) => return page,
+                    Ok(_) | Err(_) => tokio::time::sleep(Duration::from_millis(10)).await,
+                }
+            }
+        };
+        timeout(SOON, look)
+            .await
+            .unwrap_or_else(|_| panic!("{path} never says {expected}"))
+    }
+
+    fn authority(&self) -> Authority {
+        state_files(&self.state.0).load(SystemTime::now()).expect("it is there")
+    }
+
+    async fn channel(&self, credential: Option<&Credential>) -> Result<Channel, tonic::transport::Error> {
+        let roots = self.authority().roots().to_vec();
+        let connector = Connector {
+            address: self.address,
+            tls: TlsConnector::from(Arc::new(client(roots, credential))),
+        };
+        Endpoint::from_static("http://control")
+            .connect_with_connector(connector)
+            .await
+    }
+
+    async fn certify(
+        &self,
+        credential: Option<&Credential>,
+        token: &str,
+        name: &str,
+    ) -> Result<(Credential, CertifyResponse), Status> {
+        let key = KeyPair::generate().expect("a key can be made");
+        let csr = CertificateParams::default()
+            .serialize_request(&key)
+            .expect("it can be signed");
+        let request = CertifyRequest {
+            csr: csr.der().to_vec(),
+            join_token: token.to_owned(),
+            workload: name.to_owned(),
+        };
+        let channel = self
+            .channel(credential)
+            .await
+            .map_err(|why| Status::unavailable(format!("{why:?}")))?;
+        let response = IdentityClient::new(channel).certify(request).await?.into_inner();
+        let chain = response
+            .chain
+            .iter()
+            .map(|der| CertificateDer::from(der.clone()))
+            .collect();
+        let key = key.serialize_der();
+        Ok((Credential { chain, key }, response))
+    }
+
+    async fn ends(self) {
+        self.stop.cancel();
+        timeout(SOON, self.task)
+            .await
+            .expect("it ends")
+            .expect("it does not panic")
+            .expect("it ended well");
+    }
+}
+
+/// What a client proves itself with.
+struct Credential {
+    chain: Vec<CertificateDer<'static>>,
+    key: Vec<u8>,
+}
+
+fn client(roots: Vec<CertificateDer<'static>>, credential: Option<&Credential>) -> ClientConfig {
+    let builder = ClientConfig::builder_with_provider(Arc::new(rustls::crypto::aws_lc_rs::default_provider()))
+        .with_protocol_versions(&[&rustls::version::TLS13])
+        .expect("1.3 is there")
+        .dangerous()
+        .with_custom_certificate_verifier(Arc::new(IsControl { roots }));
+    let mut config = match credential {
+        None => builder.with_no_client_auth(),
+        Some(Credential { chain, key }) => {
+            let key = PrivateKeyDer::try_from(key.clone()).expect("it is PKCS#8");
+            builder.with_client_auth_cert(chain.clone(), key).expect("they fit")
+        }
+    };
+    config.alpn_protocols = vec![b"h2".to_vec()];
+    config
+}
+
+/// Takes control's own certificate and no other, as a sidecar does.
+#[derive(Debug)]
+struct IsControl {
+    roots: Vec<CertificateDer<'static>>,
+}
+
+impl ServerCertVerifier for IsControl {
+    fn verify_server_cert(
+        &self,
+        leaf: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        _: &ServerName<'_>,
+        _: &[u8],
+        now: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        let anchors: Vec<_> = self
+            .roots
+            .iter()
+            .map(|root| webpki::anchor_from_trusted_cert(root).expect("a root"))
+            .collect();
+        let usage = webpki::KeyUsage::server_auth();
+        let algorithms = webpki::ALL_VERIFICATION_ALGS;
+        let parsed = webpki::EndEntityCert::try_from(leaf).expect("it can be read");
+        let chain = parsed.verify_for_usage(algorithms, &anchors, intermediates, now, usage, None, None);
+        chain.map_err(|why| rustls::Error::General(why.to_string()))?;
+        let (id, _) = tls::identity(leaf, &domain()).expect("it is an SVID");
+        assert_eq!(id.as_str(), "spiffe://mesh.test/ns/portunus/sa/control");
+        Ok(ServerCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        _: &[u8],
+        _: &CertificateDer<'_>,
+        _: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        Err(rustls::Error::General("TLS 1.3 alone".to_owned()))
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        leaf: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        let algorithms = rustls::crypto::aws_lc_rs::default_provider().signature_verification_algorithms;
+        rustls::crypto::verify_tls13_signature(message, leaf, signature, &algorithms)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        rustls::crypto::aws_lc_rs::default_provider()
+            .signature_verification_algorithms
+            .supported_schemes()
+    }
+}
+
+#[derive(Clone)]
+struct Connector {
+    address: SocketAddr,
+    tls: TlsConnector,
+}
+
+impl tonic::codegen::Service<Uri> for Connector {
+    type Response = TokioIo<tokio_rustls::client::TlsStream<TcpStream>>;
+    type Error = io::Error;
+    type Future = Pin<Box<dyn Future<Output = io::Result<Self::Response>> + Send>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, _: Uri) -> Self::Future {
+        let Connector { address, tls } = self.clone();
+        Box::pin(async move {
+            let stream = TcpStream::connect(address).await?;
+            let name = ServerName::try_from("control").expect("a name");
+            Ok(TokioIo::new(tls.connect(name, stream).await?))
+        })
+    }
+}
+
+/// A stream of `Follow`.
+struct Following {
+    asks: mpsc::Sender<FollowRequest>,
+    answers: Streaming<FollowResponse>,
+}
+
+impl Following {
+    async fn begin(control: &Control, credential: Option<&Credential>, workload: &str) -> Result<Following, Status> {
+        let channel = control
+            .channel(credential)
+            .await
+            .map_err(|why| Status::unavailable(format!("{why:?}")))?;
+        let (asks, requests) = mpsc::channel(16);
+        let (workload, version) = (workload.to_owned(), "test".to_owned());
+        let hello = FollowRequest {
+            ask: Some(Ask::Hello(Hello { workload, version })),
+        };
+        asks.send(hello).await.expect("there is room");
+        let answers = DiscoveryClient::new(channel)
+            .follow(ReceiverStream::new(requests))
+            .await?
+            .into_inner();
+        Ok(Following { asks, answers })
+    }
+
+    async fn subscribe(&self, host: &str, port: u32) {
+        let host = host.to_owned();
+        let what = Some(subject::What::Name(NamePort { host, port }));
+        let ask = Some(Ask::Subscribe(Subject { what }));
+        self.asks.send(FollowRequest { ask }).await.expect("there is room");
+    }
+
+    async fn next(&mut self) -> Result<Option<Answer>, Status> {
+        let response = timeout(SOON, self.answers.message()).await.expect("something comes")?;
+        Ok(response.and_then(|response| response.answer))
+    }
+
+    async fn endpoints(&mut self) -> usize {
+        match self.next().await.expect("it lives") {
+            Some(Answer::Update(update)) => match update.what {
+                Some(update::What::Service(service)) => service.endpoints.len(),
+                other => panic!("{other:?}"),
+            },
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+const SERVICE: &str = "apiVersion: v1\nkind: Service\nmetadata: {name: web, namespace: shop}\n\
+                       spec: {selector: {app: web}, ports: [{port: 80, targetPort: 50051}]}\n";
+
+#[tokio::test]
+async fn a_sidecar_joins_renews_follows_and_is_told_to_go_elsewhere() {
+    let token = JoinToken::generate();
+    let web = |name, address| workload(name, "web", address, Some(&token));
+    let control = Control::over(&(SERVICE.to_owned() + &web("a", "10.0.0.1"))).await;
+    control.page_says("/ready", "200 OK").await;
+    let (credential, response) = control.certify(None, &token.reveal(), "").await.expect("it is proven");
+    assert_eq!(response.workload, "shop/a");
+    let (renewed, _) = control
+        .certify(Some(&credential), "", "shop/a")
+        .await
+        .expect("it is proven");
+    let mut following = Following::begin(&control, Some(&renewed), "shop/a")
+        .await
+        .expect("it may");
+    following.subscribe("web", 80).await;
+    assert!(matches!(following.next().await, Ok(Some(Answer::Bundle(_)))));
+    assert!(matches!(following.next().await, Ok(Some(Answer::Inbound(_)))));
+    assert_eq!(following.endpoints().await, 1);
+    // A bad state changes nothing; a good one arrives.
+    control.manifests.write("more.yaml", "kind: [\n");
+    control.page_says("/source", "more.yaml:").await;
+    control.page_says("/ready", "200 OK").await;
+    control
+        .manifests
+        .write("more.yaml", &workload("b", "web", "10.0.0.2", None));
+    assert_eq!(following.endpoints().await, 2);
+    // A new root is told of while the stream runs.
+    let other = Directory::new();
+    state_files(&other.0).load(SystemTime::now()).expect("it can be made");
+    fs::copy(other.0.join("roots/root.pem"), control.state.0.join("roots/two.pem")).expect("it can be copied");
+    match following.next().await {
+        Ok(Some(Answer::Bundle(bundle))) => assert_eq!(bundle.roots.len(), 2),
+        other => panic!("{other:?}"),
+    }
+    let page = control.page_says("/metrics", "portunus_control_streams 1").await;
+    for line in [
+        "portunus_control_certificates_total{proof=\"token\"} 1",
+        "portunus_control_certificates_total{proof=\"certificate\"} 1",
+        "portunus_control_states_total{result=\"refused\"} 1",
+    ] {
+        assert!(page.contains(line), "{line}: {page}");
+    }
+    control.stop.cancel();
+    assert_eq!(following.next().await.expect_err("it stops").code(), Code::Unavailable);
+    control.ends().await;
+}
+
+#[tokio::test]
+async fn without_proof_only_certify_answers_and_it_says_what_is_missing() {
+    let token = JoinToken::generate();
+    let control = Control::over(&workload("a", "web", "10.0.0.1", Some(&token))).await;
+    control.page_says("/ready", "200 OK").await;
+    let refused = Following::begin(&control, None, "shop/a")
+        .await
+        .err()
+        .expect("it has no certificate");
+    assert_eq!(refused.code(), Code::Unauthenticated);
+    assert!(refused.message().contains("client certificate"), "{refused:?}");
+    let code = |refused: Result<_, Status>| refused.map(|(_, _)| ()).expect_err("it is refused").code();
+    assert_eq!(code(control.certify(None, "", "shop/a").await), Code::Unauthenticated);
+    assert_eq!(
+        code(control.certify(None, &JoinToken::generate().reveal(), "").await),
+        Code::Unauthenticated
+    );
+    let (credential, _) = control.certify(None, &token.reveal(), "").await.expect("it is proven");
+    let mut other = Following::begin(&control, Some(&credential), "shop/b")
+        .await
+        .expect("it begins");
+    assert_eq!(
+        other.next().await.expect_err("it is not that one").code(),
+        Code::PermissionDenied
+    );
+    control.ends().await;
+}
+
+#[tokio::test]
+async fn a_workload_that_was_removed_neither_follows_nor_renews() {
+    let token = JoinToken::generate();
+    let control = Control::over(&workload("a", "web", "10.0.0.1", Some(&token))).await;
+    control.page_says("/ready", "200 OK").await;
+    let (credential, _) = control.certify(None, &token.reveal(), "").await.expect("it is proven");
+    let mut following = Following::begin(&control, Some(&credential), "shop/a")
+        .await
+        .expect("it may");
+    assert!(following.next().await.is_ok() && following.next().await.is_ok());
+    control.manifests.write("all.yaml", "# nobody\n");
+    assert_eq!(
+        following.next().await.expect_err("it is gone").code(),
+        Code::PermissionDenied
+    );
+    let refused = control
+        .certify(Some(&credential), "", "shop/a")
+        .await
+        .map(|_| ())
+        .expect_err("it is gone");
+    assert_eq!(refused.code(), Code::PermissionDenied);
+    control.ends().await;
+}
+
+#[tokio::test]
+async fn certificates_of_others_are_refused_in_the_handshake() {
+    let token = JoinToken::generate();
+    let control = Control::over(&workload("a", "web", "10.0.0.1", Some(&token))).await;
+    control.page_says("/ready", "200 OK").await;
+    let elsewhere = Directory::new();
+    let foreign = state_files(&elsewhere.0)
+        .load(SystemTime::now())
+        .expect("it can be made");
+    let own = control.authority();
+    let id = SpiffeId::of(&domain(), "shop", "web").expect("it is one");
+    let other_domain = SpiffeId::parse("spiffe://other.test/ns/shop/sa/web").expect("it is one");
+    let old = SystemTime::now() - Duration::from_secs(7_200);
+    let hour = Duration::from_secs(3_600);
+    let cases = [
+        ("foreign root", &foreign, &id, SystemTime::now()),
+        ("foreign domain", &own, &other_domain, SystemTime::now()),
+        ("expired", &own, &id, old),
+    ];
+    for (what, authority, id, now) in cases {
+        let key = KeyPair::generate().expect("a key can be made");
+        let chain = authority.certify(&key, id, hour, now).expect("it signs").chain;
+        let key = key.serialize_der();
+        let credential = Credential { chain, key };
+        let refused = Following::begin(&control, Some(&credential), "shop/a").await;
+        assert!(refused.is_err(), "{what}");
+    }
+    // A CA's own certificate is no workload's.
+    let pem = fs::read(control.state.0.join("issuer.pem")).expect("it is there");
+    let chain = vec![rustls_pki_types::pem::PemObject::from_pem_slice(&pem).expect("a certificate")];
+    let key: PrivateKeyDer<'static> = rustls_pki_types::pem::PemObject::from_pem_slice(&pem).expect("a key");
+    let key = key.secret_der().to_vec();
+    let refused = Following::begin(&control, Some(&Credential { chain, key }), "shop/a").await;
+    assert!(refused.is_err());
+    let page = control.page_says("/metrics", "reason=\"handshake\"} 4").await;
+    assert!(page.contains("portunus_control_streams 0"));
+    control.ends().await;
+}
+
+#[tokio::test]
+async fn silence_and_half_handshakes_are_ended_and_an_innocent_comes_through() {
+    let token = JoinToken::generate();
+    let short = Duration::from_millis(300);
+    let limits = Limits {
+        handshake: short,
+        handshakes: 32,
+        stranger: (short, short * 3),
+        ..Limits::default()
+    };
+    let control = Control::with(&workload("a", "web", "10.0.0.1", Some(&token)), limits).await;
+    control.page_says("/ready", "200 OK").await;
+    let mut silent = Vec::new();
+    for number in 0..100 {
+        let mut stream = TcpStream::connect(control.address).await.expect("it is accepted");
+        if number % 2 == 0 {
+            stream.write_all(&[0x16, 3, 1, 2, 0, 1]).await.expect("it is taken");
+        }
+        silent.push(stream);
+    }
+    let connector = TlsConnector::from(Arc::new(client(control.authority().roots().to_vec(), None)));
+    let stream = TcpStream::connect(control.address).await.expect("it is accepted");
+    let name = ServerName::try_from("control").expect("a name");
+    let mut shaken = connector.connect(name, stream).await.expect("it is served");
+    assert!(control.certify(None, &token.reveal(), "").await.is_ok());
+    for stream in &mut silent {
+        let mut byte = [0];
+        let ended = timeout(SOON, stream.read(&mut byte)).await.expect("it is ended");
+        assert!(matches!(ended, Ok(0) | Ok(1) | Err(_)));
+    }
+    let mut rest = Vec::new();
+    let ended = timeout(SOON, shaken.read_to_end(&mut rest)).await;
+    assert!(ended.is_ok(), "one that shakes hands and then is silent is ended, too");
+    control.page_says("/metrics", "portunus_control_connections 0").await;
+    control.ends().await;
+}
+
+#[tokio::test]
+async fn control_that_never_had_a_good_state_is_not_ready_and_says_why() {
+    let control = Control::over("kind: [\n").await;
+    let page = control.page_says("/ready", "503").await;
+    assert!(page.contains("/source"), "{page}");
+    control.page_says("/source", "all.yaml:").await;
+    control.manifests.write("all.yaml", "# nothing\n");
+    control.page_says("/ready", "200 OK").await;
+    control.ends().await;
+}
