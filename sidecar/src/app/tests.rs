@@ -23,10 +23,14 @@ struct Proxy {
 }
 
 fn settings(grace_period: &str) -> Config {
+    settings_with(grace_period, &[])
+}
+
+fn settings_with(grace_period: &str, more: &[String]) -> Config {
     let admin = std::net::TcpListener::bind("127.0.0.1:0")
         .and_then(|taken| taken.local_addr())
         .expect("a free port");
-    let args = [
+    let args = vec![
         "sidecar".to_owned(),
         "proxy".to_owned(),
         format!("--admin-listen={admin}"),
@@ -34,14 +38,19 @@ fn settings(grace_period: &str) -> Config {
         "--outbound-default=127.0.0.1:1".to_owned(),
         format!("--shutdown-grace-period={grace_period}"),
     ];
-    match config::read(args, &BTreeMap::new(), config::Limits::default()) {
+    match config::read([&args, more].concat(), &BTreeMap::new(), config::Limits::default()) {
         Ok(config::Command::Proxy(config)) => *config,
         other => panic!("{other:?}"),
     }
 }
 
 async fn proxy(grace_period: &str) -> Proxy {
-    let config = settings(grace_period);
+    let proxy = start(settings(grace_period), None);
+    proxy.until("/ready", "HTTP/1.1 200").await;
+    proxy
+}
+
+fn start(config: Config, membership: Option<Membership>) -> Proxy {
     let admin = config.admin.listen[0];
     let (ask, asked) = channel(16);
     let heard = Arc::new(Mutex::new(Vec::new()));
@@ -62,16 +71,14 @@ async fn proxy(grace_period: &str) -> Proxy {
             connections,
         })
     };
-    let end = tokio::spawn(carry(Arc::new(config), ask.clone(), asked, None, None, work));
-    let proxy = Proxy {
+    let end = tokio::spawn(carry(Arc::new(config), ask.clone(), asked, None, membership, work));
+    Proxy {
         admin,
         ask,
         heard,
         open,
         end,
-    };
-    proxy.until("/ready", "HTTP/1.1 200").await;
-    proxy
+    }
 }
 
 impl Proxy {
@@ -201,4 +208,43 @@ async fn a_port_that_is_taken_keeps_the_proxy_from_starting() {
     .expect_err("the port is taken");
     assert_eq!(why.exit_code(), 71);
     assert_eq!(why.to_string().matches("in use").count(), 1, "{why}");
+}
+
+#[tokio::test]
+async fn of_a_mesh_it_is_not_ready_before_it_has_a_certificate_and_says_why() {
+    let mut params = rcgen::CertificateParams::default();
+    params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+    let root = params.self_signed(&rcgen::KeyPair::generate().expect("a key"));
+    let file = std::env::temp_dir().join(format!("portunus-app-bundle-{}", std::process::id()));
+    std::fs::write(&file, root.expect("a root").pem()).expect("a file");
+    let mesh = [
+        "--control-address=127.0.0.1:1".to_owned(),
+        "--control-identity=spiffe://mesh.test/ns/portunus/sa/control".to_owned(),
+        format!("--trust-bundle={}", file.display()),
+        "--join-token-file=/nowhere/token".to_owned(),
+    ];
+    let config = settings_with("0s", &mesh);
+    let names = Names::start(Default::default(), &TaskTracker::new(), CancellationToken::new());
+    let membership = Membership::start(&config, &names).expect("the settings are good");
+    let proxy = start(config, membership);
+    proxy
+        .until(
+            "/ready",
+            "no certificate yet: the join token cannot be read from /nowhere/token",
+        )
+        .await;
+    let numbers = proxy.page("GET", "/metrics").await.expect("a page");
+    assert!(numbers.contains("\nportunus_control_connected 0\n"), "{numbers}");
+    assert!(
+        numbers.contains("\nportunus_identity_certifications_total{outcome=\"no_token\"} 1\n"),
+        "{numbers}"
+    );
+    assert!(
+        !numbers.contains("\nportunus_identity_cert_expiry_timestamp_seconds "),
+        "{numbers}"
+    );
+    proxy.page("POST", "/drain").await.expect("the door is open");
+    let (end, _) = proxy.end().await;
+    assert!(end.is_ok());
+    std::fs::remove_file(&file).expect("it is ours");
 }

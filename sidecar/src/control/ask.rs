@@ -9,6 +9,7 @@ use tokio::time::timeout;
 use tonic::Code;
 use tonic::transport::Channel;
 
+use super::pace::Came;
 use super::reach::{cut, sentence};
 use super::token::{NoToken, Token};
 use super::wire::{self, Refused};
@@ -67,9 +68,16 @@ impl Failed {
     /// What control said, if it said something.
     pub(super) fn code(&self) -> Option<Code> {
         match self {
-            // What broke on the way has a cause; what control said has none.
-            Failed::Status(status) if std::error::Error::source(&**status).is_none() => Some(status.code()),
+            Failed::Status(status) if !is_broken(status) => Some(status.code()),
             _ => None,
+        }
+    }
+
+    /// What that means for the next call.
+    pub(super) fn came(&self) -> Came {
+        match self {
+            Failed::Status(status) if is_broken(status) => Came::Broken,
+            _ => Came::Failed,
         }
     }
 }
@@ -103,6 +111,11 @@ pub(super) async fn ask(channel: Channel, proof: Proof, trust: &Bundle, within: 
         bundle,
         workload,
     })
+}
+
+/// Whether the connection broke, and control said nothing: what broke has a cause.
+pub(super) fn is_broken(status: &tonic::Status) -> bool {
+    std::error::Error::source(status).is_some()
 }
 
 /// What control said, or what broke.

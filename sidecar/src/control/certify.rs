@@ -193,7 +193,7 @@ impl Certifying {
             }
             other => other,
         };
-        let came = if certified.is_ok() { Came::Left } else { Came::Failed };
+        let came = certified.as_ref().err().map_or(Came::Left, Failed::came);
         self.controls.came(reached.addr, came);
         certified
     }

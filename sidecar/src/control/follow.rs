@@ -16,7 +16,7 @@ use tonic::Streaming;
 use tracing::{debug, info, warn};
 
 use super::Wall;
-use super::ask::of_status;
+use super::ask::{is_broken, of_status};
 use super::directory::{Directory, Learned, Tell};
 use super::holder::{Current, Holder};
 use super::pace::Came;
@@ -100,6 +100,7 @@ impl Following {
         let came = match (&end, session.began) {
             (End::Renewed, _) => Came::Left,
             (_, Some(began)) => Came::Served(began.elapsed()),
+            (End::Status(status), None) if is_broken(status) => Came::Broken,
             (_, None) => Came::Failed,
         };
         self.controls.came(addr, came);
@@ -213,7 +214,8 @@ impl Following {
                     is_news
                 });
                 if is_news {
-                    info!(inbound = ?self.inbound.borrow(), from = ?inbound.from.iter().take(8).collect::<Vec<_>>(), "what is accepted changed");
+                    let (inbound, from) = (&**self.inbound.borrow(), &inbound.from[..inbound.from.len().min(8)]);
+                    info!(?inbound, ?from, "what is accepted changed");
                 }
             }
             Err(why) => warn!(%why, "what control says of inbound calls is not taken; the last good word holds"),

@@ -13,10 +13,14 @@ use tokio::time::Instant;
 const KNOCK: Duration = Duration::from_millis(150);
 /// ...and up to so much more.
 const KNOCK_SPREAD: Duration = Duration::from_millis(200);
-/// After the first handshake that failed, and after a stream that came and went. Each further one doubles it.
-const FIRST_PAUSE: Duration = Duration::from_secs(1);
+/// After the first connection that broke before it was of any use. Each further one doubles it.
+const FIRST_BROKEN_PAUSE: Duration = Duration::from_millis(500);
+/// The longest of these pauses: a control that was stopped, and goes on, is noticed that soon.
+const LONGEST_BROKEN_PAUSE: Duration = Duration::from_secs(2);
+/// After the second stream in a row that came and went. Each further one doubles it.
+const FIRST_STREAM_PAUSE: Duration = Duration::from_secs(1);
 /// The longest of these pauses.
-const LONGEST_PAUSE: Duration = Duration::from_secs(10);
+const LONGEST_STREAM_PAUSE: Duration = Duration::from_secs(10);
 /// After the first request that was heard and not answered well. Each further one doubles it.
 const FIRST_REQUEST_PAUSE: Duration = Duration::from_secs(10);
 /// The longest of these pauses.
@@ -31,9 +35,9 @@ const RETURN_SPREAD: Duration = Duration::from_millis(100);
 pub(super) enum Came {
     /// Nobody listens there, or nobody answers to TCP.
     Away,
-    /// The TLS handshake failed: it is somebody else, or it is going down.
-    NoHandshake,
-    /// Control heard a request, and did not answer it well.
+    /// The connection broke before an answer: it is somebody else, or it is going down, or stands still.
+    Broken,
+    /// Control heard a request, and its answer is no, or does not come.
     Failed,
     /// It answered well, and that lasted so long.
     Served(Duration),
@@ -69,14 +73,14 @@ impl Pace {
                 self.failures = 0;
                 KNOCK + some(KNOCK_SPREAD)
             }
-            Came::NoHandshake => self.doubled(FIRST_PAUSE, LONGEST_PAUSE),
+            Came::Broken => self.doubled(FIRST_BROKEN_PAUSE, LONGEST_BROKEN_PAUSE),
             Came::Failed => self.doubled(FIRST_REQUEST_PAUSE, LONGEST_REQUEST_PAUSE),
             Came::Left => Duration::ZERO,
             Came::Served(lived) if lived >= GOOD || self.failures == 0 => {
                 self.failures = u32::from(lived < GOOD);
                 some(RETURN_SPREAD)
             }
-            Came::Served(_) => self.doubled(FIRST_PAUSE, LONGEST_PAUSE),
+            Came::Served(_) => self.doubled(FIRST_STREAM_PAUSE, LONGEST_STREAM_PAUSE),
         };
         self.not_before = now + pause;
     }
@@ -125,6 +129,18 @@ mod tests {
             );
         }
         assert!(pause(&mut pace, Came::Away) < Duration::from_secs(1));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn one_that_stands_still_is_noticed_within_three_seconds_of_going_on() {
+        let mut pace = Pace::new(Instant::now());
+        for _ in 0..100 {
+            let pause = pause(&mut pace, Came::Broken);
+            assert!(
+                pause >= FIRST_BROKEN_PAUSE && pause <= Duration::from_secs(3),
+                "{pause:?}"
+            );
+        }
     }
 
     #[tokio::test(start_paused = true)]

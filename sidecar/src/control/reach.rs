@@ -110,7 +110,7 @@ impl Controls {
                     Err(why) => {
                         let came = match &why {
                             Unreached::Tcp(_) | Unreached::Silent(_) => Came::Away,
-                            Unreached::Tls(_) | Unreached::Http2(_) => Came::NoHandshake,
+                            Unreached::Tls(_) | Unreached::Http2(_) => Came::Broken,
                         };
                         self.unreached.insert(addr, why.to_string());
                         self.came(addr, came);
