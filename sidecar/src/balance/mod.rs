@@ -483,7 +483,6 @@ impl Balancer {
                 }
             }
         }
-        let endpoint = self.slots.get(call.key)?;
         if endpoint.draining && endpoint.in_flight() == 0 {
             self.forget(call.key)
         } else {

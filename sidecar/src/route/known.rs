@@ -164,3 +164,41 @@ pub struct OutlierPolicy {
     /// Whether this is never done.
     pub is_off: bool,
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_policy_does_not_say_has_the_sidecars_own_setting() {
+        let balance = balance::Settings {
+            slow_start: Duration::from_secs(7),
+            ..Default::default()
+        };
+        let health = health::Settings {
+            interval: Duration::from_secs(9),
+            ..Default::default()
+        };
+        let none = Policy::default();
+        assert_eq!(
+            (none.balance(&balance), none.health(&health)),
+            (balance, health.clone())
+        );
+        let some = Policy {
+            health: HealthPolicy {
+                mode: Some(HealthMode::Watch),
+                timeout: Some(Duration::ZERO),
+                ..Default::default()
+            },
+            outlier: OutlierPolicy {
+                is_off: true,
+                ..Default::default()
+            },
+            ..Default::default()
+        };
+        let checks = some.health(&health);
+        assert_eq!((checks.mode, checks.interval), (health::Mode::Watch, health.interval));
+        assert_eq!(checks.timeout, Duration::from_millis(100), "not spinning");
+        assert_eq!(some.balance(&balance).outlier.consecutive_failures, 0);
+    }
+}
