@@ -118,6 +118,11 @@ impl Span {
         self.context
     }
 
+    /// When it began.
+    pub fn began(&self) -> Instant {
+        self.began
+    }
+
     /// Whom the caller asked for: the value of `:authority`.
     pub fn server(&mut self, authority: &[u8]) {
         self.server = Some(clean::limited(authority, MAX_TEXT));

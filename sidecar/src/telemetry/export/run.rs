@@ -265,7 +265,7 @@ impl Default for Backoff {
 impl Backoff {
     fn next(&mut self) -> Duration {
         let pause = self.0.mul_f64(rand::rng().random_range(0.5..1.0));
-        self.0 = (self.0 * 2).min(Duration::from_millis(1_500));
+        self.0 = (self.0 * 2).min(Duration::from_secs(1));
         pause
     }
 }
