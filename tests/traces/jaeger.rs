@@ -136,7 +136,7 @@ fn burst() -> Result<()> {
     recorder.wait_for("exported", BURST as u64, Duration::from_secs(10))
 }
 
-fn span<'a>(trace: &'a Value, service: &str) -> Result<&'a Value> {
+pub(crate) fn span<'a>(trace: &'a Value, service: &str) -> Result<&'a Value> {
     let spans = trace["spans"].as_array().context("a trace has spans")?;
     let is_of = |span: &&Value| {
         let process = span["processID"].as_str().unwrap_or_default();
@@ -148,7 +148,7 @@ fn span<'a>(trace: &'a Value, service: &str) -> Result<&'a Value> {
         .with_context(|| format!("no span of {service} in {trace:#}"))
 }
 
-fn tag<'a>(span: &'a Value, key: &str) -> &'a Value {
+pub(crate) fn tag<'a>(span: &'a Value, key: &str) -> &'a Value {
     let tags = span["tags"].as_array().map_or(&[][..], Vec::as_slice);
     tags.iter()
         .find(|tag| tag["key"] == key)

@@ -6,4 +6,5 @@
 mod collector;
 mod failing;
 mod jaeger;
+mod mesh;
 mod recorder;
