@@ -28,7 +28,8 @@ use crate::admin::{Condition, Conditions, Door, Pages};
 use crate::config::Config;
 use crate::connect::resolve::{Names, State};
 use crate::redirect;
-use crate::telemetry::{self, Registry};
+use crate::telemetry::export::Exporter;
+use crate::telemetry::{self, Intake, Registry};
 use crate::worker::{self, Command, Cut, Orders};
 use membership::Membership;
 use shutdown::{Action, Event, Shutdown};
@@ -78,6 +79,8 @@ pub fn run(config: Config) -> Result<(), Error> {
                     commands: seat.commands,
                     open: seat.open,
                     listening: Box::new(move |_| listening()),
+                    tracing: seat.intake.map(|intake| (config.traces.clone(), intake)),
+                    access_log: config.access_log.map(|form| (form, Box::new(log::put) as Box<_>)),
                     deaf,
                 },
             )
@@ -134,8 +137,12 @@ async fn carry(
     };
     let door = Door::open(&config.admin, pages).map_err(|why| Error::Start(anyhow!("{why}")))?;
 
+    let exporter = export(&config, &registry)?;
+    let (exporter, intakes) = exporter.unzip();
+    let intakes = Mutex::new(intakes.unwrap_or_default());
     let worker = (config.clone(), registry.clone());
-    let crew = Crew::start(config.workers, say_deaf(hearing), move |seat| {
+    let crew = Crew::start(config.workers, say_deaf(hearing), move |mut seat| {
+        seat.intake = intakes.lock().pop();
         work(seat, &worker.0, &worker.1)
     });
     let mut crew = crew.context("worker threads cannot be made").map_err(Error::Start)?;
@@ -173,8 +180,28 @@ async fn carry(
     if let Some(membership) = membership {
         membership.end().await;
     }
+    if let Some(exporter) = exporter
+        && !exporter.stop()
+    {
+        warn!("the exporter of traces and metrics did not end in time");
+    }
     door.close().await;
     Ok(())
+}
+
+/// Starts to export, if there is anywhere to.
+fn export(config: &Config, registry: &Arc<Registry>) -> Result<Option<(Exporter, Vec<Intake>)>, Error> {
+    let settings = &config.export;
+    if settings.traces.is_none() && settings.metrics.is_none() {
+        return Ok(None);
+    }
+    // Metrics alone need no spans.
+    let workers = if settings.traces.is_some() { config.workers } else { 0 };
+    let exporter = Exporter::start(settings.clone(), registry.clone(), workers);
+    exporter
+        .map(Some)
+        .context("there is no thread to export with")
+        .map_err(Error::Start)
 }
 
 /// Not ready from the first listener on that fails: connections go to those of other workers, while there are any, and

@@ -10,8 +10,9 @@ use crate::grpc::{Boundary, Code};
 use crate::http2::Reason;
 use crate::http2::slots::Key;
 use crate::route::ServiceKey;
-use crate::telemetry::{GrpcType, MethodId};
+use crate::telemetry::{GrpcType, MethodId, Span};
 use crate::timers::Tick;
+use crate::worker::Asked;
 
 /// The key of a call.
 pub(crate) type CallKey = Key<Call>;
@@ -42,6 +43,10 @@ pub(crate) struct Call {
     pub(crate) ended: Option<Code>,
     /// The label of the peer that it was counted for, once it was.
     pub(crate) label: Option<u32>,
+    /// Its span, if it is recorded.
+    pub(crate) span: Option<Box<Span>>,
+    /// What the access log will say, if there is one.
+    pub(crate) asked: Option<Box<Asked>>,
 }
 
 /// What the caller allows.

@@ -4,6 +4,7 @@
 //! its type here, once, and everything that is wrong is reported together.
 
 mod cgroup;
+mod otel;
 mod setting;
 mod value;
 
@@ -27,10 +28,11 @@ use crate::balance::Algorithm;
 use crate::detect::Declared;
 use crate::redirect::{PROBE_PORT, Ports, Subnets};
 use crate::{admin, app, control, http2, policy, telemetry, tls};
+use otel::Otel;
 use setting::{Group, PROXY, REDIRECT, Setting, unknown_variables};
 use value::{
-    BALANCERS, LOG_FORMATS, Show, TrustBundle, bytes, duration, list, listen, log_level, mode, modes, number, optional,
-    parsed, path, protocols, word,
+    ACCESS_LOGS, BALANCERS, LOG_FORMATS, Show, TrustBundle, bytes, duration, list, listen, log_level, mode, modes,
+    number, optional, parsed, path, percent, protocols, text, word,
 };
 
 /// What the command line asks for.
@@ -95,6 +97,12 @@ pub struct Config {
     pub http2: http2::Settings,
     /// How much telemetry remembers.
     pub telemetry: telemetry::Settings,
+    /// Which traces begin and go on here.
+    pub traces: telemetry::trace::Settings,
+    /// Where spans and metrics go, if anywhere.
+    pub export: telemetry::export::Settings,
+    /// The form of the access log, if there is one.
+    pub access_log: Option<telemetry::access::Form>,
     /// How the process stops.
     pub shutdown: app::shutdown::Settings,
     /// Which events are logged.
@@ -164,7 +172,7 @@ impl fmt::Display for Mistakes {
 }
 
 /// Reads the command line, whose first word is the program's name, and those variables of the environment that begin with
-/// `PORTUNUS_`.
+/// `PORTUNUS_` or `OTEL_`.
 pub fn read(
     args: impl IntoIterator<Item = impl Into<OsString> + Clone>,
     environment: &BTreeMap<String, String>,
@@ -249,6 +257,9 @@ impl Config {
         let workers = said.read("workers", optional(number(1..=MAX_WORKERS)));
         let memory_limit = said.read("memory-limit", optional(bytes(MIN_MEMORY..=1 << 50)));
         let memory_budget = said.read("memory-budget", optional(bytes(1 << 20..=1 << 50)));
+        let collector = said.read("trace-collector", optional(text));
+        let sampling = said.read("trace-sampling", optional(percent));
+        let otel = Otel::read(collector.as_deref(), sampling, &mut said);
         let mut config = Config {
             outbound_listen,
             inbound_listen,
@@ -299,6 +310,9 @@ impl Config {
                 headers_timeout: said.read("http2-headers-timeout", seconds(1..=600)),
                 idle_timeout: said.read("http2-idle-timeout", seconds(1..=86_400)),
             },
+            traces: otel.traces,
+            export: otel.export,
+            access_log: said.read("access-log", word(ACCESS_LOGS)),
             telemetry: telemetry::Settings {
                 max_methods: said.read("max-methods", number(1..=10_000)),
             },

@@ -11,7 +11,15 @@ const LEVELS: [&[&str]; 5] = [
         "redirect", "route", "tls", "tunnel",
     ],
     &["control"],
-    &["call", "failure", "inbound", "outbound", "timers", "worker"],
+    &[
+        "call",
+        "failure",
+        "inbound",
+        "outbound",
+        "propagate",
+        "timers",
+        "worker",
+    ],
     &["admin", "app", "config"],
 ];
 /// Rooms return facts; the stories record them.

@@ -33,6 +33,7 @@ pub mod inbound;
 #[cfg(test)]
 mod levels;
 pub mod outbound;
+pub mod propagate;
 mod timers;
 pub mod worker;
 

@@ -112,9 +112,10 @@ fn keep_small() {
     let _ = nix::sys::prctl::set_thp_disable(true);
 }
 
-/// The variables that may be settings.
+/// The variables that may be settings, ours and OpenTelemetry's.
 fn environment() -> BTreeMap<String, String> {
     let text = |text: std::ffi::OsString| text.to_string_lossy().into_owned();
     let all = std::env::vars_os().map(|(name, value)| (text(name), text(value)));
-    all.filter(|(name, _)| name.starts_with("PORTUNUS_")).collect()
+    all.filter(|(name, _)| name.starts_with("PORTUNUS_") || name.starts_with("OTEL_"))
+        .collect()
 }

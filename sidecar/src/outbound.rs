@@ -15,6 +15,7 @@ use crate::failure::Failure;
 use crate::grpc::timeout;
 use crate::http2::hpack::Name;
 use crate::route::{ByTag, Known, NO_NAME, Named, Service, ServiceKey};
+use crate::telemetry::Event;
 use crate::worker::Worker;
 
 /// An RPC began on a connection of the application's. Its header list stands in the wires' shared fields.
@@ -137,6 +138,13 @@ fn pick(worker: &mut Worker, key: CallKey) -> Result<Option<(PoolKey, SocketAddr
             pool
         }
     };
+    if let Some(span) = &mut call.span {
+        span.event(now, Event::EndpointChosen(addr));
+        span.peer(addr);
+        if let Some(identity) = service.identity(addr) {
+            span.identity(&identity.to_string());
+        }
+    }
     call.choice = Some(Choice {
         place,
         addr,

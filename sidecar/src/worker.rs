@@ -8,10 +8,13 @@ mod door;
 mod events;
 mod health;
 mod local;
+mod record;
 mod run;
 mod upkeep;
 
 pub use local::Local;
+pub use record::AccessLog;
+pub(crate) use record::Asked;
 pub use run::{Command, Cut, EndpointView, Mesh, Open, Orders, Parts, run};
 
 use std::collections::VecDeque;
@@ -38,8 +41,9 @@ use crate::http2::Connection;
 use crate::http2::hpack::{FieldId, Fields, Interner, Name};
 use crate::http2::slots::{Key, Slots};
 use crate::policy::{self, Mode};
+use crate::propagate::Tracing;
 use crate::route::{self, Known, ServiceKey, Services, Subject};
-use crate::telemetry::{Direction, MethodId, Recorder};
+use crate::telemetry::{Direction, Event, MethodId, Recorder};
 use crate::timers::{Tick, Timers};
 use crate::{inbound, outbound};
 use counts::Counts;
@@ -66,6 +70,11 @@ pub(crate) struct Worker {
     pub(crate) recorder: Recorder,
     pub(crate) counts: Counts,
     pub(crate) rng: StdRng,
+    /// Where spans begin and end, if anything is recorded.
+    tracing: Option<Tracing>,
+    access: Option<AccessLog>,
+    /// The line of the access log that is being written; kept for its memory alone.
+    line: String,
     /// What is said to the application in the same words again and again.
     pub(crate) said: Said,
     /// What the pod's ports take.
@@ -152,6 +161,8 @@ impl Worker {
             looked: Default::default(),
             ended: None,
             label: (inbound || checks.is_some()).then_some(label),
+            span: None,
+            asked: None,
         });
         if let Some(wire) = self.wires.slots.get_mut(down.wire) {
             wire.engine.set_user(down.stream, key.to_bits());
@@ -170,7 +181,9 @@ impl Worker {
             if let Some(method) = call.method {
                 self.recorder.started(method);
             }
+            self.begin_record(key);
         }
+        let call = self.calls.get_mut(key)?;
         let refused = if call.exchange.head.over_limit() {
             Failure::RequestHeadersTooLarge {
                 bytes: call.exchange.head.list_size(),
@@ -273,6 +286,10 @@ impl Worker {
         if !call.checks {
             self.counts.of(call.inbound).failed(answer.reason);
         }
+        if call.span.is_some() || call.asked.is_some() {
+            self.record_failure(key, &failure);
+        }
+        let Some(call) = self.calls.get_mut(key) else { return };
         call.ended = Some(answer.code);
         call.exchange.answer(&answer, &mut self.wires);
         self.settle(key);
@@ -306,6 +323,10 @@ impl Worker {
         if !call.exchange.is_finished(&self.wires) {
             return;
         }
+        if call.span.is_some() || call.asked.is_some() {
+            self.end_record(key);
+        }
+        let Some(call) = self.calls.get_mut(key) else { return };
         let code = call.code();
         if let Some(method) = call.method {
             let elapsed = self.tick.since(call.began);
@@ -705,6 +726,10 @@ impl Worker {
             self.fail(key, Failure::Unreachable { why: why.to_owned() });
             return;
         };
+        if let Some(span) = &mut call.span {
+            span.event(self.now, Event::Ejected(choice.addr));
+            span.event(self.now, Event::Retry { reason: "not_reached" });
+        }
         call.tried.insert(endpoint);
         if !judged.contains(&(service, endpoint)) {
             judged.push((service, endpoint));

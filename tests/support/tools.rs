@@ -20,6 +20,11 @@ pub fn go(name: &str) -> Result<PathBuf> {
     Ok(program)
 }
 
+/// Jaeger, all in one: a collector of traces that can be asked what it has.
+pub fn jaeger() -> Result<PathBuf> {
+    jaeger_aloud(&|_| ())
+}
+
 /// httpwg-cli, a suite for RFC 9113.
 pub fn httpwg() -> Result<PathBuf> {
     httpwg_aloud(&|_| ())
@@ -43,6 +48,7 @@ pub fn python() -> Result<Python> {
 pub fn prepare(say: impl Fn(&str)) -> Result<()> {
     python_aloud(&say)?;
     httpwg_aloud(&say)?;
+    jaeger_aloud(&say)?;
     go_folder(&say).map(drop)
 }
 
@@ -87,6 +93,48 @@ fn go_folder(say: &dyn Fn(&str)) -> Result<PathBuf> {
             run(&mut go)
         })
     })
+}
+
+/// Jaeger is built in its own module, as it was released: with its own `go.mod` and `go.sum`, some of whose entries no
+/// other module can get. Its source is checked against the sum that stands here.
+fn jaeger_aloud(say: &dyn Fn(&str)) -> Result<PathBuf> {
+    let folder = once(&JAEGER, || {
+        cache::folder(
+            "jaeger",
+            &[JAEGER_VERSION.as_bytes(), JAEGER_SUM.as_bytes()],
+            |folder| {
+                say("building Jaeger, once, in about four minutes");
+                let go = |folder: &Path| {
+                    let mut go = Command::new("go");
+                    go.current_dir(folder).env("GOTOOLCHAIN", "local");
+                    go
+                };
+                let module = format!("github.com/jaegertracing/jaeger@{JAEGER_VERSION}");
+                let output = go(folder).args(["mod", "download", "-json", &module]).output();
+                let output = output.context("there is no `go`: install Go 1.26 or later")?;
+                let module: GoModule = serde_json::from_slice(&output.stdout)
+                    .with_context(|| format!("`go mod download` says: {}", String::from_utf8_lossy(&output.stderr)))?;
+                if module.sum != JAEGER_SUM {
+                    bail!(
+                        "Jaeger {JAEGER_VERSION} has the sum {}, and not {JAEGER_SUM}",
+                        module.sum
+                    );
+                }
+                let mut build = go(&module.dir);
+                build.args(["build", "-p", "2", "-trimpath", "-ldflags=-s -w", "-mod=readonly", "-o"]);
+                run(build.arg(folder.join("jaeger")).arg("./cmd/all-in-one"))
+            },
+        )
+    })?;
+    Ok(folder.join("jaeger"))
+}
+
+/// What `go mod download -json` says of a module.
+#[derive(serde::Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct GoModule {
+    dir: PathBuf,
+    sum: String,
 }
 
 fn httpwg_aloud(say: &dyn Fn(&str)) -> Result<PathBuf> {
@@ -190,8 +238,11 @@ pub(crate) fn once<T: Clone>(cell: &OnceLock<Result<T, String>>, find: impl FnOn
 }
 
 static GO: OnceLock<Result<PathBuf, String>> = OnceLock::new();
+static JAEGER: OnceLock<Result<PathBuf, String>> = OnceLock::new();
 static HTTPWG: OnceLock<Result<PathBuf, String>> = OnceLock::new();
 static PYTHON: OnceLock<Result<PathBuf, String>> = OnceLock::new();
+const JAEGER_VERSION: &str = "v1.76.0";
+const JAEGER_SUM: &str = "h1:sWCOOF1dr+NL0PLil7mFo3BqqQL8k4WiM7aguFbc14g=";
 const HTTPWG_CLI: &str = "0.2.5";
 const PROTOS: [&str; 3] = [
     "grpc/testing/messages.proto",

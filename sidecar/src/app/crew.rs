@@ -9,6 +9,7 @@ use std::{io, thread};
 use anyhow::{Context as _, anyhow};
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 
+use crate::telemetry::Intake;
 use crate::worker::{Command, Cut, EndpointView, Open};
 
 /// A worker's end of the line.
@@ -19,6 +20,8 @@ pub struct Seat {
     pub commands: UnboundedReceiver<Command>,
     /// Where the worker says how much it has open.
     pub open: Arc<Open>,
+    /// Where its spans go, if they go anywhere.
+    pub intake: Option<Intake>,
     deaf: Arc<Deaf>,
     reports: UnboundedSender<Report>,
 }
@@ -100,6 +103,7 @@ impl Crew {
                 index,
                 commands,
                 open,
+                intake: None,
                 deaf: deaf.clone(),
                 reports: report.clone(),
             };

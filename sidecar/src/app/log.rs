@@ -13,6 +13,7 @@ use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::util::{SubscriberInitExt as _, TryInitError};
 
 use crate::config::LogFormat;
+use crate::telemetry::escape;
 use lines::Lines;
 
 /// Why nothing can be logged.
@@ -61,6 +62,15 @@ pub fn dropped() -> u64 {
     LINES.get().map_or(0, Lines::dropped)
 }
 
+/// Puts a line of the access log where the log is written: behind what was logged, never waiting for whoever reads. `line`
+/// ends with a line feed and has no other.
+pub fn put(line: &[u8]) {
+    if let Some(mut lines) = LINES.get().cloned() {
+        // Lines never fail: what cannot be kept is counted.
+        let _ = lines.write_all(line);
+    }
+}
+
 /// How long the end of the process waits for the last lines.
 const LAST_WORDS: Duration = Duration::from_secs(1);
 
@@ -97,27 +107,6 @@ impl<W: Write> Write for Escaped<W> {
     }
 }
 
-/// The text with its control characters escaped, if it has any.
-fn escape(text: &str) -> Option<String> {
-    if !text.contains(is_control) {
-        return None;
-    }
-    let mut escaped = String::with_capacity(text.len() + 16);
-    for char in text.chars() {
-        if is_control(char) {
-            escaped.push_str(&format!("\\u{:04x}", u32::from(char)));
-        } else {
-            escaped.push(char);
-        }
-    }
-    Some(escaped)
-}
-
-/// Control characters, and those that end a line or turn the direction of writing.
-fn is_control(char: char) -> bool {
-    char.is_control() || matches!(char, '\u{2028}' | '\u{2029}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
-}
-
 #[cfg(test)]
 mod tests {
     use std::sync::Arc;
@@ -125,6 +114,7 @@ mod tests {
     use parking_lot::Mutex;
 
     use super::*;
+    use crate::telemetry::is_control;
 
     #[derive(Clone, Default)]
     struct Page(Arc<Mutex<Vec<u8>>>);
@@ -162,7 +152,7 @@ mod tests {
 
     #[test]
     fn what_a_stranger_sends_stays_in_its_line_and_moves_no_terminal() {
-        let text = "a\n2026-01-01 ERROR forged\r\u{1b}[2J\u{9b}31m\u{7f}\u{202e}\u{2028}\u{e9}";
+        let text = "a\n2026-01-01 ERROR forged\r\u{1b}[2J\u{9b}31m\u{7f}\u{202e}\u{2066}\u{200f}\u{2028}\u{85}\u{e9}";
         for json in [false, true] {
             let line = logged(json, text);
             let line = line.strip_suffix('\n').expect("a line ends");

@@ -338,6 +338,23 @@ pub(super) const PROXY: &[Group] = &[
         )],
     ),
     (
+        "Traces (OpenTelemetry's variables, OTEL_*, mean what they mean everywhere)",
+        &[
+            one(
+                "trace-collector",
+                "ADDRESS",
+                "",
+                "Where spans go by OTLP, such as collector:4317. Unsaid: OTEL_EXPORTER_OTLP_ENDPOINT, or nothing is recorded",
+            ),
+            one(
+                "trace-sampling",
+                "PERCENT",
+                "",
+                "How many of the traces that begin here are recorded. Unsaid: OTEL_TRACES_SAMPLER, or 5",
+            ),
+        ],
+    ),
+    (
         "Logs (on standard error)",
         &[
             one(
@@ -347,6 +364,12 @@ pub(super) const PROXY: &[Group] = &[
                 "off, error, warn, info, debug, trace; single modules: info,MODULE=debug",
             ),
             one("log-format", "FORM", "text", "text or json"),
+            one(
+                "access-log",
+                "FORM",
+                "off",
+                "A line for each RPC: off, json or text. It never has payloads or values of metadata",
+            ),
         ],
     ),
 ];
@@ -413,7 +436,7 @@ pub(super) fn unknown_variables(environment: &BTreeMap<String, String>) -> Vec<S
         .collect();
     let unknown = environment
         .keys()
-        .filter(|name| !known.contains(name) && !is_service_link(name));
+        .filter(|name| name.starts_with("PORTUNUS_") && !known.contains(name) && !is_service_link(name));
     unknown
         .map(
             |name| match known.iter().map(|known| (distance(name, known), known)).min() {

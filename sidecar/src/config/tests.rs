@@ -406,3 +406,102 @@ fn without_control_nothing_can_be_strict() {
         );
     }
 }
+
+#[test]
+fn nothing_is_recorded_before_somebody_says_where_it_goes() {
+    let config = proxy(&[]);
+    assert_eq!(config.export, telemetry::export::Settings::default());
+    assert_eq!(config.traces, telemetry::trace::Settings::default());
+    assert_eq!(config.access_log, None);
+    let said = [
+        ("OTEL_EXPORTER_OTLP_ENDPOINT", "http://collector:4317"),
+        ("OTEL_SDK_DISABLED", "true"),
+    ];
+    let config = proxy_with(&[], &said, Limits::default()).expect("nothing is wrong");
+    assert_eq!(config.export.traces, None);
+}
+
+#[test]
+fn opentelemetrys_variables_mean_what_they_mean_everywhere() {
+    let said = [
+        ("OTEL_EXPORTER_OTLP_ENDPOINT", "http://collector/base"),
+        ("OTEL_EXPORTER_OTLP_METRICS_ENDPOINT", "http://metrics:9/here"),
+        ("OTEL_EXPORTER_OTLP_PROTOCOL", "http/protobuf"),
+        ("OTEL_EXPORTER_OTLP_HEADERS", "api-key=s%20cret,X-B=c"),
+        ("OTEL_EXPORTER_OTLP_TIMEOUT", "1500"),
+        ("OTEL_METRICS_EXPORTER", "otlp"),
+        ("OTEL_METRIC_EXPORT_INTERVAL", "5000"),
+        ("OTEL_SERVICE_NAME", "greeter"),
+        ("OTEL_RESOURCE_ATTRIBUTES", "k8s.pod.name=a"),
+        ("OTEL_TRACES_SAMPLER", "parentbased_traceidratio"),
+        ("OTEL_TRACES_SAMPLER_ARG", "0.25"),
+        ("OTEL_PROPAGATORS", "b3,baggage"),
+        ("OTEL_BSP_SCHEDULE_DELAY", "of no meaning here"),
+    ];
+    let config = proxy_with(&[], &said, Limits::default()).expect("nothing is wrong");
+    let export = &config.export;
+    let target = |target: &Option<telemetry::export::Target>| {
+        let target = target.as_ref().expect("it was said");
+        (target.endpoint.authority(), target.path.clone())
+    };
+    assert_eq!(
+        target(&export.traces),
+        ("collector:4318".to_owned(), "/base/v1/traces".to_owned())
+    );
+    assert_eq!(target(&export.metrics), ("metrics:9".to_owned(), "/here".to_owned()));
+    assert_eq!(
+        (export.timeout, export.metric_interval),
+        (Duration::from_millis(1_500), Duration::from_secs(5))
+    );
+    assert_eq!(export.headers.0[0], ("api-key".to_owned(), "s cret".to_owned()));
+    assert_eq!(export.resource.service_name, "greeter");
+    assert_eq!(config.traces.sampler.root, telemetry::trace::Root::Ratio(0.25));
+    assert!(config.traces.sampler.parent_based && !config.traces.propagators.w3c);
+    assert!(config.warnings.is_empty(), "{:?}", config.warnings);
+    assert_eq!(config.understood["settings"]["trace-sampling"], 25.0);
+    assert!(!format!("{config:?}").contains("s cret"), "headers may be keys");
+}
+
+#[test]
+fn the_flags_for_traces_win_over_opentelemetrys_variables() {
+    let said = [
+        ("OTEL_EXPORTER_OTLP_ENDPOINT", "http://other:1"),
+        ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "http://other:2"),
+        ("OTEL_TRACES_SAMPLER", "always_off"),
+    ];
+    let flags = ["--trace-collector=jaeger", "--trace-sampling=50%", "--access-log=json"];
+    let config = proxy_with(&flags, &said, Limits::default()).expect("nothing is wrong");
+    let traces = config.export.traces.expect("it was said");
+    assert_eq!(traces.endpoint.authority(), "jaeger:4317");
+    assert_eq!(config.traces.sampler.root, telemetry::trace::Root::Ratio(0.5));
+    assert_eq!(config.access_log, Some(telemetry::access::Form::Json));
+    assert_eq!(config.understood["said_by"]["trace-collector"], "--trace-collector");
+}
+
+#[test]
+fn mistakes_about_traces_are_reported_with_all_others_and_show_no_key() {
+    let said = [
+        ("OTEL_EXPORTER_OTLP_ENDPOINT", "https://collector"),
+        ("OTEL_EXPORTER_OTLP_PROTOCOL", "http/json"),
+        ("OTEL_EXPORTER_OTLP_HEADERS", "key=secret\nsplit"),
+        ("OTEL_EXPORTER_OTLP_TIMEOUT", "3s"),
+        ("OTEL_TRACES_SAMPLER", "jaeger_remote"),
+        ("OTEL_TRACES_SAMPLER_ARG", "2"),
+        ("OTEL_PROPAGATORS", "xray"),
+        ("OTEL_RESOURCE_ATTRIBUTES", "a"),
+        ("OTEL_METRICS_EXPORTER", "statsd"),
+    ];
+    let args = [
+        "--trace-collector=unix:///x",
+        "--trace-sampling=101",
+        "--access-log=yes",
+    ];
+    let found = mistakes(&args, &said);
+    assert_eq!(found.len(), said.len() + args.len(), "{found:#?}");
+    assert!(
+        said.iter()
+            .all(|(name, _)| found.iter().any(|mistake| mistake.contains(name))),
+        "{found:#?}"
+    );
+    assert!(found.iter().all(|mistake| !mistake.contains("secret")), "{found:#?}");
+}

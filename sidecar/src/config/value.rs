@@ -20,6 +20,7 @@ use crate::control::Address;
 use crate::detect::Declared;
 use crate::policy::Mode;
 use crate::redirect::{Ports, Subnets};
+use crate::telemetry::access;
 
 /// What a text means, or why it means nothing.
 pub(super) type Parsed<T> = Result<T, String>;
@@ -162,6 +163,18 @@ pub(super) fn listen(text: &str) -> Parsed<Vec<SocketAddr>> {
         Some((_, twice)) => Err(format!("{twice} stands there twice")),
         None => Ok(addresses),
     }
+}
+
+/// A share in percent.
+pub(super) fn percent(text: &str) -> Parsed<f64> {
+    let percent = text.strip_suffix('%').unwrap_or(text).trim_end().parse().ok();
+    let percent = percent.filter(|percent| (0.0..=100.0).contains(percent));
+    percent.ok_or_else(|| "it must be a number from 0 to 100".to_owned())
+}
+
+/// Any text.
+pub(super) fn text(text: &str) -> Parsed<String> {
+    Ok(text.to_owned())
 }
 
 /// A file's path.
@@ -323,6 +336,12 @@ pub enum LogFormat {
 
 pub(super) const LOG_FORMATS: &[(&str, LogFormat)] = &[("text", LogFormat::Text), ("json", LogFormat::Json)];
 
+pub(super) const ACCESS_LOGS: &[(&str, Option<access::Form>)] = &[
+    ("off", None),
+    ("json", Some(access::Form::Json)),
+    ("text", Some(access::Form::Text)),
+];
+
 /// `LEVEL`, or `LEVEL,MODULE=LEVEL,...`.
 pub(super) fn log_level(text: &str) -> Parsed<Targets> {
     // Targets would take any word for a module, and log all of it.
@@ -374,6 +393,9 @@ show! {
     TrustBundle => |it| it.file.display().to_string();
     Algorithm => |it| spelled(BALANCERS, *it);
     LogFormat => |it| spelled(LOG_FORMATS, *it);
+    Option<access::Form> => |it| spelled(ACCESS_LOGS, *it);
+    String => |it| it;
+    f64 => |it| it;
     Targets => |it| it.to_string();
 }
 

@@ -104,6 +104,30 @@ impl Code {
         NAMES[self as usize]
     }
 
+    /// The name as the constants of gRPC's protocol spell it, which OpenTelemetry uses: `OK`, `DEADLINE_EXCEEDED`.
+    pub fn constant(self) -> &'static str {
+        const CONSTANTS: [&str; 17] = [
+            "OK",
+            "CANCELLED",
+            "UNKNOWN",
+            "INVALID_ARGUMENT",
+            "DEADLINE_EXCEEDED",
+            "NOT_FOUND",
+            "ALREADY_EXISTS",
+            "PERMISSION_DENIED",
+            "RESOURCE_EXHAUSTED",
+            "FAILED_PRECONDITION",
+            "ABORTED",
+            "OUT_OF_RANGE",
+            "UNIMPLEMENTED",
+            "INTERNAL",
+            "UNAVAILABLE",
+            "DATA_LOSS",
+            "UNAUTHENTICATED",
+        ];
+        CONSTANTS[self as usize]
+    }
+
     /// What a response without `grpc-status` means by its HTTP status (gRPC's `doc/http-grpc-status-mapping.md`).
     pub fn from_http(status: u16) -> Code {
         match status {

@@ -167,3 +167,10 @@ pub static CERTIFICATIONS: Family<Counter, 1> = Family::counter(
     "Requests for a certificate, by what came of them; no_token and unreachable are counted once, until that changes.",
     ["outcome"],
 );
+
+/// What became of recorded spans.
+pub static SPANS: Family<Counter, 1> = Family::counter(
+    "portunus_spans_total",
+    "Spans that were recorded, by outcome: exported, dropped (no room, or the collector took only a part), or failed.",
+    ["outcome"],
+);

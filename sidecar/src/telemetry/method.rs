@@ -5,8 +5,9 @@ use std::sync::atomic::{AtomicU8, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
+use super::OTHER;
 use super::numbers::bump;
-use super::{OTHER, text};
+use super::sink::Sink;
 use crate::grpc::Code;
 
 /// Which way a call goes, seen from the application beside us.
@@ -199,7 +200,7 @@ impl Sums {
 pub(super) fn write<'a>(
     direction: Direction,
     methods: impl Iterator<Item = (&'a Name, &'a Sums)> + Clone,
-    page: &mut text::Page,
+    page: &mut dyn Sink,
 ) {
     let [started, handled, seconds] = match direction {
         Direction::Inbound => [

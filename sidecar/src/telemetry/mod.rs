@@ -6,21 +6,31 @@
 //!
 //! A new number is a line in `catalogue.rs` and a [`Recorder::resolve`] where its holder starts.
 
+pub mod access;
 mod catalogue;
+mod clean;
+pub mod export;
 mod family;
+mod handover;
 mod method;
 mod numbers;
 mod process;
 mod recorder;
 mod registry;
+mod sink;
+mod span;
 mod text;
+pub mod trace;
 
 pub use catalogue::*;
+pub use clean::{escape, is_control};
 pub use family::{Family, Measure};
+pub use handover::{Intake, Queue};
 pub use method::{Direction, GrpcType};
 pub use numbers::{Counter, Gauge, Held};
 pub use recorder::{MethodId, Recorder};
 pub use registry::{Registry, Samples};
+pub use span::{Event, Kind, MAX_EVENTS, Span};
 pub use text::Format;
 
 /// What stands in place of a label's value once a family has as many as it may have.

@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
 use parking_lot::Mutex;
 
 use super::method::{self, Direction, Learned, Method, Name, Sums};
+use super::sink::Sink;
 use super::text::{Format, Page};
 use super::{Family, Measure, OTHER, Recorder, Settings, process};
 
@@ -60,7 +61,13 @@ impl Registry {
     /// The text of a scrape.
     pub fn scrape(&self, format: Format) -> String {
         let mut page = Page::new(format);
-        self.write_methods(&mut page);
+        self.write(&mut page);
+        page.finish()
+    }
+
+    /// The numbers of a scrape.
+    pub(super) fn write(&self, page: &mut dyn Sink) {
+        self.write_methods(page);
         for (name, table) in self.tables() {
             page.family(name, table.help, table.kind);
             for (values, value) in &table.samples {
@@ -73,10 +80,9 @@ impl Registry {
                 page.sample(name, &labels, *value);
             }
         }
-        page.finish()
     }
 
-    fn write_methods(&self, page: &mut Page) {
+    fn write_methods(&self, page: &mut dyn Sink) {
         let mut sums: BTreeMap<(Direction, Name), Sums> = BTreeMap::new();
         for method in self.methods.lock().iter() {
             sums.entry(method.key()).or_default().add(method);

@@ -5,6 +5,8 @@
 
 use std::fmt::Write;
 
+use super::sink::{Label, Sink};
+
 /// A form that a scrape may have.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Format {
@@ -50,9 +52,6 @@ impl Format {
     }
 }
 
-/// A label and its value.
-type Label<'a> = (&'a str, &'a str);
-
 /// A scrape that is being written.
 pub(super) struct Page {
     format: Format,
@@ -65,38 +64,6 @@ impl Page {
             format,
             text: String::new(),
         }
-    }
-
-    /// Begins a family: its samples follow.
-    pub(super) fn family(&mut self, name: &str, help: &str, kind: &str) {
-        // OpenMetrics names a counter's family without the suffix that its samples have.
-        let name = match self.format {
-            Format::OpenMetrics if kind == "counter" => name.strip_suffix("_total").unwrap_or(name),
-            _ => name,
-        };
-        let help = help.replace('\\', r"\\").replace('\n', r"\n");
-        self.line(format_args!("# HELP {name} {help}\n# TYPE {name} {kind}\n"));
-    }
-
-    pub(super) fn sample(&mut self, name: &str, labels: &[Label<'_>], value: f64) {
-        self.series(name, "", labels, None, value);
-    }
-
-    /// A histogram's samples. `counts` has one more than `bounds`, for what is above them all.
-    pub(super) fn histogram(&mut self, name: &str, labels: &[Label<'_>], bounds: &[f64], counts: &[u64], sum: f64) {
-        let mut below = 0;
-        for (at, count) in counts.iter().enumerate() {
-            below += count;
-            let bound = match bounds.get(at) {
-                None => "+Inf".to_owned(),
-                // A canonical number of OpenMetrics has a point; Go writes none.
-                Some(bound) if self.format == Format::OpenMetrics => format!("{bound:?}"),
-                Some(bound) => bound.to_string(),
-            };
-            self.series(name, "_bucket", labels, Some(&bound), below as f64);
-        }
-        self.series(name, "_sum", labels, None, sum);
-        self.series(name, "_count", labels, None, below as f64);
     }
 
     pub(super) fn finish(mut self) -> String {
@@ -133,6 +100,38 @@ impl Page {
         self.text
             .write_fmt(text)
             .expect("a String takes all that is written to it");
+    }
+}
+
+impl Sink for Page {
+    fn family(&mut self, name: &str, help: &str, kind: &str) {
+        // OpenMetrics names a counter's family without the suffix that its samples have.
+        let name = match self.format {
+            Format::OpenMetrics if kind == "counter" => name.strip_suffix("_total").unwrap_or(name),
+            _ => name,
+        };
+        let help = help.replace('\\', r"\\").replace('\n', r"\n");
+        self.line(format_args!("# HELP {name} {help}\n# TYPE {name} {kind}\n"));
+    }
+
+    fn sample(&mut self, name: &str, labels: &[Label<'_>], value: f64) {
+        self.series(name, "", labels, None, value);
+    }
+
+    fn histogram(&mut self, name: &str, labels: &[Label<'_>], bounds: &[f64], counts: &[u64], sum: f64) {
+        let mut below = 0;
+        for (at, count) in counts.iter().enumerate() {
+            below += count;
+            let bound = match bounds.get(at) {
+                None => "+Inf".to_owned(),
+                // A canonical number of OpenMetrics has a point; Go writes none.
+                Some(bound) if self.format == Format::OpenMetrics => format!("{bound:?}"),
+                Some(bound) => bound.to_string(),
+            };
+            self.series(name, "_bucket", labels, Some(&bound), below as f64);
+        }
+        self.series(name, "_sum", labels, None, sum);
+        self.series(name, "_count", labels, None, below as f64);
     }
 }
 

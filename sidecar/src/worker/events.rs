@@ -14,6 +14,7 @@ use crate::grpc::Code;
 use crate::http2::hpack::Name;
 use crate::http2::slots::Key;
 use crate::http2::{Event, Head, Reason, StreamFault};
+use crate::telemetry::Event as Happening;
 use crate::{inbound, outbound};
 
 /// A server's cancel so shortly before the deadline is its way to say that the deadline passed: timers tick in
@@ -415,6 +416,14 @@ impl Worker {
             return;
         }
         call.resent = true;
+        if let Some(span) = &mut call.span {
+            span.event(
+                self.now,
+                Happening::Retry {
+                    reason: "not_processed",
+                },
+            );
+        }
         self.counts.retried.inc();
         self.leave_for_another(key);
     }

@@ -21,15 +21,16 @@ use super::counts::Counts;
 use super::door::Door;
 use super::health::{Checked, Checks};
 use super::local::Local;
-use super::{READ_BYTES, Said, Worker, upkeep};
+use super::{AccessLog, READ_BYTES, Said, Worker, upkeep};
 use crate::accept::{self, OwnPorts, PodAddresses};
 use crate::connect::resolve::{Answer, Names, Query};
 use crate::connect::{self, Dialler, PoolKey, Pools, Ready, Side, Transport, WireKey, Wires};
 use crate::detect::{self, Declared};
 use crate::failure::Failure;
 use crate::http2::slots::Slots;
+use crate::propagate::Tracing;
 use crate::route::{Known, ServiceKey, Services, Subject};
-use crate::telemetry::Registry;
+use crate::telemetry::{Intake, Registry, trace};
 use crate::timers::Tick;
 use crate::{balance, health, http2, policy, tunnel};
 
@@ -113,6 +114,10 @@ pub struct Orders {
     pub open: Arc<Open>,
     /// Called on the worker's thread once its listeners are open. What is spawned there may make calls of its own.
     pub listening: Box<dyn FnOnce(&Local)>,
+    /// Which traces begin and go on here, and where spans go; nothing is done for traces without it.
+    pub tracing: Option<(trace::Settings, Intake)>,
+    /// Where the access log goes, if there is one.
+    pub access_log: Option<AccessLog>,
     /// Called with a sentence when one of them fails later: nobody is taken in there any more.
     pub deaf: Box<dyn Fn(String)>,
 }
@@ -263,6 +268,11 @@ async fn serve(parts: Parts, orders: Orders) -> anyhow::Result<Cut> {
         modes: parts.modes(),
         dialler,
         counts: Counts::new(&recorder, parts.budget),
+        tracing: orders
+            .tracing
+            .map(|(settings, intake)| Tracing::new(&settings, intake.open(&recorder))),
+        access: orders.access_log,
+        line: String::new(),
         recorder,
         rng: rand::rngs::StdRng::from_rng(&mut rand::rng()),
         timers: Default::default(),

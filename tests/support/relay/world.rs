@@ -226,6 +226,8 @@ impl World {
                 listens.send(()).expect("the test waits");
             });
             let orders = Orders {
+                tracing: None,
+                access_log: None,
                 commands: told,
                 open: orders_open,
                 listening,

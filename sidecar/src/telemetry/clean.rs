@@ -1,0 +1,56 @@
+//! What a stranger wrote, made fit for a line, a terminal and a backend.
+
+/// Control characters, and those that end a line or turn the direction of writing.
+pub fn is_control(char: char) -> bool {
+    char.is_control()
+        || matches!(char, '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{2028}' | '\u{2029}')
+        || matches!(char, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{feff}')
+}
+
+/// The text with its control characters escaped as JSON does, if it has any.
+pub fn escape(text: &str) -> Option<String> {
+    if !text.contains(is_control) {
+        return None;
+    }
+    let mut escaped = String::with_capacity(text.len() + 16);
+    for char in text.chars() {
+        if is_control(char) {
+            escaped.push_str(&format!("\\u{:04x}", u32::from(char)));
+        } else {
+            escaped.push(char);
+        }
+    }
+    Some(escaped)
+}
+
+/// Bytes as a text of at most `most` bytes, its control characters escaped.
+pub(super) fn limited(bytes: &[u8], most: usize) -> Box<str> {
+    // Of a long text only the beginning is looked at.
+    let text = String::from_utf8_lossy(&bytes[..bytes.len().min(most)]);
+    let escaped = escape(&text);
+    let text = escaped.as_deref().unwrap_or(&text);
+    text[..text.floor_char_boundary(most)].into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_moves_a_terminal_or_ends_a_line_is_escaped_and_the_rest_stays() {
+        let text = limited("a\r\n\u{1b}[2J\u{202e}\u{200f}\u{2028}\u{9b}\u{7f}\0é".as_bytes(), 200);
+        assert!(!text.contains(is_control), "{text:?}");
+        assert!(
+            text.starts_with("a\\u000d\\u000a\\u001b[2J\\u202e") && text.ends_with('é'),
+            "{text}"
+        );
+    }
+
+    #[test]
+    fn a_text_is_cut_between_characters_and_never_longer_than_allowed() {
+        for most in 0..12 {
+            assert!(limited("ééé\n\n".as_bytes(), most).len() <= most);
+        }
+        assert!(limited(&[0xff; 1_000], 100).len() <= 100);
+    }
+}

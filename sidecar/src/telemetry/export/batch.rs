@@ -1,0 +1,58 @@
+//! What is sent at once: spans of all workers in turn, up to 512 or 1 MiB.
+
+use std::sync::Arc;
+
+use crate::telemetry::Span;
+use crate::telemetry::handover::{Outlet, Waiting};
+
+const MOST_SPANS: usize = 512;
+const MOST_BYTES: usize = 1 << 20;
+
+/// Spans on their way. They count in their queues until this drops.
+#[derive(Debug, Default)]
+pub(super) struct Batch {
+    pub(super) spans: Vec<Span>,
+    count: u64,
+    held: Vec<(Arc<Waiting>, usize)>,
+}
+
+impl Batch {
+    /// As much as there is, and may be sent at once.
+    pub(super) fn gather(outlets: &[Outlet]) -> Batch {
+        let mut batch = Batch::default();
+        let mut bytes = 0;
+        for outlet in outlets {
+            batch.held.push((outlet.waiting.clone(), 0));
+        }
+        loop {
+            let before = batch.spans.len();
+            for (outlet, (_, held)) in outlets.iter().zip(&mut batch.held) {
+                if batch.spans.len() >= MOST_SPANS || bytes >= MOST_BYTES {
+                    break;
+                }
+                if let Some(span) = outlet.take() {
+                    bytes += span.bytes();
+                    *held += span.bytes();
+                    batch.spans.push(*span);
+                }
+            }
+            if batch.spans.len() == before {
+                batch.count = before as u64;
+                return batch;
+            }
+        }
+    }
+
+    /// How many spans it was made of.
+    pub(super) fn count(&self) -> u64 {
+        self.count
+    }
+}
+
+impl Drop for Batch {
+    fn drop(&mut self) {
+        for (waiting, bytes) in &self.held {
+            waiting.release(*bytes);
+        }
+    }
+}

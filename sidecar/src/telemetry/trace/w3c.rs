@@ -1,0 +1,51 @@
+//! `traceparent` (W3C Trace Context, 3.2): strict in version 00, and what must be understood of versions to come.
+
+use super::{Context, SpanId, TraceId, hex};
+
+/// The length of a `traceparent` of version 00.
+pub const LEN: usize = 55;
+
+const SAMPLED: u8 = 1;
+const RANDOM: u8 = 2;
+
+/// Reads a `traceparent`; `None` if it is not one, which means that there is none.
+pub fn parse(value: &[u8]) -> Option<Context> {
+    let (head, rest) = value.split_first_chunk::<LEN>()?;
+    let [version_high, version_low, b'-', ..] = head else {
+        return None;
+    };
+    let version = hex::read(&[*version_high, *version_low])?;
+    match (version, rest) {
+        (0xff, _) => return None,
+        // A later version may have more behind another dash.
+        (0, []) | (1.., [] | [b'-', ..]) => {}
+        _ => return None,
+    }
+    if head[35] != b'-' || head[52] != b'-' {
+        return None;
+    }
+    let flags = hex::read(&head[53..])? as u8;
+    Some(Context {
+        trace_id: TraceId::new(hex::read_wide(&head[3..35])?)?,
+        span_id: SpanId::new(hex::read(&head[36..52])?)?,
+        sampled: flags & SAMPLED != 0,
+        random: flags & RANDOM != 0,
+    })
+}
+
+/// Writes a `traceparent` of version 00.
+#[inline]
+pub fn format(context: &Context) -> [u8; LEN] {
+    let mut text = *b"00-00000000000000000000000000000000-0000000000000000-00";
+    hex::write(&context.trace_id.to_bytes(), &mut text[3..35]);
+    hex::write(&context.span_id.to_bytes(), &mut text[36..52]);
+    text[54] = b'0' + ((u8::from(context.sampled) * SAMPLED) | (u8::from(context.random) * RANDOM));
+    text
+}
+
+/// Whether a value of the usual form says that the caller does not record: asked of every such RPC, so that nothing else
+/// of the value is looked at.
+#[inline]
+pub fn is_plainly_unsampled(value: &[u8]) -> bool {
+    value.len() == LEN && value.starts_with(b"00-") && value.ends_with(b"-00")
+}
