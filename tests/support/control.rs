@@ -49,6 +49,8 @@ impl Control {
     pub(crate) fn start(pod: Pod, arguments: &[&str]) -> Result<Control> {
         let (source, state) = (pod.folder().join("source"), pod.folder().join("state"));
         open_folder(&source)?;
+        // A directory without any manifest is taken for a mistake.
+        fs::write(source.join("nothing.yaml"), "")?;
         let mut control = Control {
             pod,
             arguments: arguments.iter().map(ToString::to_string).collect(),
