@@ -194,8 +194,8 @@ impl Tracing {
         };
         let once = |name| {
             // Of two that contradict each other, neither is believed.
-            let value = head.value_of(name, interner);
-            value.filter(|_| !head.misplaced().and(CARRIERS).has(name))
+            let mut values = head.values(name, interner);
+            values.next().filter(|_| values.next().is_none())
         };
         if self.propagators.w3c && head.names().has(Name::Traceparent) {
             forms.w3c = true;

@@ -22,7 +22,7 @@ fn an_rpc_through_two_sidecars_is_one_trace_and_one_that_finds_no_application_sa
         let failed = interop::run(&client, Stack::Tonic, "server.test:10001", &["empty_unary"]);
         ensure!(failed.is_err(), "nobody listens there");
 
-        let good = trace(&jaeger, "OK")?;
+        let good = trace(&jaeger, "OK", 2)?;
         let (asked, answered) = (span(&good, "client")?, span(&good, "server")?);
         ensure!(answered["references"][0]["spanID"] == asked["spanID"], "{good:#}");
         ensure!(
@@ -36,7 +36,8 @@ fn an_rpc_through_two_sidecars_is_one_trace_and_one_that_finds_no_application_sa
             .any(|address| tag(answered, "network.peer.address") == &*address.to_string());
         ensure!(from, "the callee's sidecar names its peer: {answered:#}");
 
-        let bad = trace(&jaeger, "UNAVAILABLE")?;
+        // It was tried at both addresses.
+        let bad = trace(&jaeger, "UNAVAILABLE", 3)?;
         let (asked, answered) = (span(&bad, "client")?, span(&bad, "server")?);
         ensure!(tag(answered, "error.type") == "unreachable", "{answered:#}");
         ensure!(tag(asked, "error.type") == "no_endpoint", "{asked:#}");
@@ -55,22 +56,28 @@ fn sidecar(pod: &Pod, jaeger: &Pod) -> Result<Sidecar> {
     ])
 }
 
-/// A trace whose client span has this status.
-fn trace(jaeger: &Jaeger<'_>, code: &str) -> Result<Value> {
+/// A trace of so many spans, whose client span has this status.
+fn trace(jaeger: &Jaeger<'_>, code: &str, spans: usize) -> Result<Value> {
     let mut found = None;
     let patience = Duration::from_secs(10);
     wait_until(
         patience,
-        &format!("Jaeger has both spans of a trace that ended {code}"),
+        &format!("Jaeger has {spans} spans of a trace that ended {code}"),
         || {
             let page = jaeger.ask("/api/traces?service=client&limit=100").unwrap_or_default();
             let traces = page["data"].as_array().cloned().unwrap_or_default();
             found = traces.into_iter().find(|trace| {
                 let ended = span(trace, "client").is_ok_and(|span| tag(span, "rpc.response.status_code") == code);
-                ended && span(trace, "server").is_ok()
+                ended && trace["spans"].as_array().is_some_and(|all| all.len() == spans)
             });
             found.is_some()
         },
-    )?;
+    )
+    .with_context(|| {
+        format!(
+            "it has {}",
+            jaeger.ask("/api/traces?service=client&limit=100").unwrap_or_default()
+        )
+    })?;
     found.context("it was there")
 }

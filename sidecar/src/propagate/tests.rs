@@ -29,6 +29,7 @@ fn passed(tracing: &mut Tracing, fields: &[(&str, &str)]) -> (Option<Box<Span>>,
     let mut head = Fields::new();
     head.push(b":path", b"/a.B/C", false);
     head.push(b":authority", b"b.test:1", false);
+    head.push(b"te", b"trailers", false);
     for (name, value) in fields {
         head.push(name.as_bytes(), value.as_bytes(), false);
     }
@@ -36,7 +37,7 @@ fn passed(tracing: &mut Tracing, fields: &[(&str, &str)]) -> (Option<Box<Span>>,
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
     let sent = head
         .iter(&interner)
-        .skip(2)
+        .skip(3)
         .map(|field| (text(field.name_text), text(field.value)));
     (span, sent.collect())
 }
