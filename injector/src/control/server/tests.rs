@@ -485,6 +485,12 @@ async fn silence_and_half_handshakes_are_ended_and_an_innocent_comes_through() {
     let stream = TcpStream::connect(control.address).await.expect("it is accepted");
     let name = ServerName::try_from("control").expect("a name");
     let mut shaken = connector.connect(name, stream).await.expect("it is served");
+    let group = shaken
+        .get_ref()
+        .1
+        .negotiated_key_exchange_group()
+        .map(|group| group.name());
+    assert_eq!(group, Some(rustls::NamedGroup::X25519MLKEM768));
     assert!(control.certify(None, &token.reveal(), "").await.is_ok());
     for stream in &mut silent {
         let mut byte = [0];
@@ -545,6 +551,10 @@ async fn control_that_never_had_a_good_state_is_not_ready_and_says_why() {
     let control = Control::over("kind: [\n").await;
     let page = control.page_says("/ready", "503").await;
     assert!(page.contains("/source"), "{page}");
+    assert!(
+        TcpStream::connect(control.address).await.is_err(),
+        "who is refused goes to another control"
+    );
     control.page_says("/source", "all.yaml:").await;
     control.manifests.write("all.yaml", "# nothing\n");
     control.page_says("/ready", "200 OK").await;
