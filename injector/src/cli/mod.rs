@@ -3,6 +3,9 @@
 mod token;
 mod validate;
 
+#[cfg(test)]
+mod tests;
+
 use std::io::{self, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;

@@ -12,7 +12,7 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::watch;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -21,6 +21,7 @@ use tracing::debug;
 use super::identity::Authority;
 use super::numbers::{Facts, Numbers};
 use super::server::tls::Serving;
+use super::server::{Doorman, Limits};
 use crate::cluster::file::Health;
 
 /// What the pages are made of.
@@ -49,9 +50,12 @@ impl Admin {
     /// Serves the pages until `stop`.
     pub async fn serve(self, listeners: Vec<TcpListener>, stop: CancellationToken) {
         let tracker = TaskTracker::new();
-        let seats = Arc::new(Semaphore::new(MOST_CONNECTIONS));
+        let doorman = Arc::new(Doorman::new(&Limits {
+            handshakes: MOST_CONNECTIONS,
+            ..Limits::default()
+        }));
         for listener in listeners {
-            let accept = self.clone().accept(listener, seats.clone(), tracker.clone());
+            let accept = self.clone().accept(listener, doorman.clone(), tracker.clone());
             tracker.spawn(stop.clone().run_until_cancelled_owned(accept));
         }
         stop.cancelled().await;
@@ -59,17 +63,16 @@ impl Admin {
         let _ = timeout(Duration::from_secs(1), tracker.wait()).await;
     }
 
-    async fn accept(self, listener: TcpListener, seats: Arc<Semaphore>, tracker: TaskTracker) {
+    async fn accept(self, listener: TcpListener, doorman: Arc<Doorman>, tracker: TaskTracker) {
         loop {
-            let Ok(seat) = seats.clone().acquire_owned().await else {
-                return;
-            };
             match listener.accept().await {
                 Ok((stream, _)) => {
-                    let admin = self.clone();
+                    let (admin, doorman) = (self.clone(), doorman.clone());
                     tracker.spawn(async move {
-                        let _ = timeout(LONGEST, admin.connection(stream)).await;
-                        drop(seat);
+                        // When as many as may be are open the oldest makes room: nobody holds a probe off.
+                        let place = doorman.shake();
+                        let served = timeout(LONGEST, admin.connection(stream));
+                        let _ = place.room.clone().run_until_cancelled(served).await;
                     });
                 }
                 Err(why) => {

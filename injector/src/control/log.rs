@@ -4,6 +4,9 @@ use std::io;
 
 use clap::ValueEnum;
 use tracing::level_filters::LevelFilter;
+use tracing_subscriber::filter::Targets;
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
 
 /// The form of a line.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
@@ -37,12 +40,17 @@ pub fn begin(format: Format, level: Level) {
         Level::Info => LevelFilter::INFO,
         Level::Debug => LevelFilter::DEBUG,
     };
+    // What libraries say on the way is theirs: it may have headers and other people's words in it.
+    let targets = Targets::new().with_default(LevelFilter::WARN.min(level));
+    let targets = targets
+        .with_target("portunus_injector", level)
+        .with_target("injector", level);
     let lines = tracing_subscriber::fmt()
         .with_max_level(level)
         .with_writer(io::stderr)
         .with_target(false);
     let _ = match format {
-        Format::Text => lines.with_ansi(false).try_init(),
-        Format::Json => lines.json().flatten_event(true).try_init(),
+        Format::Text => lines.with_ansi(false).finish().with(targets).try_init(),
+        Format::Json => lines.json().flatten_event(true).finish().with(targets).try_init(),
     };
 }

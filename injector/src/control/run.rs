@@ -83,7 +83,6 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> Result<(), Erro
         rooms.clone(),
     ));
     let admin_listeners = listen::listen(&settings.admin_listen)?;
-    let listeners = listen::listen(&settings.listen)?;
     let watching = settings.source.clone().follow(rooms.child_token()).await;
     let numbers = Arc::new(Numbers::default());
     let (to_open, open) = watch::channel(false);
@@ -104,6 +103,8 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> Result<(), Erro
         .run_until_cancelled(worlds(watching.states.clone(), realm, &tasks, rooms.clone()))
         .await;
     if let Some(worlds) = worlds.flatten() {
+        // Not before there is something to say: a sidecar that is refused goes to another control, one that waits does not.
+        let listeners = listen::listen(&settings.listen)?;
         let services = Services {
             certifier: Arc::new(Certifier {
                 states: watching.states.clone(),

@@ -149,10 +149,9 @@ impl fmt::Display for Finding {
         }
         // What manifests say may stand in a sentence, and it may say escape sequences of a terminal.
         for character in self.message.chars() {
-            if character.is_control() {
-                write!(f, "{}", character.escape_default())?;
-            } else {
-                write!(f, "{character}")?;
+            match character {
+                '"' | '\'' | '\\' => write!(f, "{character}")?,
+                character => write!(f, "{}", character.escape_debug())?,
             }
         }
         Ok(())

@@ -607,12 +607,19 @@ fn what_selects_nothing_is_a_warning() {
 fn a_sentence_never_carries_what_a_terminal_would_obey() {
     let reading = read(
         &Directory::new()
-            .with("a.yaml", &whole("W  addresses: [\"\\e[2J\\r\\n\"]\n  \"\\e[0m\": 1\n"))
+            .with(
+                "a.yaml",
+                &whole("W  addresses: [\"\\e[2J\\r\\n\\u202e\"]\n  \"\\e[0m\": 1\n"),
+            )
             .0,
     );
     assert!(reading.findings.len() >= 2);
     for finding in reading.findings {
-        assert!(!finding.to_string().contains(char::is_control), "{finding:?}");
+        let line = finding.to_string();
+        assert!(
+            !line.contains(|c: char| c.is_control() || c == '\u{202e}'),
+            "{finding:?}"
+        );
     }
 }
 

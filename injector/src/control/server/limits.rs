@@ -65,6 +65,7 @@ struct Inside {
 }
 
 /// A handshake that is counted until it is dropped.
+#[derive(Debug)]
 pub struct Shaking<'d> {
     doorman: &'d Doorman,
     id: u64,
@@ -73,6 +74,7 @@ pub struct Shaking<'d> {
 }
 
 /// A connection that is counted until it is dropped.
+#[derive(Debug)]
 pub struct Seat<'d> {
     doorman: &'d Doorman,
     address: IpAddr,
@@ -118,6 +120,9 @@ impl Doorman {
     }
 
     /// A connection comes in after its handshake.
+    ///
+    /// # Errors
+    /// When there are too many.
     pub fn seat(&self, address: IpAddr) -> Result<Seat<'_>, Full> {
         let mut inside = self.inside.lock();
         if inside.total >= self.connections {

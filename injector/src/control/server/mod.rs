@@ -21,11 +21,10 @@ use tokio_util::task::TaskTracker;
 use tracing::{debug, warn};
 
 pub use connection::Visitor;
-pub use limits::Limits;
+pub use limits::{Doorman, Limits};
 pub use services::Services;
 
 use super::numbers::Numbers;
-use limits::Doorman;
 use tls::Serving;
 
 /// The door, before it opens.

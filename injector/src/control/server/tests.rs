@@ -485,6 +485,12 @@ async fn silence_and_half_handshakes_are_ended_and_an_innocent_comes_through() {
     let stream = TcpStream::connect(control.address).await.expect("it is accepted");
     let name = ServerName::try_from("control").expect("a name");
     let mut shaken = connector.connect(name, stream).await.expect("it is served");
+    let group = shaken
+        .get_ref()
+        .1
+        .negotiated_key_exchange_group()
+        .map(|group| group.name());
+    assert_eq!(group, Some(rustls::NamedGroup::X25519MLKEM768));
     assert!(control.certify(None, &token.reveal(), "").await.is_ok());
     for stream in &mut silent {
         let mut byte = [0];
@@ -499,10 +505,56 @@ async fn silence_and_half_handshakes_are_ended_and_an_innocent_comes_through() {
 }
 
 #[tokio::test]
+async fn a_new_root_and_issuer_lose_no_call() {
+    let token = JoinToken::generate();
+    let control = Control::over(&workload("a", "web", "10.0.0.1", Some(&token))).await;
+    control.page_says("/ready", "200 OK").await;
+    let (old, _) = control.certify(None, &token.reveal(), "").await.expect("it is proven");
+    let mut following = Following::begin(&control, Some(&old), "shop/a").await.expect("it may");
+    assert!(following.next().await.is_ok() && following.next().await.is_ok());
+    let other = Directory::new();
+    state_files(&other.0).load(SystemTime::now()).expect("it can be made");
+    let copy = |from: &str, to: &str| {
+        fs::copy(other.0.join(from), control.state.0.join("new")).expect("it can be copied");
+        fs::rename(control.state.0.join("new"), control.state.0.join(to)).expect("it can be moved");
+    };
+    copy("roots/root.pem", "roots/two.pem");
+    assert!(matches!(following.next().await, Ok(Some(Answer::Bundle(bundle))) if bundle.roots.len() == 2));
+    copy("issuer.pem", "issuer.pem");
+    let mut newest = old;
+    let switched = async {
+        loop {
+            let before = newest.chain[1].clone();
+            // Each of these is a call that may not fail, by a certificate of either root.
+            newest = control
+                .certify(Some(&newest), "", "shop/a")
+                .await
+                .expect("it is proven")
+                .0;
+            if newest.chain[1] != before {
+                return;
+            }
+        }
+    };
+    timeout(SOON, switched).await.expect("the new issuer is taken");
+    fs::remove_file(control.state.0.join("roots/root.pem")).expect("it is there");
+    assert!(matches!(following.next().await, Ok(Some(Answer::Bundle(bundle))) if bundle.roots.len() == 1));
+    control
+        .certify(Some(&newest), "", "shop/a")
+        .await
+        .expect("it is proven");
+    control.ends().await;
+}
+
+#[tokio::test]
 async fn control_that_never_had_a_good_state_is_not_ready_and_says_why() {
     let control = Control::over("kind: [\n").await;
     let page = control.page_says("/ready", "503").await;
     assert!(page.contains("/source"), "{page}");
+    assert!(
+        TcpStream::connect(control.address).await.is_err(),
+        "who is refused goes to another control"
+    );
     control.page_says("/source", "all.yaml:").await;
     control.manifests.write("all.yaml", "# nothing\n");
     control.page_says("/ready", "200 OK").await;
