@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -27,6 +27,8 @@ const WINDOW: u32 = 256 << 10;
 const MOST_HEADERS: u32 = 16 << 10;
 /// How soon the names are looked at again while no address may be called.
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
+/// The same while no name has any; it doubles each time, since the first answer mostly comes soon.
+const LEAST_PATIENCE: Duration = Duration::from_millis(2);
 /// How many addresses a sentence names.
 const MOST_NAMED: usize = 3;
 
@@ -36,12 +38,21 @@ pub(super) struct Controls {
     settings: Arc<Settings>,
     tracker: TaskTracker,
     /// What is known of each of the settings' addresses.
-    found: Vec<watch::Receiver<Arc<Answer>>>,
+    found: Vec<Found>,
     paces: HashMap<SocketAddr, Pace>,
     /// Where the turn is among the addresses. The first is drawn, so that many sidecars share several controls.
     turn: usize,
     /// Why each address was not reached.
     unreached: BTreeMap<SocketAddr, String>,
+}
+
+/// One of the settings' addresses.
+#[derive(Clone)]
+enum Found {
+    /// It needs nobody to find it.
+    At(SocketAddr),
+    /// It has a name.
+    Named(watch::Receiver<Arc<Answer>>),
 }
 
 /// A channel, and whom it leads to. It is one connection, and has no other when that is over.
@@ -68,8 +79,13 @@ impl Controls {
         if settings.addresses.is_empty() {
             return Err(Error::NoAddress);
         }
-        let watch = |address: &super::Address| names.watch(Query::addresses(&address.host, address.port));
-        let found = settings.addresses.iter().map(watch).collect::<Result<_, _>>()?;
+        let find = |address: &super::Address| match address.host.parse::<IpAddr>() {
+            Ok(ip) => Ok(Found::At(SocketAddr::new(ip, address.port))),
+            Err(_) => names
+                .watch(Query::addresses(&address.host, address.port))
+                .map(Found::Named),
+        };
+        let found = settings.addresses.iter().map(find).collect::<Result<_, _>>()?;
         Ok(Controls {
             settings,
             tracker: tracker.clone(),
@@ -80,16 +96,17 @@ impl Controls {
         })
     }
 
-    /// Calls one address after the other until one is reached. Nothing when `until` passes before that.
+    /// Calls one address after the other, each when it may be called, until one is reached.
     ///
     /// # Errors
-    /// Why none was reached, in a sentence.
+    /// Why none was reached, in a sentence: once all of them were tried, or `until` has passed.
     pub(super) async fn reach(
         &mut self,
         bundle: &Bundle,
         credential: Option<&Credential>,
         until: Instant,
     ) -> Result<Reached, String> {
+        let mut patience = LEAST_PATIENCE;
         loop {
             let now = Instant::now();
             let addrs = self.addresses();
@@ -114,11 +131,17 @@ impl Controls {
                         };
                         self.unreached.insert(addr, why.to_string());
                         self.came(addr, came);
+                        // All were tried: whoever waits shall know why.
+                        if addrs.iter().all(|addr| self.unreached.contains_key(addr)) {
+                            return Err(self.why());
+                        }
                     }
                 },
                 Some((at, _)) => sleep_until(at.min(until).min(now + LOOK_AGAIN)).await,
-                // Names are looked at anew within a moment of their first answer.
-                None => sleep_until(until.min(now + LOOK_AGAIN / 20)).await,
+                None => {
+                    sleep_until(until.min(now + patience)).await;
+                    patience = (2 * patience).min(LOOK_AGAIN);
+                }
             }
             if Instant::now() >= until {
                 return Err(self.why());
@@ -143,11 +166,15 @@ impl Controls {
     /// All addresses, that first whose turn it is.
     fn addresses(&self) -> Vec<SocketAddr> {
         let mut addrs: Vec<SocketAddr> = Vec::new();
+        let mut add = |addr| {
+            if !addrs.contains(&addr) {
+                addrs.push(addr);
+            }
+        };
         for found in &self.found {
-            for target in found.borrow().routable() {
-                if !addrs.contains(&target.addr) {
-                    addrs.push(target.addr);
-                }
+            match found {
+                Found::At(addr) => add(*addr),
+                Found::Named(answer) => answer.borrow().routable().for_each(|target| add(target.addr)),
             }
         }
         if !addrs.is_empty() {
@@ -197,10 +224,13 @@ impl Controls {
         }
         let states = self.found.iter().zip(&self.settings.addresses);
         let unknown: Vec<_> = states
-            .filter_map(|(found, address)| match &found.borrow().state {
-                State::Failed { reason } => Some(reason.to_string()),
-                State::Pending => Some(format!("{address} is not resolved yet")),
-                State::Fresh | State::Stale { .. } => None,
+            .filter_map(|(found, address)| match found {
+                Found::At(_) => None,
+                Found::Named(answer) => match &answer.borrow().state {
+                    State::Failed { reason } => Some(reason.to_string()),
+                    State::Pending => Some(format!("{address} is not resolved yet")),
+                    State::Fresh | State::Stale { .. } => None,
+                },
             })
             .take(MOST_NAMED)
             .collect();
