@@ -10,8 +10,8 @@ use crate::{Pod, Program, User, http, tools, wait_until};
 
 /// A running Jaeger; everything that it has is in its memory.
 #[derive(Debug)]
-pub struct Jaeger<'a> {
-    pod: &'a Pod,
+pub struct Jaeger {
+    pod: Pod,
     _program: Program,
 }
 
@@ -23,9 +23,9 @@ pub const OTLP_HTTP: u16 = 4318;
 pub const QUERY: u16 = 16686;
 const HEALTH: u16 = 14269;
 
-impl<'a> Jaeger<'a> {
+impl Jaeger {
     /// Starts it in a pod, on every address, and waits until it takes traces.
-    pub fn start(pod: &'a Pod) -> Result<Jaeger<'a>> {
+    pub fn start(pod: &Pod) -> Result<Jaeger> {
         let mut command = pod.command(User::App, pod.place(&tools::jaeger()?)?);
         command.env("SPAN_STORAGE_TYPE", "memory");
         let program = pod.start("jaeger", command)?;
@@ -33,7 +33,10 @@ impl<'a> Jaeger<'a> {
         wait_until(Duration::from_secs(30), "Jaeger is ready", || {
             http::get(pod, health, "/").is_ok_and(|answer| answer.status == 200)
         })?;
-        Ok(Jaeger { pod, _program: program })
+        Ok(Jaeger {
+            pod: pod.clone(),
+            _program: program,
+        })
     }
 
     /// The trace with this id (32 hexadecimal digits) as `/api/traces/ID` shows it, once it has that many spans.
@@ -53,7 +56,7 @@ impl<'a> Jaeger<'a> {
 
     /// Asks a path of its query API.
     pub fn ask(&self, path: &str) -> Result<Value> {
-        let answer = http::get(self.pod, (Ipv4Addr::LOCALHOST, QUERY).into(), path)?;
+        let answer = http::get(&self.pod, (Ipv4Addr::LOCALHOST, QUERY).into(), path)?;
         ensure!(
             answer.status == 200,
             "Jaeger answers {} to {path}: {}",

@@ -57,7 +57,7 @@ fn sidecar(pod: &Pod, jaeger: &Pod) -> Result<Sidecar> {
 }
 
 /// A trace of so many spans, whose client span has this status.
-fn trace(jaeger: &Jaeger<'_>, code: &str, spans: usize) -> Result<Value> {
+fn trace(jaeger: &Jaeger, code: &str, spans: usize) -> Result<Value> {
     let mut found = None;
     let patience = Duration::from_secs(10);
     wait_until(

@@ -13,7 +13,7 @@ use clap::Args;
 use serde_json::json;
 use tokio::{
     signal::unix::{SignalKind, signal},
-    sync::mpsc,
+    sync::{mpsc, watch},
     task::JoinSet,
     time::{MissedTickBehavior, interval, sleep},
 };
@@ -21,10 +21,17 @@ use tonic::{Request, Response, Status, codegen::tokio_stream::wrappers::Receiver
 
 use crate::{
     endpoint, listen,
-    pb::helloworld::{
-        HelloReply, HelloRequest,
-        greeter_client::GreeterClient,
-        greeter_server::{Greeter, GreeterServer},
+    pb::{
+        health::{
+            HealthCheckRequest, HealthCheckResponse,
+            health_check_response::ServingStatus,
+            health_server::{Health, HealthServer},
+        },
+        helloworld::{
+            HelloReply, HelloRequest,
+            greeter_client::GreeterClient,
+            greeter_server::{Greeter, GreeterServer},
+        },
     },
 };
 
@@ -36,7 +43,8 @@ pub(crate) struct Serve {
     /// How it calls itself in its answers.
     #[arg(long)]
     name: String,
-    /// How long it works on each; ten times that after SIGUSR1, until SIGUSR2.
+    /// How long it works on each; ten times that after SIGUSR1, until SIGUSR2. After SIGHUP its health service says
+    /// NOT_SERVING.
     #[arg(long, default_value_t = 0)]
     work_ms: u64,
 }
@@ -49,6 +57,8 @@ impl Serve {
             work: Duration::from_millis(self.work_ms),
             factor: Arc::clone(&factor),
         };
+        let (healthy, health) = watch::channel(true);
+        let mut unwell = signal(SignalKind::hangup())?;
         let (mut slower, mut faster) = (
             signal(SignalKind::user_defined1())?,
             signal(SignalKind::user_defined2())?,
@@ -59,11 +69,14 @@ impl Serve {
                 tokio::select! {
                     _ = slower.recv() => factor.store(SLOWER, Ordering::Relaxed),
                     _ = faster.recv() => factor.store(1, Ordering::Relaxed),
+                    _ = unwell.recv() => drop(healthy.send(false)),
                     _ = end.recv() => return,
                 }
             }
         };
-        let server = Server::builder().add_service(GreeterServer::new(greeter));
+        let server = Server::builder()
+            .add_service(GreeterServer::new(greeter))
+            .add_service(HealthServer::new(Says(health)));
         Ok(server
             .serve_with_incoming_shutdown(listen(self.port).await?, ended)
             .await?)
@@ -109,6 +122,41 @@ impl Greeter for Greets {
             }
         });
         Ok(Response::new(ReceiverStream::new(replies)))
+    }
+}
+
+/// The health service, which says what it was told last.
+struct Says(watch::Receiver<bool>);
+
+fn status(is_healthy: bool) -> HealthCheckResponse {
+    let status = if is_healthy {
+        ServingStatus::Serving
+    } else {
+        ServingStatus::NotServing
+    };
+    HealthCheckResponse { status: status.into() }
+}
+
+#[tonic::async_trait]
+impl Health for Says {
+    async fn check(&self, _: Request<HealthCheckRequest>) -> Result<Response<HealthCheckResponse>, Status> {
+        Ok(Response::new(status(*self.0.borrow())))
+    }
+
+    type WatchStream = ReceiverStream<Result<HealthCheckResponse, Status>>;
+
+    async fn watch(&self, _: Request<HealthCheckRequest>) -> Result<Response<Self::WatchStream>, Status> {
+        let (sender, answers) = mpsc::channel(1);
+        let mut health = self.0.clone();
+        tokio::spawn(async move {
+            loop {
+                let newest = status(*health.borrow_and_update());
+                if sender.send(Ok(newest)).await.is_err() || health.changed().await.is_err() {
+                    return;
+                }
+            }
+        });
+        Ok(Response::new(ReceiverStream::new(answers)))
     }
 }
 

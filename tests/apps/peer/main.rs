@@ -1,5 +1,6 @@
-//! A gRPC application on tonic, in four roles, that knows nothing of a mesh.
+//! A gRPC application on tonic, in several roles, that knows nothing of a mesh.
 
+mod collector;
 mod echo;
 mod flags;
 mod greeter;
@@ -19,6 +20,9 @@ mod pb {
     }
     pub mod helloworld {
         tonic::include_proto!("helloworld");
+    }
+    pub mod health {
+        tonic::include_proto!("grpc.health.v1");
     }
 }
 
@@ -40,6 +44,11 @@ enum Role {
     GreeterServer(greeter::Serve),
     /// Wants to be greeted.
     GreeterClient(greeter::Call),
+    /// Collects spans, and writes them.
+    Collector {
+        #[arg(long)]
+        port: u16,
+    },
 }
 
 #[tokio::main(flavor = "current_thread")]
@@ -49,6 +58,7 @@ async fn main() -> Result<()> {
         Role::InteropClient { target, cases } => interop_client::run(&target, &cases).await,
         Role::GreeterServer(serve) => serve.run().await,
         Role::GreeterClient(call) => call.run().await,
+        Role::Collector { port } => collector::serve(port).await,
     }
 }
 
