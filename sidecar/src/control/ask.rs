@@ -44,6 +44,9 @@ pub(super) enum Failed {
     /// Nobody was reached.
     #[error("{0}")]
     Unreached(String),
+    /// Nobody was asked: control may not be called again yet, for what it said before.
+    #[error("control may not be called again yet")]
+    Resting,
     /// There is no key to certify.
     #[error(transparent)]
     Key(#[from] identity::Failed),

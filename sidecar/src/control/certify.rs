@@ -13,7 +13,7 @@ use super::Wall;
 use super::ask::{Certified, Failed, Proof, ask};
 use super::holder::{Current, Holder, serves};
 use super::pace::Came;
-use super::reach::Controls;
+use super::reach::{Controls, Nobody};
 use super::settings::Settings;
 use super::status::{Certificate, Shown};
 use super::token::Token;
@@ -78,7 +78,7 @@ impl Outcome {
     fn of(failed: &Failed) -> Outcome {
         match (failed, failed.code()) {
             (Failed::NoToken(_), _) => Outcome::NoToken,
-            (Failed::Unreached(_), _) => Outcome::Unreachable,
+            (Failed::Unreached(_) | Failed::Resting, _) => Outcome::Unreachable,
             (_, Some(Code::Unauthenticated)) => Outcome::Unproven,
             (_, Some(Code::PermissionDenied)) => Outcome::Denied,
             (_, Some(Code::ResourceExhausted)) => Outcome::Limited,
@@ -183,7 +183,10 @@ impl Certifying {
         let until = Instant::now() + LOOK;
         let credential = held.map(|held| &held.credential);
         let reached = self.controls.reach(&trust, credential, until).await;
-        let reached = reached.map_err(Failed::Unreached)?;
+        let reached = reached.map_err(|nobody| match nobody {
+            Nobody::Because(why) => Failed::Unreached(why),
+            Nobody::Resting => Failed::Resting,
+        })?;
         let within = self.settings.answer_timeout;
         let certified = match ask(reached.channel, proof, &trust, within).await {
             Ok(certified) if !serves(&certified.credential, (self.wall)()) => {
@@ -231,6 +234,10 @@ impl Certifying {
     /// Says so, and how long to wait.
     fn failed(&mut self, failed: Failed, renewal: &mut Renewal) -> Duration {
         let outcome = Outcome::of(&failed);
+        if let Failed::Resting = failed {
+            // That took its time already, and the reason is known.
+            return Duration::ZERO;
+        }
         let is_news = self.show((self.wall)(), Why::New(&failed.to_string()));
         let is_request = !matches!(outcome, Outcome::NoToken | Outcome::Unreachable);
         if is_request || is_news {

@@ -20,7 +20,7 @@ use super::ask::{is_broken, of_status};
 use super::directory::{Directory, Learned, Tell};
 use super::holder::{Current, Holder};
 use super::pace::Came;
-use super::reach::{Controls, Reached};
+use super::reach::{Controls, Nobody, Reached};
 use super::settings::Settings;
 use super::status::Shown;
 use super::wire;
@@ -81,7 +81,8 @@ impl Following {
             let trust = self.holder.bundle();
             match self.controls.reach(&trust, Some(&current.credential), until).await {
                 Ok(reached) => self.stream(reached, &current).await,
-                Err(why) => self.away(&why),
+                Err(Nobody::Because(why)) => self.away(&why),
+                Err(Nobody::Resting) => {}
             }
         }
     }

@@ -61,6 +61,14 @@ pub(super) struct Reached {
     pub(super) channel: Channel,
 }
 
+/// Why nobody is reached.
+pub(super) enum Nobody {
+    /// Control said no, or was left, a while ago, and may not be called yet: what was said of it then still holds.
+    Resting,
+    /// For this reason, in a sentence.
+    Because(String),
+}
+
 /// Why an address was not reached.
 #[derive(Debug, thiserror::Error)]
 enum Unreached {
@@ -99,13 +107,13 @@ impl Controls {
     /// Calls one address after the other, each when it may be called, until one is reached.
     ///
     /// # Errors
-    /// Why none was reached, in a sentence: once all of them were tried, or `until` has passed.
+    /// Why none was reached: once all of them were tried, or `until` has passed.
     pub(super) async fn reach(
         &mut self,
         bundle: &Bundle,
         credential: Option<&Credential>,
         until: Instant,
-    ) -> Result<Reached, String> {
+    ) -> Result<Reached, Nobody> {
         let mut patience = LEAST_PATIENCE;
         loop {
             let now = Instant::now();
@@ -216,28 +224,34 @@ impl Controls {
     }
 
     /// Why nobody is reached.
-    fn why(&self) -> String {
+    fn why(&self) -> Nobody {
         if !self.unreached.is_empty() {
             let each = self.unreached.iter().take(MOST_NAMED);
             let each: Vec<_> = each.map(|(addr, why)| format!("{addr}: {why}")).collect();
-            return format!("control cannot be reached: {}", each.join("; "));
+            return Nobody::Because(format!("control cannot be reached: {}", each.join("; ")));
         }
         let states = self.found.iter().zip(&self.settings.addresses);
         let unknown: Vec<_> = states
             .filter_map(|(found, address)| match found {
                 Found::At(_) => None,
-                Found::Named(answer) => match &answer.borrow().state {
-                    State::Failed { reason } => Some(reason.to_string()),
-                    State::Pending => Some(format!("{address} is not resolved yet")),
-                    State::Fresh | State::Stale { .. } => None,
-                },
+                Found::Named(answer) => {
+                    let answer = answer.borrow();
+                    match &answer.state {
+                        State::Failed { reason } => Some(reason.to_string()),
+                        State::Pending => Some(format!("{address} is not resolved yet")),
+                        State::Fresh | State::Stale { .. } if answer.routable().next().is_none() => {
+                            Some(format!("there is no route to {address}"))
+                        }
+                        State::Fresh | State::Stale { .. } => None,
+                    }
+                }
             })
             .take(MOST_NAMED)
             .collect();
         if unknown.is_empty() {
-            "control is not asked again yet".to_owned()
+            Nobody::Resting
         } else {
-            format!("control cannot be found: {}", unknown.join("; "))
+            Nobody::Because(format!("control cannot be found: {}", unknown.join("; ")))
         }
     }
 }

@@ -285,6 +285,15 @@ async fn a_token_that_proves_nothing_is_said_and_not_tried_again_at_once() {
     );
     let more = timeout(Duration::from_secs(3), fake.until(|seen| seen.by_token.len() > 1)).await;
     assert!(more.is_err(), "{:?}", fake.seen());
+    let still = sidecar.control.status().certificate.missing();
+    assert!(
+        still.is_some_and(|why| why.contains("the token is not known")),
+        "what control said holds while it rests"
+    );
+    assert_eq!(
+        (sidecar.count(Outcome::Unproven), sidecar.count(Outcome::Unreachable)),
+        (1, 0)
+    );
 }
 
 #[tokio::test]
@@ -523,6 +532,10 @@ async fn a_stream_that_control_refuses_is_not_asked_for_again_at_once() {
     sidecar.until(Duration::from_secs(5), refused).await;
     let more = timeout(Duration::from_secs(3), fake.until(|seen| seen.hellos.len() > 1)).await;
     assert!(more.is_err(), "{:?}", fake.seen());
+    assert!(
+        refused(&sidecar.control.status()),
+        "what control said holds while it rests"
+    );
 }
 
 #[tokio::test]
