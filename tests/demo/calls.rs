@@ -92,7 +92,7 @@ impl Calls {
     }
 
     /// Every greeter had its share, and nothing failed but what was in flight to the one that was killed.
-    pub(crate) fn judge(&self, greeters: &[&Greeter; 3], killed: Option<Killed>, victim: &str) -> Verdict {
+    pub(crate) fn judge(&self, greeters: &[&Greeter], killed: Option<Killed>, victim: &str) -> Verdict {
         let answered: Vec<_> = greeters
             .iter()
             .map(|greeter| self.answers(&greeter.name, 0.0).calls)
@@ -128,6 +128,17 @@ impl Calls {
             good: idle.is_empty() && failed == explained && !self.all.is_empty(),
             sentences,
         }
+    }
+
+    /// None was begun at a greeter that had said NOT_SERVING, once that could be known.
+    pub(crate) fn judge_unwell(&self, verdict: &mut Verdict, greeter: &str, since: f64) {
+        let late = self.all.iter().filter(|call| call.from == greeter && call.at > since);
+        let late = late.count();
+        verdict.good &= late == 0;
+        verdict.sentences.push(match late {
+            0 => format!("{greeter} got no call after it had said NOT_SERVING."),
+            late => format!("{late} calls went to {greeter} although it had said NOT_SERVING."),
+        });
     }
 
     fn failed(&self) -> impl Iterator<Item = &Call> {

@@ -3,6 +3,7 @@
 mod calls;
 mod pods;
 mod table;
+mod traces;
 
 use std::{
     io::IsTerminal,
@@ -25,15 +26,20 @@ use crate::{
     table::Table,
 };
 
-/// Three greeters and two callers in pods, each with a sidecar; one greeter becomes slow, and one is killed.
+/// Four greeters and two callers in pods, each with a sidecar that control certifies: one greeter becomes slow, one unwell,
+/// and one is killed.
 #[derive(Debug, Parser)]
 struct Args {
     /// How many seconds of traffic to show.
-    #[arg(long, default_value_t = 15, value_parser = clap::value_parser!(u64).range(6..=3600))]
+    #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u64).range(8..=3600))]
     duration: u64,
     /// Leave everything running afterwards, until Ctrl-C, and say how to look into a pod.
     #[arg(long)]
     keep: bool,
+    /// Send the traces to a real Jaeger, in a pod, and draw the one that is shown from there. (Jaeger is built at first,
+    /// which takes some minutes.)
+    #[arg(long)]
+    otlp: bool,
 }
 
 fn main() -> ExitCode {
@@ -55,8 +61,8 @@ fn demo(args: &Args) -> Result<bool> {
     umask(Mode::from_bits_truncate(0o022));
     prepare()?;
     let mut pods = step(
-        "three greeters, two callers, a DNS server and five sidecars",
-        Pods::start,
+        "four greeters, two callers, control, a DNS server and six sidecars",
+        || Pods::start(args.otlp),
     )?;
     let as_it_should = show(&mut pods, Duration::from_secs(args.duration));
     if let (Ok(_), true, false) = (&as_it_should, args.keep, interrupt::heard()) {
@@ -97,9 +103,9 @@ fn prepare() -> Result<()> {
 fn show(pods: &mut Pods, duration: Duration) -> Result<bool> {
     let mut table = Table::new(duration, std::io::stdout().is_terminal());
     let mut calls = Calls::default();
-    let (slow_at, kill_at) = (duration / 3, duration * 2 / 3);
-    let mut killed = None;
-    println!("\n{}\n", pods.story(slow_at, kill_at));
+    let [slow_at, unwell_at, kill_at] = [1, 2, 3].map(|quarter| duration * quarter / 4);
+    let (mut unwell, mut killed) = (None, None);
+    println!("\n{}\n", pods.story(slow_at, unwell_at, kill_at));
 
     pods.call()?;
     let began = Instant::now();
@@ -108,6 +114,11 @@ fn show(pods: &mut Pods, duration: Duration) -> Result<bool> {
         if elapsed >= slow_at && pods.slow.note.is_empty() {
             pods.slow.program.signal(Signal::SIGUSR1)?;
             pods.slow.note = format!("ten times slower since {} s", slow_at.as_secs());
+        }
+        if elapsed >= unwell_at && unwell.is_none() {
+            pods.unwell.program.signal(Signal::SIGHUP)?;
+            pods.unwell.note = format!("NOT_SERVING since {} s", unwell_at.as_secs());
+            unwell = Some(now());
         }
         if elapsed >= kill_at && killed.is_none() {
             pods.killed.program.kill()?;
@@ -128,12 +139,28 @@ fn show(pods: &mut Pods, duration: Duration) -> Result<bool> {
         return Ok(true);
     }
     table.finish(pods, &calls, now());
-    let verdict = calls.judge(&pods.greeters(), killed, &pods.killed.name);
+    let mut verdict = calls.judge(&pods.greeters(), killed, &pods.killed.name);
+    if let Some(unwell) = unwell {
+        let noticed = unwell + pods::HEALTH_INTERVAL.as_secs_f64() + NOTICED;
+        calls.judge_unwell(&mut verdict, &pods.unwell.name, noticed);
+    }
+    let (mtls, plain) = pods.protected()?;
+    verdict.good &= mtls > 0.0 && plain == 0.0;
+    verdict
+        .sentences
+        .push(format!("{mtls} calls were sent in mTLS, {plain} in plain."));
     for sentence in &verdict.sentences {
         println!("{sentence}");
     }
+    println!(
+        "\nOne in twenty was traced, this one for instance:\n{}",
+        pods.traces.tree()?
+    );
     Ok(verdict.good)
 }
+
+/// How much later than its interval a health check may have been noticed.
+const NOTICED: f64 = 0.1;
 
 fn step<T>(what: &str, work: impl FnOnce() -> Result<T>) -> Result<T> {
     println!("{what} …");

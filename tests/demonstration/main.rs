@@ -25,8 +25,18 @@ fn every_greeter_is_called_and_nothing_fails_but_what_was_in_flight_to_the_kille
         output.status
     );
     ensure!(said.contains("no other failed"), "it says of failures:\n{said}");
+    ensure!(said.contains("in mTLS, 0 in plain"), "it says of mTLS:\n{said}");
+    ensure!(
+        said.contains("greeter-3 got no call after it had said NOT_SERVING"),
+        "it says of health:\n{said}"
+    );
+    ensure!(
+        said.contains("└─ client helloworld.Greeter/SayHello")
+            && said.contains("   └─ server helloworld.Greeter/SayHello"),
+        "it draws no trace:\n{said}"
+    );
     let last = said.rsplit("all the time").next().unwrap_or_default();
-    for greeter in ["greeter-1", "greeter-2", "greeter-3"] {
+    for greeter in ["greeter-1", "greeter-2", "greeter-3", "greeter-4"] {
         let calls = last
             .lines()
             .find(|line| line.starts_with(greeter))
