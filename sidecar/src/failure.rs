@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use crate::exchange::Answer;
 use crate::grpc::Code;
+use crate::http2::{self, hpack::Fields};
 
 /// Why an RPC was ended by the proxy.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -170,6 +171,16 @@ pub enum Fault {
 }
 
 impl Failure {
+    /// A request's headers, or its trailers, are over our limits.
+    pub fn request_too_large(fields: &Fields, limits: &http2::Settings) -> Failure {
+        Failure::RequestHeadersTooLarge {
+            bytes: fields.list_size(),
+            fields: fields.len(),
+            max_bytes: limits.max_header_list_bytes,
+            max_fields: limits.max_header_fields,
+        }
+    }
+
     /// One word, for metrics and `portunus-error`.
     pub fn reason(&self) -> &'static str {
         match self {

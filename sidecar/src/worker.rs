@@ -185,12 +185,7 @@ impl Worker {
         }
         let call = self.calls.get_mut(key)?;
         let refused = if call.exchange.head.over_limit() {
-            Failure::RequestHeadersTooLarge {
-                bytes: call.exchange.head.list_size(),
-                fields: call.exchange.head.len(),
-                max_bytes: self.parts.http2.max_header_list_bytes,
-                max_fields: self.parts.http2.max_header_fields,
-            }
+            Failure::request_too_large(&call.exchange.head, &self.parts.http2)
         } else if self.wires.shared.budget.is_spent() {
             let used = self.wires.shared.budget.used();
             Failure::MemoryBudget { used }
@@ -246,13 +241,9 @@ impl Worker {
             self.counts.request(to.label);
         }
         let max = to.map_or(usize::MAX, |to| to.engine.max_header_list());
-        // What came is no less than what is kept, and quicker to ask.
-        if call.exchange.head.list_size() > max {
-            let bytes = call.exchange.head.kept_size(&self.wires.shared.interner);
-            if bytes > max {
-                let addr = call.server();
-                return Err(Failure::NextHopHeaders { addr, bytes, max });
-            }
+        if let Some(bytes) = call.exchange.head.exceeds(max, &self.wires.shared.interner) {
+            let addr = call.server();
+            return Err(Failure::NextHopHeaders { addr, bytes, max });
         }
         if call.exchange.connect(wire, key.to_bits(), &mut self.wires) {
             return Ok(());

@@ -1,9 +1,12 @@
-//! h2spec, an independent suite for RFC 9113 and RFC 7541, finds no fault in either door of the sidecar.
+//! h2spec, an independent suite for RFC 9113 and RFC 7541, finds no fault in either door of the sidecar, nor within mTLS.
 
-use std::{net::IpAddr, time::Duration};
+use std::{
+    net::{IpAddr, SocketAddr},
+    time::Duration,
+};
 
 use anyhow::{Context, Result, ensure};
-use support::{Family, Mesh, Pod, Sidecar, User, nghttpd, tools};
+use support::{Family, Member, Mesh, Pod, Sidecar, User, WayIn, nghttpd, tools, way_in};
 
 #[test]
 fn every_case_of_h2spec_passes_through_outbound_over_ipv4_and_ipv6() {
@@ -15,6 +18,11 @@ fn every_case_of_h2spec_passes_through_inbound_over_ipv4_and_ipv6() {
     support::test(through_inbound);
 }
 
+#[test]
+fn every_case_of_h2spec_passes_through_inbound_in_mtls_over_ipv4_and_ipv6() {
+    support::test(through_inbound_in_mtls);
+}
+
 /// The application is h2spec; the backend knows nothing of a mesh.
 fn through_outbound(mesh: &Mesh) -> Result<()> {
     let (client, server) = (mesh.pod("client")?, mesh.pod("server")?);
@@ -23,7 +31,7 @@ fn through_outbound(mesh: &Mesh) -> Result<()> {
     let _backend = nghttpd::start(&server, PORT)?;
     for family in Family::ALL {
         let before = connections(&sidecar, "outbound")?;
-        let said = h2spec(&client, &server, family)?;
+        let said = h2spec(&client, server.at(family, PORT)?)?;
         judge(&said, connections(&sidecar, "outbound")? - before)?;
     }
     Ok(())
@@ -36,20 +44,47 @@ fn through_inbound(mesh: &Mesh) -> Result<()> {
     let _backend = nghttpd::start(&server, PORT)?;
     for family in Family::ALL {
         let before = connections(&sidecar, "inbound")?;
-        let said = h2spec(&client, &server, family)?;
+        let said = h2spec(&client, server.at(family, PORT)?)?;
+        judge(&said, connections(&sidecar, "inbound")? - before)?;
+    }
+    Ok(())
+}
+
+/// The same where nothing comes in plain. h2spec has no certificate to show: a relay of ours shows one for it.
+fn through_inbound_in_mtls(mesh: &Mesh) -> Result<()> {
+    let (client, server) = (mesh.pod("client")?, mesh.pod("server")?);
+    let control = mesh.control(&[])?;
+    let member = Member {
+        account: "server",
+        app: "server",
+        ports: &[PORT],
+    };
+    let sidecar = server.member(&control, &member, &[("PORTUNUS_MTLS", "strict")])?;
+    let _backend = nghttpd::start(&server, PORT)?;
+    let _way_in = WayIn::open(&client, &control, &server, "server", PORT)?;
+    for family in Family::ALL {
+        let before = connections(&sidecar, "inbound")?;
+        let said = h2spec(&client, way_in::loopback(family, PORT))?;
         judge(&said, connections(&sidecar, "inbound")? - before)?;
     }
     Ok(())
 }
 
 /// Runs it in a pod, and returns what it wrote.
-fn h2spec(client: &Pod, server: &Pod, family: Family) -> Result<String> {
+fn h2spec(client: &Pod, server: SocketAddr) -> Result<String> {
     let mut command = client.command(User::App, tools::go("h2spec")?);
-    let host = match server.address(family)? {
+    let host = match server.ip() {
         IpAddr::V4(v4) => v4.to_string(),
         IpAddr::V6(v6) => format!("[{v6}]"),
     };
-    command.args(["--host", &host, "--port", &PORT.to_string(), "--path", "/index.html"]);
+    command.args([
+        "--host",
+        &host,
+        "--port",
+        &server.port().to_string(),
+        "--path",
+        "/index.html",
+    ]);
     // A proxy answers once its backend has: longer than the two seconds that h2spec waits at first on a busy machine.
     command.args(["--timeout", "4"]);
     let mut program = client.start("h2spec", command)?;

@@ -1,12 +1,12 @@
-//! httpwg-cli, another independent suite for RFC 9113, finds no fault in either door of the sidecar.
+//! httpwg-cli, another independent suite for RFC 9113, finds no fault in either door of the sidecar, nor within mTLS.
 //!
 //! It lets all of its cases go at once, and gives each answer a time: on a busy machine one may be late. So it is run
 //! three times, and the median counts.
 
-use std::time::Duration;
+use std::{net::SocketAddr, time::Duration};
 
 use anyhow::{Context, Result, ensure};
-use support::{Family, Mesh, Pod, Sidecar, User, nghttpd, tools};
+use support::{Family, Member, Mesh, Pod, Sidecar, User, WayIn, nghttpd, tools, way_in};
 
 #[test]
 fn every_case_of_httpwg_passes_through_outbound_over_ipv4_and_ipv6_in_the_median_of_three_runs() {
@@ -18,13 +18,18 @@ fn every_case_of_httpwg_passes_through_inbound_over_ipv4_and_ipv6_in_the_median_
     support::test(through_inbound);
 }
 
+#[test]
+fn every_case_of_httpwg_passes_through_inbound_in_mtls_over_ipv4_and_ipv6_in_the_median_of_three_runs() {
+    support::test(through_inbound_in_mtls);
+}
+
 /// The application is httpwg-cli; the backend knows nothing of a mesh.
 fn through_outbound(mesh: &Mesh) -> Result<()> {
     let (client, server) = (mesh.pod("client")?, mesh.pod("server")?);
     // Declared, so that what is no HTTP/2 is refused as such rather than tunnelled past the engine.
     let sidecar = client.sidecar_with(&[("PORTUNUS_OUTBOUND_PROTOCOL", &format!("{PORT}=h2c"))])?;
     let _backend = nghttpd::start(&server, PORT)?;
-    every_case_passes(&client, &server, &sidecar, "outbound")
+    every_case_passes(&client, |family| server.at(family, PORT), &sidecar, "outbound")
 }
 
 /// The caller is httpwg-cli, from a pod without a sidecar.
@@ -32,14 +37,39 @@ fn through_inbound(mesh: &Mesh) -> Result<()> {
     let (client, server) = (mesh.pod("client")?, mesh.pod("server")?);
     let sidecar = server.sidecar_with(&[("PORTUNUS_PROTOCOL", &format!("{PORT}=h2c"))])?;
     let _backend = nghttpd::start(&server, PORT)?;
-    every_case_passes(&client, &server, &sidecar, "inbound")
+    every_case_passes(&client, |family| server.at(family, PORT), &sidecar, "inbound")
 }
 
-fn every_case_passes(client: &Pod, server: &Pod, sidecar: &Sidecar, direction: &str) -> Result<()> {
+/// The same where nothing comes in plain. httpwg-cli has no certificate to show: a relay of ours shows one for it.
+fn through_inbound_in_mtls(mesh: &Mesh) -> Result<()> {
+    let (client, server) = (mesh.pod("client")?, mesh.pod("server")?);
+    let control = mesh.control(&[])?;
+    let member = Member {
+        account: "server",
+        app: "server",
+        ports: &[PORT],
+    };
+    let sidecar = server.member(&control, &member, &[("PORTUNUS_MTLS", "strict")])?;
+    let _backend = nghttpd::start(&server, PORT)?;
+    let _way_in = WayIn::open(&client, &control, &server, "server", PORT)?;
+    every_case_passes(
+        &client,
+        |family| Ok(way_in::loopback(family, PORT)),
+        &sidecar,
+        "inbound",
+    )
+}
+
+fn every_case_passes(
+    client: &Pod,
+    server: impl Fn(Family) -> Result<SocketAddr>,
+    sidecar: &Sidecar,
+    direction: &str,
+) -> Result<()> {
     for family in Family::ALL {
         let before = connections(sidecar, direction)?;
         let mut runs = (0..RUNS)
-            .map(|_| Run::of(client, server, family))
+            .map(|_| Run::of(client, server(family)?))
             .collect::<Result<Vec<_>>>()?;
         let taken = connections(sidecar, direction)? - before;
         ensure!(
@@ -69,9 +99,9 @@ struct Run {
 }
 
 impl Run {
-    fn of(client: &Pod, server: &Pod, family: Family) -> Result<Run> {
+    fn of(client: &Pod, server: SocketAddr) -> Result<Run> {
         let mut command = client.command(User::App, tools::httpwg()?);
-        command.args(["--address", &server.at(family, PORT)?.to_string()]);
+        command.args(["--address", &server.to_string()]);
         // A proxy answers once its backend has: longer than the quarter of a second that it waits at first on a busy
         // machine. A case that passes does so by what it hears, so patience makes none pass that should not.
         command.args(["--connect-timeout", "4000", "--frame-timeout", "4000"]);

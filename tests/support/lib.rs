@@ -40,6 +40,7 @@ pub mod sidecar;
 pub mod tools;
 pub mod traffic;
 pub mod wait;
+pub mod way_in;
 
 pub use capture::Capture;
 pub use control::{Control, Member};
@@ -54,3 +55,4 @@ pub use pod::{Family, Pod, User};
 pub use program::Program;
 pub use sidecar::Sidecar;
 pub use wait::wait_until;
+pub use way_in::WayIn;

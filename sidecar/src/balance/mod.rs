@@ -34,8 +34,11 @@ pub mod eject;
 mod endpoint;
 pub mod health;
 mod latency;
+mod no_endpoint;
+mod outcome;
 #[cfg(test)]
 mod tests;
+mod tried;
 
 use std::{
     collections::{HashMap, hash_map::Entry},
@@ -46,6 +49,9 @@ use std::{
 use rand::{Rng, RngExt};
 
 pub use endpoint::{EndpointKey, State, View};
+pub use no_endpoint::NoEndpoint;
+pub use outcome::Outcome;
+pub use tried::Tried;
 
 use choose::Draw;
 use eject::{Cause, Conduct};
@@ -132,29 +138,6 @@ pub struct Gone {
     pub addr: SocketAddr,
 }
 
-/// How an RPC ended, as far as its endpoint is concerned.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Outcome {
-    /// The endpoint did its work, whatever status the application gave.
-    Done,
-    /// The endpoint failed it: a reset, a lost connection, `UNAVAILABLE`. Counts against it however fast it came.
-    Failed,
-    /// The caller gave up, or its deadline passed. If no response headers had come, having waited that long says that
-    /// the endpoint is at least that slow.
-    Abandoned {
-        /// From [`Balancer::started`] to giving up.
-        waited: Duration,
-    },
-    /// The same, but response headers had come, and no whole message or end behind them: it may be half an answer, or a
-    /// stream on which nothing happened.
-    Unfinished {
-        /// From [`Balancer::started`] to giving up.
-        waited: Duration,
-    },
-    /// Nothing was sent to it, or it said that nothing was processed: says nothing of its speed.
-    Unsent,
-}
-
 /// An RPC at an endpoint, from [`Balancer::started`] to [`Balancer::finished`]. Must be given back: until then it counts
 /// as load, and its endpoint cannot go.
 #[derive(Debug)]
@@ -173,34 +156,6 @@ impl Call {
     /// Whether the first response headers have come.
     pub fn is_answered(&self) -> bool {
         self.answered
-    }
-}
-
-/// The endpoints that one RPC has tried already. Nothing is allocated for one that has tried none.
-#[derive(Debug, Clone, Default)]
-pub struct Tried(Vec<EndpointKey>);
-
-impl Tried {
-    /// Remembers that `key` has been tried.
-    pub fn insert(&mut self, key: EndpointKey) {
-        if !self.contains(key) {
-            self.0.push(key);
-        }
-    }
-
-    /// Whether `key` has been tried.
-    pub fn contains(&self, key: EndpointKey) -> bool {
-        self.0.contains(&key)
-    }
-
-    /// How many have been tried.
-    pub fn len(&self) -> usize {
-        self.0.len()
-    }
-
-    /// Whether nothing has been tried yet.
-    pub fn is_empty(&self) -> bool {
-        self.0.is_empty()
     }
 }
 
@@ -227,54 +182,6 @@ pub enum TurnTo {
     Back,
     /// Its checks say this.
     Verdict(Verdict),
-}
-
-/// Why there is no endpoint to pick.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-pub enum NoEndpoint {
-    /// Discovery has named none.
-    #[error("no endpoint is known")]
-    NoneKnown,
-    /// This RPC has been to each of them.
-    #[error("all {count} endpoints were tried and none could be reached")]
-    AllTried {
-        /// How many there are.
-        count: usize,
-    },
-    /// Those that this RPC has not tried say of themselves that they do not serve.
-    #[error("{refusing} of {count} endpoints say {}{}", words(.says), if .refusing < .count {
-        ", and the others were tried and could not be reached"
-    } else {
-        ""
-    })]
-    NotServing {
-        /// How many there are.
-        count: usize,
-        /// How many of them say so.
-        refusing: usize,
-        /// What they say: [`Says::ServiceUnknown`] only if all of them do.
-        says: Says,
-    },
-    /// Those that this RPC has not tried could not be reached a moment ago.
-    #[error("none of {count} endpoints can be reached{}; the next attempt is in {retry_in:?}", match .refusing {
-        0 => String::new(),
-        refusing => format!(" ({refusing} of them say that they do not serve)"),
-    })]
-    AllInBackoff {
-        /// How many there are, tried by this RPC or not.
-        count: usize,
-        /// How many of them say that they do not serve.
-        refusing: usize,
-        /// When one may be tried again, from now.
-        retry_in: Duration,
-    },
-}
-
-fn words(says: &Says) -> &'static str {
-    match says {
-        Says::NotServing => "NOT_SERVING",
-        Says::ServiceUnknown => "SERVICE_UNKNOWN: is the name right that health checks ask for?",
-    }
 }
 
 /// The endpoints of one service as one worker sees them, and the choice among them.

@@ -8,9 +8,10 @@ use std::time::{Duration, Instant};
 
 use super::Settings;
 use super::abuse::{Abuse, Ledger};
+use super::budget::Budget;
 use super::closed::{Closed, How};
 use super::frame::{self, DEFAULT_WINDOW, MAX_STREAM_ID, Reason, setting};
-use super::held::{Budget, Pool};
+use super::held::Pool;
 use super::hpack::{self, Decoder, Encoder, Fields, Interner, ListId, Lists, Name};
 use super::ids::Ids;
 use super::message::Wrong;

@@ -4,6 +4,7 @@
 //! frame. [`Connection`] is the door: `receive.rs` reads what came, `send.rs` says what we say.
 
 mod abuse;
+mod budget;
 mod closed;
 mod connection;
 mod frame;
@@ -22,9 +23,10 @@ mod stream;
 mod tests;
 
 pub use abuse::Abuse;
+pub use budget::Budget;
 pub use connection::{Connection, Event, Fatal, Head, Role, Shared, StreamFault};
 pub use frame::{PREFACE, Reason};
-pub use held::{Budget, Held, Pool};
+pub use held::{Held, Pool};
 pub use message::Wrong;
 pub(crate) use path::worth_giving;
 pub use settings::Settings;

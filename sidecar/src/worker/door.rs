@@ -18,7 +18,7 @@ use tokio_util::sync::CancellationToken;
 use super::run::{Inbox, Mesh, Message, Parts, Stop, Tunnels};
 use crate::accept::{self, Accepted, Original, OwnPorts, PodAddresses};
 use crate::connect::{self, Dialler, Side, Transport, Via};
-use crate::detect::{self, Declared, Detected, Guess, Opened, Protocol, SpeaksFirst, Waiting};
+use crate::detect::{self, Declared, Detected, Guess, Opened, Protocol, Speaker, SpeaksFirst, Waiting};
 use crate::edge::first_line::{FirstLine, NoRequest};
 use crate::edge::{client_cert, http1};
 use crate::policy::Mode;
@@ -144,13 +144,11 @@ impl Door {
         };
         let declared = self.protocols.get(&meant.port()).copied().unwrap_or(Declared::Nothing);
         let mode = self.mode(meant.port());
-        let detected = match self
-            .detect(&accepted.socket, self.listened_for(declared), mode, meant)
-            .await
-        {
-            Some(detected) => detected,
-            None => return,
+        let (listened_for, patience) = (self.listened_for(declared), self.patience(mode));
+        let Some(detected) = self.detect(&accepted.socket, listened_for, patience, meant).await else {
+            return;
         };
+        self.counts.guess(detected.guess);
         let Accepted { socket, peer, .. } = accepted;
         if mode.is_some() && is_the_mesh(&detected.protocol) {
             return Box::pin(self.terminate(socket, detected.client_bytes, peer, meant, declared)).await;
@@ -186,33 +184,36 @@ impl Door {
         }
     }
 
+    /// How long a caller may say nothing that can be understood. Where nothing but the mesh's TLS may come, its client
+    /// speaks first, and soon.
+    fn patience(&self, mode: Option<Mode>) -> Duration {
+        match mode {
+            Some(Mode::Strict) => self.detect.dribble,
+            Some(Mode::Permissive | Mode::Disabled) | None => Duration::MAX,
+        }
+    }
+
     /// Finds out what a connection carries. Nothing if it has ended over that.
     async fn detect(
         &self,
-        socket: &TcpStream,
+        client: impl Speaker,
         declared: Declared,
-        mode: Option<Mode>,
+        patience: Duration,
         meant: SocketAddr,
     ) -> Option<Detected> {
         let known = self.speaks_first.knows(meant, Instant::now());
         let dial = async || self.reach(meant).await;
-        // Where nothing but the mesh's TLS may come, its client speaks first, and soon.
-        let patience = match mode {
-            Some(Mode::Strict) => self.detect.dribble,
-            Some(Mode::Permissive | Mode::Disabled) | None => Duration::MAX,
-        };
         let found = tokio::select! {
             () = self.cut.cancelled() => return None,
             () = tokio::time::sleep(patience) => {
                 self.counts.ended(Ending::NoHello);
                 return None;
             }
-            found = detect::detect(socket, declared, known, dial, &self.waiting, &self.detect) => found,
+            found = detect::detect(client, declared, known, dial, &self.waiting, &self.detect) => found,
         };
         match found {
             Ok(detected) => {
                 self.speaks_first.learn(meant, detected.guess, Instant::now());
-                self.counts.guess(detected.guess);
                 Some(detected)
             }
             Err(error) => {
@@ -260,7 +261,8 @@ impl Door {
             return;
         }
         let mut stream = tls::Stream::new(socket, session);
-        let Some(detected) = self.detect_inside(&mut stream, declared, meant).await else {
+        // Whoever is in the mesh must not smuggle in what its callers may not say.
+        let Some(detected) = self.detect(&mut stream, declared, Duration::MAX, meant).await else {
             return;
         };
         if detected.protocol == Protocol::Http2 {
@@ -271,27 +273,6 @@ impl Door {
         let stream = connect::Stream::Tls(Box::new(stream));
         self.carry(Caller { stream, peer, meant }, detected, client_cert.ok())
             .await;
-    }
-
-    /// Finds out what is inside: whoever is in the mesh must not smuggle in what its callers may not say.
-    async fn detect_inside(&self, stream: &mut tls::Stream, declared: Declared, meant: SocketAddr) -> Option<Detected> {
-        let known = self.speaks_first.knows(meant, Instant::now());
-        let dial = async || self.reach(meant).await;
-        let found = tokio::select! {
-            () = self.cut.cancelled() => return None,
-            found = detect::detect(stream, declared, known, dial, &self.waiting, &self.detect) => found,
-        };
-        match found {
-            Ok(detected) => {
-                self.speaks_first.learn(meant, detected.guess, Instant::now());
-                Some(detected)
-            }
-            Err(error) => {
-                tracing::debug!(%meant, "{error}");
-                self.counts.ended(Ending::of_detection(&error));
-                None
-            }
-        }
     }
 
     /// Hands a connection of HTTP/2 to the worker.

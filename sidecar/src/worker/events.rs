@@ -180,20 +180,11 @@ impl Worker {
         };
         let fields = self.wires.shared.fields();
         if fields.over_limit() {
-            let settings = &self.parts.http2;
-            return Err(Failure::RequestHeadersTooLarge {
-                bytes: fields.list_size(),
-                fields: fields.len(),
-                max_bytes: settings.max_header_list_bytes,
-                max_fields: settings.max_header_fields,
-            });
+            return Err(Failure::request_too_large(fields, &self.parts.http2));
         }
         let server = call.exchange.up.and_then(|up| self.wires.slots.get(up.wire));
-        let (bytes, max) = (
-            fields.kept_size(&self.wires.shared.interner),
-            server.map_or(usize::MAX, |wire| wire.engine.max_header_list()),
-        );
-        if bytes > max {
+        let max = server.map_or(usize::MAX, |wire| wire.engine.max_header_list());
+        if let Some(bytes) = fields.exceeds(max, &self.wires.shared.interner) {
             let addr = call.server();
             return Err(Failure::NextHopHeaders { addr, bytes, max });
         }
@@ -333,13 +324,9 @@ impl Worker {
         }
         let caller = self.wires.slots.get(call.exchange.down.wire);
         let max = caller.map_or(usize::MAX, |wire| wire.engine.max_header_list());
-        // What came is no less than what is kept, and quicker to ask.
-        if shared.fields().list_size() > max {
-            let bytes = shared.fields().kept_size(&shared.interner);
-            if bytes > max {
-                let addr = call.server();
-                return Err(Failure::CallerHeaders { addr, bytes, max });
-            }
+        if let Some(bytes) = shared.fields().exceeds(max, &shared.interner) {
+            let addr = call.server();
+            return Err(Failure::CallerHeaders { addr, bytes, max });
         }
         Ok(())
     }

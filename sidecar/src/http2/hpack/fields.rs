@@ -279,6 +279,16 @@ impl Fields {
         self.items.iter().map(size).sum()
     }
 
+    /// The size of the fields that are here now, if it is over `max`.
+    #[inline]
+    pub fn exceeds(&self, max: usize, interner: &Interner) -> Option<usize> {
+        // What came is no less than what is kept, and quicker to ask.
+        if self.list_size <= max {
+            return None;
+        }
+        Some(self.kept_size(interner)).filter(|size| *size > max)
+    }
+
     /// Whether the block had more than the limits allowed. Only the fields up to there were kept.
     pub fn over_limit(&self) -> bool {
         self.over_limit

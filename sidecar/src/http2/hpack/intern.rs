@@ -248,13 +248,7 @@ impl Interner {
         let hash = self.hash(text, name_len);
         match self.find(hash, text, name_len) {
             Some(id) => {
-                if self.slot(id).references == 0 {
-                    self.idle_remove(id.0);
-                    self.live += 1;
-                }
-                let slot = self.slot_mut(id);
-                slot.references += 1;
-                slot.note.met();
+                self.meet(id);
                 id
             }
             None => {
@@ -292,6 +286,13 @@ impl Interner {
         }
         let hash = self.hash(code, usize::from(static_index));
         let id = self.coded.recall(hash, static_index, code, self.epoch)?;
+        self.meet(id);
+        Some(id)
+    }
+
+    /// One reference more to a field that was found again, idle or not.
+    #[inline]
+    fn meet(&mut self, id: FieldId) {
         if self.slot(id).references == 0 {
             self.idle_remove(id.0);
             self.live += 1;
@@ -299,7 +300,6 @@ impl Interner {
         let slot = self.slot_mut(id);
         slot.references += 1;
         slot.note.met();
-        Some(id)
     }
 
     /// Learns that this is the code of the field's value.
