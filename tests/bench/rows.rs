@@ -12,11 +12,12 @@ use nix::unistd::Pid;
 
 use super::{
     backend::Backend,
+    identities::Identities,
     load::{Bulk, Opening, Session, Style},
     payload,
-    peers::{Peer, Programs, Running},
+    peers::{Far, Peer, Programs, Running, Standing},
     process,
-    report::{Series, quantile},
+    report::{Series, Target, quantile},
     wire,
 };
 
@@ -38,12 +39,30 @@ pub(crate) enum Row {
     /// CPU a call and added median latency at 2,000 calls a second, open loop
     #[value(name = "T3", alias = "t3")]
     T3,
+    /// T1 through a pair of proxies with mTLS between: CPU of both
+    #[value(name = "T4", alias = "t4")]
+    T4,
+    /// T3 through a pair with mTLS
+    #[value(name = "T5", alias = "t5")]
+    T5,
     /// CPU seconds a GiB of bulk server streaming, 16 KiB messages
     #[value(name = "T6", alias = "t6")]
     T6,
+    /// T6 through a pair with mTLS
+    #[value(name = "T6m", alias = "t6m")]
+    T6m,
     /// Resident memory idle, and for each of 1,000 connections with an open stream
     #[value(name = "T7", alias = "t7")]
     T7,
+    /// Resident memory of a pair's server side: idle, and for each of 1,000 TLS connections
+    #[value(name = "T7t", alias = "t7t")]
+    T7t,
+    /// CPU of the server side for a full mTLS handshake
+    #[value(name = "T8", alias = "t8")]
+    T8,
+    /// From the start of the sidecar's process to ready, certificate included
+    #[value(name = "T10", alias = "t10")]
+    T10,
     /// Unary calls beside bulk on one connection: bulk paced to 0.2 GiB/s, then at full rate
     #[value(name = "T12", alias = "t12")]
     T12,
@@ -53,14 +72,20 @@ pub(crate) enum Row {
 }
 
 impl Row {
-    pub(crate) const ALL: [Row; 9] = [
+    pub(crate) const ALL: [Row; 15] = [
         Row::T1,
         Row::T1r,
         Row::T2,
         Row::T2s,
         Row::T3,
+        Row::T4,
+        Row::T5,
         Row::T6,
+        Row::T6m,
         Row::T7,
+        Row::T7t,
+        Row::T8,
+        Row::T10,
         Row::T12,
         Row::T9,
     ];
@@ -87,7 +112,7 @@ pub(crate) struct Bench {
 
 /// Where load generator and backend run, and where the proxy does.
 const LOAD_CPU: usize = 0;
-const PROXY_CPU: usize = 1;
+pub(super) const PROXY_CPU: usize = 1;
 
 const T1_CONNECTIONS: usize = 8;
 const T1_STREAMS: usize = 16;
@@ -97,39 +122,68 @@ const T12_STREAMS: usize = 4;
 const T12_PACE: u64 = (1 << 30) / 5;
 const GIB: f64 = (1u64 << 30) as f64;
 
+/// A row of connections that are kept full.
+struct Saturated<'a> {
+    row: &'static str,
+    standing: Standing,
+    style: Style,
+    targets: &'a [(f64, Peer)],
+}
+
 impl Bench {
     /// Measures one row; each figure of it is a series.
     pub(crate) fn row(&mut self, row: Row) -> Result<Vec<Series>> {
         process::pin(Pid::from_raw(0), LOAD_CPU)?;
         match row {
-            Row::T1 => self.saturated("T1", Style::Plain, &[(2.0, Peer::Floor), (1.0 / 13.0, Peer::Envoy)]),
-            Row::T1r => self.saturated("T1r", Style::Callers, &[(3.0, Peer::Floor), (0.1, Peer::Envoy)]),
+            Row::T1 => self.saturated(&Saturated {
+                row: "T1",
+                standing: Standing::Alone,
+                style: Style::Plain,
+                targets: &[(2.0, Peer::Floor), (1.0 / 13.0, Peer::Envoy)],
+            }),
+            Row::T1r => self.saturated(&Saturated {
+                row: "T1r",
+                standing: Standing::Alone,
+                style: Style::Callers,
+                targets: &[(3.0, Peer::Floor), (0.1, Peer::Envoy)],
+            }),
             Row::T2 => self.one_at_a_time(),
             Row::T2s => self.system_calls(),
-            Row::T3 => self.open_loop(),
-            Row::T6 => self.bulk(),
+            Row::T3 => self.open_loop(Standing::Alone),
+            Row::T4 => self.saturated(&Saturated {
+                row: "T4",
+                standing: Standing::Pair,
+                style: Style::Plain,
+                targets: &[(1.0 / 20.0, Peer::Envoy), (1.0 / 8.0, Peer::Haproxy)],
+            }),
+            Row::T5 => self.open_loop(Standing::Pair),
+            Row::T6 => self.bulk("T6", Standing::Alone, &[(1.5, Peer::Floor), (0.75, Peer::Envoy)]),
+            Row::T6m => self.bulk("T6m", Standing::Pair, &[(0.5, Peer::Envoy)]),
             Row::T7 => self.memory(),
+            Row::T7t => self.memory_of_tls(),
+            Row::T8 => self.handshakes(),
+            Row::T10 => self.start_to_ready(),
             Row::T12 => self.mixed(),
             Row::T9 => self.instructions(),
         }
     }
 
-    /// T1, T1r.
-    fn saturated(&mut self, row: &'static str, style: Style, targets: &[(f64, Peer)]) -> Result<Vec<Series>> {
+    /// T1, T1r, T4.
+    fn saturated(&mut self, of: &Saturated<'_>) -> Result<Vec<Series>> {
         let calls = if self.quick { 20_000 } else { 100_000 };
-        let mut cpu = Series::new(
-            row,
-            "CPU a call, saturated (direct: load generator and backend together)",
-            "us",
-        );
-        self.each_round(row, PROXY_CPU, true, |subject| {
-            let mut session = subject.session(T1_CONNECTIONS, style, wire::FIRST_WINDOW)?;
+        let what = match of.standing {
+            Standing::Alone => "CPU a call, saturated (direct: load generator and backend together)",
+            Standing::Pair => "CPU a call of both proxies, mTLS between, saturated",
+        };
+        let mut cpu = Series::new(of.row, what, "us");
+        self.each_round(of.row, of.standing, PROXY_CPU, true, |subject| {
+            let mut session = subject.session(T1_CONNECTIONS, of.style, wire::FIRST_WINDOW)?;
             session.saturate(T1_STREAMS, calls / 10)?;
             let spent = subject.cpu_of(|| session.saturate(T1_STREAMS, calls))?;
             cpu.add(subject.peer, micros(spent) / calls as f64);
             Ok(())
         })?;
-        targets
+        of.targets
             .iter()
             .for_each(|(bound, other)| cpu.at_most_times(*bound, *other));
         Ok(vec![cpu])
@@ -139,7 +193,7 @@ impl Bench {
         let calls = if self.quick { 2_000 } else { 10_000 };
         let mut cpu = Series::new("T2", "CPU a call, one at a time, everything on one CPU", "us");
         process::pin(Pid::from_raw(0), PROXY_CPU)?;
-        self.each_round("T2", PROXY_CPU, false, |subject| {
+        self.each_round("T2", Standing::Alone, PROXY_CPU, false, |subject| {
             subject.backend.pin(PROXY_CPU)?;
             let mut session = subject.session(1, Style::Plain, wire::FIRST_WINDOW)?;
             session.saturate(1, calls / 10)?;
@@ -155,7 +209,7 @@ impl Bench {
     fn system_calls(&mut self) -> Result<Vec<Series>> {
         let (few, many) = (500, 2_500);
         let mut calls = Series::new("T2.syscalls", "system calls a call, one at a time", "calls");
-        self.once("T2s", |subject| {
+        self.once("T2s", Standing::Alone, |subject| {
             let mut session = subject.session(1, Style::Plain, wire::FIRST_WINDOW)?;
             session.saturate(1, 100)?;
             let process = &subject.running()?.process;
@@ -168,12 +222,17 @@ impl Bench {
         Ok(vec![calls])
     }
 
-    fn open_loop(&mut self) -> Result<Vec<Series>> {
+    /// T3, T5.
+    fn open_loop(&mut self, standing: Standing) -> Result<Vec<Series>> {
         let calls = if self.quick { 2_000 } else { 6_000 };
         let interval = Duration::from_micros(500);
-        let mut cpu = Series::new("T3.cpu", "CPU a call at 2,000 calls a second", "us");
-        let mut latency = Series::new("T3.median", "median time a call at 2,000 calls a second", "us");
-        self.each_round("T3", PROXY_CPU, true, |subject| {
+        let [row, cpu, median, added] = match standing {
+            Standing::Alone => ["T3", "T3.cpu", "T3.median", "T3.added"],
+            Standing::Pair => ["T5", "T5.cpu", "T5.median", "T5.added"],
+        };
+        let mut cpu = Series::new(cpu, "CPU a call at 2,000 calls a second", "us");
+        let mut latency = Series::new(median, "median time a call at 2,000 calls a second", "us");
+        self.each_round(row, standing, PROXY_CPU, true, |subject| {
             let mut session = subject.session(T1_CONNECTIONS, Style::Plain, wire::FIRST_WINDOW)?;
             session.paced(interval, calls / 10)?;
             let mut times = Vec::new();
@@ -185,9 +244,8 @@ impl Bench {
             latency.add(subject.peer, share_of(&times, 0.5));
             Ok(())
         })?;
-        cpu.at_most_times(1.3, Peer::Floor);
         // Each round's own direct run is what the proxies of that round added to.
-        let mut added = Series::new("T3.added", "median time a call that the proxy adds", "us");
+        let mut added = Series::new(added, "median time a call that the proxy adds", "us");
         let direct = latency.values.get(&Peer::Direct).cloned().unwrap_or_default();
         for (peer, times) in latency.values.iter().filter(|(peer, _)| **peer != Peer::Direct) {
             times
@@ -195,14 +253,25 @@ impl Bench {
                 .zip(&direct)
                 .for_each(|(time, direct)| added.add(*peer, time - direct));
         }
-        added.at_most_times(1.2, Peer::Floor);
+        match standing {
+            Standing::Alone => {
+                cpu.at_most_times(1.3, Peer::Floor);
+                added.at_most_times(1.2, Peer::Floor);
+            }
+            Standing::Pair => {
+                cpu.at_most_times(0.35, Peer::Envoy);
+                latency.at_most_times(0.45, Peer::Envoy);
+                added.at_most_times(0.45, Peer::Envoy);
+            }
+        }
         Ok(vec![cpu, latency, added])
     }
 
-    fn bulk(&mut self) -> Result<Vec<Series>> {
+    /// T6, T6m.
+    fn bulk(&mut self, row: &'static str, standing: Standing, targets: &[(f64, Peer)]) -> Result<Vec<Series>> {
         let messages = if self.quick { 8_192 } else { 32_768 };
-        let mut cpu = Series::new("T6", "CPU a GiB of bulk", "s");
-        self.each_round("T6", PROXY_CPU, true, |subject| {
+        let mut cpu = Series::new(row, "CPU a GiB of bulk", "s");
+        self.each_round(row, standing, PROXY_CPU, true, |subject| {
             let mut session = subject.session(1, Style::Plain, 256 << 10)?;
             let bulk = |messages| Bulk {
                 streams: 1,
@@ -221,8 +290,9 @@ impl Bench {
             );
             Ok(())
         })?;
-        cpu.at_most_times(1.5, Peer::Floor);
-        cpu.at_most_times(0.75, Peer::Envoy);
+        targets
+            .iter()
+            .for_each(|(bound, other)| cpu.at_most_times(*bound, *other));
         Ok(vec![cpu])
     }
 
@@ -233,7 +303,7 @@ impl Bench {
             "resident memory a client connection with an open stream",
             "KB",
         );
-        self.once("T7", |subject| {
+        self.once("T7", Standing::Alone, |subject| {
             let process = &subject.running()?.process;
             let before = settled(process)?;
             let mut session = subject.session(T7_CONNECTIONS, Style::Plain, wire::FIRST_WINDOW)?;
@@ -246,7 +316,8 @@ impl Bench {
             );
             Ok(())
         })?;
-        idle.at_most(6.0);
+        // What joining a mesh takes: TLS, the stream to control, the exporter.
+        idle.at_most(if self.programs.bare { 6.0 } else { 8.0 });
         each.at_most(3.0);
         Ok(vec![idle, each])
     }
@@ -281,7 +352,7 @@ impl Bench {
             .collect();
         let pace = Duration::from_nanos(1_000_000_000 * (T12_STREAMS * payload::BULK) as u64 / T12_PACE);
         let neighbours = [("alone", None), ("paced", Some(pace)), ("full", Some(Duration::ZERO))];
-        self.each_round("T12", PROXY_CPU, true, |subject| {
+        self.each_round("T12", Standing::Alone, PROXY_CPU, true, |subject| {
             for (name, bulk) in neighbours {
                 let mut session = subject.session(1, Style::Plain, wire::FIRST_WINDOW)?;
                 if let Some(interval) = bulk {
@@ -316,7 +387,7 @@ impl Bench {
             series.at_most_times(0.5, Peer::Envoy);
             if let (Some(alone), Some(beside)) = (alone, series.median(Peer::Portunus)) {
                 let text = "at most 1.5 x its own without bulk".into();
-                series.targets.push(super::report::Target {
+                series.targets.push(Target {
                     text,
                     got: beside / alone,
                     bound: 1.5,
@@ -330,7 +401,7 @@ impl Bench {
             && let Some(ratio) = series.ratio(Peer::Envoy)
         {
             let text = "Envoy carries less than 1 x portunus".into();
-            series.targets.push(super::report::Target {
+            series.targets.push(Target {
                 text,
                 got: 1.0 / ratio,
                 bound: 1.0,
@@ -398,20 +469,21 @@ impl Bench {
     }
 
     /// Starts every peer, then measures each of them in every round: what drifts with time drifts for all.
-    fn each_round(
+    pub(super) fn each_round(
         &mut self,
         row: &str,
+        standing: Standing,
         cpu: usize,
         direct: bool,
         mut measure: impl FnMut(&Subject<'_>) -> Result<()>,
     ) -> Result<()> {
         let mut started = Vec::new();
         for peer in self.peers.clone() {
-            if peer == Peer::Direct && !direct {
+            if !standing.admits(peer) || peer == Peer::Direct && !direct {
                 continue;
             }
             self.say(row, &format!("starting {peer}"));
-            match self.start(peer, cpu) {
+            match self.start(peer, standing, cpu) {
                 Ok(running) => started.push((peer, running)),
                 Err(error) => self.failures.push(format!("{row}: {peer}: {error:#}")),
             }
@@ -424,12 +496,10 @@ impl Bench {
                     peer: *peer,
                     backend,
                     running: running.as_ref(),
+                    identities: &self.programs.identities,
                 };
                 if let Err(error) = measure(&subject) {
-                    let last = running
-                        .as_ref()
-                        .map(|running| running.process.last_words())
-                        .unwrap_or_default();
+                    let last = running.as_ref().map(Running::last_words).unwrap_or_default();
                     self.failures
                         .push(format!("{row}, round {round}: {peer}: {error:#}{last}"));
                     failed.push(*peer);
@@ -441,16 +511,23 @@ impl Bench {
     }
 
     /// One peer at a time, fresh, in as many rounds as the figure needs: for counts that hardly vary.
-    fn once(&mut self, row: &str, mut measure: impl FnMut(&Subject<'_>) -> Result<()>) -> Result<()> {
+    pub(super) fn once(
+        &mut self,
+        row: &str,
+        standing: Standing,
+        mut measure: impl FnMut(&Subject<'_>) -> Result<()>,
+    ) -> Result<()> {
         let (peers, rounds) = (self.peers.clone(), self.rounds);
         for round in 1..=rounds.min(3) {
-            for peer in peers.iter().copied().filter(|peer| *peer != Peer::Direct) {
+            let proxies = |peer: &Peer| *peer != Peer::Direct && standing.admits(*peer);
+            for peer in peers.iter().copied().filter(proxies) {
                 self.say(row, &format!("round {round} of {}, {peer}", rounds.min(3)));
-                let measured = self.start(peer, PROXY_CPU).and_then(|(backend, running)| {
+                let measured = self.start(peer, standing, PROXY_CPU).and_then(|(backend, running)| {
                     measure(&Subject {
                         peer,
                         backend: &backend,
                         running: running.as_ref(),
+                        identities: &self.programs.identities,
                     })
                 });
                 if let Err(error) = measured {
@@ -461,11 +538,11 @@ impl Bench {
         Ok(())
     }
 
-    fn start(&self, peer: Peer, cpu: usize) -> Result<(Backend, Option<Running>)> {
+    fn start(&self, peer: Peer, standing: Standing, cpu: usize) -> Result<(Backend, Option<Running>)> {
         let backend = Backend::start(LOAD_CPU)?;
         let running = match peer {
             Peer::Direct => None,
-            peer => Some(self.programs.start(peer, backend.address(), cpu)?),
+            peer => Some(self.programs.start(peer, standing, backend.address(), cpu)?),
         };
         Ok((backend, running))
     }
@@ -482,10 +559,11 @@ impl Bench {
 }
 
 /// A peer in its turn.
-struct Subject<'a> {
-    peer: Peer,
+pub(super) struct Subject<'a> {
+    pub(super) peer: Peer,
     backend: &'a Backend,
     running: Option<&'a Running>,
+    pub(super) identities: &'a Identities,
 }
 
 impl Subject<'_> {
@@ -505,16 +583,18 @@ impl Subject<'_> {
         )
     }
 
+    /// The server's proxy of a pair.
+    pub(super) fn far(&self) -> Result<&Far> {
+        self.running()?.far.as_ref().context("this is no pair")
+    }
+
     fn running(&self) -> Result<&Running> {
         self.running.context("there is no proxy to look at")
     }
 
-    /// The CPU time that the proxy takes for this work; of load generator and backend, if there is no proxy.
+    /// The CPU time that the proxy (of a pair, both) takes for this work; of load generator and backend, if there is no proxy.
     fn cpu_of(&self, work: impl FnOnce() -> Result<()>) -> Result<Duration> {
-        let now = || {
-            self.running
-                .map_or_else(process::own_cpu, |running| running.process.cpu())
-        };
+        let now = || self.running.map_or_else(process::own_cpu, Running::cpu);
         let before = now()?;
         work()?;
         Ok(now()? - before)
@@ -522,7 +602,7 @@ impl Subject<'_> {
 }
 
 /// Resident memory once it no longer changes.
-fn settled(process: &process::Process) -> Result<u64> {
+pub(super) fn settled(process: &process::Process) -> Result<u64> {
     let mut last = process.resident()?;
     for _ in 0..20 {
         std::thread::sleep(Duration::from_millis(150));
@@ -535,7 +615,7 @@ fn settled(process: &process::Process) -> Result<u64> {
     Ok(last)
 }
 
-fn micros(time: Duration) -> f64 {
+pub(super) fn micros(time: Duration) -> f64 {
     time.as_secs_f64() * 1e6
 }
 

@@ -12,7 +12,7 @@ use portunus_sidecar::route::{Endpoint, Known, Policy, Subject};
 use portunus_sidecar::tls::{Bundle, Credential};
 use portunus_sidecar::worker::Mesh;
 use rcgen::{
-    BasicConstraints, CertificateParams, CertifiedIssuer, DnType, ExtendedKeyUsagePurpose, IsCa, KeyPair,
+    BasicConstraints, Certificate, CertificateParams, CertifiedIssuer, DnType, ExtendedKeyUsagePurpose, IsCa, KeyPair,
     KeyUsagePurpose, SanType,
 };
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
@@ -60,8 +60,24 @@ impl Pki {
         self.root.pem()
     }
 
+    /// The issuer's certificate and its key, in PEM: what a control signs with that is given an issuer.
+    pub fn issuer_pem(&self) -> (String, String) {
+        (self.issuer.pem(), self.issuer.key().serialize_pem())
+    }
+
     /// A certificate and its key, for as long as said from a minute ago on.
     pub fn certify(&self, id: &SpiffeId, lasts: Duration) -> (Vec<CertificateDer<'static>>, KeyPair) {
+        let (leaf, key) = self.leaf(id, lasts);
+        (vec![leaf.der().clone(), self.issuer.der().clone()], key)
+    }
+
+    /// The same in PEM: the certificate with its issuer's, and the key.
+    pub fn certify_pem(&self, id: &SpiffeId, lasts: Duration) -> (String, String) {
+        let (leaf, key) = self.leaf(id, lasts);
+        (leaf.pem() + &self.issuer.pem(), key.serialize_pem())
+    }
+
+    fn leaf(&self, id: &SpiffeId, lasts: Duration) -> (Certificate, KeyPair) {
         let mut params = CertificateParams::default();
         params.subject_alt_names = vec![SanType::URI(id.as_str().try_into().expect("ASCII"))];
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
@@ -71,7 +87,7 @@ impl Pki {
         params.not_after = (now + lasts).into();
         let key = KeyPair::generate().expect("a key");
         let leaf = params.signed_by(&key, &self.issuer).expect("a certificate");
-        (vec![leaf.der().clone(), self.issuer.der().clone()], key)
+        (leaf, key)
     }
 
     /// What the holder of an id proves itself by.
