@@ -31,8 +31,8 @@ use crate::{admin, app, control, http2, policy, telemetry, tls};
 use otel::Otel;
 use setting::{Group, PROXY, REDIRECT, Setting, unknown_variables};
 use value::{
-    ACCESS_LOGS, BALANCERS, LOG_FORMATS, Show, TrustBundle, bytes, duration, list, listen, log_level, mode, modes,
-    number, optional, parsed, path, percent, protocols, text, word,
+    ACCESS_LOGS, BALANCERS, LOG_FORMATS, SWITCH, Show, TrustBundle, bytes, duration, list, listen, log_level, mode,
+    modes, number, optional, parsed, path, percent, protocols, text, word,
 };
 
 /// What the command line asks for.
@@ -75,6 +75,8 @@ pub struct Config {
     pub control: Option<control::Settings>,
     /// What inbound ports take where control says nothing.
     pub mtls: policy::Inbound,
+    /// Whether streams are cut when a certificate ends that their connection was made with.
+    pub cut_expired: bool,
     /// Which DNS servers to ask.
     pub resolv_conf: PathBuf,
     /// Hosts whose endpoints stand in SRV records.
@@ -282,6 +284,7 @@ impl Config {
                 default: Some(said.read("mtls", mode)),
                 ports: said.read("mtls-ports", modes),
             },
+            cut_expired: said.read("cut-expired-connections", word(SWITCH)),
             resolv_conf: said.read("resolv-conf", path),
             dns_srv: said.read("dns-srv", list(SrvName::parse)),
             dns_ttl_floor: said.read("dns-ttl-floor", seconds(1..=86_400)),

@@ -104,36 +104,58 @@ impl Pki {
         mode: Mode,
         who: impl Fn(SocketAddr) -> Option<SpiffeId> + Send + Sync + 'static,
     ) -> Mesh {
-        let (say, modes) = watch::channel(Arc::new(Inbound {
-            default: Some(mode),
-            ports: BTreeMap::new(),
-        }));
-        let ask = move |subject: Subject| {
-            // Whoever follows goes on hearing for as long as this lives.
-            let _ = &say;
-            let known = match subject {
-                Subject::Address(addr) => match who(addr) {
-                    Some(identity) => Known::Endpoint(Endpoint {
-                        addr,
-                        identity: Some(identity),
-                        weight: 1,
-                        is_ready: true,
-                        workload: String::new(),
-                    }),
-                    None => Known::Outside(Arc::new(Policy::default())),
-                },
-                Subject::Name { .. } => Known::Outside(Arc::new(Policy::default())),
-            };
-            let (keep, known) = watch::channel(Arc::new(known));
-            // Nothing ever changes; but that nobody is left to say so would be the end of it.
-            std::mem::forget(keep);
-            Some(known)
-        };
-        let credential = self.credential(id, Duration::from_secs(3_600));
-        Mesh {
-            own: Arc::new(ArcSwapOption::from(Some(credential))),
-            modes,
-            ask: Arc::new(ask),
-        }
+        mesh(self.credential(id, Duration::from_secs(3_600)), mode, who)
+    }
+}
+
+/// A mesh as the sidecar sees it that proves itself by `credential`: `who` says who is at an address, and ports have
+/// `mode`.
+pub fn mesh(
+    credential: Arc<Credential>,
+    mode: Mode,
+    who: impl Fn(SocketAddr) -> Option<SpiffeId> + Send + Sync + 'static,
+) -> Mesh {
+    mesh_of(credential, mode, move |subject| match subject {
+        Subject::Address(addr) => match who(addr) {
+            Some(identity) => Known::Endpoint(endpoint(addr, identity)),
+            None => Known::Outside(Arc::new(Policy::default())),
+        },
+        Subject::Name { .. } => Known::Outside(Arc::new(Policy::default())),
+    })
+}
+
+/// The same, where `known` says all that is known of names and addresses.
+pub fn mesh_of(
+    credential: Arc<Credential>,
+    mode: Mode,
+    known: impl Fn(Subject) -> Known + Send + Sync + 'static,
+) -> Mesh {
+    let (say, modes) = watch::channel(Arc::new(Inbound {
+        default: Some(mode),
+        ports: BTreeMap::new(),
+    }));
+    let ask = move |subject: Subject| {
+        // Whoever follows goes on hearing for as long as this lives.
+        let _ = &say;
+        let (keep, known) = watch::channel(Arc::new(known(subject)));
+        // Nothing ever changes; but that nobody is left to say so would be the end of it.
+        std::mem::forget(keep);
+        Some(known)
+    };
+    Mesh {
+        own: Arc::new(ArcSwapOption::from(Some(credential))),
+        modes,
+        ask: Arc::new(ask),
+    }
+}
+
+/// An endpoint of the mesh's, ready.
+pub fn endpoint(addr: SocketAddr, identity: SpiffeId) -> Endpoint {
+    Endpoint {
+        addr,
+        identity: Some(identity),
+        weight: 1,
+        is_ready: true,
+        workload: String::new(),
     }
 }

@@ -55,7 +55,7 @@ pub(super) fn of(config: &Config, names: Names, mesh: Option<Mesh>, registry: Ar
         health: Default::default(),
         names,
         mesh,
-        cut_expired: false,
+        cut_expired: config.cut_expired,
         registry,
     }
 }

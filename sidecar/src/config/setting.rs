@@ -205,6 +205,12 @@ pub(super) const PROXY: &[Group] = &[
                 "",
                 "The same for single ports. May be repeated",
             ),
+            one(
+                "cut-expired-connections",
+                "SWITCH",
+                "off",
+                "on: streams are cut that still run when a certificate ends that their connection was made with",
+            ),
         ],
     ),
     (

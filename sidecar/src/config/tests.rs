@@ -360,6 +360,7 @@ fn control_is_told_by_all_of_its_settings_together() {
         bundle.as_str(),
         "--mtls=strict",
         "--mtls-ports=8080=disabled,9090=permissive",
+        "--cut-expired-connections=on",
     ];
     let config = proxy(&control);
     let settings = config.control.expect("it was said");
@@ -371,6 +372,7 @@ fn control_is_told_by_all_of_its_settings_together() {
     assert_eq!(config.mtls.mode(1), Some(policy::Mode::Strict));
     assert_eq!(config.mtls.mode(8080), Some(policy::Mode::Disabled));
     assert_eq!(config.understood["settings"]["mtls-ports"]["9090"], "permissive");
+    assert!(config.cut_expired);
     assert_eq!(
         config.understood["settings"]["trust-bundle"],
         file.display().to_string()
@@ -386,6 +388,7 @@ fn control_is_told_by_all_of_its_settings_together() {
         "--control-identity=spiffe://MESH/a",
         bundle.as_str(),
         "--mtls=off",
+        "--cut-expired-connections=true",
         "--mtls-ports=1=strict,1=disabled",
     ];
     let found = mistakes(&wrong, &[]);

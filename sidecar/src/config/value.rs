@@ -342,6 +342,8 @@ pub(super) const ACCESS_LOGS: &[(&str, Option<access::Form>)] = &[
     ("text", Some(access::Form::Text)),
 ];
 
+pub(super) const SWITCH: &[(&str, bool)] = &[("off", false), ("on", true)];
+
 /// `LEVEL`, or `LEVEL,MODULE=LEVEL,...`.
 pub(super) fn log_level(text: &str) -> Parsed<Targets> {
     // Targets would take any word for a module, and log all of it.
@@ -394,6 +396,7 @@ show! {
     Algorithm => |it| spelled(BALANCERS, *it);
     LogFormat => |it| spelled(LOG_FORMATS, *it);
     Option<access::Form> => |it| spelled(ACCESS_LOGS, *it);
+    bool => |it| spelled(SWITCH, *it);
     String => |it| it;
     f64 => |it| it;
     Targets => |it| it.to_string();

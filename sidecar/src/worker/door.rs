@@ -144,7 +144,7 @@ impl Door {
         };
         let declared = self.protocols.get(&meant.port()).copied().unwrap_or(Declared::Nothing);
         let mode = self.mode(meant.port());
-        let (listened_for, patience) = (self.listened_for(declared), self.patience(mode));
+        let (listened_for, patience) = (self.listened_for(declared, mode), self.patience(mode));
         let Some(detected) = self.detect(&accepted.socket, listened_for, patience, meant).await else {
             return;
         };
@@ -175,9 +175,11 @@ impl Door {
     }
 
     /// What is listened for, where the mesh's TLS may come instead of what was declared.
-    fn listened_for(&self, declared: Declared) -> Declared {
+    fn listened_for(&self, declared: Declared, mode: Option<Mode>) -> Declared {
         match declared {
             _ if !self.inbound || self.mesh.is_none() => declared,
+            // Whoever has not proven who it is does not reach the application by its silence either.
+            Declared::Nothing if mode == Some(Mode::Strict) => Declared::Http,
             Declared::Opaque => Declared::Nothing,
             Declared::Http2 => Declared::Http,
             Declared::Nothing | Declared::Http | Declared::GrpcWeb | Declared::Tls => declared,

@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use super::Worker;
+use super::upkeep::NO_SETTINGS;
 use crate::call::{CallKey, code_of_reset};
 use crate::connect::wire::{Read, TookUp, Wire};
 use crate::connect::{PoolKey, Side, Via, WireKey, pool};
@@ -653,8 +654,13 @@ impl Worker {
 
     /// A server ended the connection before it had shown that it takes us for whom we are: most likely it does not.
     fn refused_by(&mut self, pool: PoolKey, addr: SocketAddr, why: &str) {
-        tracing::warn!(%addr, "no mTLS: {why}");
-        self.counts.shook_hands(false, "refused_by_peer", &self.recorder);
+        let reason = if why == NO_SETTINGS {
+            "no_settings"
+        } else {
+            "refused_by_peer"
+        };
+        tracing::warn!(%addr, reason, "no mTLS: {why}");
+        self.counts.shook_hands(false, reason, &self.recorder);
         self.not_dialled(pool, &format!("no mTLS with {addr}: {why}"));
     }
 

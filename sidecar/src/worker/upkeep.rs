@@ -16,6 +16,9 @@ pub(super) const LOOK_EVERY: Duration = Duration::from_millis(500);
 pub(super) const TURN_EVERY: Duration = Duration::from_secs(1);
 /// A server's silence, while calls wait on it, after which it is asked whether it lives.
 const ASK_AFTER: Duration = Duration::from_millis(1_500);
+/// What is said of a server that has shown who it is, and then not whether it takes us for whom we are.
+pub(super) const NO_SETTINGS: &str =
+    "the server finished the TLS handshake and said nothing more: no SETTINGS came in time";
 /// How long a server's connection may take to hand on to its application what it has read.
 const TAKES_UP_WITHIN: Duration = Duration::from_millis(150);
 /// How long a call's bytes may stand still once the memory budget is spent.
@@ -130,6 +133,10 @@ impl Worker {
         let engine = &wire.engine;
         let settings = engine.settings();
         let age = self.now.saturating_duration_since(wire.born);
+        if !wire.is_proven && age > self.parts.dial.handshake {
+            // Calls wait for it that others could serve: it is a part of the handshake to them.
+            return Some((Reason::SETTINGS_TIMEOUT, NO_SETTINGS));
+        }
         if !engine.heard_settings() && age > settings.preface_timeout {
             return Some((
                 Reason::SETTINGS_TIMEOUT,

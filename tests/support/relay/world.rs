@@ -99,6 +99,8 @@ pub struct Setup {
     /// Whether there are two workers, the caller's and the server's, with mTLS between them. So it is for all worlds where
     /// the environment has [`PAIRS`].
     pub pair: bool,
+    /// Whether streams are cut when a certificate ends that their connection was made with.
+    pub cut_expired: bool,
     /// The window that the server gives each stream, and its connection.
     pub server_windows: (u32, u32),
     /// Streams that the server takes at once.
@@ -120,6 +122,7 @@ impl Default for Setup {
             inbound: false,
             declared: false,
             mesh: None,
+            cut_expired: false,
             pair: std::env::var_os(PAIRS).is_some(),
             server_windows: (65_535, 65_535),
             server_streams: None,
@@ -207,7 +210,7 @@ impl World {
             health: Arc::new(setup.health),
             names,
             mesh: setup.mesh,
-            cut_expired: false,
+            cut_expired: setup.cut_expired,
             registry: registry.clone(),
         };
         let (commands, told) = tokio::sync::mpsc::unbounded_channel();

@@ -1,6 +1,7 @@
 //! What a field is, by its name; and what makes a field malformed.
 
 use super::static_table;
+use crate::edge::client_cert;
 
 /// What a field is, decided once from its name. Names are compared as they stand on the wire: in lower case.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -273,7 +274,7 @@ pub(super) fn judge(text: &[u8]) -> (Class, Option<Malformed>) {
             keep: Keep::PerCall,
             ..Class::OTHER
         },
-        _ if reads_as_client_cert(text) => Class {
+        _ if client_cert::is_taken_for(text) => Class {
             name: Name::ForwardedClientCert,
             ..Class::OTHER
         },
@@ -378,12 +379,6 @@ fn name_malformed(text: &[u8]) -> Option<Malformed> {
         byte if is_token_byte(*byte) => None,
         _ => Some(Malformed::BadNameByte),
     })
-}
-
-fn reads_as_client_cert(text: &[u8]) -> bool {
-    const CLIENT_CERT: &[u8] = b"x-forwarded-client-cert";
-    let read_as = |byte: &u8| if *byte == b'_' { b'-' } else { byte.to_ascii_lowercase() };
-    text.len() == CLIENT_CERT.len() && text.iter().map(read_as).eq(CLIENT_CERT.iter().copied())
 }
 
 /// The names that are known, found by one look-up: [`place`] is different for each of them.
@@ -605,11 +600,18 @@ mod tests {
             "X-Forwarded-Client-Cert",
             "x_forwarded-client_cert",
             "X_FORWARDED_CLIENT_CERT",
+            "x.forwarded.client.cert",
+            "x~forwarded-client!cert",
         ] {
             assert_eq!(Name::of(text.as_bytes()), Name::ForwardedClientCert);
         }
-        assert_eq!(Name::of(b"x-forwarded-client-certs"), Name::Other);
-        assert_eq!(Name::of(b"x.forwarded.client.cert"), Name::Other);
+        for text in [
+            "x-forwarded-client-certs",
+            "xxforwarded-client-cert",
+            "x-forwarded-clientxcert",
+        ] {
+            assert_eq!(Name::of(text.as_bytes()), Name::Other);
+        }
     }
 
     #[test]

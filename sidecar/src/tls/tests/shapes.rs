@@ -1,10 +1,11 @@
-//! Certificates with one thing wrong each, and the word for it.
+//! Certificates with one thing wrong each, and the word for it. The `identity` tests of the whole sidecar use this file,
+//! too.
 
 use rcgen::{BasicConstraints, CertificateParams, CustomExtension, DnType, ExtendedKeyUsagePurpose as Eku, IsCa};
 use rcgen::{KeyPair, KeyUsagePurpose as Ku, SanType};
 use rustls::pki_types::CertificateDer;
 
-use super::{Authority, OURS, PEERS, Shown, authority_params, der, leaf_params, soon, uri_names};
+use super::authority::{Authority, OURS, PEERS, Shown, authority_params, der, leaf_params, soon, uri_names};
 
 /// What is wrong, the reason that has to be named, and what is shown.
 pub(super) type Shape = (&'static str, &'static str, Shown);

@@ -1,0 +1,222 @@
+//! Certificates end while calls run, and servers that do not take ours: nobody's call is lost over it, and nobody waits long.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes as Buf;
+use portunus_sidecar::policy::Mode;
+use portunus_sidecar::route::{Known, Policy, View};
+use portunus_sidecar::worker::Mesh;
+use support::pki::{self, Pki};
+
+use crate::authority::{Authority, OURS, PEERS};
+use crate::ends::{self, Ear, HANDSHAKES, id};
+use crate::plain::server_config;
+use crate::raw::{DATA, HEADERS};
+
+use crate::world::{Begun, Setup, World, request};
+
+/// How long the caller's first certificate lasts: it is replaced, and so is the connection.
+const LIFE: Duration = Duration::from_secs(3);
+
+/// A caller's sidecar and a server's; the caller's certificate ends soon, and its mesh can be given another.
+async fn pair(cut_expired: bool) -> (World, World, Pki, Mesh) {
+    let pki = Pki::new("mesh.test");
+    let (near, far) = (pki.id("near"), pki.id("far"));
+    let far_side = ends::of(pki.mesh(&far, Mode::Strict, |_| None), true);
+    let far_world = World::with(far_side).await;
+    let mesh = pki::mesh(pki.credential(&near, LIFE), Mode::Strict, move |_| Some(far.clone()));
+    let near_side = Setup {
+        cut_expired,
+        ..ends::of(mesh.clone(), false)
+    };
+    let near_world = World::before(far_world.proxy, near_side).await;
+    (near_world, far_world, pki, mesh)
+}
+
+fn renew(pki: &Pki, mesh: &Mesh) {
+    mesh.own
+        .store(Some(pki.credential(&pki.id("near"), Duration::from_secs(3_600))));
+}
+
+const OUTLIVED: &str = "portunus_connections_past_certificate";
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn connections_are_replaced_before_a_certificate_ends_and_streams_that_run_go_on() {
+    let (near, far, pki, mesh) = pair(false).await;
+    let mut caller = near.caller().await;
+    let Begun { response, mut body, .. } = caller.begin(request("/a.B/Stream", &[])).await.expect("it begins");
+    body.send_data(Buf::from(vec![0; 5]), false).expect("it is sent");
+    let stream = tokio::spawn(response);
+    renew(&pki, &mesh);
+    let opened = || near.metric("portunus_connections_opened_total", &["outbound", "upstream"]);
+    // All the while there are calls, and none is lost.
+    let began = Instant::now();
+    let mut replaced = None;
+    while near.metric(OUTLIVED, &["outbound"]) == 0.0 {
+        assert!(
+            began.elapsed() < LIFE + Duration::from_secs(10),
+            "the stream is not counted"
+        );
+        let answer = caller.call("/a.B/C", 100, 100).await.expect("answered");
+        assert_eq!(answer.grpc_status.as_deref(), Some("0"), "{:?}", answer.grpc_message);
+        if opened() >= 2.0 {
+            replaced.get_or_insert(began.elapsed());
+        }
+    }
+    let replaced = replaced.expect("the connection is replaced");
+    assert!(
+        replaced < LIFE,
+        "it was replaced after {replaced:?}, when the certificate had ended"
+    );
+    assert_eq!(far.metric(OUTLIVED, &["inbound"]), 1.0, "the other side counts it too");
+    // The stream is whole.
+    body.send_data(Buf::from(vec![0; 5]), true).expect("it goes on");
+    let answer = stream.await.expect("no panic").expect("an answer");
+    assert_eq!(answer.status().as_u16(), 200);
+    near.until(OUTLIVED, &["outbound"], |now| now == 0.0).await;
+    assert_eq!(
+        near.metric("grpc_client_handled_total", &["grpc_code=\"UNAVAILABLE\""]),
+        0.0
+    );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn streams_are_cut_when_the_certificate_ends_where_that_is_wished() {
+    let (near, _far, pki, mesh) = pair(true).await;
+    let mut caller = near.caller().await;
+    let began = Instant::now();
+    let Begun {
+        response, body: _body, ..
+    } = caller.begin(request("/a.B/Stream", &[])).await.expect("it begins");
+    renew(&pki, &mesh);
+    let answer = crate::world::collect(response.await.expect("it is answered"), 0).await;
+    let took = began.elapsed();
+    assert!(
+        took > LIFE / 2 && took < LIFE + Duration::from_secs(5),
+        "it was cut after {took:?}"
+    );
+    let code = answer.ok().and_then(|answer| answer.grpc_status);
+    assert_ne!(code.as_deref(), Some("0"));
+    let after = caller.call("/a.B/C", 100, 100).await.expect("answered");
+    assert_eq!(after.grpc_status.as_deref(), Some("0"));
+}
+
+/// A mesh in which all that is called is a service of these endpoints.
+fn service(root: &Authority, endpoints: &[(SocketAddr, &str)]) -> Setup {
+    let endpoints = endpoints
+        .iter()
+        .map(|(addr, who)| pki::endpoint(*addr, id(who)))
+        .collect();
+    let view = View {
+        name: "svc.shop:1".to_owned(),
+        addresses: Vec::new(),
+        endpoints,
+        policy: Policy::default(),
+    };
+    let known = Known::Service(Arc::new(view));
+    ends::of(
+        pki::mesh_of(ends::ours(root), Mode::Strict, move |_| known.clone()),
+        false,
+    )
+}
+
+/// Calls a service of two, of which `bad` is one, from ten callers; all calls are served. The longest wait.
+async fn served_beside(root: &Authority, bad: SocketAddr) -> (World, Duration) {
+    let good = World::with(ends::inbound(root, Mode::Strict)).await;
+    let world = World::before(bad, service(root, &[(bad, PEERS), (good.proxy, OURS)])).await;
+    let mut longest = Duration::ZERO;
+    let mut calls = tokio::task::JoinSet::new();
+    for _ in 0..20 {
+        let mut caller = world.caller().await;
+        calls.spawn(async move {
+            let began = Instant::now();
+            let answer = caller.call("/a.B/C", 1_000, 1_000).await.expect("answered");
+            assert_eq!(answer.grpc_status.as_deref(), Some("0"), "{:?}", answer.grpc_message);
+            began.elapsed()
+        });
+    }
+    while let Some(took) = calls.join_next().await {
+        longest = longest.max(took.expect("no panic"));
+    }
+    // The connection to the good one lives for as long as its world.
+    drop(good);
+    (world, longest)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_that_refuses_our_certificate_late_is_sent_no_call() {
+    let root = Authority::root("root");
+    // It believes another root: in TLS 1.3 it says so after we have finished.
+    let mut roots = rustls::RootCertStore::empty();
+    roots
+        .add(Authority::root("another").issuer.der().clone())
+        .expect("a root");
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let verifier = rustls::server::WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider)
+        .build()
+        .expect("a verifier");
+    let shown = root.leaf(|_| {});
+    let mut config = rustls::ServerConfig::builder()
+        .with_client_cert_verifier(verifier)
+        .with_single_cert(shown.chain.clone(), shown.private())
+        .expect("a configuration");
+    config.alpn_protocols = vec![ends::H2.to_vec()];
+    let bad = Ear::in_tls(config).await;
+    let (world, longest) = served_beside(&root, bad.addr).await;
+    assert!(longest < Duration::from_secs(2), "a caller waited {longest:?}");
+    world
+        .until(HANDSHAKES, &["outbound", "refused_by_peer"], |now| now >= 1.0)
+        .await;
+    assert!(bad.connections.load(Relaxed) >= 1 && bad.heard.lock().is_empty());
+    // Alone, it is named.
+    let world = World::before(bad.addr, ends::outbound(&root, PEERS)).await;
+    let answer = world
+        .caller()
+        .await
+        .ask(request("/a.B/C", &[]))
+        .await
+        .expect("answered");
+    let message = answer.grpc_message.unwrap_or_default();
+    assert_eq!(answer.grpc_status.as_deref(), Some("14"), "{message}");
+    assert!(message.contains("the peer ended the TLS connection"), "{message}");
+    assert!(bad.heard.lock().is_empty(), "it was sent something");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_that_never_says_settings_is_sent_no_call_and_nobody_waits_long_for_it() {
+    let root = Authority::root("root");
+    let bad = Ear::in_tls(server_config(&root.leaf(|_| {}))).await;
+    let (world, longest) = served_beside(&root, bad.addr).await;
+    eprintln!("the longest of 20 callers waited {longest:?}");
+    assert!(longest < Duration::from_secs(4), "a caller waited {longest:?}");
+    world
+        .until(HANDSHAKES, &["outbound", "no_settings"], |now| now >= 1.0)
+        .await;
+    let world = World::before(bad.addr, ends::outbound(&root, PEERS)).await;
+    let answer = world
+        .caller()
+        .await
+        .ask(request("/a.B/C", &[]))
+        .await
+        .expect("answered");
+    let message = answer.grpc_message.unwrap_or_default();
+    assert!(message.contains("no SETTINGS came in time"), "{message}");
+    // Our preface and SETTINGS it has heard, and no call.
+    let heard = bad.heard.lock();
+    let mut frames = heard.as_slice();
+    while let Some(rest) = frames
+        .strip_prefix(PREFACE)
+        .or(Some(frames))
+        .filter(|rest| rest.len() >= 9)
+    {
+        let length = u32::from_be_bytes([0, rest[0], rest[1], rest[2]]) as usize;
+        assert!(rest[3] != HEADERS && rest[3] != DATA, "it was sent a call");
+        frames = rest.get(9 + length..).unwrap_or_default();
+    }
+    assert!(!heard.is_empty());
+}
+
+const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
