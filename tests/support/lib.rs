@@ -42,7 +42,7 @@ pub mod traffic;
 pub mod wait;
 
 pub use capture::Capture;
-pub use control::{Control, Member};
+pub use control::{Control, Member, Token};
 pub use distance::Distance;
 pub use dns::Dns;
 pub use jaeger::Jaeger;
