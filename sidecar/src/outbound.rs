@@ -106,7 +106,7 @@ fn pick(worker: &mut Worker, key: CallKey) -> Result<Option<(PoolKey, SocketAddr
             return Ok(None);
         }
         Err(_) if *service.known == Known::Pending => return Err(control_silent(service)),
-        Err(why) => return Err(no_endpoint(service.name.clone(), why, call)),
+        Err(why) => return Err(no_endpoint(service, why, call)),
     };
     let addr = service.balancer.addr(endpoint).ok_or_else(no_call)?;
     // A check is no load.
@@ -160,12 +160,20 @@ fn control_silent(service: &Service) -> Failure {
     }
 }
 
-fn no_endpoint(service: String, why: NoEndpoint, call: &Call) -> Failure {
-    let why = match &call.last_error {
+fn no_endpoint(service: &Service, why: NoEndpoint, call: &Call) -> Failure {
+    // A call that finds all of them unreachable has met none: what others met there is the reason.
+    let others = service
+        .unreached
+        .as_ref()
+        .filter(|_| matches!(why, NoEndpoint::AllInBackoff { .. }));
+    let why = match call.last_error.as_ref().or(others) {
         Some(last) => format!("{why}; last: {last}"),
         None => why.to_string(),
     };
-    Failure::NoEndpoint { service, why }
+    Failure::NoEndpoint {
+        service: service.name.clone(),
+        why,
+    }
 }
 
 /// The service of the name in `:authority`: known by the number on its interned field, else looked up.

@@ -726,6 +726,7 @@ impl Worker {
             judged.push((service, endpoint));
             if let Some(service) = self.services.get_mut(service) {
                 service.balancer.dial_failed(endpoint, self.now, &mut self.rng);
+                service.unreached = Some(why.into());
             }
         }
         self.leave_endpoint(key);

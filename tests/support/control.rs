@@ -29,7 +29,10 @@ pub const NAMESPACE: &str = "shop";
 pub struct Control {
     pod: Pod,
     arguments: Vec<String>,
+    environment: Vec<(String, String)>,
     program: Option<Program>,
+    /// What those before wrote, that were killed.
+    wrote: String,
     source: PathBuf,
     state: PathBuf,
 }
@@ -46,39 +49,68 @@ pub struct Member<'a> {
 }
 
 impl Control {
-    pub(crate) fn start(pod: Pod, arguments: &[&str]) -> Result<Control> {
+    pub(crate) fn new(pod: Pod, arguments: &[&str]) -> Result<Control> {
         let (source, state) = (pod.folder().join("source"), pod.folder().join("state"));
         open_folder(&source)?;
         // A directory without any manifest is taken for a mistake.
         fs::write(source.join("nothing.yaml"), "")?;
-        let mut control = Control {
+        Ok(Control {
             pod,
             arguments: arguments.iter().map(ToString::to_string).collect(),
+            environment: Vec::new(),
             program: None,
+            wrote: String::new(),
             source,
             state,
-        };
-        control.launch()?;
-        Ok(control)
+        })
     }
 
-    /// Starts it again after [`Control::kill`], as it was.
+    /// Another one, in this pod, over the same manifests and the same authority. It does not run yet.
+    pub fn beside(&self, pod: Pod) -> Control {
+        Control {
+            pod,
+            arguments: self.arguments.clone(),
+            environment: self.environment.clone(),
+            program: None,
+            wrote: String::new(),
+            source: self.source.clone(),
+            state: self.state.clone(),
+        }
+    }
+
+    /// Gives it variables of the environment, from its next start on.
+    pub fn set_environment(&mut self, variables: &[(&str, &str)]) {
+        let owned = variables
+            .iter()
+            .map(|(key, value)| (key.to_string(), value.to_string()));
+        self.environment = owned.collect();
+    }
+
+    /// Starts it, or starts it again after [`Control::kill`], as it was; and waits until it is ready.
     ///
     /// # Errors
     /// When it does not become ready.
     pub fn launch(&mut self) -> Result<()> {
+        self.begin()?;
+        let admin = SocketAddr::from(([127, 0, 0, 1], ADMIN_PORT));
+        wait_until(Duration::from_secs(15), "control is ready", || {
+            http::get(&self.pod, admin, "/ready").is_ok_and(|answer| answer.status == 200)
+        })
+        .with_context(|| self.output())
+    }
+
+    /// Starts it, and does not wait.
+    ///
+    /// # Errors
+    /// When there is no program to start.
+    pub fn begin(&mut self) -> Result<()> {
         let mut command = self.pod.command(User::Root, self.pod.place(&build::injector()?)?);
         command.arg("control").arg("--source").arg(&self.source);
         command.arg("--state").arg(&self.state);
         command.args(["--trust-domain", TRUST_DOMAIN, "--log-level", "debug"]);
         command.args(&self.arguments);
-        let program = self.pod.start("control", command)?;
-        let admin = SocketAddr::from(([127, 0, 0, 1], ADMIN_PORT));
-        wait_until(Duration::from_secs(15), "control is ready", || {
-            http::get(&self.pod, admin, "/ready").is_ok_and(|answer| answer.status == 200)
-        })
-        .with_context(|| program.output())?;
-        self.program = Some(program);
+        command.envs(self.environment.iter().cloned());
+        self.program = Some(self.pod.start("control", command)?);
         Ok(())
     }
 
@@ -88,9 +120,21 @@ impl Control {
     /// When it cannot be ended.
     pub fn kill(&mut self) -> Result<()> {
         match self.program.take() {
-            Some(mut program) => program.kill(),
+            Some(mut program) => {
+                program.kill()?;
+                self.wrote += &program.output();
+                Ok(())
+            }
             None => Ok(()),
         }
+    }
+
+    /// Its process.
+    ///
+    /// # Errors
+    /// When it does not run.
+    pub fn program(&self) -> Result<&Program> {
+        self.program.as_ref().context("control does not run")
     }
 
     /// The pod that it is in.
@@ -103,9 +147,23 @@ impl Control {
         &self.source
     }
 
-    /// What it wrote.
+    /// The directory of its authority.
+    pub fn state(&self) -> &Path {
+        &self.state
+    }
+
+    /// What it wrote, since its first start.
     pub fn output(&self) -> String {
-        self.program.as_ref().map(Program::output).unwrap_or_default()
+        let now = self.program.as_ref().map(Program::output).unwrap_or_default();
+        self.wrote.clone() + &now
+    }
+
+    /// Where sidecars reach it.
+    ///
+    /// # Errors
+    /// When its pod has no address of this family.
+    pub fn at(&self, family: Family) -> Result<SocketAddr> {
+        self.pod.at(family, PORT)
     }
 
     /// Writes a file of manifests, whole.
@@ -146,12 +204,10 @@ impl Control {
     /// # Errors
     /// When a file cannot be written.
     pub fn enrol(&self, pod: &Pod, member: &Member<'_>) -> Result<Vec<(String, String)>> {
-        let token: [u8; 32] = std::array::from_fn(|_| rand::random());
-        let token_text = hex(&token);
-        let hash = hex(&<sha2::Sha256 as sha2::Digest>::digest(token));
-        self.workload(pod, member, Some(&hash))?;
+        let token = Token::new();
+        self.workload(pod, member, Some(&token.hash))?;
         let (token_file, bundle) = (pod.folder().join("join-token"), pod.folder().join("bundle.pem"));
-        fs::write(&token_file, token_text)?;
+        fs::write(&token_file, token.text)?;
         fs::write(&bundle, fs::read_to_string(self.root())?)?;
         let mut settings = vec![
             (
@@ -169,6 +225,15 @@ impl Control {
         let address = self.pod.at(family, PORT)?;
         settings.push(("PORTUNUS_CONTROL_ADDRESS".to_owned(), address.to_string()));
         Ok(settings)
+    }
+
+    /// Says something else of a pod that was enrolled; its token stays.
+    ///
+    /// # Errors
+    /// When it was not, or the file cannot be written.
+    pub fn revise(&self, pod: &Pod, member: &Member<'_>) -> Result<()> {
+        let token = fs::read_to_string(pod.folder().join("join-token")).context("it was not enrolled")?;
+        self.workload(pod, member, Some(&Token::of(&token)?.hash))
     }
 
     /// A pod's `Workload`; without a token's hash, it is one without a sidecar.
@@ -233,6 +298,48 @@ impl Control {
     /// When nobody answers.
     pub fn admin(&self, path: &str) -> Result<Answer> {
         http::get(&self.pod, SocketAddr::from(([127, 0, 0, 1], ADMIN_PORT)), path)
+    }
+}
+
+/// A join token.
+#[derive(Debug, Clone)]
+pub struct Token {
+    /// As the sidecar has it.
+    pub text: String,
+    /// As its `Workload` has it.
+    pub hash: String,
+}
+
+impl Token {
+    /// 256 random bits.
+    pub fn new() -> Token {
+        Token::of_bits(std::array::from_fn(|_| rand::random()))
+    }
+
+    /// From a sidecar's file.
+    ///
+    /// # Errors
+    /// When it is no token in hex.
+    pub fn of(text: &str) -> Result<Token> {
+        let mut bits = [0; 32];
+        for (at, byte) in bits.iter_mut().enumerate() {
+            let digits = text.get(2 * at..2 * at + 2).context("a token has 64 digits")?;
+            *byte = u8::from_str_radix(digits, 16).context("a token is hex")?;
+        }
+        Ok(Token::of_bits(bits))
+    }
+
+    fn of_bits(bits: [u8; 32]) -> Token {
+        Token {
+            text: hex(&bits),
+            hash: hex(&<sha2::Sha256 as sha2::Digest>::digest(bits)),
+        }
+    }
+}
+
+impl Default for Token {
+    fn default() -> Token {
+        Token::new()
     }
 }
 

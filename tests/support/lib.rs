@@ -43,7 +43,7 @@ pub mod wait;
 pub mod way_in;
 
 pub use capture::Capture;
-pub use control::{Control, Member};
+pub use control::{Control, Member, Token};
 pub use distance::Distance;
 pub use dns::Dns;
 pub use jaeger::Jaeger;

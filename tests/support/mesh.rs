@@ -73,15 +73,22 @@ impl Mesh {
         )?)
     }
 
-    /// A control plane, in a pod of its own, with arguments beside the defaults.
+    /// A control plane that is ready, in a pod of its own, with arguments beside the defaults.
     pub fn control(&self, arguments: &[&str]) -> Result<Control> {
+        let mut control = self.control_to_be(arguments)?;
+        control.launch()?;
+        Ok(control)
+    }
+
+    /// A control plane that does not run yet.
+    pub fn control_to_be(&self, arguments: &[&str]) -> Result<Control> {
         let pod = Pod::new(
             Arc::clone(&self.bridge),
             "control",
             CONTROL_HOST,
             &[Family::V4, Family::V6],
         )?;
-        Control::start(pod, arguments)
+        Control::new(pod, arguments)
     }
 
     /// Where the programs' output is.

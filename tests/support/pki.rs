@@ -28,16 +28,9 @@ pub struct Pki {
 impl Pki {
     /// A new one, for a trust domain of this name.
     pub fn new(domain: &str) -> Pki {
-        let ca = |name: &str| {
-            let mut params = CertificateParams::default();
-            params.distinguished_name.push(DnType::CommonName, name);
-            params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-            params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
-            params
-        };
         let key = || KeyPair::generate().expect("a key");
-        let root = CertifiedIssuer::self_signed(ca("root"), key()).expect("a root");
-        let issuer = CertifiedIssuer::signed_by(ca("issuer"), key(), &root).expect("an issuer");
+        let root = CertifiedIssuer::self_signed(authority("root"), key()).expect("a root");
+        let issuer = CertifiedIssuer::signed_by(authority("issuer"), key(), &root).expect("an issuer");
         Pki {
             domain: TrustDomain::parse(domain).expect("a trust domain"),
             root,
@@ -63,6 +56,18 @@ impl Pki {
     /// The issuer's certificate and its key, in PEM: what a control signs with that is given an issuer.
     pub fn issuer_pem(&self) -> (String, String) {
         (self.issuer.pem(), self.issuer.key().serialize_pem())
+    }
+
+    /// The issuer's certificate and its key, in PEM, as control keeps them.
+    pub fn issuer(&self) -> String {
+        self.issuer.pem() + &self.issuer.key().serialize_pem()
+    }
+
+    /// The same of another issuer under the same root.
+    pub fn another_issuer(&self) -> String {
+        let key = KeyPair::generate().expect("a key");
+        let issuer = CertifiedIssuer::signed_by(authority("issuer"), key, &self.root).expect("an issuer");
+        issuer.pem() + &issuer.key().serialize_pem()
     }
 
     /// A certificate and its key, for as long as said from a minute ago on.
@@ -158,4 +163,14 @@ pub fn endpoint(addr: SocketAddr, identity: SpiffeId) -> Endpoint {
         is_ready: true,
         workload: String::new(),
     }
+}
+
+/// What an authority's certificate says. No two have the same name: verifiers would try in vain.
+fn authority(role: &str) -> CertificateParams {
+    let mut params = CertificateParams::default();
+    let name = format!("{role} {:08x}", rand::random::<u32>());
+    params.distinguished_name.push(DnType::CommonName, name);
+    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+    params
 }

@@ -127,10 +127,18 @@ impl Pod {
 
     /// The sidecar as a member of the mesh that `control` leads, with settings beside the defaults.
     pub fn member(&self, control: &Control, member: &Member<'_>, settings: &[(&str, &str)]) -> Result<Sidecar> {
-        let mut all = control.enrol(self, member)?;
-        all.extend(settings.iter().map(|(key, value)| (key.to_string(), value.to_string())));
-        let all: Vec<_> = all.iter().map(|(key, value)| (key.as_str(), value.as_str())).collect();
+        let enrolled = control.enrol(self, member)?;
+        let mut all: Vec<_> = enrolled
+            .iter()
+            .map(|(key, value)| (key.as_str(), value.as_str()))
+            .collect();
+        all.extend(settings);
         Sidecar::start(self, &all)
+    }
+
+    /// The sidecar with settings beside the defaults, which need not become ready.
+    pub fn sidecar_unready(&self, settings: &[(&str, &str)]) -> Result<Sidecar> {
+        Sidecar::begin(self, settings)
     }
 
     /// A command that runs in the pod: its network, its `resolv.conf`, a clean environment.

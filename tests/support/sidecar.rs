@@ -23,12 +23,20 @@ pub struct Sidecar {
 
 impl Sidecar {
     pub(crate) fn start(pod: &Pod, settings: &[(&str, &str)]) -> Result<Sidecar> {
+        let mut sidecar = Sidecar::begin(pod, settings)?;
+        sidecar.await_ready()?;
+        Ok(sidecar)
+    }
+
+    /// Starts it, with its rules, and does not wait until it is ready.
+    pub(crate) fn begin(pod: &Pod, settings: &[(&str, &str)]) -> Result<Sidecar> {
         let settings: Vec<_> = settings
             .iter()
             .map(|(key, value)| (key.to_string(), value.to_string()))
             .collect();
         let mut redirect = pod.command(User::Root, pod.place(&build::sidecar()?)?);
-        redirect.arg("redirect").envs(settings.iter().cloned());
+        let heeded = settings.iter().filter(|(key, _)| key != "LD_PRELOAD");
+        redirect.arg("redirect").envs(heeded.cloned());
         pod.run("redirect", redirect)?;
         let program = launch(pod, &settings)?;
         Ok(Sidecar {
@@ -40,9 +48,44 @@ impl Sidecar {
 
     /// Starts the proxy again, with the rules as they are: after a crash, say.
     pub fn restart(&mut self) -> Result<()> {
+        self.begin_again()?;
+        self.await_ready()
+    }
+
+    /// The same, without waiting until it is ready.
+    pub fn begin_again(&mut self) -> Result<()> {
         self.program.kill()?;
         self.program = launch(&self.pod, &self.settings)?;
         Ok(())
+    }
+
+    fn await_ready(&mut self) -> Result<()> {
+        let (pod, program) = (&self.pod, &mut self.program);
+        let mut last = String::from("nothing");
+        let mut running = true;
+        let ready = crate::wait_until(Duration::from_secs(15), "the sidecar is ready", || {
+            running = program.is_running();
+            match http::get(pod, ADMIN, "/ready") {
+                Ok(answer) if answer.status == 200 => return true,
+                Ok(answer) => last = format!("{} {}", answer.status, answer.body),
+                Err(error) => last = format!("{error:#}"),
+            }
+            !running
+        });
+        if !running {
+            bail!(
+                "the sidecar of {} ended before it was ready:\n{}",
+                pod.name(),
+                program.output()
+            );
+        }
+        ready.with_context(|| {
+            format!(
+                "pod {}: its last answer was: {last}; it wrote:\n{}",
+                pod.name(),
+                program.output()
+            )
+        })
     }
 
     /// What its metrics say now.
@@ -80,35 +123,13 @@ impl DerefMut for Sidecar {
 }
 
 fn launch(pod: &Pod, settings: &[(String, String)]) -> Result<Program> {
-    let mut command = pod.command(User::Sidecar, pod.place(&build::sidecar()?)?);
-    command.arg("proxy").envs(settings.iter().cloned());
-    let mut program = pod.start("sidecar", command)?;
-    let mut last = String::from("nothing");
-    let mut running = true;
-    let ready = crate::wait_until(Duration::from_secs(15), "the sidecar is ready", || {
-        running = program.is_running();
-        match http::get(pod, ADMIN, "/ready") {
-            Ok(answer) if answer.status == 200 => return true,
-            Ok(answer) => last = format!("{} {}", answer.status, answer.body),
-            Err(error) => last = format!("{error:#}"),
-        }
-        !running
-    });
-    if !running {
-        bail!(
-            "the sidecar of {} ended before it was ready:\n{}",
-            pod.name(),
-            program.output()
-        );
-    }
-    ready.with_context(|| {
-        format!(
-            "pod {}: its last answer was: {last}; it wrote:\n{}",
-            pod.name(),
-            program.output()
-        )
-    })?;
-    Ok(program)
+    let program = pod.place(&build::sidecar()?)?;
+    // A library that is loaded first is for the proxy alone, not for the programs that lead to it as root.
+    let (preload, settings): (Vec<_>, Vec<_>) = settings.iter().cloned().partition(|(key, _)| key == "LD_PRELOAD");
+    let mut command = pod.command(User::Sidecar, "env");
+    command.args(preload.iter().map(|(key, value)| format!("{key}={value}")));
+    command.arg(program).arg("proxy").envs(settings);
+    pod.start("sidecar", command)
 }
 
 const ADMIN: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 4191);

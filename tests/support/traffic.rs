@@ -1,6 +1,7 @@
 //! Calls at a steady rate, as the caller itself reports them.
 
 use std::{
+    collections::BTreeSet,
     fmt,
     net::IpAddr,
     thread,
@@ -84,7 +85,12 @@ pub struct Calls(pub Vec<Call>);
 impl Traffic {
     /// Calls begin, on one connection, until this drops or the time is over; the first have been answered.
     pub fn start(pod: &Pod, rate: u32, time: Duration) -> Result<Traffic> {
-        let program = peer::caller(pod, Stack::Tonic, &format!("{NAME}:{PORT}"), rate, time)?;
+        Traffic::to(pod, NAME, rate, time)
+    }
+
+    /// The same, to greeters of another name.
+    pub fn to(pod: &Pod, name: &str, rate: u32, time: Duration) -> Result<Traffic> {
+        let program = peer::caller(pod, Stack::Tonic, &format!("{name}:{PORT}"), rate, time)?;
         let mut traffic = Traffic { program, rate };
         traffic.program.says("\"code\"", Duration::from_secs(20))?;
         Ok(traffic)
@@ -154,6 +160,12 @@ impl Calls {
         let answered = self.0.iter().filter(|call| call.is_ok());
         let own = answered.clone().filter(|call| call.from == endpoint.pod.name()).count();
         own as f64 / answered.count().max(1) as f64
+    }
+
+    /// Who answered.
+    pub fn answered_by(&self) -> BTreeSet<&str> {
+        let answered = self.0.iter().filter(|call| call.is_ok());
+        answered.map(|call| call.from.as_str()).collect()
     }
 
     /// The time within which this part of them ended, in milliseconds.

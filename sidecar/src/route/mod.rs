@@ -50,6 +50,8 @@ pub struct Service {
     pub waiting: Vec<u64>,
     /// Whether the first answer has taken too long: nobody waits for it any more.
     pub is_late: bool,
+    /// Why an endpoint was not reached, the last time that one was not: what calls are told while none is tried again yet.
+    pub unreached: Option<Box<str>>,
     /// When it was called last.
     pub used: Instant,
     /// Whose drop ends the following of what control says, and of what the name servers say.
@@ -215,6 +217,7 @@ impl Services {
             balancer: Balancer::new(self.settings),
             waiting: Vec::new(),
             is_late: false,
+            unreached: None,
             used: now,
             following: Vec::new(),
             identities: HashMap::new(),

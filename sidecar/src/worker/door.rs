@@ -179,7 +179,7 @@ impl Door {
         match declared {
             _ if !self.inbound || self.mesh.is_none() => declared,
             // Whoever has not proven who it is does not reach the application by its silence either.
-            Declared::Nothing if mode == Some(Mode::Strict) => Declared::Http,
+            Declared::Nothing | Declared::Opaque if mode == Some(Mode::Strict) => Declared::Http,
             Declared::Opaque => Declared::Nothing,
             Declared::Http2 => Declared::Http,
             Declared::Nothing | Declared::Http | Declared::GrpcWeb | Declared::Tls => declared,

@@ -9,6 +9,8 @@ mod watch;
 mod yaml;
 
 #[cfg(test)]
+mod mistakes;
+#[cfg(test)]
 mod tests;
 
 use std::fs;

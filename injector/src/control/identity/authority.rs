@@ -212,6 +212,11 @@ impl Authority {
         now + life / 3 >= self.not_after
     }
 
+    /// Whether the issuer's life has begun: it has not if the issuer was made while the clock was ahead.
+    pub fn has_begun(&self, now: SystemTime) -> bool {
+        now >= self.not_before
+    }
+
     /// A certificate is signed and judged as a sidecar would judge it.
     fn check_trusted(&self, now: SystemTime) -> Result<(), Error> {
         let key = KeyPair::generate()?;

@@ -81,14 +81,17 @@ pub fn keep(files: Files, look: Duration, stop: CancellationToken) -> Result<Kep
     let task = tokio::spawn(async move {
         while stop.run_until_cancelled(tokio::time::sleep(look)).await.is_some() {
             let contents = files.contents();
-            let is_old = to.borrow().is_old(SystemTime::now());
-            if contents == seen && !is_old {
+            let now = SystemTime::now();
+            let (is_old, has_begun) = (to.borrow().is_old(now), to.borrow().has_begun(now));
+            if contents == seen && !is_old && has_begun {
                 continue;
             }
             let changed = contents != seen;
             seen = contents;
             let reader = files.clone();
-            let load = move || reader.load(SystemTime::now());
+            // While the one in force is good, an issuer that has not begun is of a control whose clock is ahead.
+            let unbegun = if has_begun { Unbegun::Refused } else { Unbegun::Replaced };
+            let load = move || reader.load_anew(now, unbegun);
             let Ok(loaded) = tokio::task::spawn_blocking(load).await else {
                 continue;
             };
@@ -104,8 +107,14 @@ pub fn keep(files: Files, look: Duration, stop: CancellationToken) -> Result<Kep
                     to_trouble.send_replace(None);
                 }
                 Err(why) => {
-                    error!(%why, "the certificate authority's files are wrong: the last good one stays in force");
-                    to_trouble.send_replace(Some(why.to_string()));
+                    let why = why.to_string();
+                    if to_trouble.borrow().as_ref() != Some(&why) {
+                        error!(
+                            why,
+                            "the certificate authority's files are wrong: the last good one stays in force"
+                        );
+                    }
+                    to_trouble.send_replace(Some(why));
                 }
             }
         }
@@ -128,21 +137,34 @@ pub struct Kept {
     pub task: tokio::task::JoinHandle<()>,
 }
 
+/// What is done about an issuer whose life has not begun: one that was made while the clock was ahead.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Unbegun {
+    /// It stays where it is, and is not used.
+    Refused,
+    /// Another is made in its place.
+    Replaced,
+}
+
 impl Files {
     /// Reads the authority; in a state directory it is made, or its issuer renewed, where that is needed and possible.
     ///
     /// # Errors
     /// When the files cannot be read or written, or do not fit together.
     pub fn load(&self, now: SystemTime) -> Result<Authority, Error> {
+        self.load_anew(now, Unbegun::Replaced)
+    }
+
+    fn load_anew(&self, now: SystemTime, unbegun: Unbegun) -> Result<Authority, Error> {
         match &self.origin {
-            Origin::State(directory) => self.load_state(directory, now),
+            Origin::State(directory) => self.load_state(directory, now, unbegun),
             Origin::Given { certificate, key } => {
                 self.assemble(certificate, &read(certificate)?, &read(key)?, Vec::new(), now)
             }
         }
     }
 
-    fn load_state(&self, directory: &Path, now: SystemTime) -> Result<Authority, Error> {
+    fn load_state(&self, directory: &Path, now: SystemTime, unbegun: Unbegun) -> Result<Authority, Error> {
         let state = State(directory);
         // Two controls over one directory make one authority. Held until this function ends.
         let _lock = state.lock()?;
@@ -162,12 +184,16 @@ impl Files {
             self.renew(&state, now)?;
         }
         let authority = self.load_issuer(&state, now);
-        let is_old = match &authority {
+        let is_due = match &authority {
             Ok(authority) => authority.is_old(now),
-            Err(Error::Authority { source, .. }) => matches!(source, authority::Error::Ended),
+            Err(Error::Authority { source, .. }) => match source {
+                authority::Error::Ended => true,
+                authority::Error::NotYet => unbegun == Unbegun::Replaced,
+                _ => false,
+            },
             Err(Error::File { .. }) => false,
         };
-        if is_old && state.root_key().exists() {
+        if is_due && state.root_key().exists() {
             self.renew(&state, now)?;
             return self.load_issuer(&state, now);
         }

@@ -413,6 +413,28 @@ fn an_issuer_that_ends_is_made_anew_under_the_same_root() {
     assert!(last.to_string().contains("ended"), "{last}");
 }
 
+#[tokio::test]
+async fn an_issuer_that_was_made_while_the_clock_was_ahead_is_replaced_and_harms_no_control_that_has_a_good_one() {
+    let directory = Directory::new();
+    let files = state_files(&directory.0);
+    let now = SystemTime::now();
+    files.load(now).expect("it can be made");
+    let stop = tokio_util::sync::CancellationToken::new();
+    let look = Duration::from_millis(20);
+    let mut kept = keep(files.clone(), look, stop.clone()).expect("it is there");
+    // Another control over the same directory, whose clock is ahead.
+    let ahead = files.load(now + 400 * DAY).expect("the root is there");
+    assert!(!ahead.has_begun(now));
+    kept.trouble.wait_for(Option::is_some).await.expect("it lives");
+    assert!(!kept.authorities.has_changed().expect("it lives"));
+    // And the one whose clock is right again, with no other issuer.
+    let right = files.load(now).expect("another is made");
+    assert!(right.has_begun(now) && !right.is_old(now));
+    kept.trouble.wait_for(Option::is_none).await.expect("it lives");
+    stop.cancel();
+    kept.task.await.expect("it ends");
+}
+
 #[test]
 fn two_controls_over_one_directory_make_one_authority() {
     let directory = Directory::new();

@@ -1,0 +1,189 @@
+//! Certificates come and go under load: renewed, ended while control is away, and of another issuer and root.
+
+use std::fs;
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::{Result, ensure};
+use support::pki::Pki;
+use support::traffic::{Traffic, now};
+use support::{Control, Mesh, Sidecar, wait_until};
+
+use crate::shop::{Shop, certified, none_failed, timed};
+
+#[test]
+fn certificates_are_renewed_without_a_failed_call_and_once_they_end_without_control_nothing_passes_until_it_is_back() {
+    support::test(|mesh| {
+        let mut shop = Shop::open(mesh, mesh.control(&A_MINUTE)?, 2, &[], &[])?;
+        let began = now();
+        let traffic = shop.calls(100, Duration::from_secs(200))?;
+        timed(A_LIFE, "every certificate was renewed", || {
+            shop.sidecars().all(|sidecar| certified(sidecar) >= 2.0)
+        })?;
+        let opened = opened(&shop.sidecar);
+        shop.control.kill()?;
+        timed(
+            Duration::from_secs(70),
+            "connections of the first certificates are replaced",
+            || self::opened(&shop.sidecar) >= opened + 2.0,
+        )?;
+        println!("{:>8.1} s after the certificate came", now() - began);
+        none_failed(
+            &traffic.calls(),
+            2_000,
+            "while certificates were renewed and connections replaced",
+        )?;
+
+        timed(Duration::from_secs(120), "the caller's certificate is over", || {
+            let ready = shop.sidecar.admin("/ready");
+            ready.is_ok_and(|ready| ready.status == 503 && ready.body.contains("certificate is over"))
+        })?;
+        let last_ok = |traffic: &Traffic| traffic.calls().0.last().is_some_and(|call| call.is_ok());
+        timed(Duration::from_secs(30), "calls fail", || !last_ok(&traffic))?;
+        traffic.flow(Duration::from_secs(1));
+        let over = now();
+        traffic.flow(Duration::from_secs(2));
+        let refused = traffic.calls().between(over, f64::MAX);
+        ensure!(refused.answered_by().is_empty(), "calls pass without a certificate");
+        println!("without a certificate: {refused}");
+        let named = refused
+            .0
+            .iter()
+            .all(|call| call.code == "UNAVAILABLE" && call.why.contains("certificate"));
+        ensure!(named, "calls fail without the reason:{refused}");
+
+        shop.control.launch()?;
+        let back = now();
+        timed(SOON, "calls pass again", || last_ok(&traffic))?;
+        traffic.flow(Duration::from_secs(2));
+        let calls = traffic.calls();
+        let first = calls
+            .between(back, f64::MAX)
+            .0
+            .iter()
+            .filter(|call| call.is_ok())
+            .map(|call| call.at)
+            .fold(f64::MAX, f64::min);
+        println!(
+            "{:>8.0} ms after control's return the first call passes",
+            (first - back) * 1_000.0
+        );
+        ensure!(
+            first < back + 5.0,
+            "{:.1} s after control's return the first call passed",
+            first - back
+        );
+        let late = calls.between(back + 5.0, f64::MAX);
+        ensure!(late.failed().is_empty(), "calls still fail:{}", late.failed());
+        let joined = shop
+            .control
+            .metrics()?
+            .sum("portunus_control_certificates_total", &[("proof", "token")]);
+        ensure!(joined == 3.0, "{joined} came back by their token");
+        Ok(())
+    });
+}
+
+#[test]
+fn another_issuer_and_then_another_root_cost_no_call() {
+    support::test(|mesh| {
+        let (old, new) = (
+            Pki::new(support::control::TRUST_DOMAIN),
+            Pki::new(support::control::TRUST_DOMAIN),
+        );
+        let shop = Shop::open(mesh, of_authority(mesh, &old)?, 2, &[], &[])?;
+        let traffic = shop.calls(100, Duration::from_secs(200))?;
+        let state = shop.control.state();
+
+        issue(state, &old.another_issuer())?;
+        all_renew(&shop, "by another issuer")?;
+
+        place(&state.join("roots/root-2.pem"), &new.root_pem())?;
+        let heard = |sidecar: &Sidecar| sidecar.output().matches("the trust bundle changed").count();
+        timed(SOON, "all believe the new root too", || {
+            shop.sidecars().all(|sidecar| heard(sidecar) == 1)
+        })?;
+        issue(state, &new.issuer())?;
+        all_renew(&shop, "under another root")?;
+
+        fs::remove_file(state.join("roots/root.pem"))?;
+        timed(SOON, "nobody believes the old root any more", || {
+            shop.sidecars().all(|sidecar| heard(sidecar) == 2)
+        })?;
+        let moved = now();
+        traffic.flow(Duration::from_secs(5));
+        none_failed(
+            &traffic.calls().between(moved, f64::MAX),
+            400,
+            "under the new root alone",
+        )?;
+        none_failed(&traffic.calls(), 2_000, "while issuer and root changed")?;
+        let metrics = shop.control.metrics()?;
+        ensure!(
+            metrics.sum("portunus_control_authority_error", &[]) == 0.0,
+            "the authority's files are wrong"
+        );
+        let lost: f64 = shop.sidecars().map(|sidecar| certifications_that_failed(sidecar)).sum();
+        ensure!(lost == 0.0, "{lost} certifications failed");
+        Ok(())
+    });
+}
+
+/// Control with the authority that the test has made.
+fn of_authority(mesh: &Mesh, pki: &Pki) -> Result<Control> {
+    let mut control = mesh.control_to_be(&A_MINUTE)?;
+    let state = control.state().to_owned();
+    fs::create_dir_all(state.join("roots"))?;
+    place(&state.join("roots/root.pem"), &pki.root_pem())?;
+    issue(&state, &pki.issuer())?;
+    control.launch()?;
+    Ok(control)
+}
+
+fn issue(state: &Path, issuer: &str) -> Result<()> {
+    place(&state.join("issuer.pem"), issuer)
+}
+
+/// Written elsewhere and renamed: nobody reads half a file.
+fn place(file: &Path, text: &str) -> Result<()> {
+    let unfinished = file.with_extension("unfinished");
+    fs::write(&unfinished, text)?;
+    Ok(fs::rename(&unfinished, file)?)
+}
+
+/// Waits until control has read the authority, and every sidecar has a certificate since.
+fn all_renew(shop: &Shop, how: &str) -> Result<()> {
+    let read = || {
+        shop.control
+            .output()
+            .matches("the certificate authority was read again")
+            .count()
+    };
+    let before = read();
+    wait_until(SOON, "control reads the authority again", || read() > before)?;
+    let before: Vec<_> = shop.sidecars().map(certified).collect();
+    timed(A_LIFE, &format!("every certificate was renewed {how}"), || {
+        shop.sidecars()
+            .zip(&before)
+            .all(|(sidecar, before)| certified(sidecar) > *before)
+    })?;
+    Ok(())
+}
+
+fn certifications_that_failed(sidecar: &Sidecar) -> f64 {
+    let metrics = sidecar.metrics().unwrap_or_default();
+    let of = |labels: &[(&str, &str)]| metrics.sum("portunus_identity_certifications_total", labels);
+    of(&[]) - of(&[("outcome", "certified")])
+}
+
+/// Connections to endpoints that a sidecar has opened so far.
+fn opened(sidecar: &Sidecar) -> f64 {
+    let upstream = [("direction", "outbound"), ("side", "upstream")];
+    sidecar.metrics().map_or(0.0, |metrics| {
+        metrics.sum("portunus_connections_opened_total", &upstream)
+    })
+}
+
+const A_MINUTE: [&str; 2] = ["--certificate-lifetime", "1m"];
+const A_LIFE: Duration = Duration::from_secs(60);
+const SOON: Duration = Duration::from_secs(15);

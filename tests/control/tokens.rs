@@ -1,0 +1,189 @@
+//! What a token gives, and what it does not: one workload's identity, and no guesses.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, ensure};
+use support::{Control, Member, Mesh, Pod, Token};
+use tonic::{Code, Status};
+
+use crate::raw::{Asking, Certified};
+
+#[test]
+fn guesses_are_limited_by_address_and_harm_no_other_address() {
+    support::test(|mesh| {
+        let Cast { control, honest, thief } = Cast::of(mesh)?;
+        let asking = Asking::of(&control)?;
+        let right = token_of(&honest)?;
+        for guess in 0..20 {
+            let wrong = Token::new().text;
+            let refused = asking.certify(&thief, None, &wrong, "")?;
+            expect(refused, Code::Unauthenticated, &format!("guess {guess}"))?;
+        }
+        expect(
+            asking.certify(&thief, None, &Token::new().text, "")?,
+            Code::ResourceExhausted,
+            "one guess more",
+        )?;
+        expect(
+            asking.certify(&thief, None, &right, "")?,
+            Code::ResourceExhausted,
+            "even the right token",
+        )?;
+        let certified = asking.certify(&honest, None, &right, "")??;
+        ensure!(
+            certified.id() == Control::id("honest"),
+            "the honest one is {}",
+            certified.id()
+        );
+        let began = Instant::now();
+        support::wait_until(
+            Duration::from_secs(10),
+            "one attempt more is allowed after a while",
+            || matches!(asking.certify(&thief, None, &Token::new().text, ""), Ok(Err(status)) if status.code() == Code::Unauthenticated),
+        )?;
+        println!("after {:.1} s one guess more is heard", began.elapsed().as_secs_f64());
+        let refused = control.metrics()?;
+        let limited = refused.sum("portunus_control_refused_total", &[("reason", "too_many_attempts")]);
+        ensure!(limited >= 2.0, "{limited} attempts were counted as too many");
+        Ok(())
+    });
+}
+
+#[test]
+fn a_token_gives_the_identity_of_its_own_workload_and_nothing_else() {
+    support::test(|mesh| {
+        let Cast { control, honest, thief } = Cast::of(mesh)?;
+        let asking = Asking::of(&control)?;
+        // Whatever the request and its CSR say, and from wherever it comes.
+        let stolen = asking.certify(&thief, None, &token_of(&honest)?, "shop/thief")??;
+        ensure!(stolen.id() == Control::id("honest"), "it is {}", stolen.id());
+        ensure!(stolen.workload == "shop/honest", "it is {}", stolen.workload);
+        let own = asking.certify(&thief, None, &token_of(&thief)?, "")??;
+        ensure!(own.id() == Control::id("thief"), "it is {}", own.id());
+
+        let shown = Some(&own.credential);
+        expect(
+            asking.hello(&thief, shown, "shop/honest")?,
+            Code::PermissionDenied,
+            "another's name in Hello",
+        )?;
+        expect(
+            asking.hello(&thief, shown, "shop/nobody")?,
+            Code::PermissionDenied,
+            "nobody's name in Hello",
+        )?;
+        expect(
+            asking.hello(&thief, shown, "honest")?,
+            Code::InvalidArgument,
+            "no name in Hello",
+        )?;
+        expect(
+            asking.hello(&thief, None, "shop/honest")?,
+            Code::Unauthenticated,
+            "Hello without a certificate",
+        )?;
+        asking.hello(&thief, shown, "shop/thief")??;
+        expect(
+            asking.certify(&thief, shown, "", "shop/honest")?,
+            Code::PermissionDenied,
+            "a renewal as another",
+        )?;
+        expect(
+            asking.certify(&thief, None, "", "shop/thief")?,
+            Code::Unauthenticated,
+            "a renewal without proof",
+        )?;
+        let renewed = asking.certify(&thief, shown, "", "shop/thief")??;
+        ensure!(renewed.id() == Control::id("thief"), "it is {}", renewed.id());
+        Ok(())
+    });
+}
+
+#[test]
+fn a_removed_workload_loses_its_stream_at_once_and_can_neither_renew_nor_join() {
+    support::test(|mesh| {
+        let Cast { control, thief, .. } = Cast::of(mesh)?;
+        let asking = Asking::of(&control)?;
+        let token = token_of(&thief)?;
+        let Certified { credential, .. } = asking.certify(&thief, None, &token, "")??;
+        let mut removed = Instant::now();
+        let end = asking.follow_to_the_end(&thief, &credential, "shop/thief", || {
+            removed = Instant::now();
+            control.remove("workload-thief")
+        })?;
+        println!(
+            "{:>8} ms until the stream of a removed workload ends: {}",
+            removed.elapsed().as_millis(),
+            end.message()
+        );
+        ensure!(end.code() == Code::PermissionDenied, "it ends with {end}");
+        ensure!(
+            removed.elapsed() < Duration::from_secs(1),
+            "that took {:?}",
+            removed.elapsed()
+        );
+        let shown = Some(&credential);
+        expect(
+            asking.certify(&thief, shown, "", "shop/thief")?,
+            Code::PermissionDenied,
+            "a renewal",
+        )?;
+        expect(
+            asking.certify(&thief, None, &token, "")?,
+            Code::Unauthenticated,
+            "the token",
+        )?;
+        expect(
+            asking.hello(&thief, shown, "shop/thief")?,
+            Code::PermissionDenied,
+            "Hello",
+        )?;
+        Ok(())
+    });
+}
+
+/// Control, and two workloads that ask it by hand.
+struct Cast {
+    control: Control,
+    honest: Pod,
+    thief: Pod,
+}
+
+impl Cast {
+    fn of(mesh: &Mesh) -> Result<Cast> {
+        let control = mesh.control(&[])?;
+        let [honest, thief] = ["honest", "thief"].map(|name| {
+            let pod = mesh.pod(name)?;
+            let member = Member {
+                account: name,
+                app: name,
+                ports: &[],
+            };
+            control.enrol(&pod, &member)?;
+            Ok::<_, anyhow::Error>(pod)
+        });
+        let (honest, thief) = (honest?, thief?);
+        let asking = Asking::of(&control)?;
+        let heard = || {
+            asking
+                .certify(&honest, None, &token_of(&honest)?, "")?
+                .map_err(anyhow::Error::from)
+        };
+        support::wait_until(Duration::from_secs(5), "control knows them", || heard().is_ok())?;
+        Ok(Cast { control, honest, thief })
+    }
+}
+
+fn token_of(pod: &Pod) -> Result<String> {
+    Ok(std::fs::read_to_string(pod.folder().join("join-token"))?)
+}
+
+fn expect<T>(answer: Result<T, Status>, code: Code, what: &str) -> Result<()> {
+    match answer {
+        Ok(_) => anyhow::bail!("{what} was allowed"),
+        Err(status) => {
+            ensure!(status.code() == code, "{what}: {status}");
+            Ok(())
+        }
+    }
+}
