@@ -23,9 +23,15 @@ pub(crate) fn request(worker: &mut Worker, down: End, ended: bool) {
     let Some(key) = worker.begin_call(down, false, ended) else {
         return;
     };
-    if let Err(failure) = allow_deadline(worker, key).and_then(|()| find(worker, key)) {
+    if let Err(failure) = begin(worker, key) {
         worker.fail(key, failure);
     }
+}
+
+#[inline(always)]
+fn begin(worker: &mut Worker, key: CallKey) -> Result<(), Failure> {
+    allow_deadline(worker, key)?;
+    find(worker, key)
 }
 
 /// Match: which service is meant. The call waits if that cannot be said yet.
@@ -64,6 +70,7 @@ fn find(worker: &mut Worker, key: CallKey) -> Result<(), Failure> {
 }
 
 /// More is known of what the call waits for, or the time for that is over: the call goes on.
+#[inline(never)]
 pub(crate) fn resolved(worker: &mut Worker, key: CallKey) {
     if let Err(failure) = find(worker, key) {
         worker.fail(key, failure);
@@ -71,6 +78,7 @@ pub(crate) fn resolved(worker: &mut Worker, key: CallKey) {
 }
 
 /// The call has to look for an endpoint (once more).
+#[inline(never)]
 pub(crate) fn again(worker: &mut Worker, key: CallKey) {
     if let Err(failure) = go(worker, key) {
         worker.fail(key, failure);
@@ -177,6 +185,7 @@ fn no_endpoint(service: &Service, why: NoEndpoint, call: &Call) -> Failure {
 }
 
 /// The service of the name in `:authority`: known by the number on its interned field, else looked up.
+#[inline(always)]
 fn named(worker: &mut Worker, key: CallKey) -> Option<ServiceKey> {
     let call = worker.calls.get(key)?;
     let port = call.meant.port();

@@ -31,7 +31,7 @@ use tokio_util::sync::CancellationToken;
 use crate::accept::PodAddresses;
 use crate::balance::{EndpointKey, EndpointSpec, Outcome};
 use crate::call::{Call, CallKey, Deadline};
-use crate::connect::resolve::{Answer, Query, State};
+use crate::connect::resolve::{Answer, Query, Routes, State};
 use crate::connect::{self, Certified, Dialler, PoolKey, Pools, Reach, Side, Transport, Via, WireKey, Wires};
 use crate::edge::client_cert;
 use crate::exchange::{End, Exchange};
@@ -67,6 +67,8 @@ pub(crate) struct Worker {
     pub(crate) services: Services,
     /// The addresses of this pod.
     pub(crate) own: PodAddresses,
+    /// Where this pod has a way to.
+    routes: Routes,
     pub(crate) recorder: Recorder,
     pub(crate) counts: Counts,
     pub(crate) rng: StdRng,
@@ -171,7 +173,8 @@ impl Worker {
             self.counts.request(label);
         }
         let call = self.calls.get_mut(key)?;
-        if call.exchange.is_grpc && checks.is_none() {
+        let is_counted = call.exchange.is_grpc && checks.is_none();
+        if is_counted {
             call.method = method_of(
                 &call.exchange,
                 inbound,
@@ -181,20 +184,26 @@ impl Worker {
             if let Some(method) = call.method {
                 self.recorder.started(method);
             }
-            self.begin_record(key);
         }
-        let call = self.calls.get_mut(key)?;
         let refused = if call.exchange.head.over_limit() {
-            Failure::request_too_large(&call.exchange.head, &self.parts.http2)
+            Some(Failure::request_too_large(&call.exchange.head, &self.parts.http2))
         } else if self.wires.shared.budget.is_spent() {
             let used = self.wires.shared.budget.used();
-            Failure::MemoryBudget { used }
+            Some(Failure::MemoryBudget { used })
         } else {
             call.exchange.count_head(&mut self.wires.shared);
-            return Some(key);
+            None
         };
-        self.fail(key, refused);
-        None
+        if is_counted {
+            self.begin_record(key);
+        }
+        match refused {
+            None => Some(key),
+            Some(failure) => {
+                self.fail(key, failure);
+                None
+            }
+        }
     }
 
     /// Reaches `addr` by a connection of its pool and carries the call there; the call waits if there is none yet.
@@ -460,8 +469,12 @@ impl Worker {
                 service.forget_names();
                 let addresses = view.addresses.iter().copied();
                 service.is_meant_by(addresses.chain(view.endpoints.iter().map(|e| e.addr.ip())), self.now);
+                let now = tokio::time::Instant::now();
+                self.routes.prune(now);
                 let ready = view.endpoints.iter().filter(|endpoint| endpoint.is_ready);
-                let endpoints: Vec<_> = ready.map(spec_of).collect();
+                // A pod without IPv6 has no use for a workload's IPv6 address, nor the other way round.
+                let routable = ready.filter(|endpoint| self.routes.lead_to(endpoint.addr.ip(), now));
+                let endpoints: Vec<_> = routable.map(spec_of).collect();
                 self.update(key, &endpoints);
             }
             // A name that is an address has no other endpoint than that.

@@ -528,6 +528,7 @@ impl Wires {
     }
 
     /// The wire of `key`, which is about to get output: it is written when the turn ends.
+    #[inline(always)]
     pub fn touch(&mut self, key: WireKey) -> Option<(&mut Wire, &mut Shared)> {
         let wire = self.slots.get_mut(key)?;
         if !wire.is_dirty {

@@ -372,6 +372,7 @@ impl Exchange {
     }
 
     /// Gives back what it holds. To be called before it is dropped.
+    #[inline(always)]
     pub fn release(&mut self, wires: &mut Wires) {
         self.forget_request(wires);
     }

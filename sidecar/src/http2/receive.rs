@@ -95,6 +95,7 @@ impl Connection {
     /// Reads `input` up to the next event, and moves it past what was read; `None` once it is used up.
     ///
     /// After an error the connection is over: GOAWAY stands in the output, and nothing more is to be received.
+    #[inline(always)]
     pub fn receive<'a>(
         &mut self,
         input: &mut &'a [u8],

@@ -25,11 +25,14 @@ pub(crate) struct Asked {
 
 impl Worker {
     /// A call of gRPC's began: it gets its place in a trace.
-    #[inline]
+    #[inline(always)]
     pub(super) fn begin_record(&mut self, key: CallKey) {
-        if self.tracing.is_none() && self.access.is_none() {
-            return;
+        if self.tracing.is_some() || self.access.is_some() {
+            self.record(key);
         }
+    }
+
+    fn record(&mut self, key: CallKey) {
         let Some(call) = self.calls.get_mut(key) else { return };
         let kind = if call.inbound { Kind::Server } else { Kind::Client };
         let (head, interner) = (&mut call.exchange.head, &mut self.wires.shared.interner);

@@ -264,6 +264,7 @@ async fn serve(parts: Parts, orders: Orders) -> anyhow::Result<Cut> {
         pools: Pools::default(),
         services: Services::new(parts.balance, parts.health.clone(), parts.mesh.is_some()),
         own: PodAddresses::new(),
+        routes: Default::default(),
         said,
         modes: parts.modes(),
         dialler,

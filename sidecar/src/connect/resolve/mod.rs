@@ -41,6 +41,7 @@ use tokio::sync::{mpsc, watch};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 pub use answer::{Answer, State, Target};
+pub use routes::Routes;
 pub use settings::Settings;
 
 use asking::{Asking, Wanted};

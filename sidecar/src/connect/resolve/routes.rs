@@ -15,11 +15,11 @@ use tokio::time::Instant;
 
 /// What the kernel said lately.
 #[derive(Debug, Default)]
-pub(super) struct Routes(HashMap<IpAddr, (bool, Instant)>);
+pub struct Routes(HashMap<IpAddr, (bool, Instant)>);
 
 impl Routes {
-    /// Whether the kernel knows a way to `ip`, or knew one within [`FRESH`].
-    pub(super) fn lead_to(&mut self, ip: IpAddr, now: Instant) -> bool {
+    /// Whether the kernel knows a way to `ip`, or knew one a few seconds ago.
+    pub fn lead_to(&mut self, ip: IpAddr, now: Instant) -> bool {
         match self.0.get(&ip) {
             Some((routable, until)) if *until > now => *routable,
             Some(_) | None => {
@@ -31,7 +31,7 @@ impl Routes {
     }
 
     /// Forgets what is old.
-    pub(super) fn prune(&mut self, now: Instant) {
+    pub fn prune(&mut self, now: Instant) {
         self.0.retain(|_, (_, until)| *until > now);
     }
 }
