@@ -1,5 +1,7 @@
 //! What the fuzz targets have in common: an engine that is fed raw bytes, and what must hold of what it says.
 
+pub mod sign;
+
 use std::sync::Arc;
 use std::time::Instant;
 

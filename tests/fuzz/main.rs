@@ -1,7 +1,7 @@
-//! Every fuzz target for a minute over its committed corpus: raw frames to an engine of each role, whole relays, HPACK,
-//! the detection of protocols, the redirect's settings.
+//! Every fuzz target for a while over its committed corpus: raw frames to an engine of each role, whole relays, HPACK,
+//! detection, the redirect's settings, ids and certificates, requests for them, manifests, the headers of traces.
 //!
-//! `PORTUNUS_FUZZ_SECONDS` says how long each runs. What breaks one is kept in `target/fuzz/artifacts`, and printed.
+//! `PORTUNUS_FUZZ_SECONDS` says how long each runs, 35 if unsaid; as many run at once as there are cores. What breaks one is kept in `target/fuzz/artifacts`, and printed.
 
 use std::{
     fs,
@@ -52,6 +52,36 @@ fn no_text_breaks_the_redirects_settings() -> Result<()> {
 }
 
 #[test]
+fn no_client_hello_is_read_otherwise_than_by_rustls() -> Result<()> {
+    fuzz("client_hello")
+}
+
+#[test]
+fn those_texts_are_ids_that_the_standards_grammar_allows() -> Result<()> {
+    fuzz("spiffe_id")
+}
+
+#[test]
+fn no_certificate_breaks_the_verifier() -> Result<()> {
+    fuzz("certificate")
+}
+
+#[test]
+fn no_request_for_a_certificate_breaks_its_reader() -> Result<()> {
+    fuzz("csr")
+}
+
+#[test]
+fn no_manifest_breaks_control_or_keeps_it_long() -> Result<()> {
+    fuzz("manifests")
+}
+
+#[test]
+fn every_place_in_a_trace_survives_being_written_and_read() -> Result<()> {
+    fuzz("trace_headers")
+}
+
+#[test]
 fn every_target_has_a_corpus_and_a_test() -> Result<()> {
     let source = include_str!("main.rs");
     for entry in fs::read_dir(here("targets"))? {
@@ -72,7 +102,7 @@ fn every_target_has_a_corpus_and_a_test() -> Result<()> {
 fn fuzz(target: &str) -> Result<()> {
     let seconds = match std::env::var("PORTUNUS_FUZZ_SECONDS") {
         Ok(text) => text.parse().context("PORTUNUS_FUZZ_SECONDS is not a number")?,
-        Err(_) => 60u32,
+        Err(_) => 35u32,
     };
     let program = programs()?.join(target);
     let (found, artifacts) = (output().join("found").join(target), output().join("artifacts"));

@@ -25,7 +25,7 @@ pub(super) static SHA256: LazyLock<&'static dyn rustls::crypto::hash::Hash> =
     });
 
 /// TLS 1.3 alone: AES-128 first, which is the cheapest here, and X25519MLKEM768 first.
-static PROVIDER: LazyLock<Arc<CryptoProvider>> = LazyLock::new(|| {
+pub(super) static PROVIDER: LazyLock<Arc<CryptoProvider>> = LazyLock::new(|| {
     Arc::new(CryptoProvider {
         cipher_suites: vec![
             aws_lc_rs::cipher_suite::TLS13_AES_128_GCM_SHA256,

@@ -7,7 +7,7 @@ use rustls::pki_types::{CertificateDer, SignatureVerificationAlgorithm, UnixTime
 use webpki::{EndEntityCert, KeyUsage};
 use x509_parser::prelude::{ASN1Time, FromDer, GeneralName, X509Certificate};
 
-use super::credential::Bundle;
+use super::credential::{Bundle, PROVIDER};
 use super::refused::Refused;
 
 /// How far two clocks may be apart, in both directions.
@@ -19,7 +19,7 @@ const URI_TAG: u32 = 6;
 
 /// What a peer's certificate is used for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Usage {
+pub enum Usage {
     /// The peer calls.
     Client,
     /// The peer is called.
@@ -32,6 +32,21 @@ impl Usage {
             Usage::Client => "clientAuth",
             Usage::Server => "serverAuth",
         }
+    }
+}
+
+impl Bundle {
+    /// Judges a chain, from leaf to last issuer, as a handshake would: whom it proves. It is for tools and tests; who a
+    /// connection's other end is, its [`Peer`](super::Peer) alone says.
+    ///
+    /// # Errors
+    /// When a handshake would refuse the peer for it.
+    pub fn judge(&self, chain: &[CertificateDer<'_>], usage: Usage, now: UnixTime) -> Result<SpiffeId, Refused> {
+        let none = || Refused::Malformed("the chain is empty".to_owned());
+        let (leaf, intermediates) = chain.split_first().ok_or_else(none)?;
+        let algorithms = PROVIDER.signature_verification_algorithms.all;
+        check_chain(leaf, intermediates, self, usage, now, algorithms)?;
+        check_leaf(leaf, self, &[usage]).map(|leaf| leaf.id)
     }
 }
 

@@ -2,7 +2,7 @@
 
 mod attempts;
 mod authority;
-mod csr;
+pub mod csr;
 mod keeper;
 
 #[cfg(test)]
