@@ -1,7 +1,8 @@
 //! Every fuzz target for a while over its committed corpus: raw frames to an engine of each role, whole relays, HPACK,
 //! detection, the redirect's settings, ids and certificates, requests for them, manifests, the headers of traces.
 //!
-//! `PORTUNUS_FUZZ_SECONDS` says how long each runs, 35 if unsaid; as many run at once as there are cores. What breaks one is kept in `target/fuzz/artifacts`, and printed.
+//! `PORTUNUS_FUZZ_SECONDS` says how long each runs, 35 if unsaid; as many run at once as there are cores. What breaks one is
+//! kept in `target/fuzz/artifacts`, and printed.
 
 use std::{
     fs,
