@@ -35,6 +35,8 @@ impl Client {
         let chain = CertificateDer::pem_file_iter(identities.chain(Who::Caller))?.collect::<Result<Vec<_>, _>>()?;
         let key = PrivateKeyDer::from_pem_file(identities.key(Who::Caller))?;
         let provider = CryptoProvider {
+            // What a sidecar's own caller asks for first, and what the others take of themselves.
+            cipher_suites: vec![aws_lc_rs::cipher_suite::TLS13_AES_128_GCM_SHA256],
             kx_groups: vec![aws_lc_rs::kx_group::X25519MLKEM768, aws_lc_rs::kx_group::X25519],
             ..aws_lc_rs::default_provider()
         };

@@ -4,6 +4,7 @@ mod configuration;
 mod install;
 
 use std::{
+    collections::BTreeSet,
     fmt, fs,
     net::{SocketAddr, TcpListener},
     path::PathBuf,
@@ -12,6 +13,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail};
+use parking_lot::Mutex;
 use support::build;
 
 use super::{
@@ -431,10 +433,18 @@ impl Running {
     }
 }
 
-/// A port of the loopback address that nobody has.
+/// A port of the loopback address that nobody has, and that was not given before: it is bound only later.
 pub(crate) fn free_address() -> Result<SocketAddr> {
-    let listener = TcpListener::bind(("127.0.0.1", 0)).context("no port is free")?;
-    Ok(listener.local_addr()?)
+    static GIVEN: Mutex<BTreeSet<u16>> = Mutex::new(BTreeSet::new());
+    for _ in 0..1_000 {
+        let address = TcpListener::bind(("127.0.0.1", 0))
+            .context("no port is free")?
+            .local_addr()?;
+        if GIVEN.lock().insert(address.port()) {
+            return Ok(address);
+        }
+    }
+    bail!("no port is free that was not given before")
 }
 
 const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";

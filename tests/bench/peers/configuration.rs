@@ -97,7 +97,8 @@ pub(super) fn envoy(Way { listen, to, secured }: &Way<'_>) -> String {
 pub(super) fn haproxy(Way { listen, to, secured }: &Way<'_>) -> String {
     let tls = |identities: &Identities, who: Who| {
         format!(
-            " ssl crt {} ca-file {} verify required alpn h2 ssl-min-ver TLSv1.3 no-tls-tickets",
+            " ssl crt {} ca-file {} verify required alpn h2 ssl-min-ver TLSv1.3 no-tls-tickets \
+             ciphersuites TLS_AES_128_GCM_SHA256",
             identities.both(who).display(),
             identities.root().display()
         )
