@@ -5,6 +5,7 @@ mod authority;
 mod certificates;
 mod ending;
 mod ends;
+mod floods;
 mod log;
 mod modes;
 #[path = "../../sidecar/src/tls/tests/plain.rs"]
@@ -12,5 +13,10 @@ mod plain;
 #[path = "../../sidecar/src/tls/tests/shapes.rs"]
 mod shapes;
 mod spoofs;
+mod tunnels;
 
 use support::relay::{raw, world};
+
+#[path = "../tunnels/wire.rs"]
+#[allow(dead_code, reason = "a pair of this file's own has what those of the tunnels' have")]
+mod wire;

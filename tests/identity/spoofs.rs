@@ -359,11 +359,16 @@ async fn the_same_holds_for_http_1_and_http_2_inside_a_tunnel() {
                 .lines()
                 .filter_map(|line| line.split_once(':'))
                 .filter(|(name, _)| is_taken_for(name.trim().as_bytes()))
+                .map(|(name, value)| (name.to_ascii_lowercase(), value.trim()))
                 .collect();
             assert_eq!(
                 told,
-                [(NAME, format!(" {}", truth(&shown)).as_str())],
+                [(NAME.to_owned(), truth(&shown).as_str())],
                 "{line:?} as {request:?}"
+            );
+            assert!(
+                request.to_lowercase().contains("\r\nx-forwarded-proto: https\r\n"),
+                "{request:?}"
             );
             assert!(!request.contains("sa/admin"), "{line:?} as {request:?}");
         }

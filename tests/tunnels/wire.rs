@@ -1,4 +1,5 @@
-//! Two pods with sidecars, and connections between them byte by byte.
+//! Two pods with sidecars, and connections between them byte by byte. With `PORTUNUS_TEST_MTLS=1` the sidecars are members of
+//! a mesh, and their ports take mTLS alone.
 
 use std::{
     io::{ErrorKind, Read, Write},
@@ -9,10 +10,13 @@ use std::{
 use anyhow::{Context, Result, bail, ensure};
 use bytes::Bytes;
 use http::Request;
-use support::{Mesh, Pod, Sidecar, in_netns};
+use support::{Control, Member, Mesh, Pod, Sidecar, in_netns};
 
 /// Where the tests' servers listen.
 pub const PORT: u16 = 7000;
+
+/// All ports that some test serves.
+const PORTS: [u16; 6] = [PORT, PORT + 1, PORT + 2, 6379, 8000, 8443];
 
 /// A client and a server, each with its sidecar, nothing declared.
 pub struct Pair {
@@ -20,11 +24,17 @@ pub struct Pair {
     pub server: Pod,
     pub outbound: Sidecar,
     pub inbound: Sidecar,
+    /// The mesh's control, if they are members of one.
+    #[allow(dead_code, reason = "it has to live as long; the tests of identity ask it for more")]
+    pub control: Option<Control>,
 }
 
 impl Pair {
     /// Both, ready.
     pub fn new(mesh: &Mesh) -> Result<Pair> {
+        if std::env::var_os("PORTUNUS_TEST_MTLS").is_some_and(|value| value == "1") {
+            return Pair::in_mtls(mesh, &[]);
+        }
         let (client, server) = (mesh.pod("client")?, mesh.pod("server")?);
         let (outbound, inbound) = (client.sidecar()?, server.sidecar()?);
         Ok(Pair {
@@ -32,6 +42,28 @@ impl Pair {
             server,
             outbound,
             inbound,
+            control: None,
+        })
+    }
+
+    /// Both, ready, and members of a mesh; the server's sidecar with settings beside.
+    pub fn in_mtls(mesh: &Mesh, settings: &[(&str, &str)]) -> Result<Pair> {
+        let (client, server) = (mesh.pod("client")?, mesh.pod("server")?);
+        let control = mesh.control(&[])?;
+        let member = |account, ports| Member {
+            account,
+            app: account,
+            ports,
+        };
+        let strict = [("PORTUNUS_MTLS", "strict")];
+        let outbound = client.member(&control, &member("client", &[]), &strict)?;
+        let inbound = server.member(&control, &member("server", &PORTS), &[&strict, settings].concat())?;
+        Ok(Pair {
+            client,
+            server,
+            outbound,
+            inbound,
+            control: Some(control),
         })
     }
 }

@@ -63,7 +63,9 @@ pub(super) fn to_application(
         headers.insert(FORWARDED_CLIENT_CERT, proven.clone());
     }
     if !headers.contains_key(FORWARDED_PROTO) {
-        headers.insert(FORWARDED_PROTO, HeaderValue::from_static("http"));
+        // Whoever has proven who it is came in TLS.
+        let came = if client_cert.is_some() { "https" } else { "http" };
+        headers.insert(FORWARDED_PROTO, HeaderValue::from_static(came));
     }
     if trailers {
         headers.insert(TE, HeaderValue::from_static("trailers"));

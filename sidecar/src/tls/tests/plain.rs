@@ -94,7 +94,7 @@ impl ClientCertVerifier for Anything {
 
 /// Shows one chain, whatever it is.
 #[derive(Debug)]
-pub(super) struct Always(Arc<CertifiedKey>);
+pub(super) struct Always(pub(super) Arc<CertifiedKey>);
 
 impl rustls::server::ResolvesServerCert for Always {
     fn resolve(&self, _: rustls::server::ClientHello<'_>) -> Option<Arc<CertifiedKey>> {

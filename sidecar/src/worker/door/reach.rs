@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use rand::RngExt as _;
 
-use super::Door;
+use super::{Door, Message};
 use crate::connect::{self, Stream, Via};
 use crate::route::{Known, Subject, View};
 
@@ -31,7 +31,20 @@ impl Door {
     /// Opens the connection to where the client's was going.
     pub(super) async fn reach(&self, meant: SocketAddr) -> Result<Stream, Unreached> {
         let (addr, via) = self.who_is_at(meant).await?;
-        Ok(self.dialler.open(addr, via).await?)
+        let in_mtls = matches!(via, Via::Mesh(_));
+        let opened = self.dialler.open(addr, via).await;
+        let result = match &opened {
+            Ok(_) => in_mtls.then_some("ok"),
+            Err(error @ (connect::Error::Tls { .. } | connect::Error::NoCertificate { .. })) => {
+                tracing::warn!(%addr, reason = error.reason(), "{error}");
+                Some(error.reason())
+            }
+            Err(connect::Error::Refused { .. } | connect::Error::Silent { .. }) => None,
+        };
+        if let Some(result) = result {
+            self.inbox.send(Message::ShookHands { inbound: false, result });
+        }
+        Ok(opened?)
     }
 
     async fn who_is_at(&self, meant: SocketAddr) -> Result<(SocketAddr, Via), Unreached> {

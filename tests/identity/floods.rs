@@ -1,0 +1,299 @@
+//! Whoever shakes hands without end, or never finishes: it is closed in time, costs bounded memory, and its neighbour's calls
+//! go on.
+
+use std::io::Write as _;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::time::{Duration, Instant};
+
+use portunus_sidecar::policy::Mode;
+use rustls::ClientConnection;
+use rustls::pki_types::ServerName;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
+use tokio::sync::Mutex;
+
+use crate::authority::{Authority, Shown};
+use crate::ends::{self, Ear};
+use crate::plain::client_config;
+use crate::world::{World, collect, request};
+
+/// A connection that has proven nothing is closed within this time.
+const AT_MOST: Duration = Duration::from_secs(15);
+
+/// They would disturb each other's figures.
+static ALONE: Mutex<()> = Mutex::const_new(());
+
+fn hello(shown: &Shown) -> Vec<u8> {
+    let config = Arc::new(client_config(Some(shown)));
+    let mut client =
+        ClientConnection::new(config, ServerName::try_from("a.example").expect("a name")).expect("a client");
+    let mut hello = Vec::new();
+    client.write_tls(&mut hello).expect("a vector takes all");
+    hello
+}
+
+/// The resident memory of this process, in MiB.
+fn resident() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").expect("Linux says it");
+    let line = status
+        .lines()
+        .find(|line| line.starts_with("VmRSS:"))
+        .expect("it has some");
+    let kib: u64 = line
+        .split_whitespace()
+        .nth(1)
+        .and_then(|text| text.parse().ok())
+        .expect("a number");
+    kib / 1_024
+}
+
+/// Somebody who calls all the while, in mTLS, on one connection.
+struct Innocent {
+    stop: Arc<AtomicBool>,
+    calling: tokio::task::JoinHandle<Vec<Duration>>,
+}
+
+impl Innocent {
+    async fn start(world: &World, shown: &Shown) -> Innocent {
+        let veil = ends::veil(world.proxy, client_config(Some(shown))).await;
+        let socket = TcpStream::connect(veil).await.expect("it listens");
+        let (sender, connection) = h2::client::handshake(socket).await.expect("a handshake");
+        tokio::spawn(connection);
+        let mut sender = sender.ready().await.expect("it is ready");
+        let stop = Arc::new(AtomicBool::new(false));
+        let told = stop.clone();
+        let calling = tokio::spawn(async move {
+            let mut took = Vec::new();
+            while !told.load(Relaxed) {
+                let began = Instant::now();
+                let (response, _) = sender.send_request(request("/a.B/C", &[]), true).expect("it is open");
+                let answer = collect(response.await.expect("an answer"), 0)
+                    .await
+                    .expect("a whole one");
+                assert_eq!(answer.grpc_status.as_deref(), Some("0"), "{:?}", answer.grpc_message);
+                took.push(began.elapsed());
+                tokio::time::sleep(Duration::from_millis(2)).await;
+            }
+            took
+        });
+        Innocent { stop, calling }
+    }
+
+    /// How many calls there were, and the 99th percentile of what they took. That none failed is part of it.
+    async fn stop(self) -> (usize, Duration) {
+        self.stop.store(true, Relaxed);
+        let mut took = self.calling.await.expect("no call failed");
+        took.sort();
+        (took.len(), took[took.len() * 99 / 100])
+    }
+}
+
+/// So many connections that each say `words`, and are heard to the end. How long the longest lived.
+async fn crowd(world: &World, count: usize, words: &[u8]) -> Duration {
+    let mut all = tokio::task::JoinSet::new();
+    for _ in 0..count {
+        let mut socket = TcpStream::connect(world.proxy).await.expect("it listens");
+        let words = words.to_vec();
+        all.spawn(async move {
+            let began = Instant::now();
+            let _ = socket.write_all(&words).await;
+            let mut heard = Vec::new();
+            let _ = socket.read_to_end(&mut heard).await;
+            began.elapsed()
+        });
+    }
+    let mut longest = Duration::ZERO;
+    while let Some(lived) = all.join_next().await {
+        longest = longest.max(lived.expect("no panic"));
+    }
+    longest
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_silent_and_those_of_half_a_handshake_are_closed_in_time() {
+    let _alone = ALONE.lock().await;
+    let root = Authority::root("root");
+    let shown = root.leaf(|_| {});
+    let world = World::with(ends::inbound(&root, Mode::Strict)).await;
+    let innocent = Innocent::start(&world, &shown).await;
+    let before = resident();
+    let hello = hello(&shown);
+    let peak = Arc::new(AtomicU64::new(0));
+    let (kept, over) = (peak.clone(), Arc::new(AtomicBool::new(false)));
+    let ended = over.clone();
+    let watching = tokio::spawn(async move {
+        while !ended.load(Relaxed) {
+            kept.fetch_max(resident(), Relaxed);
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    });
+    let (silent, begun, half) = tokio::join!(
+        crowd(&world, 2_000, b""),
+        crowd(&world, 500, &hello[..hello.len() / 2]),
+        crowd(&world, 500, &hello),
+    );
+    over.store(true, Relaxed);
+    watching.await.expect("no panic");
+    let grown = peak.load(Relaxed).saturating_sub(before);
+    let (calls, p99) = innocent.stop().await;
+    eprintln!(
+        "silent {silent:?}, half a hello {begun:?}, half a handshake {half:?}; +{grown} MiB; {calls} calls, p99 {p99:?}"
+    );
+    for lived in [silent, begun, half] {
+        assert!(lived < AT_MOST, "a connection lived {lived:?}");
+    }
+    // The ends of 3,000 connections stand in this process, too.
+    assert!(grown < 200, "memory grew by {grown} MiB");
+    assert!(
+        calls > 500 && p99 < Duration::from_millis(250),
+        "{calls} calls, p99 {p99:?}"
+    );
+    world
+        .until("portunus_proxy_errors_total", &["no_client_hello"], |now| {
+            now >= 2_000.0
+        })
+        .await;
+    world
+        .until(ends::HANDSHAKES, &["inbound", "too_slow"], |now| now == 500.0)
+        .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_dribbled_hello_is_closed_in_time() {
+    let _alone = ALONE.lock().await;
+    let root = Authority::root("root");
+    let application = Ear::open().await;
+    let world = World::before(application.addr, ends::inbound(&root, Mode::Strict)).await;
+    let hello = hello(&root.leaf(|_| {}));
+    let mut all = tokio::task::JoinSet::new();
+    for at in 0..100 {
+        let mut socket = TcpStream::connect(world.proxy).await.expect("it listens");
+        let hello = hello.clone();
+        all.spawn(async move {
+            let began = Instant::now();
+            for byte in hello {
+                if socket.write_all(&[byte]).await.is_err() {
+                    break;
+                }
+                tokio::time::sleep(Duration::from_millis(50 + at)).await;
+            }
+            let _ = socket.read_to_end(&mut Vec::new()).await;
+            began.elapsed()
+        });
+    }
+    while let Some(lived) = all.join_next().await {
+        let lived = lived.expect("no panic");
+        assert!(lived < AT_MOST, "a connection lived {lived:?}");
+    }
+    assert!(application.has_heard_nothing());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_flood_of_handshakes_leaves_the_innocent_alone() {
+    let _alone = ALONE.lock().await;
+    let root = Authority::root("root");
+    let (shown, foreign) = (root.leaf(|_| {}), Authority::root("another").leaf(|_| {}));
+    let world = World::with(ends::inbound(&root, Mode::Strict)).await;
+    let innocent = Innocent::start(&world, &shown).await;
+    let before = resident();
+    let began = Instant::now();
+    let rounds = 100;
+    for _ in 0..rounds {
+        // Hellos whose senders leave, and whole handshakes of those whom nobody knows.
+        let hello = hello(&shown);
+        let mut all = tokio::task::JoinSet::new();
+        for _ in 0..40 {
+            let (hello, to) = (hello.clone(), world.proxy);
+            all.spawn(async move {
+                let mut socket = TcpStream::connect(to).await.expect("it listens");
+                let _ = socket.write_all(&hello).await;
+            });
+        }
+        for _ in 0..10 {
+            let (config, to) = (client_config(Some(&foreign)), world.proxy);
+            all.spawn(async move {
+                if let Ok(mut stream) = ends::shake(to, config).await {
+                    assert!(stream.read(&mut [0; 16]).await.is_err(), "it was let in");
+                }
+            });
+        }
+        while let Some(ended) = all.join_next().await {
+            ended.expect("no panic");
+        }
+    }
+    let rate = f64::from(rounds * 50) / began.elapsed().as_secs_f64();
+    let grown = resident().saturating_sub(before);
+    let (calls, p99) = innocent.stop().await;
+    eprintln!("{rate:.0} handshakes a second, +{grown} MiB, {calls} calls, p99 {p99:?}");
+    assert!(grown < 100, "memory grew by {grown} MiB");
+    assert!(
+        calls > 20 && p99 < Duration::from_millis(500),
+        "{calls} calls, p99 {p99:?}"
+    );
+    world
+        .until(ends::HANDSHAKES, &["inbound", "unknown_issuer"], |now| {
+            now == f64::from(rounds * 10)
+        })
+        .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn key_updates_are_answered_and_a_storm_of_them_is_cut() {
+    let _alone = ALONE.lock().await;
+    let root = Authority::root("root");
+    let shown = root.leaf(|_| {});
+    let world = World::with(ends::inbound(&root, Mode::Strict)).await;
+    let innocent = Innocent::start(&world, &shown).await;
+    let (proxy, config) = (world.proxy, client_config(Some(&shown)));
+    let storm = tokio::task::spawn_blocking(move || {
+        let name = ServerName::try_from("a.example").expect("a name");
+        let mut client = ClientConnection::new(Arc::new(config), name).expect("a client");
+        let mut socket = std::net::TcpStream::connect(proxy).expect("it listens");
+        socket.set_read_timeout(Some(AT_MOST)).expect("a socket");
+        while client.is_handshaking() {
+            client.complete_io(&mut socket).expect("a handshake");
+        }
+        let began = Instant::now();
+        let mut updates = 0;
+        while began.elapsed() < AT_MOST {
+            let sent = client.refresh_traffic_keys().is_ok()
+                && (!client.wants_write() || client.write_tls(&mut socket).is_ok())
+                && socket.flush().is_ok();
+            updates += 1;
+            if !sent {
+                return (updates, began.elapsed());
+            }
+            if updates % 16 == 0 {
+                // Its answers are read, so that it is not cut for what it leaves.
+                socket
+                    .set_read_timeout(Some(Duration::from_millis(5)))
+                    .expect("a socket");
+                if matches!(client.read_tls(&mut socket), Ok(0)) || client.process_new_packets().is_err() {
+                    return (updates, began.elapsed());
+                }
+            }
+        }
+        (updates, began.elapsed())
+    });
+    let (updates, lived) = storm.await.expect("no panic");
+    let (calls, p99) = innocent.stop().await;
+    eprintln!("cut after {updates} updates and {lived:?}; {calls} calls, p99 {p99:?}");
+    assert!(lived < AT_MOST, "the storm was not cut");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_second_hello_inside_the_first_is_no_renegotiation() {
+    let root = Authority::root("root");
+    let application = Ear::open().await;
+    let world = World::before(application.addr, ends::inbound(&root, Mode::Strict)).await;
+    let shown = root.leaf(|_| {});
+    let mut stream = ends::shake(world.proxy, client_config(Some(&shown)))
+        .await
+        .expect("a handshake");
+    stream.write_all(&hello(&shown)).await.expect("it is read");
+    let mut heard = Vec::new();
+    let ended = tokio::time::timeout(AT_MOST, stream.read_to_end(&mut heard)).await;
+    assert!(ended.is_ok(), "it lives on");
+    assert!(application.has_heard_nothing());
+}
