@@ -34,10 +34,21 @@ fn certificates_are_renewed_without_a_failed_call_and_once_they_end_without_cont
             "while certificates were renewed and connections replaced",
         )?;
 
-        timed(Duration::from_secs(120), "the caller's certificate is over", || {
-            let ready = shop.sidecar.admin("/ready");
-            ready.is_ok_and(|ready| ready.status == 503 && ready.body.contains("certificate is over"))
+        timed(Duration::from_secs(120), "the first certificate is over", || {
+            shop.sidecars().any(is_over)
         })?;
+        let first_over = now();
+        timed(Duration::from_secs(60), "every certificate is over", || {
+            shop.sidecars().all(is_over)
+        })?;
+        let until_then = traffic.calls().between(0.0, first_over - 0.5);
+        none_failed(&until_then, 4_000, "while certificates lasted, and control was away")?;
+        let opened = self::opened(&shop.sidecar) - opened;
+        println!("{opened} connections were opened since control went away");
+        ensure!(
+            opened < 50.0,
+            "without another certificate {opened} connections were opened"
+        );
         let last_ok = |traffic: &Traffic| traffic.calls().0.last().is_some_and(|call| call.is_ok());
         timed(Duration::from_secs(30), "calls fail", || !last_ok(&traffic))?;
         traffic.flow(Duration::from_secs(1));
@@ -123,7 +134,7 @@ fn another_issuer_and_then_another_root_cost_no_call() {
             metrics.sum("portunus_control_authority_error", &[]) == 0.0,
             "the authority's files are wrong"
         );
-        let lost: f64 = shop.sidecars().map(|sidecar| certifications_that_failed(sidecar)).sum();
+        let lost: f64 = shop.sidecars().map(certifications_that_failed).sum();
         ensure!(lost == 0.0, "{lost} certifications failed");
         Ok(())
     });
@@ -168,6 +179,11 @@ fn all_renew(shop: &Shop, how: &str) -> Result<()> {
             .all(|(sidecar, before)| certified(sidecar) > *before)
     })?;
     Ok(())
+}
+
+fn is_over(sidecar: &Sidecar) -> bool {
+    let ready = sidecar.admin("/ready");
+    ready.is_ok_and(|ready| ready.status == 503 && ready.body.contains("certificate is over"))
 }
 
 fn certifications_that_failed(sidecar: &Sidecar) -> f64 {

@@ -1,10 +1,10 @@
 //! Clocks are set, by an hour and by more than a year: nobody panics, nobody spins, and all is judged anew.
 
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, ensure};
 use support::{Control, Pod, Program, Sidecar};
 
 use crate::shop::{Shop, cpu, none_failed, timed};
@@ -117,27 +117,39 @@ fn join(pod: &Pod, control: &Control) -> Result<Sidecar> {
 }
 
 /// A clock that programs believe in and a test sets.
-struct Clock(PathBuf);
+struct Clock {
+    file: PathBuf,
+    library: PathBuf,
+}
 
 impl Clock {
-    fn of(file: &std::path::Path) -> Result<Clock> {
-        let clock = Clock(file.to_owned());
+    fn of(file: &Path) -> Result<Clock> {
+        let folders = fs::read_dir("/usr/lib")?.flatten();
+        let mut libraries = folders
+            .map(|folder| folder.path().join(LIBRARY))
+            .filter(|library| library.exists());
+        let clock = Clock {
+            file: file.to_owned(),
+            library: libraries
+                .next()
+                .context("libfaketime is not installed: apt-get install libfaketime")?,
+        };
         clock.set("+0")?;
         Ok(clock)
     }
 
     /// So far it is ahead of the real one, or behind. The steady clock is left alone.
     fn set(&self, ahead: &str) -> Result<()> {
-        let unfinished = self.0.with_extension("unfinished");
+        let unfinished = self.file.with_extension("unfinished");
         fs::write(&unfinished, format!("{ahead}\n"))?;
-        Ok(fs::rename(&unfinished, &self.0)?)
+        Ok(fs::rename(&unfinished, &self.file)?)
     }
 
     /// What makes a program believe in it (faketime(1)).
     fn variables(&self) -> Vec<(&'static str, String)> {
         vec![
-            ("LD_PRELOAD", LIBRARY.to_owned()),
-            ("FAKETIME_TIMESTAMP_FILE", self.0.display().to_string()),
+            ("LD_PRELOAD", self.library.display().to_string()),
+            ("FAKETIME_TIMESTAMP_FILE", self.file.display().to_string()),
             ("FAKETIME_CACHE_DURATION", "1".to_owned()),
             ("FAKETIME_DONT_FAKE_MONOTONIC", "1".to_owned()),
         ]
@@ -152,7 +164,7 @@ impl Drop for Clock {
             let process = name
                 .strip_prefix("sem.faketime_sem_")
                 .or_else(|| name.strip_prefix("faketime_shm_"));
-            if process.is_some_and(|process| !std::path::Path::new("/proc").join(process).exists()) {
+            if process.is_some_and(|process| !Path::new("/proc").join(process).exists()) {
                 let _ = fs::remove_file(left.path());
             }
         }
@@ -188,6 +200,7 @@ fn calm(program: &mut Program, used: f64, began: Instant, when: &str) -> Result<
     Ok(())
 }
 
-const LIBRARY: &str = "/usr/lib/x86_64-linux-gnu/faketime/libfaketimeMT.so.1";
+/// Below the system's folder of each architecture.
+const LIBRARY: &str = "faketime/libfaketimeMT.so.1";
 const A_SECOND: Duration = Duration::from_secs(1);
 const HALF_A_MINUTE: Duration = Duration::from_secs(30);

@@ -18,7 +18,7 @@ fn every_kind_of_mistake_is_told_with_file_line_and_field_and_loses_no_call_and_
         let traffic = shop.calls(200, Duration::from_secs(100))?;
         let began = now();
         for (text, line, field, sentence) in MISTAKES {
-            let before = refused(&shop.control)?;
+            let (before, logged) = (refused(&shop.control)?, shop.control.output().len());
             shop.control.apply("bad", &whole(text))?;
             wait(&format!("{text:?} is refused"), || {
                 refused(&shop.control).is_ok_and(|now| now > before)
@@ -27,25 +27,26 @@ fn every_kind_of_mistake_is_told_with_file_line_and_field_and_loses_no_call_and_
             // Where YAML itself is broken, its reader may mean the line beside.
             let lines = [*line, line + 1, line - u32::from(*line > 1)];
             let lines = &lines[..if field.is_empty() { 3 } else { 1 }];
-            let told = |line: &u32| {
-                let place = format!("bad.yaml:{line}:");
-                let mut lines = source.lines();
-                lines.any(|told| told.starts_with(&place) && told.contains(field) && told.contains(sentence))
+            let told = |text: &str| {
+                let places: Vec<_> = lines.iter().map(|line| format!("bad.yaml:{line}:")).collect();
+                text.lines().any(|told| {
+                    let names = |place: &String| told.contains(place.as_str());
+                    places.iter().any(names) && told.contains(field) && told.contains(sentence)
+                })
             };
             ensure!(
-                lines.iter().any(told),
-                "{text:?} is not told of as it should be:\n{source}"
+                told(&source),
+                "/source does not tell of {text:?} as it should:\n{source}"
             );
+            let log = shop.control.output();
+            let log = log.get(logged..).unwrap_or_default();
+            ensure!(told(log), "the log does not tell of {text:?} as it should:\n{log}");
         }
         let seconds = now() - began;
         let metrics = shop.control.metrics()?;
         ensure!(
             metrics.sum("portunus_control_source_error", &[]) == 1.0,
             "the newest state is wrong"
-        );
-        ensure!(
-            shop.control.output().contains("bad.yaml:"),
-            "the log does not name the file"
         );
         none_failed(&traffic.calls(), 500, "while manifests were wrong")?;
         println!(

@@ -51,7 +51,8 @@ fn two_controls_that_start_together_make_one_authority_and_sidecars_of_one_that_
             },
         )?;
         shop.control.launch()?;
-        second.kill()?;
+        // It says goodbye, and waits until all have heard it.
+        second.stop()?;
         let moved = timed(SOON, "all streams are at the first", || streams(&shop.control) == 3.0)?;
         ensure!(moved < Duration::from_secs(2), "that took {moved:?}");
         none_failed(&traffic.calls(), 2_000, "while controls came and went")

@@ -129,6 +129,20 @@ impl Control {
         }
     }
 
+    /// Tells it to stop, and waits until it has.
+    ///
+    /// # Errors
+    /// When it does not end, or not well.
+    pub fn stop(&mut self) -> Result<()> {
+        let mut program = self.program.take().context("control does not run")?;
+        let status = program.stop(Duration::from_secs(15))?;
+        self.wrote += &program.output();
+        if !status.success() {
+            bail!("control ended with {status}");
+        }
+        Ok(())
+    }
+
     /// Its process.
     ///
     /// # Errors

@@ -90,6 +90,9 @@ impl From<TcpStream> for Transport {
     }
 }
 
+/// No connection is replaced sooner because its certificates end.
+const LEAST_LIFE: std::time::Duration = std::time::Duration::from_secs(5);
+
 /// How long the certificates of a connection count.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Certified {
@@ -101,13 +104,17 @@ pub struct Certified {
 
 impl Certified {
     /// For certificates of which the first ends at `until`. `luck`, from 0 to 1, spreads the replacing over the last
-    /// tenth but one of what is left, so that not all connections of a mesh are replaced at once.
+    /// tenth but one of what is left, so that not all connections of a mesh are replaced at once. But no connection is
+    /// replaced before it is 5 s old, unless the clocks' difference that is allowed for is over before: where no other
+    /// certificate comes the next one would be no better.
     pub fn new(until: SystemTime, now: SystemTime, luck: f64) -> Certified {
         let left = until.duration_since(now).unwrap_or_default();
         let before = left.mul_f64(0.1 + 0.1 * luck.clamp(0.0, 1.0));
+        let in_good_time = until.checked_sub(before).unwrap_or(until);
+        let soonest = (now + LEAST_LIFE).min(until + tls::SKEW);
         Certified {
             until,
-            drain_at: until.checked_sub(before).unwrap_or(until),
+            drain_at: in_good_time.max(soonest),
         }
     }
 }
@@ -615,8 +622,17 @@ mod tests {
             let left = until.duration_since(certified.drain_at).expect("it is before the end");
             assert_eq!(left.as_secs(), before);
         }
-        let late = Certified::new(now, until, 0.5);
-        assert_eq!(late.drain_at, now, "at once, if they have ended");
+        let seconds = std::time::Duration::from_secs;
+        for until in [now, now - seconds(15), now + seconds(2)] {
+            let late = Certified::new(until, now, 0.5);
+            assert_eq!(
+                late.drain_at,
+                now + LEAST_LIFE,
+                "and not at each look, while none is better"
+            );
+        }
+        let last = Certified::new(now - seconds(18), now, 0.5);
+        assert_eq!(last.drain_at, now + seconds(2), "from then on nobody takes it");
     }
 
     #[test]

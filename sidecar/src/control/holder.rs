@@ -1,17 +1,14 @@
 //! Who we are and whom we believe: one place, from which every change reaches all who need it.
 
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
 use arc_swap::ArcSwapOption;
 use parking_lot::Mutex;
 use rustls_pki_types::CertificateDer;
 use tokio::sync::watch;
 
-use crate::tls::{Bundle, Credential, Unusable};
-
-/// How far two clocks may be apart: so much longer a certificate serves at both of its ends.
-const SKEW: Duration = Duration::from_secs(20);
+use crate::tls::{Bundle, Credential, SKEW, Unusable};
 
 /// What is held, and those who are shown it.
 pub(super) struct Holder {

@@ -11,7 +11,7 @@ use super::credential::{Bundle, PROVIDER};
 use super::refused::Refused;
 
 /// How far two clocks may be apart, in both directions.
-const SKEW: Duration = Duration::from_secs(20);
+pub const SKEW: Duration = Duration::from_secs(20);
 /// Longest chain of issuers below the root. Honest ones have one or two.
 const MOST_INTERMEDIATES: usize = 8;
 /// The class of URIs among the names of a certificate (RFC 5280, 4.2.1.6).

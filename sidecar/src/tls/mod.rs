@@ -27,7 +27,7 @@ pub use control::call_control;
 pub use credential::{Bundle, Credential, Unusable};
 pub use error::{Alert, Error};
 pub use handshake::{accept, connect};
-pub use judge::Usage;
+pub use judge::{SKEW, Usage};
 pub use peer::Peer;
 pub use refused::Refused;
 pub use session::{Alpn, LEAST_BUFFER, Opened, Session};
