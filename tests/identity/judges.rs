@@ -12,9 +12,54 @@ use crate::authority::{Authority, Shown};
 use crate::shapes::{right, wrong};
 
 /// Refused by us and by neither of the others, and why.
-const STRICTER: &[(&str, &str)] = &[];
+const STRICTER: &[(&str, &str)] = &[
+    (
+        "ten issuers",
+        "a chain has eight at most here; the others have no bound so low",
+    ),
+    (
+        "another trust domain under our root",
+        "neither of the others knows which is ours",
+    ),
+    (
+        "a trust domain that begins like ours",
+        "neither of the others knows which is ours",
+    ),
+    (
+        "domain in upper case",
+        "py-spiffe makes it lower case; SPIFFE-ID, 2.1 has no upper case",
+    ),
+    (
+        "too long an id",
+        "SPIFFE-ID, 2.3 allows 2,048 bytes; py-spiffe does not count",
+    ),
+    (
+        "constrained to URIs that it fits",
+        "rustls-webpki takes no constraint of URIs for fulfilled",
+    ),
+    (
+        "other URIs are excluded",
+        "rustls-webpki takes no constraint of URIs for fulfilled",
+    ),
+    (
+        "the peer has another key",
+        "that is proven by the handshake, which neither of the others sees",
+    ),
+];
 /// Taken by us, and refused by one of the others, and why.
-const MILDER: &[(&str, &str)] = &[];
+const MILDER: &[(&str, &str)] = &[
+    (
+        "by an issuer's issuer",
+        "one of them has no key usage, which py-spiffe demands; RFC 5280, 4.2.1.3 forbids nothing then",
+    ),
+    ("ended ten seconds ago", "clocks may be 20 seconds apart here"),
+    ("begins in ten seconds", "clocks may be 20 seconds apart here"),
+    (
+        "does not say that it is no authority",
+        "py-spiffe demands that it does; without the extension it is none (RFC 5280, 4.2.1.9)",
+    ),
+    ("Ed25519", "py-spiffe cannot read such a key"),
+];
 
 #[test]
 fn what_is_refused_here_is_refused_by_others_too() -> Result<()> {
