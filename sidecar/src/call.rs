@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use crate::balance::{self, Outcome, Tried};
 use crate::connect::PoolKey;
 use crate::exchange::{Exchange, Phase};
-use crate::grpc::{Boundary, Code};
+use crate::grpc::Code;
 use crate::http2::Reason;
 use crate::http2::slots::Key;
 use crate::route::ServiceKey;
@@ -30,23 +30,31 @@ pub(crate) struct Call {
     pub(crate) deadline: Option<Deadline>,
     pub(crate) service: ServiceKey,
     pub(crate) choice: Option<Choice>,
-    pub(crate) tried: Tried,
-    /// What came of the last endpoint that was tried.
-    pub(crate) last_error: Option<Box<str>>,
     /// Whether it was sent again already: that happens once.
     pub(crate) resent: bool,
     /// Since when bytes of it are held that do not move.
     pub(crate) stalled: Option<Tick>,
-    /// How far the answer was when endpoints were looked at last.
-    pub(crate) looked: Boundary,
+    /// [`Boundary::mark`] of the answer when endpoints were looked at last.
+    pub(crate) looked: u64,
     /// How it ended, if not by a status of the server's.
     pub(crate) ended: Option<Code>,
-    /// The label of the peer that it was counted for, once it was.
-    pub(crate) label: Option<u32>,
+    /// Whether it was counted among the requests, by who is at the other end.
+    pub(crate) is_counted: bool,
+    /// What most calls never have.
+    pub(crate) aside: Option<Box<Aside>>,
+}
+
+/// What few calls have: apart, since a call is made and dropped for each RPC.
+#[derive(Default)]
+pub(crate) struct Aside {
+    /// The endpoints that it has been to.
+    pub(crate) tried: Tried,
+    /// What came of the last of them.
+    pub(crate) last_error: Option<Box<str>>,
     /// Its span, if it is recorded.
     pub(crate) span: Option<Box<Span>>,
     /// What the access log will say, if there is one.
-    pub(crate) asked: Option<Box<Asked>>,
+    pub(crate) asked: Option<Asked>,
 }
 
 /// What the caller allows.
@@ -66,7 +74,26 @@ pub(crate) struct Choice {
     pub(crate) at: Tick,
 }
 
+static NOTHING_TRIED: Tried = Tried::NONE;
+
 impl Call {
+    /// The endpoints that it has been to.
+    #[inline]
+    pub(crate) fn tried(&self) -> &Tried {
+        self.aside.as_ref().map_or(&NOTHING_TRIED, |aside| &aside.tried)
+    }
+
+    /// What few calls have, of this one.
+    pub(crate) fn aside(&mut self) -> &mut Aside {
+        self.aside.get_or_insert_default()
+    }
+
+    /// Its span, if it is recorded.
+    #[inline]
+    pub(crate) fn span(&mut self) -> Option<&mut Span> {
+        self.aside.as_mut()?.span.as_deref_mut()
+    }
+
     /// Who is asked, as far as that is known.
     pub(crate) fn server(&self) -> SocketAddr {
         self.choice.as_ref().map_or(self.meant, |choice| choice.addr)

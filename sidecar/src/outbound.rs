@@ -19,6 +19,7 @@ use crate::telemetry::Event;
 use crate::worker::Worker;
 
 /// An RPC began on a connection of the application's. Its header list stands in the wires' shared fields.
+#[inline(always)]
 pub(crate) fn request(worker: &mut Worker, down: End, ended: bool) {
     let Some(key) = worker.begin_call(down, false, ended) else {
         return;
@@ -105,7 +106,7 @@ fn pick(worker: &mut Worker, key: CallKey) -> Result<Option<(PoolKey, SocketAddr
     let picked = match call.checks {
         // It asks one endpoint, whatever is held of it.
         true => service.balancer.at(call.meant).ok_or(NoEndpoint::NoneKnown),
-        false => service.balancer.pick(now, &mut worker.rng, &call.tried),
+        false => service.balancer.pick(now, &mut worker.rng, call.tried()),
     };
     let endpoint = match picked {
         Ok(endpoint) => endpoint,
@@ -122,7 +123,7 @@ fn pick(worker: &mut Worker, key: CallKey) -> Result<Option<(PoolKey, SocketAddr
     let marked = PoolKey::from_bits(service.balancer.mark(endpoint));
     let pool = match worker.pools.get(marked) {
         Some(pool) => {
-            if pool.via == Via::Own {
+            if matches!(pool.via, Via::Own) {
                 // What arrives there is believed: nobody stands at the door between the application and itself.
                 call.exchange
                     .head
@@ -146,7 +147,7 @@ fn pick(worker: &mut Worker, key: CallKey) -> Result<Option<(PoolKey, SocketAddr
             pool
         }
     };
-    if let Some(span) = &mut call.span {
+    if let Some(span) = call.span() {
         span.event(now, Event::EndpointChosen(addr));
         span.peer(addr);
         if let Some(identity) = service.identity(addr) {
@@ -174,7 +175,12 @@ fn no_endpoint(service: &Service, why: NoEndpoint, call: &Call) -> Failure {
         .unreached
         .as_ref()
         .filter(|_| matches!(why, NoEndpoint::AllInBackoff { .. }));
-    let why = match call.last_error.as_ref().or(others) {
+    let why = match call
+        .aside
+        .as_ref()
+        .and_then(|aside| aside.last_error.as_ref())
+        .or(others)
+    {
         Some(last) => format!("{why}; last: {last}"),
         None => why.to_string(),
     };

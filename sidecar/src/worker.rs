@@ -156,15 +156,12 @@ impl Worker {
             deadline: None,
             service: checks.unwrap_or(Key::NONE),
             choice: None,
-            tried: Default::default(),
-            last_error: None,
             resent: false,
             stalled: None,
-            looked: Default::default(),
+            looked: 0,
             ended: None,
-            label: (inbound || checks.is_some()).then_some(label),
-            span: None,
-            asked: None,
+            is_counted: inbound || checks.is_some(),
+            aside: None,
         });
         if let Some(wire) = self.wires.slots.get_mut(down.wire) {
             wire.engine.set_user(down.stream, key.to_bits());
@@ -243,10 +240,10 @@ impl Worker {
             call.exchange.head.push(b"grpc-timeout", &text, false);
         }
         let to = self.wires.slots.get(wire);
-        if call.label.is_none()
+        if !call.is_counted
             && let Some(to) = to
         {
-            call.label = Some(to.label);
+            call.is_counted = true;
             self.counts.request(to.label);
         }
         let max = to.map_or(usize::MAX, |to| to.engine.max_header_list());
@@ -286,7 +283,7 @@ impl Worker {
         if !call.checks {
             self.counts.of(call.inbound).failed(answer.reason);
         }
-        if call.span.is_some() || call.asked.is_some() {
+        if call.aside.is_some() {
             self.record_failure(key, &failure);
         }
         let Some(call) = self.calls.get_mut(key) else { return };
@@ -323,7 +320,7 @@ impl Worker {
         if !call.exchange.is_finished(&self.wires) {
             return;
         }
-        if call.span.is_some() || call.asked.is_some() {
+        if call.aside.is_some() {
             self.end_record(key);
         }
         let Some(call) = self.calls.get_mut(key) else { return };
@@ -332,7 +329,7 @@ impl Worker {
             let elapsed = self.tick.since(call.began);
             self.recorder.handled(method, call.kind(), code, elapsed);
         }
-        if call.label.is_none() {
+        if !call.is_counted {
             self.counts.request(Counts::in_plain(call.inbound));
         }
         let outcome = call.outcome(code, self.tick);
@@ -724,17 +721,18 @@ impl Worker {
     /// The endpoint that a call waited for cannot be reached: it tries the others, one after another.
     pub(crate) fn dial_failed(&mut self, key: CallKey, why: &str, judged: &mut Vec<(ServiceKey, EndpointKey)>) {
         let Some(call) = self.calls.get_mut(key) else { return };
-        call.last_error = Some(why.into());
+        call.aside().last_error = Some(why.into());
         let Some(choice) = &call.choice else { return };
         let (service, Some(endpoint)) = (call.service, choice.place.as_ref().map(|place| place.key())) else {
             self.fail(key, Failure::Unreachable { why: why.to_owned() });
             return;
         };
-        if let Some(span) = &mut call.span {
-            span.event(self.now, Event::Ejected(choice.addr));
+        let addr = choice.addr;
+        if let Some(span) = call.span() {
+            span.event(self.now, Event::Ejected(addr));
             span.event(self.now, Event::Retry { reason: "not_reached" });
         }
-        call.tried.insert(endpoint);
+        call.aside().tried.insert(endpoint);
         if !judged.contains(&(service, endpoint)) {
             judged.push((service, endpoint));
             if let Some(service) = self.services.get_mut(service) {

@@ -6,10 +6,12 @@ mod certificates;
 mod ending;
 mod ends;
 mod floods;
+mod judges;
 mod log;
 mod modes;
 #[path = "../../sidecar/src/tls/tests/plain.rs"]
 mod plain;
+mod scan;
 #[path = "../../sidecar/src/tls/tests/shapes.rs"]
 mod shapes;
 mod spoofs;

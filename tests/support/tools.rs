@@ -39,6 +39,11 @@ pub struct Python {
     pub modules: PathBuf,
 }
 
+/// A Python interpreter that has py-spiffe, which judges certificates as we do, and is somebody else's.
+pub fn spiffe() -> Result<PathBuf> {
+    spiffe_aloud(&|_| ())
+}
+
 /// The environment, built where it is missing.
 pub fn python() -> Result<Python> {
     python_aloud(&|_| ())
@@ -47,6 +52,7 @@ pub fn python() -> Result<Python> {
 /// Builds what is missing of all of it; `say` hears of each step that takes time.
 pub fn prepare(say: impl Fn(&str)) -> Result<()> {
     python_aloud(&say)?;
+    spiffe_aloud(&say)?;
     httpwg_aloud(&say)?;
     jaeger_aloud(&say)?;
     go_folder(&say).map(drop)
@@ -68,6 +74,17 @@ fn python_aloud(say: &dyn Fn(&str)) -> Result<Python> {
         interpreter: folder.join("venv/bin/python"),
         modules: folder.join("modules"),
     })
+}
+
+fn spiffe_aloud(say: &dyn Fn(&str)) -> Result<PathBuf> {
+    let folder = once(&SPIFFE, || {
+        let input = fs::read(here("tools/spiffe.txt"))?;
+        cache::folder("spiffe", &[&input], |folder| {
+            say("installing py-spiffe, once, in about 10 seconds");
+            build_venv(folder, "tools/spiffe.txt").map(drop)
+        })
+    })?;
+    Ok(folder.join("venv/bin/python"))
 }
 
 /// The entries of a list with comments.
@@ -156,7 +173,8 @@ fn httpwg_aloud(say: &dyn Fn(&str)) -> Result<PathBuf> {
     Ok(folder.join("bin/httpwg"))
 }
 
-fn build_python(folder: &Path) -> Result<()> {
+/// An environment with what a list names, and nothing else.
+fn build_venv(folder: &Path, requirements: &str) -> Result<PathBuf> {
     // Debian's, wherever there is one: another user's version of Python may be closed to the users of a pod.
     let system = Path::new("/usr/bin/python3");
     let venv = folder.join("venv");
@@ -175,8 +193,13 @@ fn build_python(folder: &Path) -> Result<()> {
         "--no-deps",
         "--requirement",
     ];
-    run(Command::new(&python).args(pip).arg(here("tools/requirements.txt")))?;
+    run(Command::new(&python).args(pip).arg(here(requirements)))?;
     run(Command::new(&python).args(["-m", "pip", "check"]))?;
+    Ok(python)
+}
+
+fn build_python(folder: &Path) -> Result<()> {
+    let python = build_venv(folder, "tools/requirements.txt")?;
     let (modules, protos) = (folder.join("modules"), here("apps/proto"));
     fs::create_dir(&modules)?;
     let mut protoc = Command::new(&python);
@@ -240,6 +263,7 @@ pub(crate) fn once<T: Clone>(cell: &OnceLock<Result<T, String>>, find: impl FnOn
 static GO: OnceLock<Result<PathBuf, String>> = OnceLock::new();
 static JAEGER: OnceLock<Result<PathBuf, String>> = OnceLock::new();
 static HTTPWG: OnceLock<Result<PathBuf, String>> = OnceLock::new();
+static SPIFFE: OnceLock<Result<PathBuf, String>> = OnceLock::new();
 static PYTHON: OnceLock<Result<PathBuf, String>> = OnceLock::new();
 const JAEGER_VERSION: &str = "v1.76.0";
 const JAEGER_SUM: &str = "h1:sWCOOF1dr+NL0PLil7mFo3BqqQL8k4WiM7aguFbc14g=";

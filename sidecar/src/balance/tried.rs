@@ -7,6 +7,9 @@ use super::EndpointKey;
 pub struct Tried(Vec<EndpointKey>);
 
 impl Tried {
+    /// None.
+    pub const NONE: Tried = Tried(Vec::new());
+
     /// Remembers that `key` has been tried.
     pub fn insert(&mut self, key: EndpointKey) {
         if !self.contains(key) {

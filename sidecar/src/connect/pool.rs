@@ -241,6 +241,7 @@ impl Pools {
 }
 
 impl Pool {
+    #[inline(always)]
     fn usable(&self, wires: &Wires) -> Option<WireKey> {
         let usable = |key: &WireKey| {
             let wire = wires.slots.get(*key);

@@ -166,7 +166,8 @@ pub async fn serve<D: Stream, U: Stream>(
                 return Poll::Ready(End::Cut);
             }
             loop {
-                if let Poll::Ready(ended) = caller.poll_without_shutdown(cx) {
+                // With its shutdown, unless it has switched: without, hyper drops what the caller has not taken yet.
+                if let Poll::Ready(ended) = Pin::new(&mut caller).poll(cx) {
                     return Poll::Ready(match ended {
                         Ok(()) => End::Finished,
                         Err(error) if error.is_parse() => End::BadRequest,

@@ -13,6 +13,11 @@ pub struct Boundary {
 }
 
 impl Boundary {
+    /// A number that is another one, as good as always, once more bytes were followed.
+    pub fn mark(&self) -> u64 {
+        u64::from(self.messages) << 32 | u64::from(self.left ^ self.length << 3 ^ u32::from(self.prefix) << 29)
+    }
+
     /// Follows `bytes` of the stream.
     pub fn follow(&mut self, mut bytes: &[u8]) {
         while !bytes.is_empty() {

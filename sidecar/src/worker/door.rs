@@ -215,7 +215,10 @@ impl Door {
         };
         match found {
             Ok(detected) => {
-                self.speaks_first.learn(meant, detected.guess, Instant::now());
+                // The mesh's ClientHello says nothing of who speaks first inside.
+                if self.mode(meant.port()).is_none() || !is_the_mesh(&detected.protocol) {
+                    self.speaks_first.learn(meant, detected.guess, Instant::now());
+                }
                 Some(detected)
             }
             Err(error) => {

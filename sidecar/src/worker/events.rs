@@ -404,7 +404,7 @@ impl Worker {
             return;
         }
         call.resent = true;
-        if let Some(span) = &mut call.span {
+        if let Some(span) = call.span() {
             span.event(
                 self.now,
                 Happening::Retry {
@@ -428,9 +428,9 @@ impl Worker {
             let others = self
                 .services
                 .get(call.service)
-                .is_some_and(|service| service.balancer.len() > call.tried.len() + 1);
+                .is_some_and(|service| service.balancer.len() > call.tried().len() + 1);
             if others {
-                call.tried.insert(endpoint);
+                call.aside().tried.insert(endpoint);
             }
         }
         self.leave_endpoint(key);
@@ -671,7 +671,7 @@ impl Worker {
             call.exchange.server_reset(Reason::NO_ERROR, &mut self.wires);
             self.settle(key);
         } else if call.exchange.is_unsent(flushed) && call.exchange.take_back(&mut self.wires) {
-            call.last_error = Some(format!("the connection to {addr} ended: {why}").into());
+            call.aside().last_error = Some(format!("the connection to {addr} ended: {why}").into());
             self.leave_for_another(key);
         } else {
             call.exchange.up = None;

@@ -111,7 +111,7 @@ impl Worker {
     /// Looks at all endpoints: at whom RPCs wait, who is to be checked, and what has become of each.
     pub(super) fn look_at_endpoints(&mut self) {
         for (_, call) in self.calls.iter_mut() {
-            let so_far = std::mem::replace(&mut call.looked, call.exchange.answered);
+            let so_far = std::mem::replace(&mut call.looked, call.exchange.answered.mark());
             // What moves is not stuck; nor is what only its caller's reading holds up.
             if call.checks || !call.exchange.is_owed() || so_far != call.looked {
                 continue;

@@ -3,7 +3,7 @@
 use std::time::SystemTime;
 
 use super::Worker;
-use crate::call::{Call, CallKey};
+use crate::call::{Aside, Call, CallKey};
 use crate::connect::Side;
 use crate::failure::Failure;
 use crate::http2::hpack::Name;
@@ -38,18 +38,21 @@ impl Worker {
         let (head, interner) = (&mut call.exchange.head, &mut self.wires.shared.interner);
         if self.access.is_some() {
             let value = |name| head.value_of(name, interner).unwrap_or_default().into();
-            call.asked = Some(Box::new(Asked {
+            let asked = Asked {
                 path: value(Name::Path),
                 authority: value(Name::Authority),
                 identity: None,
                 reason: None,
                 from: None,
-            }));
+            };
+            call.aside.get_or_insert_default().asked = Some(asked);
         }
         if let Some(tracing) = &mut self.tracing {
-            call.span = tracing.begin(head, interner, kind, self.now);
+            if let Some(span) = tracing.begin(head, interner, kind, self.now) {
+                call.aside.get_or_insert_default().span = Some(span);
+            }
         }
-        if call.span.is_some() || call.asked.is_some() {
+        if call.aside.is_some() {
             self.note_caller(key);
         }
     }
@@ -62,13 +65,14 @@ impl Worker {
             return;
         };
         let identity = wire.proven().map(|peer| peer.id().to_string());
-        if let (Some(span), Side::Caller { inbound: true, .. }) = (&mut call.span, &wire.side) {
+        let Some(aside) = &mut call.aside else { return };
+        if let (Some(span), Side::Caller { inbound: true, .. }) = (&mut aside.span, &wire.side) {
             span.peer(wire.peer);
             if let Some(identity) = &identity {
                 span.identity(identity);
             }
         }
-        if let Some(asked) = &mut call.asked {
+        if let Some(asked) = &mut aside.asked {
             asked.from = Some(wire.peer);
             asked.identity = identity.map(String::into_boxed_str);
         }
@@ -78,10 +82,11 @@ impl Worker {
     #[cold]
     pub(super) fn record_failure(&mut self, key: CallKey, failure: &Failure) {
         let Some(call) = self.calls.get_mut(key) else { return };
-        if let Some(asked) = &mut call.asked {
+        let Some(aside) = &mut call.aside else { return };
+        if let Some(asked) = &mut aside.asked {
             asked.reason = Some(failure.reason());
         }
-        let Some(span) = &mut call.span else { return };
+        let Some(span) = &mut aside.span else { return };
         if let Failure::Deadline { timeout, .. } = failure {
             span.event(self.now, Event::Deadline { timeout: *timeout });
         }
@@ -92,7 +97,8 @@ impl Worker {
     #[cold]
     pub(super) fn end_record(&mut self, key: CallKey) {
         let Some(call) = self.calls.get_mut(key) else { return };
-        let (span, asked) = (call.span.take(), call.asked.take());
+        let Some(aside) = call.aside.take() else { return };
+        let Aside { span, asked, .. } = *aside;
         let call: &Call = call;
         let code = call.code();
         let (requests, responses) = (call.exchange.asked.messages(), call.exchange.answered.messages());

@@ -76,6 +76,30 @@ async fn say(to: &mut DuplexStream, text: &str) {
 
 const OK: &str = "HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok";
 
+#[tokio::test(start_paused = true)]
+async fn an_answer_is_whole_however_slowly_its_caller_reads() {
+    let page = "a page ".repeat(100_000);
+    with(facts(false), Settings::default(), async |mut ends| {
+        say(&mut ends.caller, "GET / HTTP/1.0\r\nHost: a\r\n\r\n").await;
+        head(&mut ends.application).await;
+        let answer = format!("HTTP/1.0 200 OK\r\ncontent-length: {}\r\n\r\n{page}", page.len());
+        let serving = async {
+            say(&mut ends.application, &answer).await;
+            drop(ends.application);
+        };
+        let reading = async {
+            let mut heard = Vec::new();
+            while let Ok(1..) = (&mut ends.caller).take(1_000).read_to_end(&mut heard).await {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+            heard
+        };
+        let ((), heard) = tokio::join!(serving, reading);
+        assert!(heard.ends_with(page.as_bytes()), "{} bytes came", heard.len());
+    })
+    .await;
+}
+
 /// What the caller of one request is answered, and what the application hears, if it hears anything.
 async fn once(facts: Facts, request: &str) -> (String, String, Summary) {
     let (mut answer, mut heard) = (String::new(), String::new());

@@ -45,6 +45,7 @@ pub(super) fn authority_params(name: &str) -> CertificateParams {
     params.distinguished_name.push(DnType::CommonName, name);
     params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
     params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+    params.use_authority_key_identifier_extension = true;
     params
 }
 
@@ -55,6 +56,8 @@ pub(super) fn leaf_params(uri: &str) -> CertificateParams {
     params.not_before = soon(-60).into();
     params.not_after = soon(3600).into();
     params.subject_alt_names = vec![SanType::URI(uri.try_into().unwrap())];
+    params.is_ca = IsCa::ExplicitNoCa;
+    params.use_authority_key_identifier_extension = true;
     params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
     params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
     params
@@ -130,5 +133,8 @@ pub(super) fn der(tag: u8, parts: &[&[u8]]) -> Vec<u8> {
 pub(super) fn uri_names(uris: &[&[u8]]) -> CustomExtension {
     let names: Vec<_> = uris.iter().map(|uri| der(0x86, &[uri])).collect();
     let names: Vec<&[u8]> = names.iter().map(Vec::as_slice).collect();
-    CustomExtension::from_oid_content(&[2, 5, 29, 17], der(0x30, &names))
+    let mut extension = CustomExtension::from_oid_content(&[2, 5, 29, 17], der(0x30, &names));
+    // As for every certificate whose subject is empty (RFC 5280, 4.2.1.6).
+    extension.set_criticality(true);
+    extension
 }

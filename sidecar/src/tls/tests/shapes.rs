@@ -402,8 +402,8 @@ pub(super) fn right(root: &Authority) -> Vec<(&'static str, Shown)> {
             issuer.leaf(|params| params.extended_key_usages.clear()),
         ),
         (
-            "says that it is no authority",
-            issuer.leaf(|params| params.is_ca = IsCa::ExplicitNoCa),
+            "does not say that it is no authority",
+            issuer.leaf(|params| params.is_ca = IsCa::NoCa),
         ),
         (
             "a common name",
