@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, ensure};
 use support::{Control, Pod, Program, Sidecar};
 
-use crate::shop::{Shop, cpu, none_failed, timed};
+use crate::shop::{Shop, certified, cpu, none_failed, timed};
 
 #[test]
 fn a_sidecar_whose_clock_is_set_neither_panics_nor_spins_and_is_well_once_the_clock_is() {
@@ -96,6 +96,30 @@ fn a_control_whose_clock_is_set_disturbs_no_call_and_certifies_once_the_clock_is
         }
         ensure!(!shop.control.output().contains("panicked"), "it panicked");
         none_failed(&traffic.calls(), 500, "while control's clock was set")
+    });
+}
+
+#[test]
+fn a_mesh_whose_clocks_all_jump_by_more_than_a_year_certifies_itself_anew_and_back_again() {
+    support::test(|mesh| {
+        let clock = Clock::of(&mesh.folder().join("clock"))?;
+        let variables = clock.variables();
+        let variables: Vec<_> = variables.iter().map(|(key, value)| (*key, value.as_str())).collect();
+        let mut control = mesh.control_to_be(&[])?;
+        control.set_environment(&variables);
+        control.launch()?;
+        let shop = Shop::open(mesh, control, 1, &variables, &[])?;
+        for ahead in ["+400d", "+0"] {
+            let before: Vec<_> = shop.sidecars().map(certified).collect();
+            clock.set(ahead)?;
+            timed(HALF_A_MINUTE, &format!("all are certified at {ahead}"), || {
+                let mut all = shop.sidecars().zip(&before);
+                all.all(|(sidecar, before)| certified(sidecar) > *before && is_ready(sidecar) && connected(sidecar))
+            })?;
+            let calls = shop.calls(50, A_SECOND)?.end(A_SECOND)?;
+            none_failed(&calls, 50, &format!("with all clocks at {ahead}"))?;
+        }
+        Ok(())
     });
 }
 
