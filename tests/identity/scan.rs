@@ -81,10 +81,7 @@ async fn a_port_of_the_mesh_speaks_tls_1_3_with_three_groups_and_no_other() {
     }
     let is_open = |said: &str| said.contains("New, TLSv1.3, Cipher is TLS_");
     let said = with(&[]);
-    assert!(
-        said.contains("New, TLSv1.3, Cipher is TLS_AES_128_GCM_SHA256"),
-        "{said}"
-    );
+    assert!(is_open(&said), "{said}");
     assert!(said.contains("ALPN protocol: portunus/h2"), "{said}");
     assert!(said.contains("Server Temp Key: X25519"), "{said}");
     assert!(said.contains("Secure Renegotiation IS NOT supported"), "{said}");

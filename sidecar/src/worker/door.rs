@@ -148,7 +148,6 @@ impl Door {
         let Some(detected) = self.detect(&accepted.socket, listened_for, patience, meant).await else {
             return;
         };
-        self.counts.guess(detected.guess);
         let Accepted { socket, peer, .. } = accepted;
         if mode.is_some() && is_the_mesh(&detected.protocol) {
             return Box::pin(self.terminate(socket, detected.client_bytes, peer, meant, declared)).await;
@@ -215,9 +214,10 @@ impl Door {
         };
         match found {
             Ok(detected) => {
-                // The mesh's ClientHello says nothing of who speaks first inside.
+                // The mesh's ClientHello says nothing of who speaks first inside, and of what.
                 if self.mode(meant.port()).is_none() || !is_the_mesh(&detected.protocol) {
                     self.speaks_first.learn(meant, detected.guess, Instant::now());
+                    self.counts.guess(detected.guess);
                 }
                 Some(detected)
             }
@@ -258,6 +258,7 @@ impl Door {
         };
         let client_cert = client_cert::value(own.id().as_str(), session.peer().hash(), session.peer().id().as_str());
         if session.alpn() == Alpn::H2 {
+            self.counts.guess(Guess::Declared);
             return self.adopt(Transport::Tls(socket, Box::new(session)), Vec::new(), peer, meant);
         }
         if self.mode(meant.port()) == Some(Mode::Disabled) {
