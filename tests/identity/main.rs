@@ -1,5 +1,6 @@
 //! Who calls, and who is called, is proven in mTLS, or nothing is said: shown on whole sidecars.
 
+#[cfg(test)]
 #[path = "../../sidecar/src/tls/tests/authority.rs"]
 mod authority;
 mod certificates;
@@ -9,9 +10,11 @@ mod floods;
 mod judges;
 mod log;
 mod modes;
+#[cfg(test)]
 #[path = "../../sidecar/src/tls/tests/plain.rs"]
 mod plain;
 mod scan;
+#[cfg(test)]
 #[path = "../../sidecar/src/tls/tests/shapes.rs"]
 mod shapes;
 mod spoofs;
