@@ -19,7 +19,6 @@ use crate::telemetry::Event;
 use crate::worker::Worker;
 
 /// An RPC began on a connection of the application's. Its header list stands in the wires' shared fields.
-#[inline(always)]
 pub(crate) fn request(worker: &mut Worker, down: End, ended: bool) {
     let Some(key) = worker.begin_call(down, false, ended) else {
         return;
@@ -117,10 +116,9 @@ fn pick(worker: &mut Worker, key: CallKey) -> Result<Option<(PoolKey, SocketAddr
         Err(_) if *service.known == Known::Pending => return Err(control_silent(service)),
         Err(why) => return Err(no_endpoint(service, why, call)),
     };
-    let addr = service.balancer.addr(endpoint).ok_or_else(no_call)?;
     // A check is no load.
-    let place = (!call.checks).then(|| service.balancer.started(endpoint));
-    let marked = PoolKey::from_bits(service.balancer.mark(endpoint));
+    let begun = service.balancer.begin(endpoint, !call.checks).ok_or_else(no_call)?;
+    let (addr, marked) = (begun.addr, PoolKey::from_bits(begun.mark));
     let pool = match worker.pools.get(marked) {
         Some(pool) => {
             if matches!(pool.via, Via::Own) {
@@ -155,7 +153,7 @@ fn pick(worker: &mut Worker, key: CallKey) -> Result<Option<(PoolKey, SocketAddr
         }
     }
     call.choice = Some(Choice {
-        place,
+        place: begun.call,
         addr,
         pool,
         at: worker.tick,

@@ -316,14 +316,17 @@ impl Worker {
 
     /// Records the call and lets go of it, if nothing is left of it.
     pub(crate) fn settle(&mut self, key: CallKey) {
-        let Some(call) = self.calls.get_mut(key) else { return };
+        let Some(mut call) = self.calls.get_mut(key) else {
+            return;
+        };
         if !call.exchange.is_finished(&self.wires) {
             return;
         }
         if call.aside.is_some() {
             self.end_record(key);
+            let Some(again) = self.calls.get_mut(key) else { return };
+            call = again;
         }
-        let Some(call) = self.calls.get_mut(key) else { return };
         let code = call.code();
         if let Some(method) = call.method {
             let elapsed = self.tick.since(call.began);

@@ -138,6 +138,17 @@ pub struct Gone {
     pub addr: SocketAddr,
 }
 
+/// An RPC that begins at an endpoint.
+#[derive(Debug)]
+pub struct Begun {
+    /// What it counts as; nothing, if it is no load.
+    pub call: Option<Call>,
+    /// Where the endpoint listens.
+    pub addr: SocketAddr,
+    /// What the owner hung on the endpoint; 0 if nothing.
+    pub mark: u64,
+}
+
 /// An RPC at an endpoint, from [`Balancer::started`] to [`Balancer::finished`]. Must be given back: until then it counts
 /// as load, and its endpoint cannot go.
 #[derive(Debug)]
@@ -326,6 +337,21 @@ impl Balancer {
             self.stale |= endpoint.on_picked(now);
         }
         Ok(key)
+    }
+
+    /// [`Balancer::started`], [`Balancer::addr`] and [`Balancer::mark`] in one; nothing if the endpoint is gone. What is no
+    /// load counts for nothing.
+    #[inline(always)]
+    pub fn begin(&mut self, key: EndpointKey, is_load: bool) -> Option<Begun> {
+        let endpoint = self.slots.get_mut(key)?;
+        if is_load {
+            endpoint.waiting = endpoint.waiting.saturating_add(1);
+        }
+        Some(Begun {
+            call: is_load.then_some(Call { key, answered: false }),
+            addr: endpoint.addr,
+            mark: endpoint.mark,
+        })
     }
 
     /// An RPC is on its way to the endpoint: it counts as load until [`Balancer::finished`].

@@ -241,13 +241,16 @@ impl Pools {
 }
 
 impl Pool {
-    #[inline(always)]
     fn usable(&self, wires: &Wires) -> Option<WireKey> {
         let usable = |key: &WireKey| {
             let wire = wires.slots.get(*key);
             wire.is_some_and(|wire| wire.engine.has_capacity() && !is_worn(wire))
         };
-        self.wires.iter().copied().find(usable)
+        // Mostly it is the first.
+        match self.wires.first() {
+            Some(first) if usable(first) => Some(*first),
+            _ => self.wires.iter().copied().find(usable),
+        }
     }
 
     /// How many connections there are, without those that only wait for their last streams to end.

@@ -47,10 +47,10 @@ impl Worker {
             };
             call.aside.get_or_insert_default().asked = Some(asked);
         }
-        if let Some(tracing) = &mut self.tracing {
-            if let Some(span) = tracing.begin(head, interner, kind, self.now) {
-                call.aside.get_or_insert_default().span = Some(span);
-            }
+        if let Some(tracing) = &mut self.tracing
+            && let Some(span) = tracing.begin(head, interner, kind, self.now)
+        {
+            call.aside.get_or_insert_default().span = Some(span);
         }
         if call.aside.is_some() {
             self.note_caller(key);
