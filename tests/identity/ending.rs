@@ -18,8 +18,8 @@ use crate::raw::{DATA, HEADERS};
 
 use crate::world::{Begun, Setup, World, collect, request, send_bytes};
 
-/// How long the caller's first certificate lasts: it is replaced, and so is the connection.
-const LIFE: Duration = Duration::from_secs(3);
+/// How long the caller's first certificate lasts: it is replaced, and so is the connection, which lives for 5 s at least.
+const LIFE: Duration = Duration::from_secs(8);
 
 /// A caller's sidecar and a server's; the caller's certificate ends soon, and its mesh can be given another.
 async fn pair(cut_expired: bool) -> (World, World, Pki, Mesh) {
