@@ -313,9 +313,14 @@ impl World {
         self.commands.send(command).expect("the worker lives");
     }
 
-    /// The sum of a metric's samples that have all of `labels` in their text, of both workers if there are two.
+    /// [`World::metric`] of both workers, if there are two.
+    pub fn metric_of_all(&self, name: &str, labels: &[&str]) -> f64 {
+        let far = self.far.as_ref().map_or(0.0, |far| far.metric_of_all(name, labels));
+        self.metric(name, labels) + far
+    }
+
+    /// The sum of a metric's samples that have all of `labels` in their text; of the caller's worker, if there are two.
     pub fn metric(&self, name: &str, labels: &[&str]) -> f64 {
-        let far = self.far.as_ref().map_or(0.0, |far| far.metric(name, labels));
         let page = self.registry.scrape(Format::Prometheus);
         let samples = page.lines().filter(|line| {
             line.strip_prefix(name)
@@ -323,8 +328,7 @@ impl World {
         });
         samples
             .filter_map(|line| line.rsplit_once(' ')?.1.parse::<f64>().ok())
-            .sum::<f64>()
-            + far
+            .sum()
     }
 
     /// Waits until a metric is what it should be.
