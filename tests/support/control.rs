@@ -241,6 +241,27 @@ impl Control {
         Ok(settings)
     }
 
+    /// Waits until every `Workload` that was written is known: a token that control does not know yet is refused, and its
+    /// sidecar asks again only after some seconds. A control that does not run is not waited for.
+    ///
+    /// # Errors
+    /// When it does not take them.
+    pub fn until_known(&self) -> Result<()> {
+        if self.program.is_none() {
+            return Ok(());
+        }
+        let files = fs::read_dir(&self.source)?.filter_map(Result::ok);
+        let written = files.filter(|file| file.file_name().to_string_lossy().starts_with("workload-"));
+        let all = format!("workloads={} ", written.count());
+        wait_until(Duration::from_secs(10), "control has taken every workload", || {
+            let output = self.output();
+            output
+                .lines()
+                .rfind(|line| line.contains("a state was taken"))
+                .is_some_and(|line| format!("{line} ").contains(&all))
+        })
+    }
+
     /// Says something else of a pod that was enrolled; its token stays.
     ///
     /// # Errors

@@ -128,6 +128,7 @@ impl Pod {
     /// The sidecar as a member of the mesh that `control` leads, with settings beside the defaults.
     pub fn member(&self, control: &Control, member: &Member<'_>, settings: &[(&str, &str)]) -> Result<Sidecar> {
         let enrolled = control.enrol(self, member)?;
+        control.until_known()?;
         let mut all: Vec<_> = enrolled
             .iter()
             .map(|(key, value)| (key.as_str(), value.as_str()))

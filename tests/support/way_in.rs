@@ -45,6 +45,7 @@ impl WayIn {
             ports: &[],
         };
         let told = control.enrol(pod, &member)?;
+        control.until_known()?;
         let said = |name: &str| told.iter().find(|(key, _)| key == name).map(|(_, value)| value.clone());
         let address: Address = said("PORTUNUS_CONTROL_ADDRESS")
             .context("control has an address")?

@@ -125,7 +125,7 @@ fn pseudo(fields: &Fields, allowed: Names) -> Result<Names, Wrong> {
     Ok(here)
 }
 
-#[inline]
+#[inline(always)]
 fn is_connect(fields: &Fields, interner: &Interner) -> bool {
     // What every call of gRPC begins with.
     if fields.id(0) == Some(FieldId::METHOD_POST) {

@@ -392,7 +392,7 @@ impl Service {
     }
 
     /// Whether `addr` is, or lately was, among the addresses of the name; `None` while nothing is known.
-    #[inline]
+    #[inline(always)]
     pub fn owns(&self, addr: SocketAddr, now: Instant) -> Option<bool> {
         match (&*self.known, &self.subject) {
             (Known::Pending, _) => None,

@@ -102,6 +102,7 @@ impl Fields {
 
     /// The value of the field at a position.
     #[inline(always)]
+    #[inline(always)]
     pub fn value<'a>(&'a self, at: usize, interner: &'a Interner) -> Option<&'a [u8]> {
         self.items.get(at).map(|item| item.value(&self.text, interner))
     }
@@ -403,7 +404,7 @@ impl Item {
         }
     }
 
-    #[inline]
+    #[inline(always)]
     fn value<'a>(&self, text: &'a [u8], interner: &'a Interner) -> &'a [u8] {
         match self {
             Item::Interned { id, .. } => interner.value(*id),
