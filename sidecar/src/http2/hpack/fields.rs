@@ -102,7 +102,6 @@ impl Fields {
 
     /// The value of the field at a position.
     #[inline(always)]
-    #[inline(always)]
     pub fn value<'a>(&'a self, at: usize, interner: &'a Interner) -> Option<&'a [u8]> {
         self.items.get(at).map(|item| item.value(&self.text, interner))
     }
