@@ -380,7 +380,14 @@ fn the_metrics_are_read_by_prometheus_own_library_in_both_formats() {
                 ("timed", sum(&format!("{prefix}_handling_seconds_count"), &[method])),
                 (
                     "unimplemented",
-                    sum(&format!("{prefix}_handled_total"), &[("grpc_code", "Unimplemented")]),
+                    // The application has no health service either, which the caller's sidecar asks for.
+                    sum(
+                        &format!("{prefix}_handled_total"),
+                        &[
+                            ("grpc_code", "Unimplemented"),
+                            ("grpc_service", "grpc.testing.TestService"),
+                        ],
+                    ),
                 ),
             ] {
                 ensure!(value == 1.0, "{prefix}: {what} is {value}");

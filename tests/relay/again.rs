@@ -444,6 +444,9 @@ async fn an_answer_that_came_before_its_connection_broke_arrives_whole_however_l
 async fn thousands_that_wait_for_a_slow_server_end_with_their_deadline_one_after_another() {
     let world = World::with(Setup {
         server_streams: Some(1),
+        // One worker, whatever other worlds have: a server that is just being rid of a thousand streams may refuse the next
+        // one twice.
+        pair: false,
         ..Setup::default()
     })
     .await;
@@ -469,5 +472,5 @@ async fn thousands_that_wait_for_a_slow_server_end_with_their_deadline_one_after
         drop(body);
     }
     let answer = world.caller().await.call("/a.B/C", 10, 10).await.expect("answered");
-    assert_eq!(answer.grpc_status.as_deref(), Some("0"));
+    is(&answer, "0", "");
 }
