@@ -351,7 +351,8 @@ impl Service {
 
     /// The same, until something is so.
     pub(crate) async fn load_until(&self, rate: u64, is: impl Fn() -> bool) -> Calls {
-        let ends = Instant::now() + PATIENCE;
+        // The balancer avoids what fails, so the calls that show it are few.
+        let ends = Instant::now() + PATIENCE * 3;
         let calls = self.load_while(rate, || !is() && Instant::now() < ends).await;
         let states: Vec<_> = (0..self.peers.len()).map(|at| self.state(at)).collect();
         assert!(is(), "it did not come to be; {states:?}, {} calls", calls.sent);
