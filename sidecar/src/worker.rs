@@ -646,7 +646,7 @@ impl Worker {
             return;
         };
         let (id, ends, hash) = (peer.id().clone(), peer.not_after(), *peer.hash());
-        wire.label = self.counts.label(inbound, Some(&id), &self.recorder);
+        wire.label = self.counts.label(inbound, &id, &self.recorder);
         let own = self.parts.mesh.as_ref().and_then(|mesh| mesh.own.load_full());
         let Some(own) = own else { return };
         let luck = self.rng.random::<f64>();

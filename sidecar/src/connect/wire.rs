@@ -349,32 +349,14 @@ fn is_writable(socket: &TcpStream, waker: &Waker) -> bool {
 
 /// Reads the socket once, and opens what came.
 fn read_tls(socket: &TcpStream, session: &mut Session, waker: &Waker, buffer: &mut [u8]) -> Read {
-    let mut was_whole = false;
-    let opened = session.read(buffer, |room| {
-        if !is_readable(socket, waker) {
-            return Err(io::ErrorKind::WouldBlock.into());
-        }
-        let mut got = None;
-        let result = socket.try_io(Interest::READABLE, || {
-            let n = (&*SockRef::from(socket)).read(room)?;
-            got = Some(n);
-            // A short read has emptied the socket: to say so saves the read that would find nothing.
-            if n > 0 && n < room.len() {
-                Err(io::ErrorKind::WouldBlock.into())
-            } else {
-                Ok(())
-            }
-        });
-        was_whole = result.is_ok();
-        match got {
-            Some(n) => Ok(n),
-            None => result.map(|()| 0),
-        }
+    let opened = session.read(buffer, |room| match is_readable(socket, waker) {
+        true => tls::read_once(socket, room),
+        false => Err(io::ErrorKind::WouldBlock.into()),
     });
     match opened {
         Ok(opened) if opened.ended && opened.plain == 0 => Read::End,
         Ok(opened) => {
-            let more = opened.more || opened.ended || was_whole || is_readable(socket, waker);
+            let more = opened.more || opened.ended || is_readable(socket, waker);
             match (opened.plain, more) {
                 (0, false) => Read::Nothing,
                 (n, more) => Read::Bytes(n, more),

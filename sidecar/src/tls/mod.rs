@@ -32,3 +32,4 @@ pub use peer::Peer;
 pub use refused::Refused;
 pub use session::{Alpn, LEAST_BUFFER, Opened, Session};
 pub use stream::Stream;
+pub(crate) use stream::read_once;

@@ -94,7 +94,7 @@ impl Stream {
 }
 
 /// One read. A short one has emptied the socket: to say so saves the read that would find nothing.
-fn read_once(socket: &TcpStream, room: &mut [u8]) -> io::Result<usize> {
+pub(crate) fn read_once(socket: &TcpStream, room: &mut [u8]) -> io::Result<usize> {
     let mut got = None;
     let result = socket.try_io(Interest::READABLE, || {
         let n = (&*SockRef::from(socket)).read(room)?;

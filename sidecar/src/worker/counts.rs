@@ -89,11 +89,8 @@ impl Counts {
         }
     }
 
-    /// The label of wires whose other end has proven to be `peer`, or nobody.
-    pub(crate) fn label(&mut self, inbound: bool, peer: Option<&SpiffeId>, recorder: &Recorder) -> u32 {
-        let Some(peer) = peer else {
-            return Counts::in_plain(inbound);
-        };
+    /// The label of wires whose other end has proven to be `peer`.
+    pub(crate) fn label(&mut self, inbound: bool, peer: &SpiffeId, recorder: &Recorder) -> u32 {
         let is_known = self.labels.len() < MOST_PEERS || self.labels.contains_key(&(inbound, Some(peer.clone())));
         let named = is_known.then(|| peer.clone());
         let peers = &mut self.peers;

@@ -536,28 +536,53 @@ pub(super) fn follow_mesh(
     subject: Subject,
     forgotten: CancellationToken,
 ) {
+    let learned = |service, known| Message::Learned { service, known };
+    let is_late = |known: &Known| *known == Known::Pending;
+    tokio::task::spawn_local(
+        async move { tell((mesh.ask)(subject), learned, is_late, inbox, service, forgotten).await },
+    );
+}
+
+/// Tells the worker the addresses of a name, now and whenever they change, until the service is forgotten.
+pub(super) fn follow(names: Names, inbox: Arc<Inbox>, service: ServiceKey, query: Query, forgotten: CancellationToken) {
+    let resolved = |service, answer| Message::Resolved { service, answer };
+    // Who is at the addresses may not be known when they are: patience ends all the same.
+    let is_late = |_: &Answer| true;
     tokio::task::spawn_local(async move {
-        let Some(mut known) = (mesh.ask)(subject) else {
-            inbox.send(Message::Late(service));
-            return;
-        };
-        let patience = tokio::time::sleep(PATIENCE);
-        tokio::pin!(patience);
-        let mut patient = true;
-        loop {
-            let newest = known.borrow_and_update().clone();
-            patient &= *newest == Known::Pending;
-            inbox.send(Message::Learned { service, known: newest });
-            tokio::select! {
-                () = forgotten.cancelled() => return,
-                changed = known.changed() => if changed.is_err() { return },
-                () = &mut patience, if patient => {
-                    patient = false;
-                    inbox.send(Message::Late(service));
-                }
+        tell(names.watch(query).ok(), resolved, is_late, inbox, service, forgotten).await
+    });
+}
+
+/// Tells the worker the newest of something, in words of its own, until the service is forgotten; and once that it takes
+/// long, unless something else than what `is_late` came before. Without a source that is all there is to say.
+async fn tell<T>(
+    source: Option<watch::Receiver<Arc<T>>>,
+    says: fn(ServiceKey, Arc<T>) -> Message,
+    is_late: fn(&T) -> bool,
+    inbox: Arc<Inbox>,
+    service: ServiceKey,
+    forgotten: CancellationToken,
+) {
+    let Some(mut source) = source else {
+        inbox.send(Message::Late(service));
+        return;
+    };
+    let patience = tokio::time::sleep(PATIENCE);
+    tokio::pin!(patience);
+    let mut patient = true;
+    loop {
+        let newest = source.borrow_and_update().clone();
+        patient &= is_late(&newest);
+        inbox.send(says(service, newest));
+        tokio::select! {
+            () = forgotten.cancelled() => return,
+            changed = source.changed() => if changed.is_err() { return },
+            () = &mut patience, if patient => {
+                patient = false;
+                inbox.send(Message::Late(service));
             }
         }
-    });
+    }
 }
 
 /// Tells the worker what the pod's ports take, whenever that changes.
@@ -566,29 +591,4 @@ async fn follow_modes(mut modes: watch::Receiver<Arc<policy::Inbound>>, inbox: A
         let newest = modes.borrow_and_update().clone();
         inbox.send(Message::Modes(newest));
     }
-}
-
-/// Tells the worker the addresses of a name, now and whenever they change, until the service is forgotten.
-pub(super) fn follow(names: Names, inbox: Arc<Inbox>, service: ServiceKey, query: Query, forgotten: CancellationToken) {
-    tokio::task::spawn_local(async move {
-        let Ok(mut answers) = names.watch(query) else {
-            inbox.send(Message::Late(service));
-            return;
-        };
-        let patience = tokio::time::sleep(PATIENCE);
-        tokio::pin!(patience);
-        let mut patient = true;
-        loop {
-            let answer = answers.borrow_and_update().clone();
-            inbox.send(Message::Resolved { service, answer });
-            tokio::select! {
-                () = forgotten.cancelled() => return,
-                changed = answers.changed() => if changed.is_err() { return },
-                () = &mut patience, if patient => {
-                    patient = false;
-                    inbox.send(Message::Late(service));
-                }
-            }
-        }
-    });
 }
