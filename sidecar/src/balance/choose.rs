@@ -118,21 +118,21 @@ impl Draw {
         let second = self.find(if ticket < start { ticket } else { ticket + weight });
 
         let mean = total as f64 / self.keys.len() as f64;
-        let mut cost = |at: usize| {
+        let mut weigh = |at: usize| {
             let endpoint = slots.get_mut(self.keys[at])?;
             let shared = 1.0 + endpoint.load() * mean / f64::from(endpoint.weight);
-            let ramp = endpoint.ramp(now, settings.slow_start);
-            Some(endpoint.latency.nanos(norm, now, settings.decay) * shared / ramp)
+            let cost = endpoint.latency.nanos(norm, now, settings.decay) * shared;
+            Some((cost, endpoint.ramp(now, settings.slow_start)))
         };
-        let (first_cost, second_cost) = (cost(first)?, cost(second)?);
-        let stay = (second_cost / first_cost).powi(2);
-        Some(
-            self.keys[if stay >= 1.0 || rng.random::<f64>() < stay {
-                first
-            } else {
-                second
-            }],
-        )
+        let ((first_cost, first_ramp), (second_cost, second_ramp)) = (weigh(first)?, weigh(second)?);
+        let mut happens = |probability: f64| probability >= 1.0 || rng.random::<f64>() < probability;
+        let stays = happens((second_cost / first_cost).powi(2));
+        // Slow start bounds the share, however cheap a newcomer looks beside those who bear the load.
+        let stays = match stays {
+            true => happens(first_ramp / second_ramp),
+            false => !happens(second_ramp / first_ramp),
+        };
+        Some(self.keys[if stays { first } else { second }])
     }
 
     /// Smooth weighted round robin, as nginx does it: everybody gains its weight, the richest goes and pays the total.

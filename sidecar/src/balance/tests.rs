@@ -143,6 +143,21 @@ fn new_endpoints_carry_their_share_within_two_seconds_and_are_not_flooded() {
 }
 
 #[test]
+fn a_newcomer_is_not_flooded_because_those_who_bear_the_load_are_slow() {
+    let mut town = Town::new(Settings::default(), 6, &[1]);
+    let latency = |endpoint, rng: &mut StdRng| busy_machine(rng, if endpoint == 0 { 4_000 } else { 100 });
+    town.call(16, 5_000, latency);
+    town.scale(2);
+    town.forget_calls();
+    town.call_for(16, Duration::from_millis(200), latency);
+    assert!(town.shares()[&1] < 0.25, "flooded at once: {:?}", town.shares());
+    town.call_for(16, Duration::from_millis(1_800), latency);
+    town.forget_calls();
+    town.call_for(16, Duration::from_secs(1), latency);
+    assert!(town.shares()[&1] > 0.8, "{:?}", town.shares());
+}
+
+#[test]
 fn an_endpoint_that_fails_fast_does_not_look_fast() {
     let mut town = Town::new(Settings::default(), 6, &[1, 1, 1]);
     town.failing.insert(1);
