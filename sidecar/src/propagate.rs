@@ -275,7 +275,7 @@ impl<'a> B3Fields<'a> {
 fn write(context: &Context, parent: Option<SpanId>, forms: Forms, head: &mut Fields, interner: &mut Interner) {
     if forms.w3c {
         head.remove_all(Name::Traceparent, interner);
-        head.push(b"traceparent", &w3c::format(context), false);
+        head.push_ours(Name::Traceparent, b"traceparent", &w3c::format(context));
     }
     if forms.b3 || forms.b3_multi {
         write_b3(context, parent, forms, head, interner);

@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 
 use super::{
     DEFAULT_TABLE_BYTES,
-    fields::{Fields, Item},
+    fields::{Fields, Item, Literal},
     huffman, integer,
     intern::{FieldId, Interner},
     known::Blocks,
@@ -66,25 +66,30 @@ impl Encoder {
     /// Appends the block of these fields to `out`. Blocks must be sent in the order in which they are encoded.
     #[inline(always)]
     pub fn encode(&mut self, fields: &Fields, interner: &mut Interner, out: &mut Vec<u8>) {
-        let is_known = fields.known.is_some_and(|list| self.blocks.put(list, out));
-        if !is_known {
-            self.write(fields, interner, out);
+        let known = fields.known.is_some_and(|list| self.blocks.put(list, out));
+        let put = if known { fields.known_len as usize } else { 0 };
+        if !known || put < fields.items.len() {
+            self.write(fields, put, interner, out);
         }
     }
 
+    /// Writes the fields behind the first `put`, which stand there already.
     #[inline(never)]
-    fn write(&mut self, fields: &Fields, interner: &mut Interner, out: &mut Vec<u8>) {
-        let begins = out.len();
+    fn write(&mut self, fields: &Fields, put: usize, interner: &mut Interner, out: &mut Vec<u8>) {
         if let Some(Resized { least }) = self.resized.take() {
             integer::encode(least, 0x20, 5, out);
             if least < self.max {
                 integer::encode(self.max, 0x20, 5, out);
             }
         }
-        let mut rest = fields.items.as_slice();
+        let begins = out.len();
+        let mut rest = &fields.items[put..];
         loop {
-            let known = put_ids(rest, &self.places, self.inserted, out);
-            let Some((item, after)) = rest[known..].split_first() else {
+            let indexed = put_ids(rest, &self.places, self.inserted, out);
+            if put == 0 && rest.len() == fields.items.len() {
+                self.learn(fields, &out[begins..]);
+            }
+            let Some((item, after)) = rest[indexed..].split_first() else {
                 break;
             };
             rest = after;
@@ -93,20 +98,21 @@ impl Encoder {
                     Some(number) => integer::encode(dynamic_index(self.inserted, number), 0x80, 7, out),
                     None => self.encode_text(*id, interner, out),
                 },
-                Item::Literal(literal) => {
-                    let (name_text, value) = literal.texts(&fields.text);
-                    let pattern = if literal.never_indexed { 0x10 } else { 0 };
-                    put_name(literal.static_index, name_text, pattern, 4, out);
-                    put_raw(value, out);
-                }
+                Item::Literal(literal) => put_literal(literal, &fields.text, out),
             }
         }
+    }
+
+    /// A block begins with `written`. If that is an index for each field of a list that comes again, it means the same until
+    /// the table changes.
+    #[inline]
+    fn learn(&mut self, fields: &Fields, written: &[u8]) {
+        let len = fields.known_len as usize;
         if let Some(list) = fields.known
-            && out.len() - begins == fields.items.len()
-            && self.blocks.is_quiet(fields.items.len())
+            && written.len() >= len
+            && self.blocks.is_quiet(len)
         {
-            // As many bytes as fields: each is an index, and means the same until the table changes.
-            self.blocks.remember(&out[begins..], list);
+            self.blocks.remember(&written[..len], list);
         }
     }
 
@@ -277,6 +283,25 @@ impl Places {
         }
         self.places[gap] = (0, 0);
     }
+}
+
+/// A text of the list's own.
+#[inline]
+fn put_literal(literal: &Literal, text: &[u8], out: &mut Vec<u8>) {
+    const SHORT: u32 = 0x7f;
+    let (name_text, value) = literal.texts(text);
+    let pattern = if literal.never_indexed { 0x10 } else { 0 };
+    if literal.static_index == 0 && literal.name_len < SHORT && literal.value_len < SHORT {
+        // As a trace context of ours is: three bytes between two texts.
+        out.reserve(3 + literal.text_len() as usize);
+        out.extend_from_slice(&[pattern, literal.name_len as u8]);
+        out.extend_from_slice(name_text);
+        out.push(literal.value_len as u8);
+        out.extend_from_slice(value);
+        return;
+    }
+    put_name(literal.static_index, name_text, pattern, 4, out);
+    put_raw(value, out);
 }
 
 /// The beginning of a literal: its pattern, and its name by index or as text.

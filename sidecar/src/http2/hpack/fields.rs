@@ -36,8 +36,10 @@ pub struct Fields {
     misplaced: Names,
     malformed: Option<Malformed>,
     over_limit: bool,
-    /// Its number among those that come again, while it is as it came.
+    /// The list that comes again with which this one begins: all of it as it came, before anything was appended.
     pub(super) known: Option<ListId>,
+    /// How many fields that is.
+    pub(super) known_len: u32,
 }
 
 /// A field of a list, or an entry of a table.
@@ -76,6 +78,7 @@ impl Fields {
             malformed: None,
             over_limit: false,
             known: None,
+            known_len: 0,
         }
     }
 
@@ -184,7 +187,6 @@ impl Fields {
         self.text.extend_from_slice(value);
         self.list_size += name_text.len() + value.len() + OVERHEAD as usize;
         self.malformed = self.malformed.or(malformed);
-        self.known = None;
         self.note_name(class.name);
         self.items.push(Item::Literal(Literal {
             place,
@@ -197,13 +199,35 @@ impl Fields {
         }));
     }
 
+    /// The same of a field that is made here for each call: what it is, and that it is well formed, is known beforehand.
+    #[inline]
+    pub(crate) fn push_ours(&mut self, name: Name, name_text: &'static [u8], value: &[u8]) {
+        debug_assert_eq!(name::judge(name_text).0.name, name);
+        debug_assert_eq!(name::judge(name_text).0.static_index, 0);
+        debug_assert_eq!(name::value_malformed(name, value), None);
+        let place = self.text.len() as u32;
+        self.text.reserve(name_text.len() + value.len());
+        self.text.extend_from_slice(name_text);
+        self.text.extend_from_slice(value);
+        self.list_size += name_text.len() + value.len() + OVERHEAD as usize;
+        self.note_name(name);
+        self.items.push(Item::Literal(Literal {
+            place,
+            name_len: name_text.len() as u32,
+            value_len: value.len() as u32,
+            name,
+            static_index: 0,
+            never_indexed: false,
+            malformed: None,
+        }));
+    }
+
     /// Appends a field that is interned already: a constant, or one of another list.
     pub fn push_id(&mut self, id: FieldId, interner: &mut Interner) {
         interner.retain(id);
         let FieldView { name, malformed, .. } = interner.view(id);
         self.list_size += interner.size(id) as usize;
         self.malformed = self.malformed.or(malformed);
-        self.known = None;
         self.note_name(name);
         self.items.push(Item::Interned { name, id });
     }
@@ -224,6 +248,7 @@ impl Fields {
         other.malformed = self.malformed;
         other.over_limit = self.over_limit;
         other.known = self.known;
+        other.known_len = self.known_len;
     }
 
     /// Takes out all fields and gives their references back.
@@ -334,6 +359,12 @@ impl Fields {
         for at in 0..self.items.len() {
             self.note_name(self.items[at].name());
         }
+    }
+
+    /// As it is now, it is this list that comes again.
+    pub(super) fn set_known(&mut self, list: ListId) {
+        self.known = Some(list);
+        self.known_len = self.items.len() as u32;
     }
 
     #[inline]
