@@ -1,7 +1,10 @@
 //! Whether bytes that are carried as bytes begin with a request of HTTP/1 all the same, by the reading of the laxest server.
 //!
-//! Detection knows usual requests. An unusual one (`BREW /`, an empty line first, one letter and then a pause) would cross
-//! as opaque bytes, and its fields with it. What matters is the first line: the fields come after it.
+//! Detection knows usual requests. An unusual one (`BREW /`, `!GET /`, an empty line first, one letter and then a pause)
+//! would cross as opaque bytes, and its fields with it. What matters is the first line: the fields come after it.
+//!
+//! Some protocols name `HTTP/1.1` in what they carry: FastCGI, uwsgi and AJP begin with a control byte, and SCGI has a NUL
+//! in what would be the method. No server but a toy takes either for a request.
 
 use std::io::{self, ErrorKind};
 use std::pin::Pin;
@@ -15,15 +18,19 @@ use crate::tunnel::Stream;
 /// What the bytes so far are.
 ///
 /// ```text
-///   Blank ──a letter──▶ Line ──"HTTP/"──▶ Request
-///     └──anything else────┴──its end────▶ Other
+///   Blank ──a visible byte──▶ Method ──a space──▶ Line ──"HTTP/"──▶ Request
+///     └──anything else──┐        └──NUL, its end──┐ └──its end──┐
+///                       └─────────────────────────┴─────────────┴──▶ Other
 /// ```
+/// (`HTTP/` in the method makes it a request, too.)
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum FirstLine {
     /// Nothing but empty lines and spaces, which lax servers skip.
     #[default]
     Blank,
-    /// A line has begun, and so many letters of `HTTP/` stand at its end.
+    /// A word has begun that may be a method, and so many letters of `HTTP/` stand at its end.
+    Method(usize),
+    /// The line goes on behind its first word, likewise.
     Line(usize),
     /// A request of HTTP/1.
     Request,
@@ -34,31 +41,40 @@ pub enum FirstLine {
 impl FirstLine {
     /// Reads on.
     pub fn read(mut self, bytes: &[u8]) -> FirstLine {
-        const VERSION: &[u8; 5] = b"HTTP/";
         for byte in bytes {
             self = match self {
-                FirstLine::Blank if matches!(byte, b'\r' | b'\n' | b' ' | b'\t') => FirstLine::Blank,
-                FirstLine::Blank if byte.is_ascii_alphabetic() => {
-                    FirstLine::Line(usize::from(byte.eq_ignore_ascii_case(&b'H')))
-                }
-                FirstLine::Line(_) if *byte == b'\n' => FirstLine::Other,
-                FirstLine::Line(letters) => {
-                    // H begins it, and stands nowhere else in it: a mismatch begins anew at an H, or not at all.
-                    let letters = match byte.to_ascii_uppercase() {
-                        upper if upper == VERSION[letters] => letters + 1,
-                        b'H' => 1,
-                        _ => 0,
-                    };
-                    if letters == VERSION.len() {
-                        return FirstLine::Request;
-                    }
-                    FirstLine::Line(letters)
-                }
-                FirstLine::Blank | FirstLine::Other => return FirstLine::Other,
-                FirstLine::Request => return FirstLine::Request,
+                FirstLine::Blank => match byte {
+                    b'\r' | b'\n' | b' ' | b'\t' => FirstLine::Blank,
+                    0..=0x1f | 0x7f => return FirstLine::Other,
+                    // Not letters alone: a method is a token (RFC 9110, 5.6.2), and some servers take any word for one.
+                    _ => FirstLine::Method(letters_after(0, *byte)),
+                },
+                FirstLine::Method(_) if *byte == 0 => return FirstLine::Other,
+                FirstLine::Method(_) | FirstLine::Line(_) if *byte == b'\n' => return FirstLine::Other,
+                FirstLine::Method(_) if matches!(byte, b' ' | b'\t') => FirstLine::Line(0),
+                FirstLine::Method(letters) => FirstLine::Method(letters_after(letters, *byte)),
+                FirstLine::Line(letters) => FirstLine::Line(letters_after(letters, *byte)),
+                FirstLine::Request | FirstLine::Other => return self,
             };
+            if let FirstLine::Method(letters) | FirstLine::Line(letters) = self
+                && letters == VERSION.len()
+            {
+                return FirstLine::Request;
+            }
         }
         self
+    }
+}
+
+const VERSION: &[u8; 5] = b"HTTP/";
+
+/// How many letters of `HTTP/` stand at the end, when there were so many before this byte.
+fn letters_after(letters: usize, byte: u8) -> usize {
+    // H begins it, and stands nowhere else in it: a mismatch begins anew at an H, or not at all.
+    match byte.to_ascii_uppercase() {
+        upper if upper == VERSION[letters] => letters + 1,
+        b'H' => 1,
+        _ => 0,
     }
 }
 
@@ -87,7 +103,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for NoRequest<S> {
                 buf.set_filled(before);
                 Err(ErrorKind::InvalidData.into())
             }
-            FirstLine::Blank | FirstLine::Line(_) | FirstLine::Other => Ok(()),
+            FirstLine::Blank | FirstLine::Method(_) | FirstLine::Line(_) | FirstLine::Other => Ok(()),
         })
     }
 }
@@ -135,7 +151,8 @@ mod tests {
             "BREW pot HTTP/1.1\r\n",
             "HTTP/1.1 / HTTP/1.1\r\n",
             "GET /HHTTHTTP/ x",
-            "GET /\u{1}\u{e9} HTTP/1.1\r\n",
+            "GET /\u{1}\u{e9}\0 HTTP/1.1\r\n",
+            "{odd\u{1}\u{e9} / HTTP/1.1\r\n",
         ];
         for request in requests {
             for cut in 0..request.len() {
@@ -150,11 +167,21 @@ mod tests {
     }
 
     #[test]
+    fn a_method_may_begin_with_any_byte_that_a_token_may_have() {
+        for first in (b'!'..=b'~').chain(0x80..=0xff) {
+            let request = [&[first], b"GET / HTTP/1.1\r\n".as_slice()].concat();
+            assert_eq!(FirstLine::default().read(&request), FirstLine::Request, "{first:#x}");
+        }
+    }
+
+    #[test]
     fn other_protocols_are_not_taken_for_requests() {
-        let others: [&[u8]; 7] = [
+        let others: [&[u8]; 9] = [
             b"*1\r\n$4\r\nPING\r\n",
             b"EHLO a.test\r\nMAIL HTTP/",
             b"\x01\x01\0\x01\0\x08\0\0SERVER_PROTOCOLHTTP/1.1",
+            b"70:CONTENT_LENGTH\x0027\0SERVER_PROTOCOL\0HTTP/1.1\0,",
+            b"\0\x1f\0\0\x0fSERVER_PROTOCOL\x08\0HTTP/1.1",
             b"\x16\x03\x01HTTP/",
             b"OPTIONS rtsp://a RTSP/1.0\r\n",
             b"SSH-2.0-x\r\n",
@@ -163,7 +190,7 @@ mod tests {
         for other in others {
             assert_eq!(FirstLine::default().read(other), FirstLine::Other, "{other:?}");
         }
-        assert_eq!(FirstLine::default().read(b"word"), FirstLine::Line(0));
+        assert_eq!(FirstLine::default().read(b"word"), FirstLine::Method(0));
     }
 
     #[tokio::test]
