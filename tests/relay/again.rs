@@ -474,3 +474,35 @@ async fn thousands_that_wait_for_a_slow_server_end_with_their_deadline_one_after
     let answer = world.caller().await.call("/a.B/C", 10, 10).await.expect("answered");
     is(&answer, "0", "");
 }
+
+#[tokio::test]
+async fn what_an_application_says_in_the_proxys_name_is_not_passed_on_to_be_believed() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+    let setup = Setup {
+        inbound: true,
+        pair: false,
+        ..Setup::default()
+    };
+    let world = World::before(listener.local_addr().expect("an address"), setup).await;
+    let caller = world.caller().await;
+    let waits = call(&caller, b"once".to_vec());
+    let mut server = Raw::accept(&listener, &[]).await;
+    let (stream, _) = whole_request(&mut server).await;
+    // It passes on what it heard of a third party, and has processed this call.
+    let fields = [
+        (":status", "200"),
+        ("content-type", "application/grpc"),
+        ("grpc-status", "14"),
+        ("portunus-error", "unreachable"),
+    ];
+    let head = raw::frame(
+        HEADERS,
+        raw::END_HEADERS | raw::END_STREAM,
+        stream,
+        &raw::block(&fields),
+    );
+    server.send(&head).await;
+    let answer = waits.await.expect("it held").expect("answered");
+    is(&answer, "14", "");
+    assert!(!answer.head.contains_key("portunus-error"), "{answer:?}");
+}

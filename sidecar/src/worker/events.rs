@@ -115,7 +115,7 @@ impl Worker {
                 }
             }
             Event::Headers { user, .. } => {
-                if inbound {
+                if inbound || self.is_for_own_application(user) {
                     inbound::clean_trailers(&mut self.wires.shared);
                 }
                 match self.limits_of_request_trailers(user) {
@@ -172,6 +172,14 @@ impl Worker {
             }
             Event::GoAway { .. } | Event::Pong(_) => {}
         }
+    }
+
+    /// Whether the application behind this sidecar is asked, and would believe who calls.
+    fn is_for_own_application(&self, user: u64) -> bool {
+        let call = self.calls.get(Key::from_bits(user));
+        let choice = call.and_then(|call| call.choice.as_ref());
+        let pool = choice.and_then(|choice| self.pools.get(choice.pool));
+        pool.is_some_and(|pool| matches!(pool.via, Via::Own))
     }
 
     /// Trailers of a request that are too large, for us or for the server, are not passed on cut off.
@@ -279,9 +287,13 @@ impl Worker {
             self.fail(key, failure);
             return;
         }
-        if end && self.says_unsent(key) {
-            self.unsent(user);
-            return;
+        if self.wires.shared.fields().names().has(Name::PortunusError) {
+            match self.calls.get(key) {
+                // A sidecar's word would be believed, and this is an application's: perhaps one that passes on what it heard.
+                Some(call) if call.inbound => self.wires.shared.remove_fields(Name::PortunusError),
+                _ if end && self.says_unsent(key) => return self.unsent(user),
+                _ => {}
+            }
         }
         let Some(call) = self.calls.get_mut(key) else { return };
         match head {
