@@ -8,6 +8,7 @@ use std::time::Duration;
 use crate::exchange::Answer;
 use crate::grpc::Code;
 use crate::http2::{self, hpack::Fields};
+use crate::policy;
 
 /// Why an RPC was ended by the proxy.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -92,18 +93,9 @@ pub enum Failure {
         /// What was asked for.
         service: String,
     },
-    /// The port takes mTLS alone, and the call came in plain.
-    #[error("port {port} takes calls in mTLS only, and this one came in plain: is its caller in the mesh?")]
-    MtlsRequired {
-        /// The port that was meant.
-        port: u16,
-    },
-    /// The port takes no mTLS, and the call came in it.
-    #[error("port {port} takes no mTLS (its mode is disabled), and this call came in it")]
-    MtlsDisabled {
-        /// The port that was meant.
-        port: u16,
-    },
+    /// The port does not take the call in the way in which it came.
+    #[error("{0}")]
+    NotAllowed(#[from] policy::Refusal),
     /// The connection to the one server that was meant was not made.
     #[error("{why}; is the application listening there?")]
     Unreachable {
@@ -192,8 +184,7 @@ impl Failure {
             Failure::Stalled { .. } => "stalled",
             Failure::NoEndpoint { .. } => "no_endpoint",
             Failure::ControlSilent { .. } => "control_silent",
-            Failure::MtlsRequired { .. } => "mtls_required",
-            Failure::MtlsDisabled { .. } => "mtls_disabled",
+            Failure::NotAllowed(refusal) => refusal.reason(),
             Failure::Unreachable { .. } => "unreachable",
             Failure::TooManyWaiting { .. } => "too_many_waiting",
             Failure::ConnectionLost { .. } => "connection_lost",
@@ -205,7 +196,7 @@ impl Failure {
     }
 
     /// Every reason there is.
-    pub const REASONS: [&'static str; 17] = [
+    pub const REASONS: [&'static str; 18] = [
         "request_headers_too_large",
         "response_headers_too_large",
         "next_hop_headers",
@@ -216,6 +207,7 @@ impl Failure {
         "control_silent",
         "mtls_required",
         "mtls_disabled",
+        "policy_unknown",
         "unreachable",
         "too_many_waiting",
         "connection_lost",
@@ -227,7 +219,10 @@ impl Failure {
 
     /// Whether a `portunus-error` of another sidecar says that nothing was sent to its application.
     pub fn is_unsent(reason: &[u8]) -> bool {
-        matches!(reason, b"unreachable" | b"too_many_waiting" | b"memory_budget")
+        matches!(
+            reason,
+            b"unreachable" | b"too_many_waiting" | b"memory_budget" | b"policy_unknown"
+        )
     }
 
     /// The status that the caller sees.
@@ -242,11 +237,14 @@ impl Failure {
             | Failure::TooManyWaiting { .. } => Code::ResourceExhausted,
             Failure::NoEndpoint { .. }
             | Failure::ControlSilent { .. }
+            | Failure::NotAllowed(policy::Refusal::PolicyUnknown { .. })
             | Failure::Unreachable { .. }
             | Failure::ConnectionLost { .. }
             | Failure::Refused { .. }
             | Failure::Stopping => Code::Unavailable,
-            Failure::MtlsRequired { .. } | Failure::MtlsDisabled { .. } => Code::Unauthenticated,
+            Failure::NotAllowed(policy::Refusal::MtlsRequired { .. } | policy::Refusal::MtlsDisabled { .. }) => {
+                Code::Unauthenticated
+            }
             Failure::BadResponse { .. } => Code::Internal,
             Failure::Deadline { .. } => Code::DeadlineExceeded,
         }
@@ -257,8 +255,7 @@ impl Failure {
         match self {
             Failure::RequestHeadersTooLarge { .. }
             | Failure::NextHopHeaders { .. }
-            | Failure::MtlsRequired { .. }
-            | Failure::MtlsDisabled { .. }
+            | Failure::NotAllowed(policy::Refusal::MtlsRequired { .. } | policy::Refusal::MtlsDisabled { .. })
             | Failure::Stalled { .. }
             | Failure::Deadline { .. } => Fault::Caller,
             Failure::ResponseHeadersTooLarge { .. }
@@ -268,7 +265,10 @@ impl Failure {
             | Failure::Refused { .. }
             | Failure::BadResponse { .. } => Fault::Server,
             Failure::NoEndpoint { .. } | Failure::ConnectionLost { .. } => Fault::Network,
-            Failure::MemoryBudget { .. } | Failure::ControlSilent { .. } | Failure::Stopping => Fault::Sidecar,
+            Failure::MemoryBudget { .. }
+            | Failure::ControlSilent { .. }
+            | Failure::NotAllowed(policy::Refusal::PolicyUnknown { .. })
+            | Failure::Stopping => Fault::Sidecar,
         }
     }
 
@@ -287,8 +287,7 @@ impl Failure {
             | Failure::MemoryBudget { .. }
             | Failure::NoEndpoint { .. }
             | Failure::ControlSilent { .. }
-            | Failure::MtlsRequired { .. }
-            | Failure::MtlsDisabled { .. }
+            | Failure::NotAllowed(_)
             | Failure::Unreachable { .. }
             | Failure::TooManyWaiting { .. }
             | Failure::Refused { .. } => false,

@@ -10,7 +10,7 @@ use crate::exchange::End;
 use crate::failure::Failure;
 use crate::http2::Shared;
 use crate::http2::hpack::Name;
-use crate::policy::{self, Caller, Permit, Refusal};
+use crate::policy::{self, Caller, Permit};
 use crate::worker::Worker;
 
 /// An RPC began on a connection from the network. Its header list stands in the wires' shared fields.
@@ -43,11 +43,7 @@ fn allow(worker: &Worker, key: CallKey) -> Result<Permit, Failure> {
         None if wire.is_some_and(|wire| wire.is_local()) => Caller::Ourselves,
         None => Caller::Plain,
     };
-    let port = call.meant.port();
-    policy::authorize(worker.mode(port), caller).map_err(|refusal| match refusal {
-        Refusal::MtlsRequired => Failure::MtlsRequired { port },
-        Refusal::MtlsDisabled => Failure::MtlsDisabled { port },
-    })
+    Ok(policy::authorize(worker.modes(), call.meant.port(), caller)?)
 }
 
 /// Reach the application, h2c on its own address, and carry the call there.

@@ -40,7 +40,7 @@ use crate::grpc::timeout;
 use crate::http2::Connection;
 use crate::http2::hpack::{FieldId, Fields, Interner, Name};
 use crate::http2::slots::{Key, Slots};
-use crate::policy::{self, Mode};
+use crate::policy;
 use crate::propagate::Tracing;
 use crate::route::{self, Known, ServiceKey, Services, Subject};
 use crate::telemetry::{Direction, Event, MethodId, Recorder};
@@ -126,10 +126,10 @@ impl Said {
 }
 
 impl Worker {
-    /// What a port of the pod takes.
+    /// What the ports of the pod take.
     #[inline]
-    pub(crate) fn mode(&self, port: u16) -> Mode {
-        self.modes.mode(port).unwrap_or_default()
+    pub(crate) fn modes(&self) -> &policy::Inbound {
+        &self.modes
     }
 
     /// A call begins: its header list is taken over, and what can be said of it at once is said.

@@ -12,7 +12,7 @@ use tokio::sync::watch;
 use crate::authority::{Authority, PEERS};
 use crate::ends::{self, Ear};
 use crate::plain::{client_config, server_config};
-use crate::world::{Answer, PATIENCE, World, collect, request};
+use crate::world::{Answer, PATIENCE, Setup, World, collect, request};
 
 const REQUESTS: &str = "portunus_requests_total";
 const ERRORS: &str = "portunus_proxy_errors_total";
@@ -137,11 +137,7 @@ async fn a_disabled_port_takes_plain_alone_and_says_so() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_mode_of_the_port_goes_before_that_of_all_and_both_may_change_at_any_time() {
     let root = Authority::root("root");
-    let mut setup = ends::inbound(&root, Mode::Permissive);
-    let (say, modes) = watch::channel(Arc::new(Inbound::default()));
-    if let Some(mesh) = &mut setup.mesh {
-        mesh.modes = modes;
-    }
+    let (setup, say) = unheard(&root);
     let world = World::with(setup).await;
     let mut caller = world.caller().await;
     let port = world.meant.port();
@@ -170,6 +166,77 @@ async fn a_mode_of_the_port_goes_before_that_of_all_and_both_may_change_at_any_t
         }
         assert_eq!(status(&ask(world.proxy).await), expected, "{modes:?}");
     }
+}
+
+/// A mesh whose modes are said later.
+fn unheard(root: &Authority) -> (Setup, watch::Sender<Arc<Inbound>>) {
+    let mut setup = ends::inbound(root, Mode::Permissive);
+    let (say, modes) = watch::channel(Arc::new(Inbound::default()));
+    if let Some(mesh) = &mut setup.mesh {
+        mesh.modes = modes;
+    }
+    (setup, say)
+}
+
+fn all(mode: Mode) -> Arc<Inbound> {
+    Arc::new(Inbound {
+        default: Some(mode),
+        ports: BTreeMap::new(),
+    })
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn before_control_has_spoken_nobody_comes_in_in_plain_and_whoever_has_proven_itself_does() {
+    let root = Authority::root("root");
+    let (setup, say) = unheard(&root);
+    let world = World::with(setup).await;
+    let door = ends::veil(world.proxy, client_config(Some(&root.leaf(|_| {})))).await;
+    assert_eq!(status(&ask(door).await), "0");
+    let answer = ask(world.proxy).await;
+    assert_eq!(status(&answer), "14");
+    assert_eq!(answer.head["portunus-error"], "policy_unknown");
+    for words in [&b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"[..], b"*1\r\n$4\r\nPING\r\n"] {
+        let error = heard(&world, words).await.expect_err("it is reset");
+        assert_eq!(error.kind(), std::io::ErrorKind::ConnectionReset);
+    }
+    world
+        .until(ERRORS, &["inbound", "policy_unknown"], |now| now == 3.0)
+        .await;
+    say.send(all(Mode::Permissive)).expect("it is followed");
+    let began = std::time::Instant::now();
+    while status(&ask(world.proxy).await) != "0" {
+        assert!(began.elapsed() < PATIENCE, "control's word is not taken");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn http_1_on_an_open_connection_is_refused_once_its_port_takes_mtls_alone() {
+    let root = Authority::root("root");
+    let (setup, say) = unheard(&root);
+    say.send(all(Mode::Permissive)).expect("it is followed");
+    let (application, requests) = crate::spoofs::http1().await;
+    let world = World::before(application, setup).await;
+    let mut socket = TcpStream::connect(world.proxy).await.expect("it listens");
+    let mut ask = async |ends: &str| {
+        socket.write_all(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n").await?;
+        let (mut answer, mut room) = (String::new(), [0; 4_096]);
+        while !answer.ends_with(ends) {
+            match socket.read(&mut room).await? {
+                0 => break,
+                n => answer.push_str(&String::from_utf8_lossy(&room[..n])),
+            }
+        }
+        std::io::Result::Ok(answer)
+    };
+    let first = ask("\r\n\r\n").await.expect("answered");
+    assert!(first.starts_with("HTTP/1.1 200"), "{first}");
+    say.send(all(Mode::Strict)).expect("it is followed");
+    let second = ask("never").await.expect("answered, and closed");
+    assert!(
+        second.starts_with("HTTP/1.1 403") && second.contains("portunus-error: mtls_required"),
+        "{second}"
+    );
+    assert_eq!(requests.lock().len(), 1, "the application heard more");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -381,7 +381,7 @@ async fn the_same_holds_for_http_1_and_http_2_inside_a_tunnel() {
 }
 
 /// An application of HTTP/1 that keeps the head of each request.
-async fn http1() -> (SocketAddr, Arc<Mutex<Vec<String>>>) {
+pub async fn http1() -> (SocketAddr, Arc<Mutex<Vec<String>>>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
     let addr = listener.local_addr().expect("an address");
     let requests = Arc::new(Mutex::new(Vec::new()));

@@ -45,7 +45,10 @@ impl Scene {
 
     /// Says all of it, ends its half, and hears all that is answered. A reset ends the answer too.
     fn said(&self, pieces: &[&[u8]]) -> Result<String> {
-        let mut socket = self.connect()?;
+        self.said_on(self.connect()?, pieces)
+    }
+
+    fn said_on(&self, mut socket: TcpStream, pieces: &[&[u8]]) -> Result<String> {
         socket.set_nodelay(true)?;
         let mut answer = Vec::new();
         for (place, piece) in pieces.iter().enumerate() {
@@ -126,6 +129,8 @@ fn no_caller_says_in_http_1_who_it_is() {
             get("\r\n\r\nGET / HTTP/1.1", &format!("x-forwarded-client-cert: {f}")),
             get("\nGET / HTTP/1.1", &format!("x-forwarded-client-cert: {f}")),
             get("BREW / HTTP/1.1", &format!("x-forwarded-client-cert: {f}")),
+            get("!GET / HTTP/1.1", &format!("x-forwarded-client-cert: {f}")),
+            get("1GET / HTTP/1.1", &format!("x-forwarded-client-cert: {f}")),
             get("GET\t/ HTTP/1.1", &format!("x-forwarded-client-cert: {f}")),
             get("GET  / HTTP/1.1", &format!("x-forwarded-client-cert: {f}")),
             get("GET nowhere HTTP/1.1", &format!("x-forwarded-client-cert: {f}")),
@@ -185,6 +190,17 @@ fn no_caller_says_in_http_1_who_it_is() {
             "only {answered} of {} reached the application",
             spoofs.len()
         );
+
+        // The pod's own connections meet no inbound door.
+        for spoof in &spoofs {
+            let socket = dial(&scene.server, scene.server.at(Family::V4, PORT)?)?;
+            let answer = scene.said_on(socket, &[spoof])?;
+            let shown = String::from_utf8_lossy(spoof);
+            ensure!(
+                identities_are_empty(&answer),
+                "the pod's own {shown:?} was believed: {answer}"
+            );
+        }
 
         // The first line in pieces: what detection cannot know at once.
         let fields = format!("Host: a\r\nx-forwarded-client-cert: {f}\r\n\r\n");

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use anyhow::Context as _;
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::warn;
@@ -13,6 +14,7 @@ use crate::admin::{Condition, Conditions};
 use crate::config::Config;
 use crate::connect::resolve::Names;
 use crate::control::{self, Control};
+use crate::policy::Inbound;
 use crate::telemetry::{self, Registry};
 use crate::worker::Mesh;
 
@@ -51,13 +53,19 @@ impl Membership {
         }
     }
 
-    /// Shows it: not ready while there is no certificate, and numbers at every scrape.
+    /// Shows it: not ready while there is no certificate or nobody has said what may come in, and numbers at every scrape.
     pub(super) fn show(&self, readiness: &Arc<Conditions>, registry: &Registry) {
         let certified = readiness.condition("identity", "no certificate was asked for yet");
         self.tasks.spawn(
             self.stop
                 .clone()
                 .run_until_cancelled_owned(tell(self.control.clone(), certified)),
+        );
+        let allowed = readiness.condition("policy", "control has not said yet what may come in");
+        self.tasks.spawn(
+            self.stop
+                .clone()
+                .run_until_cancelled_owned(tell_of_policy(self.control.inbound(), allowed)),
         );
         let control = self.control.clone();
         registry.observe(&telemetry::CERTIFICATE_EXPIRY, move |samples| {
@@ -86,6 +94,13 @@ impl Membership {
         if tokio::time::timeout(LAST_WORDS, self.tasks.wait()).await.is_err() {
             warn!("connections to control were cut");
         }
+    }
+}
+
+/// Tells a condition once it is known what may come in. Control's last word holds while it is away.
+async fn tell_of_policy(mut inbound: watch::Receiver<Arc<Inbound>>, allowed: Condition) {
+    if inbound.wait_for(|inbound| inbound.default.is_some()).await.is_ok() {
+        allowed.met();
     }
 }
 

@@ -86,7 +86,8 @@ impl Control {
         self.credential.clone()
     }
 
-    /// What we accept: what control says, and where it says nothing what the settings do.
+    /// What we accept: what control says, and where it says nothing what the settings do. Before its first word nothing is
+    /// known but what is strict by the settings.
     pub fn inbound(&self) -> watch::Receiver<Arc<Inbound>> {
         self.inbound.clone()
     }
@@ -146,7 +147,7 @@ fn start_by(
     let status = Shown::new();
     let counts = Arc::new(Counts::default());
     let directory = Directory::new(&settings);
-    let inbound = watch::Sender::new(Arc::new(settings.inbound.clone()));
+    let inbound = watch::Sender::new(Arc::new(settings.inbound.before_control()));
 
     let control = Control {
         credential: holder.published(),

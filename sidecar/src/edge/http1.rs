@@ -38,6 +38,7 @@ use pulse::{Pulse, Side, Watched};
 pub use refusal::Refusal;
 
 use crate::connect;
+use crate::policy::{self, Permit};
 use crate::tunnel::{self, Stream};
 
 /// Limits of one connection.
@@ -71,14 +72,16 @@ impl Default for Settings {
 }
 
 /// What is known of a connection before its first request.
-#[derive(Clone, Debug)]
-pub struct Facts {
+#[derive(Clone)]
+pub struct Facts<'a> {
     /// What the application is told about the caller's proven identity; nothing, if none was proven.
     pub client_cert: Option<HeaderValue>,
     /// Who calls.
     pub peer: SocketAddr,
     /// Who is called.
     pub meant: SocketAddr,
+    /// Whether the caller may come in, asked for each request: what is allowed changes while a connection is open.
+    pub admits: &'a dyn Fn() -> Result<Permit, policy::Refusal>,
 }
 
 /// What a connection was, now that it has ended.
@@ -125,7 +128,7 @@ pub enum End {
 pub async fn serve<D: Stream, U: Stream>(
     downstream: D,
     first: Vec<u8>,
-    facts: &Facts,
+    facts: &Facts<'_>,
     dial: impl AsyncFnOnce() -> Result<U, connect::Error>,
     settings: &Settings,
     drain: &CancellationToken,
@@ -273,7 +276,7 @@ enum Line<U: Stream> {
 
 /// What the requests of a connection share.
 struct Talk<'a, U: Stream, F> {
-    facts: &'a Facts,
+    facts: &'a Facts<'a>,
     settings: &'a Settings,
     dial: Cell<Option<F>>,
     sender: RefCell<Option<Sender>>,
@@ -293,6 +296,9 @@ impl<U: Stream, F: AsyncFnOnce() -> Result<U, connect::Error>> Talk<'_, U, F> {
         let has_body = !incoming.is_end_stream();
         self.pulse.request(has_body);
         self.requests.set(self.requests.get() + 1);
+        if let Err(refusal) = (self.facts.admits)() {
+            return Ok(self.refuse(&refusal.into()));
+        }
         let asked = match head::to_application(&mut head, has_body, self.facts.client_cert.as_ref()) {
             Ok(asked) => asked,
             Err(refusal) => return Ok(self.refuse(&refusal)),

@@ -28,9 +28,29 @@ pub struct Inbound {
 }
 
 impl Inbound {
+    /// What holds where there is no mesh.
+    pub const PLAIN: Inbound = Inbound {
+        default: Some(Mode::Disabled),
+        ports: BTreeMap::new(),
+    };
+
     /// The mode of a port, if this says one.
     pub fn mode(&self, port: u16) -> Option<Mode> {
         self.ports.get(&port).copied().or(self.default)
+    }
+
+    /// Of these settings, what holds before control has said anything: what is strict. Control may say so of the rest, too.
+    pub fn before_control(&self) -> Inbound {
+        let is_strict = |mode: &Mode| *mode == Mode::Strict;
+        Inbound {
+            default: self.default.filter(is_strict),
+            ports: self
+                .ports
+                .iter()
+                .filter(|(_, mode)| is_strict(mode))
+                .map(|(port, mode)| (*port, *mode))
+                .collect(),
+        }
     }
 
     /// This, and where it says nothing what `settings` say.
@@ -58,6 +78,11 @@ mod tests {
             default: Some(Mode::Permissive),
             ports: BTreeMap::from([(1, Mode::Disabled), (2, Mode::Strict)]),
         };
+        let before = settings.before_control();
+        assert_eq!(
+            [1, 2, 3].map(|port| before.mode(port)),
+            [None, Some(Mode::Strict), None]
+        );
         let nothing = Inbound::default();
         assert_eq!(nothing.mode(1), None);
         assert_eq!(nothing.over(&settings), settings);

@@ -21,7 +21,7 @@ use crate::connect::{self, Dialler, Side, Transport, Via};
 use crate::detect::{self, Declared, Detected, Guess, Opened, Protocol, Speaker, SpeaksFirst, Waiting};
 use crate::edge::first_line::{FirstLine, NoRequest};
 use crate::edge::{client_cert, http1};
-use crate::policy::Mode;
+use crate::policy::{self, Mode, Permit};
 use crate::telemetry::Recorder;
 use crate::tls::{self, Alpn};
 use crate::tunnel::{self, Carried, Stream};
@@ -53,11 +53,13 @@ pub(super) struct Door {
     counts: Counts,
 }
 
-/// A connection whose other end is known as far as it can be, and what it carries.
+/// A connection whose other end is known as far as it can be.
 struct Caller {
     stream: connect::Stream,
     peer: SocketAddr,
     meant: SocketAddr,
+    /// Who it has proven to be, and what the application is told of that.
+    proven: Option<(tls::Peer, Option<HeaderValue>)>,
 }
 
 impl Door {
@@ -153,24 +155,36 @@ impl Door {
             return Box::pin(self.terminate(socket, detected.client_bytes, peer, meant, declared)).await;
         }
         let detected = detected.as_declared(declared);
-        // A call is answered why it may not come in; of anything else there is nobody who would understand.
-        if mode == Some(Mode::Strict) && detected.protocol != Protocol::Http2 {
-            tracing::info!(%peer, %meant, "connection ended: the port takes mTLS only, and this came in plain");
-            self.counts.ended(Ending::MtlsRequired);
-            return tunnel::reset(socket);
-        }
         if detected.protocol == Protocol::Http2 {
             return self.adopt(Transport::Socket(socket), detected.client_bytes, peer, meant);
         }
-        let stream = connect::Stream::Plain(socket);
+        let caller = Caller {
+            stream: connect::Stream::Plain(socket),
+            peer,
+            meant,
+            proven: None,
+        };
         // Apart, or every connection would have room for a tunnel while it is looked at.
-        Box::pin(self.carry(Caller { stream, peer, meant }, detected, None)).await;
+        Box::pin(self.carry(caller, detected)).await;
     }
 
-    /// What the port takes; nothing outbound, and where there is no mesh.
+    /// What the port takes; nothing outbound, and where there is no mesh. Before that is known, nothing but mTLS.
     fn mode(&self, port: u16) -> Option<Mode> {
         let mesh = self.mesh.as_ref().filter(|_| self.inbound)?;
-        Some(mesh.modes.borrow().mode(port).unwrap_or_default())
+        Some(mesh.modes.borrow().mode(port).unwrap_or(Mode::Strict))
+    }
+
+    /// Whether a caller may come in now.
+    fn admit(&self, port: u16, proven: Option<&tls::Peer>) -> Result<Permit, policy::Refusal> {
+        let caller = match proven {
+            _ if !self.inbound => policy::Caller::Ourselves,
+            Some(peer) => policy::Caller::Proven(peer),
+            None => policy::Caller::Plain,
+        };
+        match &self.mesh {
+            Some(mesh) => policy::authorize(&mesh.modes.borrow(), port, caller),
+            None => policy::authorize(&policy::Inbound::PLAIN, port, caller),
+        }
     }
 
     /// What is listened for, where the mesh's TLS may come instead of what was declared.
@@ -261,10 +275,9 @@ impl Door {
             self.counts.guess(Guess::Declared);
             return self.adopt(Transport::Tls(socket, Box::new(session)), Vec::new(), peer, meant);
         }
-        if self.mode(meant.port()) == Some(Mode::Disabled) {
-            tracing::info!(%peer, %meant, "connection ended: the port takes no mTLS, and this came in it");
-            self.counts.ended(Ending::MtlsDisabled);
-            return;
+        // Before it is asked what it carries: a silent one would have the application dialled.
+        if let Err(refusal) = self.admit(meant.port(), Some(session.peer())) {
+            return self.turned_away(socket, peer, meant, &refusal);
         }
         let mut stream = tls::Stream::new(socket, session);
         // Whoever is in the mesh must not smuggle in what its callers may not say.
@@ -276,9 +289,20 @@ impl Door {
             let first = [detected.client_bytes, unread].concat();
             return self.adopt(Transport::Tls(socket, Box::new(session)), first, peer, meant);
         }
-        let stream = connect::Stream::Tls(Box::new(stream));
-        self.carry(Caller { stream, peer, meant }, detected, client_cert.ok())
-            .await;
+        let caller = Caller {
+            proven: Some((stream.peer().clone(), client_cert.ok())),
+            stream: connect::Stream::Tls(Box::new(stream)),
+            peer,
+            meant,
+        };
+        self.carry(caller, detected).await;
+    }
+
+    /// Of what is no call there is nobody who would understand why it may not come in.
+    fn turned_away(&self, stream: impl Stream, peer: SocketAddr, meant: SocketAddr, refusal: &policy::Refusal) {
+        tracing::info!(%peer, %meant, "connection ended: {refusal}");
+        self.counts.ended(Ending::of_policy(refusal));
+        stream.reset();
     }
 
     /// Hands a connection of HTTP/2 to the worker.
@@ -295,21 +319,28 @@ impl Door {
         });
     }
 
-    /// Carries what is no HTTP/2.
-    async fn carry(&self, caller: Caller, detected: Detected, client_cert: Option<HeaderValue>) {
-        match self.seen(&detected) {
-            FirstLine::Request => self.http1(caller, detected, client_cert).await,
-            FirstLine::Other => self.tunnel(caller.stream, detected, caller.meant).await,
-            line @ (FirstLine::Blank | FirstLine::Line(_)) => {
+    /// Carries what is no HTTP/2, if it may come in.
+    async fn carry(&self, caller: Caller, detected: Detected) {
+        let proven = caller.proven.as_ref().map(|(peer, _)| peer);
+        let permit = match self.admit(caller.meant.port(), proven) {
+            Ok(permit) => permit,
+            Err(refusal) => return self.turned_away(caller.stream, caller.peer, caller.meant, &refusal),
+        };
+        match self.seen(&detected, caller.meant) {
+            FirstLine::Request => self.http1(caller, detected).await,
+            FirstLine::Other => self.tunnel(caller.stream, detected, caller.meant, permit).await,
+            line @ (FirstLine::Blank | FirstLine::Method(_) | FirstLine::Line(_)) => {
                 let guarded = NoRequest::new(caller.stream, line);
-                self.tunnel(guarded, detected, caller.meant).await;
+                self.tunnel(guarded, detected, caller.meant, permit).await;
             }
         }
     }
 
     /// Whether it is HTTP/1 that must be parsed, since the application would believe what a caller says of itself. An
     /// application that speaks first, or whose port was declared to carry something else, is not asked by HTTP/1.
-    fn seen(&self, detected: &Detected) -> FirstLine {
+    fn seen(&self, detected: &Detected, meant: SocketAddr) -> FirstLine {
+        // What the pod sends to itself meets no inbound door.
+        let believes = self.inbound || self.own.contains(meant.ip(), Instant::now());
         let asks = match detected.guess {
             Guess::ServerFirst | Guess::Declared => false,
             Guess::ClientFirst
@@ -320,8 +351,8 @@ impl Door {
             | Guess::Incomplete => true,
         };
         match detected.protocol {
-            Protocol::Http1 if self.inbound => FirstLine::Request,
-            Protocol::Opaque if self.inbound && asks => FirstLine::default().read(&detected.client_bytes),
+            Protocol::Http1 if believes => FirstLine::Request,
+            Protocol::Opaque if believes && asks => FirstLine::default().read(&detected.client_bytes),
             Protocol::Http1 | Protocol::Opaque | Protocol::Tls(_) | Protocol::Http2 => FirstLine::Other,
         }
     }
@@ -338,7 +369,7 @@ impl Door {
         }
     }
 
-    async fn tunnel(&self, client: impl Stream, detected: Detected, meant: SocketAddr) {
+    async fn tunnel(&self, client: impl Stream, detected: Detected, meant: SocketAddr, _permit: Permit) {
         let (upstream, server_bytes) = match detected.upstream {
             Some(opened) => (opened.socket, opened.server_bytes),
             None => match self.reach(meant).await {
@@ -391,9 +422,14 @@ impl Door {
         }
     }
 
-    /// A connection of HTTP/1 from the network. It counts as a tunnel does.
-    async fn http1(&self, caller: Caller, detected: Detected, client_cert: Option<HeaderValue>) {
-        let Caller { stream, peer, meant } = caller;
+    /// A connection of HTTP/1 to this pod's application. It counts as a tunnel does.
+    async fn http1(&self, caller: Caller, detected: Detected) {
+        let Caller {
+            stream,
+            peer,
+            meant,
+            proven,
+        } = caller;
         let opened = match detected.upstream {
             // What speaks HTTP/2 unasked is asked again, and says itself what it makes of HTTP/1.
             Some(Opened { socket, server_bytes }) if server_bytes.is_empty() => Some(socket),
@@ -403,12 +439,18 @@ impl Door {
             Some(socket) => Ok(socket),
             None => self.dialler.open(meant, Via::Own).await,
         };
+        let (proven, client_cert) = proven.unzip();
         let facts = http1::Facts {
-            client_cert,
+            client_cert: client_cert.flatten(),
             peer,
             meant,
+            admits: &|| self.admit(meant.port(), proven.as_ref()),
         };
-        let open = &self.tunnels.inbound;
+        let open = if self.inbound {
+            &self.tunnels.inbound
+        } else {
+            &self.tunnels.outbound
+        };
         open.set(open.get() + 1);
         let held = self.counts.tunnels.hold();
         let first = detected.client_bytes;

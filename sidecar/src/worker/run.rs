@@ -208,10 +208,7 @@ impl Parts {
     pub(super) fn modes(&self) -> Arc<policy::Inbound> {
         match &self.mesh {
             Some(mesh) => mesh.modes.borrow().clone(),
-            None => Arc::new(policy::Inbound {
-                default: Some(policy::Mode::Disabled),
-                ports: Default::default(),
-            }),
+            None => Arc::new(policy::Inbound::PLAIN),
         }
     }
 }

@@ -8,7 +8,7 @@ use http::header::{
 };
 use http::{Method, Uri, Version, request, response, uri};
 
-use super::refusal::Refusal;
+use super::refusal::{self, Refusal};
 use crate::edge::client_cert;
 
 const FORWARDED_CLIENT_CERT: HeaderName = HeaderName::from_static(client_cert::NAME);
@@ -97,6 +97,8 @@ pub(super) fn to_caller(head: &mut response::Parts) -> Result<bool, String> {
         _ => names(headers, CONNECTION, "keep-alive"),
     };
     end_hop(headers, &[CONTENT_LENGTH]);
+    // It is a proxy's word, and an application's is none.
+    headers.remove(refusal::ERROR);
     if !persists {
         headers.insert(CONNECTION, HeaderValue::from_static("close"));
     }

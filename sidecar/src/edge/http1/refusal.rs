@@ -7,9 +7,9 @@ use http::header::{CONNECTION, CONTENT_TYPE, HeaderName, HeaderValue};
 use http::{Response, StatusCode};
 use http_body_util::Full;
 
-use crate::connect;
+use crate::{connect, policy};
 
-const ERROR: HeaderName = HeaderName::from_static("portunus-error");
+pub(super) const ERROR: HeaderName = HeaderName::from_static("portunus-error");
 
 /// Why a request is answered here, and not by the application.
 #[derive(Debug, thiserror::Error)]
@@ -34,6 +34,9 @@ pub enum Refusal {
         /// What was said.
         coding: String,
     },
+    /// The port does not take it in the way in which it came; any more, if others came on this connection before.
+    #[error("{0}")]
+    NotAllowed(#[from] policy::Refusal),
     /// The application was not reached.
     #[error("{0}; is the application listening there?")]
     Unreachable(connect::Error),
@@ -57,7 +60,18 @@ pub enum Refusal {
 
 impl Refusal {
     /// Every reason there is.
-    pub const REASONS: [&'static str; 4] = ["bad_request", "unreachable", "connection_lost", "bad_response"];
+    pub const REASONS: [&'static str; 7] = {
+        let [required, disabled, unknown] = policy::Refusal::REASONS;
+        [
+            "bad_request",
+            required,
+            disabled,
+            unknown,
+            "unreachable",
+            "connection_lost",
+            "bad_response",
+        ]
+    };
 
     /// One word, for `portunus-error` and metrics; one of [`Refusal::REASONS`].
     pub fn reason(&self) -> &'static str {
@@ -65,6 +79,7 @@ impl Refusal {
             Refusal::Connect | Refusal::ManyHosts { .. } | Refusal::NoHost | Refusal::TransferCoding { .. } => {
                 "bad_request"
             }
+            Refusal::NotAllowed(refusal) => refusal.reason(),
             Refusal::Unreachable(_) => "unreachable",
             Refusal::ConnectionLost { .. } => "connection_lost",
             Refusal::BadResponse { .. } => "bad_response",
@@ -75,6 +90,8 @@ impl Refusal {
         match self {
             Refusal::Connect | Refusal::TransferCoding { .. } => StatusCode::NOT_IMPLEMENTED,
             Refusal::ManyHosts { .. } | Refusal::NoHost => StatusCode::BAD_REQUEST,
+            Refusal::NotAllowed(policy::Refusal::PolicyUnknown { .. }) => StatusCode::SERVICE_UNAVAILABLE,
+            Refusal::NotAllowed(_) => StatusCode::FORBIDDEN,
             Refusal::Unreachable(connect::Error::Refused { .. }) => StatusCode::SERVICE_UNAVAILABLE,
             Refusal::Unreachable(connect::Error::Silent { .. }) => StatusCode::GATEWAY_TIMEOUT,
             Refusal::Unreachable(connect::Error::Tls { .. } | connect::Error::NoCertificate { .. })

@@ -4,6 +4,7 @@ use super::reach::Unreached;
 use crate::accept;
 use crate::detect::{self, Guess};
 use crate::edge::http1;
+use crate::policy;
 use crate::telemetry::{CONNECTIONS, Counter, DETECTED, Gauge, PROXY_ERRORS, Recorder, TUNNEL_BYTES};
 
 /// The numbers of one door.
@@ -35,6 +36,7 @@ pub(super) enum Ending {
     SlowHead,
     MtlsRequired,
     MtlsDisabled,
+    PolicyUnknown,
     NoHello,
     NoOwnCertificate,
     ControlSilent,
@@ -83,6 +85,7 @@ impl Ending {
         Ending::SlowHead,
         Ending::MtlsRequired,
         Ending::MtlsDisabled,
+        Ending::PolicyUnknown,
         Ending::NoHello,
         Ending::NoOwnCertificate,
         Ending::ControlSilent,
@@ -97,6 +100,15 @@ impl Ending {
             Refusal::Loopback(_) => Ending::LoopbackDestination,
             Refusal::NotThisPod(_) => Ending::ForeignDestination,
             Refusal::NoHost(_) => Ending::NoDestination,
+        }
+    }
+
+    pub(super) fn of_policy(refusal: &policy::Refusal) -> Ending {
+        use policy::Refusal;
+        match refusal {
+            Refusal::MtlsRequired { .. } => Ending::MtlsRequired,
+            Refusal::MtlsDisabled { .. } => Ending::MtlsDisabled,
+            Refusal::PolicyUnknown { .. } => Ending::PolicyUnknown,
         }
     }
 
@@ -128,6 +140,7 @@ impl Ending {
             Ending::SlowHead => "slow_head",
             Ending::MtlsRequired => "mtls_required",
             Ending::MtlsDisabled => "mtls_disabled",
+            Ending::PolicyUnknown => "policy_unknown",
             Ending::NoHello => "no_client_hello",
             Ending::NoOwnCertificate => "no_own_certificate",
             Ending::ControlSilent => "control_silent",
