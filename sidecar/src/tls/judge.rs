@@ -3,12 +3,13 @@
 use std::time::{Duration, SystemTime};
 
 use portunus_proto::SpiffeId;
-use rustls::pki_types::{CertificateDer, SignatureVerificationAlgorithm, UnixTime};
+use rustls::pki_types::{CertificateDer, UnixTime};
 use webpki::{EndEntityCert, KeyUsage};
 use x509_parser::prelude::{ASN1Time, FromDer, GeneralName, X509Certificate};
 
-use super::credential::{Bundle, PROVIDER};
+use super::credential::Bundle;
 use super::refused::Refused;
+use super::remembered;
 
 /// How far two clocks may be apart, in both directions.
 pub const SKEW: Duration = Duration::from_secs(20);
@@ -44,8 +45,7 @@ impl Bundle {
     pub fn judge(&self, chain: &[CertificateDer<'_>], usage: Usage, now: UnixTime) -> Result<SpiffeId, Refused> {
         let none = || Refused::Malformed("the chain is empty".to_owned());
         let (leaf, intermediates) = chain.split_first().ok_or_else(none)?;
-        let algorithms = PROVIDER.signature_verification_algorithms.all;
-        check_chain(leaf, intermediates, self, usage, now, algorithms)?;
+        check_chain(leaf, intermediates, self, usage, now)?;
         check_leaf(leaf, self, &[usage]).map(|leaf| leaf.id)
     }
 }
@@ -57,7 +57,6 @@ pub(super) fn check_chain(
     bundle: &Bundle,
     usage: Usage,
     now: UnixTime,
-    algorithms: &[&dyn SignatureVerificationAlgorithm],
 ) -> Result<(), Refused> {
     if intermediates.len() > MOST_INTERMEDIATES {
         return Err(Refused::Chain(format!("it has more than {MOST_INTERMEDIATES} issuers")));
@@ -68,7 +67,15 @@ pub(super) fn check_chain(
             Usage::Client => KeyUsage::client_auth(),
             Usage::Server => KeyUsage::server_auth(),
         };
-        end_entity.verify_for_usage(algorithms, bundle.anchors(), intermediates, time, key_usage, None, None)
+        end_entity.verify_for_usage(
+            remembered::algorithms(),
+            bundle.anchors(),
+            intermediates,
+            time,
+            key_usage,
+            None,
+            None,
+        )
     };
     let skew = SKEW.as_secs();
     let path = match verify_at(now) {

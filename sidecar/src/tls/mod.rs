@@ -17,6 +17,7 @@ mod judge;
 mod output;
 mod peer;
 mod refused;
+mod remembered;
 mod session;
 mod stream;
 #[cfg(test)]

@@ -50,8 +50,7 @@ impl Verifier {
         usage: Usage,
         now: UnixTime,
     ) -> Result<(), rustls::Error> {
-        let algorithms = self.provider.signature_verification_algorithms.all;
-        let verdict = check_chain(leaf, intermediates, &self.bundle, usage, now, algorithms)
+        let verdict = check_chain(leaf, intermediates, &self.bundle, usage, now)
             .and_then(|()| check_leaf(leaf, &self.bundle, &[usage]))
             .and_then(|leaf| match &self.expected {
                 Some(expected) if *expected != leaf.id => Err(Refused::WrongIdentity {
