@@ -4,10 +4,15 @@ mod away;
 mod certificates;
 mod clock;
 mod crowd;
+mod ends;
+mod late;
 mod manifests;
+mod outside;
 mod raw;
+mod ready;
 mod secrets;
 mod shop;
+mod stream;
 mod tokens;
 mod two;
 

@@ -132,6 +132,10 @@ fn selectors(objects: &Objects, snapshot: &Snapshot, findings: &mut Findings) {
             service.warning("spec.selector", "selects no Workload of its namespace", findings);
             continue;
         }
+        if !selected.iter().any(|workload| workload.ready) {
+            let message = "selects no Workload that is ready (spec.ready): calls to this Service fail";
+            service.warning("spec.selector", message, findings);
+        }
         for port in &service.value.ports {
             let TargetPort::Named(name) = &port.target else {
                 continue;

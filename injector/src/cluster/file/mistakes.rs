@@ -203,6 +203,30 @@ pub(crate) const MISTAKES: &[(&str, u32, &str, &str)] = &[
         "from 1 to 10000",
     ),
     (
+        "W  addresses: [10.0.0.1]\n  weight: 0\n",
+        6,
+        "spec.weight",
+        "ready: false",
+    ),
+    (
+        "W  addresses: [10.0.0.1]\n  ready: 'false'\n",
+        6,
+        "spec.ready",
+        "is \"false\"; expected true or false",
+    ),
+    (
+        "W  addresses: [10.0.0.1]\n  ready: no\n",
+        6,
+        "spec.ready",
+        "expected true or false",
+    ),
+    (
+        "W  addresses: [10.0.0.1]\n  Ready: false\n",
+        6,
+        "spec.Ready",
+        "is no field here; expected one of",
+    ),
+    (
         "W  addresses: [10.0.0.1]\n  ports: [{port: 80, tls: true}]\n",
         6,
         "spec.ports[0].tls",
@@ -287,6 +311,12 @@ pub(crate) const MISTAKES: &[(&str, u32, &str, &str)] = &[
         6,
         "spec.rules",
         "not understood by this version",
+    ),
+    (
+        "I  mtls: {mode: strict}\n  edge: {grpcWeb: true}\n",
+        6,
+        "spec.edge",
+        "does not serve gRPC-Web",
     ),
     (
         "I  mtls: {mode: disabled}\n",
@@ -419,6 +449,31 @@ pub(crate) const MISTAKES: &[(&str, u32, &str, &str)] = &[
         6,
         "spec.retry",
         "not understood by this version",
+    ),
+    ("O  hosts: [a.example]\n  dns: true\n", 6, "spec.dns", "a map"),
+    (
+        "O  hosts: [a.example]\n  dns: {srv: true}\n",
+        6,
+        "spec.dns.srv",
+        "expected _grpc._tcp",
+    ),
+    (
+        "O  hosts: [a.example]\n  dns: {srv: '_grpc._tcp.'}\n  edge: {}\n",
+        7,
+        "spec.edge",
+        "is no field here",
+    ),
+    (
+        "O  hosts: [a.example]\n  dns: {srv: '_grpc._tcp..a'}\n",
+        6,
+        "spec.dns.srv",
+        "expected _grpc._tcp",
+    ),
+    (
+        "O  hosts: [a.example]\n  dns: {ttl: 5s}\n",
+        6,
+        "spec.dns.ttl",
+        "expected one of srv",
     ),
     ("O  hosts: [a.example]\nextra: 1\n", 6, "extra", "is no field here"),
 ];

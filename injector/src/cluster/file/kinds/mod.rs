@@ -57,16 +57,26 @@ pub fn read(document: &Node, findings: &mut Findings) -> Option<(Name, Read)> {
         (OURS, "Workload" | "InboundPolicy" | "OutboundPolicy") => {
             let metadata = metadata(&mut fields, kind, true, findings);
             let spec = fields.demand("spec", "what this object says", findings);
-            fields.get("status");
+            let status = fields.get("status");
             fields.done(&[], findings);
             let mut spec = Fields::of(&spec?, findings)?;
             let labels = metadata.as_ref().map(|metadata| metadata.labels.clone());
-            let read = match kind {
-                "Workload" => Read::Workload(workload::read(&mut spec, labels.unwrap_or_default(), findings)),
-                "InboundPolicy" => Read::InboundPolicy(inbound_policy::read(&mut spec, findings)),
-                _ => Read::OutboundPolicy(outbound_policy::read(&mut spec, findings)),
+            let (read, later) = match kind {
+                "Workload" => {
+                    workload::status(status, findings);
+                    let workload = workload::read(&mut spec, labels.unwrap_or_default(), findings);
+                    (Read::Workload(workload), &[][..])
+                }
+                "InboundPolicy" => {
+                    let policy = inbound_policy::read(&mut spec, findings);
+                    (Read::InboundPolicy(policy), inbound_policy::LATER)
+                }
+                _ => {
+                    let policy = outbound_policy::read(&mut spec, findings);
+                    (Read::OutboundPolicy(policy), outbound_policy::LATER)
+                }
             };
-            spec.done(LATER, findings);
+            spec.done(later, findings);
             Some((metadata?.name, read))
         }
         (OURS, _) => {
@@ -83,18 +93,6 @@ pub fn read(document: &Node, findings: &mut Findings) -> Option<(Name, Read)> {
         }
     }
 }
-
-/// Fields that are planned, so that somebody may have read of them.
-const LATER: &[&str] = &[
-    "rules",
-    "rateLimits",
-    "edge",
-    "retry",
-    "timeout",
-    "hedge",
-    "limits",
-    "dns",
-];
 
 fn metadata(fields: &mut Fields<'_>, kind: &str, strict: bool, findings: &mut Findings) -> Option<Metadata> {
     let metadata = fields.demand("metadata", "at least a name", findings)?;
