@@ -3,24 +3,15 @@
 use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
-use support::traffic::{PORT, Traffic, now};
+use support::traffic::{Traffic, now};
 
-use crate::shop::{Shop, member, none_failed, timed};
-use crate::stream::{Stream, TALK, reached, streams, talk};
+use crate::shop::{Shop, none_failed, timed};
+use crate::stream::{Stream, reached, streams, talk};
 
 #[test]
 fn an_endpoint_that_is_not_ready_gets_no_new_call_and_its_stream_goes_on_and_it_comes_back() {
     support::test(|mesh| {
         let shop = Shop::open(mesh, mesh.control(&[])?, 2, &[], &[])?;
-        // Both ports of each.
-        let both = [PORT, TALK];
-        let speaker = support::Member {
-            ports: &both,
-            ..member("hello")
-        };
-        for greeter in &shop.greeters {
-            shop.control.revise(&greeter.pod, &speaker)?;
-        }
         let _talkers = talk(&shop)?;
         let traffic = shop.calls(200, Duration::from_secs(100))?;
         timed(SOON, "both are called", || traffic.calls().answered_by().len() == 2)?;

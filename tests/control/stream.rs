@@ -5,15 +5,16 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use hyper_util::rt::TokioIo;
-use support::{Family, Peer, Pod, Stack, in_netns};
+use support::traffic::PORT;
+use support::{Family, Member, Peer, Pod, Stack, in_netns};
 use tokio::runtime::Runtime;
 use tokio::sync::mpsc;
 use tokio::time::timeout;
+use tonic::Streaming;
 use tonic::codegen::tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::Endpoint;
-use tonic::{Status, Streaming};
 
-use crate::shop::{Greeter, Shop};
+use crate::shop::{Greeter, Shop, member};
 use pb::test_service_client::TestServiceClient;
 use pb::{Payload, ResponseParameters, StreamingOutputCallRequest, StreamingOutputCallResponse};
 
@@ -27,6 +28,14 @@ pub(crate) const TALK: u16 = 7000;
 
 /// Lets every greeter of a shop talk, too, as the service `talk`.
 pub(crate) fn talk(shop: &Shop) -> Result<Vec<Peer>> {
+    let both = [PORT, TALK];
+    let speaker = Member {
+        ports: &both,
+        ..member("hello")
+    };
+    for greeter in &shop.greeters {
+        shop.control.revise(&greeter.pod, &speaker)?;
+    }
     shop.control.apply(
         "service-talk",
         &format!(
@@ -50,13 +59,13 @@ pub(crate) struct Stream {
 impl Stream {
     /// Begins one from the shop's caller to whichever greeter is picked; one message has been answered.
     pub(crate) fn begin(shop: &Shop) -> Result<Stream> {
-        let at = shop
-            .greeters
-            .first()
-            .context("nobody talks")?
-            .pod
-            .at(Family::V4, TALK)?;
-        Stream::from(&shop.caller, at, "talk.shop.svc.cluster.local")
+        Stream::begin_from(&shop.caller, shop)
+    }
+
+    /// The same, from another pod.
+    pub(crate) fn begin_from(pod: &Pod, shop: &Shop) -> Result<Stream> {
+        let greeter = shop.greeters.first().context("nobody talks")?;
+        Stream::from(pod, greeter.pod.at(Family::V4, TALK)?, "talk.shop.svc.cluster.local")
     }
 
     fn from(pod: &Pod, at: std::net::SocketAddr, name: &str) -> Result<Stream> {
@@ -93,7 +102,8 @@ impl Stream {
 
     /// One message more, there and back.
     pub(crate) fn echo(&mut self) -> Result<()> {
-        self.runtime.block_on(self.to.send(message()))?;
+        // Where it has ended, its answers say why.
+        let _ = self.runtime.block_on(self.to.send(message()));
         self.hear()
     }
 
@@ -119,17 +129,6 @@ impl Stream {
             "more came than was asked for"
         );
         Ok(())
-    }
-
-    /// Waits until somebody else ends it.
-    pub(crate) fn end(&mut self, patience: Duration) -> Result<Status> {
-        let end = self
-            .runtime
-            .block_on(async { timeout(patience, self.answers.message()).await });
-        match end.context("the stream goes on")? {
-            Ok(message) => anyhow::bail!("it was not ended: {message:?}"),
-            Err(status) => Ok(status),
-        }
     }
 }
 

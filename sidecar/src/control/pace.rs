@@ -14,7 +14,7 @@ const KNOCK: Duration = Duration::from_millis(150);
 /// ...and up to so much more.
 const KNOCK_SPREAD: Duration = Duration::from_millis(200);
 /// After the first connection that broke before it was of any use. Each further one doubles it.
-const FIRST_BROKEN_PAUSE: Duration = Duration::from_millis(500);
+const FIRST_BROKEN_PAUSE: Duration = Duration::from_millis(200);
 /// The longest of these pauses: a control that was stopped, and goes on, is noticed that soon.
 const LONGEST_BROKEN_PAUSE: Duration = Duration::from_secs(2);
 /// After the second stream in a row that came and went. Each further one doubles it.
