@@ -65,6 +65,30 @@ pub(crate) const MISTAKES: &[(&str, u32, &str, &str)] = &[
         "kind",
         "Workload, InboundPolicy",
     ),
+    (
+        "apiVersion: v1\nkind: service\nmetadata: {name: a}\n",
+        2,
+        "kind",
+        "expected Service",
+    ),
+    (
+        "apiVersion: v1\nkind: Workload\nmetadata: {name: a}\n",
+        1,
+        "apiVersion",
+        "expected portunus.dev/v1alpha1",
+    ),
+    (
+        "apiVersion: portunus.io/v1alpha1\nkind: workload\nmetadata: {name: a}\n",
+        1,
+        "apiVersion",
+        "expected portunus.dev/v1alpha1",
+    ),
+    (
+        "apiVersion: portunus.dev/v1alpha1\nkind: Service\nmetadata: {name: a}\n",
+        1,
+        "apiVersion",
+        "expected v1",
+    ),
     ("apiVersion: v1\nkind: List\nitems: 3\n", 3, "items", "a list"),
     ("apiVersion: v1\nkind: Service\nspec: {}\n", 1, "metadata", "is missing"),
     (
@@ -249,6 +273,12 @@ pub(crate) const MISTAKES: &[(&str, u32, &str, &str)] = &[
         6,
         "spec.joinTokenSha256",
         "64 hex digits",
+    ),
+    (
+        "W  addresses: [10.0.0.1]\n  joinTokenSha256: 1234567890123456789012345678901234567890123456789012345678901234\n",
+        6,
+        "spec.joinTokenSha256",
+        "is not a SHA-256 of 64 hex digits, as `portunus token` prints it, in quotes",
     ),
     (
         "W  addresses: [10.0.0.1]\n  joinTokenSha256: zf86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08\n",

@@ -195,6 +195,28 @@ fn a_service_none_of_whose_workloads_is_ready_is_a_warning_and_one_that_is_ready
 }
 
 #[test]
+fn kinds_of_others_that_have_our_names_are_left_out_without_a_word() {
+    let others = "apiVersion: serving.knative.dev/v1\nkind: Service\nmetadata: {name: a}\n---\n\
+                  apiVersion: kueue.x-k8s.io/v1beta1\nkind: Workload\nmetadata: {name: a}\n";
+    let reading = read(&Directory::new().with("a.yaml", others).0);
+    assert!(reading.snapshot.is_some_and(|snapshot| snapshot.workloads.is_empty()));
+    let are_notes = reading.findings.iter().all(|found| found.severity == Severity::Note);
+    assert!(are_notes && reading.findings.len() == 2, "{:#?}", reading.findings);
+}
+
+#[test]
+fn a_policy_in_another_namespace_than_its_service_is_told_where_that_is() {
+    let text = "apiVersion: portunus.dev/v1alpha1\nkind: OutboundPolicy\nmetadata: {name: a}\n\
+                spec: {targetRefs: [{kind: Service, name: greeter}]}\n";
+    let reading = read(&Directory::new().with("a.yaml", GOOD).with("b.yaml", text).0);
+    let sentence = &reading.findings[0].message;
+    assert!(
+        sentence.contains("no Service default/greeter, but there is shop/greeter"),
+        "{sentence}"
+    );
+}
+
+#[test]
 fn srv_records_are_those_of_a_service_at_each_host_or_of_one_whole_name() {
     for (said, of_a) in [
         ("_grpc._tcp", "_grpc._tcp.a.example"),

@@ -111,12 +111,15 @@ fn port(item: &Field<'_>, findings: &mut Findings) -> Option<WorkloadPort> {
 
 /// Never says what stood there: somebody may have written the token itself.
 fn token_hash(field: &Field<'_>, findings: &mut Findings) -> Option<TokenHash> {
-    let said = fields::text(field, EXPECTED, findings)?;
-    let hash = TokenHash::parse(said);
-    if hash.is_none() {
-        findings.mistake(field.node.at, field.path.clone(), format!("is not {EXPECTED}"));
+    let hash = match &field.node.value {
+        Value::Text(said) => TokenHash::parse(said).ok_or(""),
+        _ => Err(", in quotes"),
+    };
+    let how = hash.as_ref().err().copied();
+    if let Some(how) = how {
+        findings.mistake(field.node.at, field.path.clone(), format!("is not {EXPECTED}{how}"));
     }
-    hash
+    hash.ok()
 }
 
 const EXPECTED: &str = "a SHA-256 of 64 hex digits, as `portunus token` prints it";
