@@ -12,6 +12,7 @@ mod raw;
 mod ready;
 mod secrets;
 mod shop;
+mod state;
 mod stream;
 mod tokens;
 mod two;
