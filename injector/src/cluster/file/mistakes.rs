@@ -44,7 +44,7 @@ spec:
 pub(crate) const MISTAKES: &[(&str, u32, &str, &str)] = &[
     // What is no YAML.
     ("kind: [\n", 1, "", "no YAML"),
-    ("a: 1\na: 2\n", 2, "", "no YAML"),
+    ("a: 1\na: 2\n", 2, "", "duplicate mapping key: a"),
     ("kind: x\n  spec: y\n", 2, "", "no YAML"),
     ("kind: *nobody\n", 1, "", "no YAML"),
     ("- a\n- b\n", 1, "", "expected a map"),

@@ -5,6 +5,7 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::net::{IpAddr, Ipv6Addr};
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
@@ -21,10 +22,19 @@ const SUCCESS: f64 = 0.05;
 const AGAIN: f64 = 0.01;
 /// How many refused tokens of an address are remembered.
 const MOST_REFUSED: usize = 32;
+/// How many may wait for their Workloads at once, each of whom looks at every new state. Others are refused at once.
+const MOST_WAITING: usize = 256;
 
 /// What is remembered of those that tried.
 #[derive(Debug, Default)]
-pub struct Attempts(Mutex<HashMap<IpAddr, Bucket>>);
+pub struct Attempts {
+    table: Mutex<HashMap<IpAddr, Bucket>>,
+    waiting: AtomicUsize,
+}
+
+/// One that waits for its Workload, until it is dropped.
+#[derive(Debug)]
+pub struct Waiting<'a>(&'a AtomicUsize);
 
 #[derive(Clone, Debug)]
 struct Bucket {
@@ -48,7 +58,7 @@ pub enum Guess {
 impl Attempts {
     /// Whether an address may try now.
     pub fn may(&self, address: IpAddr, now: Instant) -> bool {
-        let table = self.0.lock();
+        let table = self.table.lock();
         table
             .get(&network(address))
             .is_none_or(|bucket| bucket.left(now) >= 1.0)
@@ -78,8 +88,14 @@ impl Attempts {
         self.with(address, now, |bucket| bucket.take(SUCCESS));
     }
 
+    /// A place to wait for a Workload in, if there is one.
+    pub fn wait(&self) -> Option<Waiting<'_>> {
+        let waiting = Waiting(&self.waiting);
+        (self.waiting.fetch_add(1, Relaxed) < MOST_WAITING).then_some(waiting)
+    }
+
     fn with<T>(&self, address: IpAddr, now: Instant, change: impl FnOnce(&mut Bucket) -> T) -> T {
-        let mut table = self.0.lock();
+        let mut table = self.table.lock();
         let address = network(address);
         if table.len() >= MOST_ADDRESSES && !table.contains_key(&address) {
             table.retain(|_, bucket| bucket.left(now) < BURST);
@@ -100,6 +116,12 @@ impl Attempts {
         });
         (bucket.left, bucket.at) = (bucket.left(now), now);
         change(bucket)
+    }
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Relaxed);
     }
 }
 
@@ -173,7 +195,22 @@ mod tests {
             attempts.failed(waiting, mark(number), later + REFILL * number as u32);
         }
         assert_eq!(attempts.failed(waiting, mark(0), later + REFILL * 200), Guess::New);
-        assert_eq!(attempts.0.lock()[&waiting].refused.len(), MOST_REFUSED);
+        assert_eq!(attempts.table.lock()[&waiting].refused.len(), MOST_REFUSED);
+    }
+
+    #[test]
+    fn places_to_wait_in_are_few_and_given_back() {
+        let attempts = Attempts::default();
+        let mut waiting: Vec<_> = (0..MOST_WAITING)
+            .map(|_| attempts.wait().expect("there is room"))
+            .collect();
+        for _ in 0..3 {
+            assert!(attempts.wait().is_none());
+        }
+        waiting.pop();
+        assert!(attempts.wait().is_some());
+        drop(waiting);
+        assert_eq!(attempts.waiting.load(Relaxed), 0);
     }
 
     #[test]
@@ -183,6 +220,6 @@ mod tests {
         for number in 0..11_000_u32 {
             attempts.failed(IpAddr::from(number.to_be_bytes()), None, now);
         }
-        assert!(attempts.0.lock().len() <= MOST_ADDRESSES);
+        assert!(attempts.table.lock().len() <= MOST_ADDRESSES);
     }
 }

@@ -65,10 +65,12 @@ pub enum Error {
         own: u32,
     },
     /// Another control has it, and does not give it back.
-    #[error("{path} has been locked by another control for {PATIENCE:?}: does it hang?")]
+    #[error("{path} has been locked by another control for {patience:?}: does it hang?")]
     Locked {
         /// The lock.
         path: PathBuf,
+        /// How long it was waited for.
+        patience: Duration,
     },
     /// What the files say does not fit together.
     #[error("the certificate authority in {place}: {source}")]
@@ -185,7 +187,7 @@ impl Files {
     fn load_state(&self, directory: &Path, now: SystemTime, unbegun: Unbegun) -> Result<Authority, Error> {
         let state = State(directory);
         // Two controls over one directory make one authority. Held until this function ends.
-        let _lock = state.lock()?;
+        let _lock = state.lock(PATIENCE)?;
         let root = state.path("roots/root.pem");
         let issuer = state.path("issuer.pem");
         let no_authority = |source| Error::Authority {
@@ -297,7 +299,7 @@ impl State<'_> {
         self.path("root-key.pem")
     }
 
-    fn lock(&self) -> Result<File, Error> {
+    fn lock(&self, patience: Duration) -> Result<File, Error> {
         let roots = self.path("roots");
         let mut builder = DirBuilder::new();
         builder.recursive(true).mode(0o700).create(&roots).map_err(at(&roots))?;
@@ -312,12 +314,12 @@ impl State<'_> {
             .mode(0o600)
             .open(&path);
         let lock = lock.map_err(at(&path))?;
-        let until = Instant::now() + PATIENCE;
+        let until = Instant::now() + patience;
         loop {
             match lock.try_lock() {
                 Ok(()) => return Ok(lock),
                 Err(TryLockError::WouldBlock) if Instant::now() < until => std::thread::sleep(LOOK_AT_LOCK),
-                Err(TryLockError::WouldBlock) => return Err(Error::Locked { path }),
+                Err(TryLockError::WouldBlock) => return Err(Error::Locked { path, patience }),
                 Err(TryLockError::Error(why)) => return Err(at(&path)(why)),
             }
         }
@@ -403,6 +405,22 @@ fn at(path: &Path) -> impl FnOnce(io::Error) -> Error + '_ {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_lock_that_another_does_not_give_back_is_waited_for_and_named() {
+        let directory = crate::testing::Directory::new();
+        let state = State(&directory.0);
+        let held = state.lock(PATIENCE).expect("it is free");
+        let patience = Duration::from_millis(100);
+        let began = Instant::now();
+        let why = state.lock(patience).expect_err("it is held").to_string();
+        assert!(
+            began.elapsed() >= patience && why.contains("locked by another control for 100ms"),
+            "{why}"
+        );
+        drop(held);
+        state.lock(patience).expect("it is free again");
+    }
 
     #[test]
     fn a_state_directory_is_controls_own_or_roots() {

@@ -182,6 +182,9 @@ impl Certifier {
         let Ok(token) = JoinToken::parse(&request.join_token) else {
             return Err(refusal);
         };
+        let Some(_place) = self.attempts.wait() else {
+            return Err(refusal);
+        };
         let hash = token.hash();
         let is_known =
             |state: &Option<Arc<Snapshot>>| state.as_ref().is_some_and(|state| holder(&hash, state).is_some());

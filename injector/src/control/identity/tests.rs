@@ -532,21 +532,6 @@ fn a_root_whose_certificate_was_not_written_any_more_gets_one_the_next_time_with
 }
 
 #[test]
-fn a_lock_that_another_does_not_give_back_is_waited_for_and_named() {
-    let directory = Directory::new();
-    let files = state_files(&directory.0);
-    files.load(SystemTime::now()).expect("it can be made");
-    let lock = fs::File::open(directory.0.join("lock")).expect("it is there");
-    lock.lock().expect("it can be locked");
-    let began = Instant::now();
-    let why = files.load(SystemTime::now()).expect_err("it is locked").to_string();
-    assert!(why.contains("locked by another control"), "{why}");
-    assert!(began.elapsed() >= Duration::from_secs(10) && began.elapsed() < Duration::from_secs(15));
-    lock.unlock().expect("it was locked");
-    files.load(SystemTime::now()).expect("it is free");
-}
-
-#[test]
 fn files_that_do_not_fit_are_refused_with_the_reason() {
     let (one, other) = (Directory::new(), Directory::new());
     let now = SystemTime::now();

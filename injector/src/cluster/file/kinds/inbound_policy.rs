@@ -28,9 +28,10 @@ pub fn read(spec: &mut Fields<'_>, findings: &mut Findings) -> InboundPolicy {
     }
     let mut mode = None;
     let mut ports = BTreeMap::new();
-    match spec.map("mtls", findings) {
-        None => findings.warning(spec.at(), "spec.mtls", "is missing, so this policy says nothing"),
-        Some(mut fields) => {
+    match (spec.get("mtls").is_some(), spec.map("mtls", findings)) {
+        (false, _) => findings.warning(spec.at(), "spec.mtls", "is missing, so this policy says nothing"),
+        (true, None) => {}
+        (true, Some(mut fields)) => {
             mode = fields.one_of("mode", &MODES, findings);
             for item in fields.list("ports", findings) {
                 let Some((port, mode)) = port(&item, findings) else {
