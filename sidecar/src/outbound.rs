@@ -180,7 +180,12 @@ fn no_endpoint(service: &Service, why: NoEndpoint, call: &Call) -> Failure {
         .or(others)
     {
         Some(last) => format!("{why}; last: {last}"),
-        None => why.to_string(),
+        None => match (service.unready(), why) {
+            (unready @ 1.., NoEndpoint::NoneKnown) => {
+                format!("control says that {unready} are not ready, and no other is known")
+            }
+            (_, why) => why.to_string(),
+        },
     };
     Failure::NoEndpoint {
         service: service.name.clone(),

@@ -193,13 +193,13 @@ fn certifications_that_failed(sidecar: &Sidecar) -> f64 {
 }
 
 /// Connections to endpoints that a sidecar has opened so far.
-fn opened(sidecar: &Sidecar) -> f64 {
+pub(crate) fn opened(sidecar: &Sidecar) -> f64 {
     let upstream = [("direction", "outbound"), ("side", "upstream")];
     sidecar.metrics().map_or(0.0, |metrics| {
         metrics.sum("portunus_connections_opened_total", &upstream)
     })
 }
 
-const A_MINUTE: [&str; 2] = ["--certificate-lifetime", "1m"];
+pub(crate) const A_MINUTE: [&str; 2] = ["--certificate-lifetime", "1m"];
 const A_LIFE: Duration = Duration::from_secs(60);
 const SOON: Duration = Duration::from_secs(15);

@@ -4,10 +4,16 @@ mod away;
 mod certificates;
 mod clock;
 mod crowd;
+mod ends;
+mod late;
 mod manifests;
+mod outside;
 mod raw;
+mod ready;
 mod secrets;
 mod shop;
+mod state;
+mod stream;
 mod tokens;
 mod two;
 

@@ -297,6 +297,18 @@ impl Control {
         self.apply(&format!("workload-{name}"), &text)
     }
 
+    /// Says of a pod that was enrolled whether it is given new calls.
+    ///
+    /// # Errors
+    /// When it was not, or the file cannot be written.
+    pub fn set_ready(&self, pod: &Pod, ready: bool) -> Result<()> {
+        let name = format!("workload-{}", pod.name());
+        let text = fs::read_to_string(self.source.join(format!("{name}.yaml"))).context("it was not enrolled")?;
+        let others = text.lines().filter(|line| !line.starts_with("  ready:"));
+        let others: String = others.map(|line| format!("{line}\n")).collect();
+        self.apply(&name, &format!("{others}  ready: {ready}\n"))
+    }
+
     /// The id of a service account of the mesh.
     pub fn id(account: &str) -> String {
         format!("spiffe://{TRUST_DOMAIN}/ns/{NAMESPACE}/sa/{account}")

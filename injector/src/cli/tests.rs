@@ -51,6 +51,9 @@ fn mistakes_are_printed_with_their_place_for_people_and_for_programs() {
     );
     directory.write("a.yaml", "# nothing\n");
     assert!(validate(&directory, Output::Text).1);
+    directory.write("a.yaml", "apiVersion: apps/v1\nkind: Deployment\nmetadata: {name: a}\n");
+    let (text, fine) = validate(&directory, Output::Text);
+    assert!(fine && text.contains("left out 1"), "{text}");
 }
 
 #[test]

@@ -11,11 +11,13 @@ use crate::cluster::file::{self, Reading, Severity};
 
 pub fn run(directory: &Path, output: Output, verbose: bool, out: &mut impl Write) -> io::Result<ExitCode> {
     let mut reading = file::read(directory);
+    let left_out = reading.findings.len();
     if !verbose {
         reading.findings.retain(|finding| finding.severity != Severity::Note);
     }
+    let left_out = left_out - reading.findings.len();
     match output {
-        Output::Text => text(&reading, out)?,
+        Output::Text => text(&reading, left_out, out)?,
         Output::Json => writeln!(
             out,
             "{:#}",
@@ -28,7 +30,8 @@ pub fn run(directory: &Path, output: Output, verbose: bool, out: &mut impl Write
     })
 }
 
-fn text(reading: &Reading, out: &mut impl Write) -> io::Result<()> {
+/// `left_out` notes are not printed: that there are some is said, since somebody may miss them.
+fn text(reading: &Reading, left_out: usize, out: &mut impl Write) -> io::Result<()> {
     for finding in &reading.findings {
         writeln!(out, "{finding}")?;
     }
@@ -40,10 +43,14 @@ fn text(reading: &Reading, out: &mut impl Write) -> io::Result<()> {
             .count()
     };
     let warnings = count(Severity::Warning);
+    let left_out = match left_out {
+        0 => String::new(),
+        some => format!("; left out {some} (-v says what)"),
+    };
     match &reading.snapshot {
         Some(snapshot) => writeln!(
             out,
-            "fine: services {}, workloads {}, inbound policies {}, outbound policies {}; warnings {warnings}",
+            "fine: services {}, workloads {}, inbound policies {}, outbound policies {}; warnings {warnings}{left_out}",
             snapshot.services.len(),
             snapshot.workloads.len(),
             snapshot.inbound_policies.len(),
@@ -51,7 +58,7 @@ fn text(reading: &Reading, out: &mut impl Write) -> io::Result<()> {
         ),
         None => writeln!(
             out,
-            "refused: mistakes {}, warnings {warnings}; control keeps its last good state",
+            "refused: mistakes {}, warnings {warnings}; control keeps its last good state{left_out}",
             count(Severity::Mistake)
         ),
     }

@@ -90,6 +90,8 @@ pub struct Workload {
     pub zone: String,
     /// `spec.weight`; 1 if unsaid.
     pub weight: u32,
+    /// `spec.ready`: whether it is given new calls; it is if unsaid.
+    pub ready: bool,
     /// `spec.joinTokenSha256`. A workload without one has no sidecar, so it has no identity either.
     pub join_token: Option<TokenHash>,
 }
@@ -144,6 +146,17 @@ pub struct OutboundPolicy {
     pub health_check: HealthCheck,
     /// `spec.outlier`.
     pub outlier: Outlier,
+    /// `spec.dns.srv`.
+    pub srv: Option<Srv>,
+}
+
+/// `spec.dns.srv`: which SRV records (RFC 2782) name the endpoints of a host outside.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Srv {
+    /// Those of this service at each host: `_grpc._tcp`.
+    Prefix(String),
+    /// Those of this name, whatever the host is.
+    Name(String),
 }
 
 /// `spec.balancer`. What is unset has the sidecar's default.
@@ -205,6 +218,16 @@ pub struct Outlier {
     pub max_ejection_percent: Option<u32>,
     /// `mode`: whether it is `Off`.
     pub off: Option<bool>,
+}
+
+impl Srv {
+    /// The name of the records that name a host's endpoints.
+    pub fn record(&self, host: &str) -> String {
+        match self {
+            Srv::Prefix(prefix) => format!("{prefix}.{host}"),
+            Srv::Name(name) => name.clone(),
+        }
+    }
 }
 
 impl InboundPolicy {

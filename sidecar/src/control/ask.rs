@@ -76,10 +76,11 @@ impl Failed {
         }
     }
 
-    /// What that means for the next call.
-    pub(super) fn came(&self) -> Came {
+    /// What that means for the next call, if it came after so long.
+    pub(super) fn came(&self, took: Duration) -> Came {
         match self {
             Failed::Status(status) if is_broken(status) => Came::Broken,
+            Failed::Status(status) if status.code() == Code::Unauthenticated => Came::Unproven(took),
             _ => Came::Failed,
         }
     }

@@ -188,6 +188,7 @@ impl Certifying {
             Nobody::Resting => Failed::Resting,
         })?;
         let within = self.settings.answer_timeout;
+        let asked = Instant::now();
         let certified = match ask(reached.channel, proof, &trust, within).await {
             Ok(certified) if !serves(&certified.credential, (self.wall)()) => {
                 // It is kept: once the clock is right, it serves.
@@ -196,7 +197,8 @@ impl Certifying {
             }
             other => other,
         };
-        let came = certified.as_ref().err().map_or(Came::Left, Failed::came);
+        let came = certified.as_ref().err();
+        let came = came.map_or(Came::Left, |failed| failed.came(asked.elapsed()));
         self.controls.came(reached.addr, came);
         certified
     }
@@ -233,12 +235,13 @@ impl Certifying {
 
     /// Says so, and how long to wait.
     fn failed(&mut self, failed: Failed, renewal: &mut Renewal) -> Duration {
+        let wall = (self.wall)();
         let outcome = Outcome::of(&failed);
         if let Failed::Resting = failed {
             // That took its time already, and the reason is known.
             return Duration::ZERO;
         }
-        let is_news = self.show((self.wall)(), Why::New(&failed.to_string()));
+        let is_news = self.show(wall, Why::New(&failed.to_string()));
         let is_request = !matches!(outcome, Outcome::NoToken | Outcome::Unreachable);
         if is_request || is_news {
             self.counts.add(outcome);
@@ -250,6 +253,10 @@ impl Certifying {
             Outcome::NoToken => LOOK_FOR_TOKEN,
             // That took its time already.
             Outcome::Unreachable => Duration::ZERO,
+            // Control says by its pace when to ask again: our `Workload` may be about to be written.
+            Outcome::Unproven if !self.holder.held().is_some_and(|held| serves(&held.credential, wall)) => {
+                LOOK_FOR_TOKEN
+            }
             _ => {
                 renewal.failed(Instant::now().into_std());
                 LOOK_FOR_TOKEN

@@ -14,7 +14,7 @@ const KNOCK: Duration = Duration::from_millis(150);
 /// ...and up to so much more.
 const KNOCK_SPREAD: Duration = Duration::from_millis(200);
 /// After the first connection that broke before it was of any use. Each further one doubles it.
-const FIRST_BROKEN_PAUSE: Duration = Duration::from_millis(500);
+const FIRST_BROKEN_PAUSE: Duration = Duration::from_millis(200);
 /// The longest of these pauses: a control that was stopped, and goes on, is noticed that soon.
 const LONGEST_BROKEN_PAUSE: Duration = Duration::from_secs(2);
 /// After the second stream in a row that came and went. Each further one doubles it.
@@ -25,6 +25,14 @@ const LONGEST_STREAM_PAUSE: Duration = Duration::from_secs(10);
 const FIRST_REQUEST_PAUSE: Duration = Duration::from_secs(10);
 /// The longest of these pauses.
 const LONGEST_REQUEST_PAUSE: Duration = Duration::from_secs(60);
+/// After a proof that control does not accept, for the first time and whenever it was kept waiting: the `Workload` may be
+/// about to be written, and a sidecar is to be ready within two seconds of that. Who is refused at once waits twice as
+/// long each time.
+const FIRST_UNPROVEN_PAUSE: Duration = Duration::from_secs(1);
+/// The longest of these pauses.
+const LONGEST_UNPROVEN_PAUSE: Duration = Duration::from_secs(10);
+/// An answer that took so long was held back, until the proof would be good.
+const HELD: Duration = Duration::from_secs(1);
 /// A stream that lasted so long was a good one.
 const GOOD: Duration = Duration::from_secs(10);
 /// Those who lose a stream together come back within so much time.
@@ -39,6 +47,8 @@ pub(super) enum Came {
     Broken,
     /// Control heard a request, and its answer is no, or does not come.
     Failed,
+    /// Our proof is not accepted, and the answer took so long: control keeps one waiting whose `Workload` may come.
+    Unproven(Duration),
     /// It answered well, and that lasted so long.
     Served(Duration),
     /// It answered well, and we left.
@@ -75,6 +85,12 @@ impl Pace {
             }
             Came::Broken => self.doubled(FIRST_BROKEN_PAUSE, LONGEST_BROKEN_PAUSE),
             Came::Failed => self.doubled(FIRST_REQUEST_PAUSE, LONGEST_REQUEST_PAUSE),
+            Came::Unproven(took) => {
+                if took >= HELD {
+                    self.failures = 0;
+                }
+                self.doubled(FIRST_UNPROVEN_PAUSE, LONGEST_UNPROVEN_PAUSE)
+            }
             Came::Left => Duration::ZERO,
             Came::Served(lived) if lived >= GOOD || self.failures == 0 => {
                 self.failures = u32::from(lived < GOOD);
@@ -129,6 +145,24 @@ mod tests {
             );
         }
         assert!(pause(&mut pace, Came::Away) < Duration::from_secs(1));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_is_kept_waiting_asks_again_soon_and_who_is_refused_at_once_ever_later() {
+        let mut pace = Pace::new(Instant::now());
+        let soon = FIRST_UNPROVEN_PAUSE..=FIRST_UNPROVEN_PAUSE * 3 / 2;
+        assert!(soon.contains(&pause(&mut pace, Came::Unproven(Duration::ZERO))));
+        for _ in 0..100 {
+            assert!(soon.contains(&pause(&mut pace, Came::Unproven(Duration::from_secs(8)))));
+        }
+        let pauses: Vec<_> = (0..10)
+            .map(|_| pause(&mut pace, Came::Unproven(Duration::ZERO)))
+            .collect();
+        assert!(pauses[0] >= Duration::from_secs(2), "{pauses:?}");
+        assert!(
+            pauses[9] >= LONGEST_UNPROVEN_PAUSE && pauses[9] <= Duration::from_secs(15),
+            "{pauses:?}"
+        );
     }
 
     #[tokio::test(start_paused = true)]

@@ -107,6 +107,9 @@ pub enum Refused {
     /// A duration that makes no sense.
     #[error("{0} must be a duration from 1 ms to 24 h")]
     Duration(&'static str),
+    /// A text that is no name of DNS.
+    #[error("{0:?} is not the name of SRV records")]
+    Srv(String),
     /// A share that is none.
     #[error("outlier.max_ejection_percent is {0}; it must be from 0 to 100")]
     Percent(u32),
@@ -344,7 +347,21 @@ fn policy(wire: Option<v1::OutboundPolicy>) -> Result<Policy, Refused> {
             max_ejection_percent: number(outlier.max_ejection_percent),
             is_off: outlier.off,
         },
+        srv: srv(wire.srv)?,
     })
+}
+
+/// The name of SRV records, in the one form in which name servers are asked for it.
+fn srv(name: String) -> Result<Option<String>, Refused> {
+    if name.is_empty() {
+        return Ok(None);
+    }
+    let may_stand = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_');
+    let is_label = |label: &str| (1..=63).contains(&label.len()) && label.bytes().all(may_stand);
+    if name.len() > LONGEST_HOST || !name.split('.').all(is_label) {
+        return Err(Refused::Srv(cut(&name)));
+    }
+    Ok(Some(name.to_ascii_lowercase()))
 }
 
 fn algorithm(number: i32) -> Result<Option<Algorithm>, Refused> {

@@ -77,6 +77,8 @@ pub struct Policy {
     pub health: HealthPolicy,
     /// When an endpoint is left alone for its failures.
     pub outlier: OutlierPolicy,
+    /// Of a name outside: the SRV records that name its endpoints.
+    pub srv: Option<String>,
 }
 
 impl Policy {

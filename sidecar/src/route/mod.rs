@@ -16,7 +16,7 @@ use tokio_util::sync::DropGuard;
 
 use crate::balance::{self, Balancer, EndpointKey, EndpointSpec};
 use crate::connect::Via;
-use crate::connect::resolve::Answer;
+use crate::connect::resolve::{Answer, Query};
 use crate::health;
 use crate::http2::slots::{Key, Slots};
 
@@ -42,7 +42,9 @@ pub struct Service {
     pub subject: Subject,
     /// What control says of it. Without control everything is outside the mesh.
     pub known: Arc<Known>,
-    /// What the name servers said last; `None` for an address, and for a name of the mesh.
+    /// What the name servers are asked; `None` for an address, and for a name of the mesh.
+    pub asked: Option<Query>,
+    /// What they said last.
     pub answer: Option<Arc<Answer>>,
     /// Its endpoints.
     pub balancer: Balancer,
@@ -213,6 +215,7 @@ impl Services {
             name,
             subject,
             known: self.at_first.clone(),
+            asked: None,
             answer: None,
             balancer: Balancer::new(self.settings),
             waiting: Vec::new(),
@@ -380,9 +383,17 @@ impl Service {
         }
     }
 
+    /// How many of the mesh's endpoints take no new calls, as control says.
+    pub fn unready(&self) -> usize {
+        match &*self.known {
+            Known::Service(view) => view.endpoints.iter().filter(|endpoint| !endpoint.is_ready).count(),
+            Known::Pending | Known::Endpoint(_) | Known::Outside(_) => 0,
+        }
+    }
+
     /// The name servers are not asked any more.
     pub fn forget_names(&mut self) {
-        self.answer = None;
+        (self.asked, self.answer) = (None, None);
         self.following.truncate(1);
     }
 

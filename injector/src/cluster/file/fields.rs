@@ -23,6 +23,9 @@ pub struct Field<'n> {
     pub path: String,
 }
 
+/// A field that somebody may have read of, and what would be done by it.
+pub type Later = (&'static str, &'static str);
+
 /// Longest list that is read, of ports, addresses, targets, ...
 const MOST_ITEMS: usize = 1_000;
 /// Longest label value and longest part of a label's key (Kubernetes, "Labels and Selectors").
@@ -91,6 +94,18 @@ impl<'n> Fields<'n> {
         text(&self.get(key)?, "a text", findings)
     }
 
+    /// `true` or `false`.
+    pub fn bool(&mut self, key: &'static str, findings: &mut Findings) -> Option<bool> {
+        let field = self.get(key)?;
+        match field.node.value {
+            Value::Bool(is) => Some(is),
+            _ => {
+                wrong(&field, "true or false", findings);
+                None
+            }
+        }
+    }
+
     /// A text that is one of these.
     pub fn one_of<T: Copy>(&mut self, key: &'static str, choices: &[(&str, T)], findings: &mut Findings) -> Option<T> {
         one_of(&self.get(key)?, choices, findings)
@@ -129,18 +144,19 @@ impl<'n> Fields<'n> {
         self.get(key).map(|field| labels(&field, findings)).unwrap_or_default()
     }
 
-    /// Nothing else may stand here. `later` are fields of other versions, which this one does not do.
-    pub fn done(self, later: &[&str], findings: &mut Findings) {
+    /// Nothing else may stand here. `later` are fields of other versions, each with what this one does not do.
+    pub fn done(self, later: &[Later], findings: &mut Findings) {
         let Value::Map(entries) = &self.node.value else { return };
         for (key, _) in entries {
             let name = key.text.as_str();
             if self.asked.contains(&name) {
                 continue;
             }
-            let message = if later.contains(&name) {
-                "is not understood by this version; remove it, so that nobody relies on it".to_owned()
-            } else {
-                format!("is no field here; expected one of {}", self.asked.join(", "))
+            let message = match later.iter().find(|(later, _)| *later == name) {
+                Some((_, what)) => format!(
+                    "is not understood by this version, which does not {what}; remove it, so that nobody relies on it"
+                ),
+                None => format!("is no field here; expected one of {}", self.asked.join(", ")),
             };
             findings.mistake(key.at, self.path(name), message);
         }

@@ -132,6 +132,10 @@ fn selectors(objects: &Objects, snapshot: &Snapshot, findings: &mut Findings) {
             service.warning("spec.selector", "selects no Workload of its namespace", findings);
             continue;
         }
+        if !selected.iter().any(|workload| workload.ready) {
+            let message = "selects no Workload that is ready (spec.ready): calls to this Service fail";
+            service.warning("spec.selector", message, findings);
+        }
         for port in &service.value.ports {
             let TargetPort::Named(name) = &port.target else {
                 continue;
@@ -215,7 +219,13 @@ fn targets(objects: &Objects, snapshot: &Snapshot, findings: &mut Findings) {
             let field = format!("spec.targetRefs[{index}]");
             let name = Name::new(policy.name.namespace.clone(), service.clone());
             let Some(found) = snapshot.services.get(&name) else {
-                let message = format!("there is no Service {name}");
+                let elsewhere = snapshot.services.keys().find(|other| other.name == *service);
+                let message = match elsewhere {
+                    Some(other) => {
+                        format!("there is no Service {name}, but there is {other}; a policy is about its own namespace")
+                    }
+                    None => format!("there is no Service {name}"),
+                };
                 policy.mistake(&format!("{field}.name"), message, findings);
                 continue;
             };

@@ -44,7 +44,7 @@ spec:
 pub(crate) const MISTAKES: &[(&str, u32, &str, &str)] = &[
     // What is no YAML.
     ("kind: [\n", 1, "", "no YAML"),
-    ("a: 1\na: 2\n", 2, "", "no YAML"),
+    ("a: 1\na: 2\n", 2, "", "duplicate mapping key: a"),
     ("kind: x\n  spec: y\n", 2, "", "no YAML"),
     ("kind: *nobody\n", 1, "", "no YAML"),
     ("- a\n- b\n", 1, "", "expected a map"),
@@ -64,6 +64,30 @@ pub(crate) const MISTAKES: &[(&str, u32, &str, &str)] = &[
         2,
         "kind",
         "Workload, InboundPolicy",
+    ),
+    (
+        "apiVersion: v1\nkind: service\nmetadata: {name: a}\n",
+        2,
+        "kind",
+        "expected Service",
+    ),
+    (
+        "apiVersion: v1\nkind: Workload\nmetadata: {name: a}\n",
+        1,
+        "apiVersion",
+        "expected portunus.dev/v1alpha1",
+    ),
+    (
+        "apiVersion: portunus.io/v1alpha1\nkind: workload\nmetadata: {name: a}\n",
+        1,
+        "apiVersion",
+        "expected portunus.dev/v1alpha1",
+    ),
+    (
+        "apiVersion: portunus.dev/v1alpha1\nkind: Service\nmetadata: {name: a}\n",
+        1,
+        "apiVersion",
+        "expected v1",
     ),
     ("apiVersion: v1\nkind: List\nitems: 3\n", 3, "items", "a list"),
     ("apiVersion: v1\nkind: Service\nspec: {}\n", 1, "metadata", "is missing"),
@@ -203,6 +227,30 @@ pub(crate) const MISTAKES: &[(&str, u32, &str, &str)] = &[
         "from 1 to 10000",
     ),
     (
+        "W  addresses: [10.0.0.1]\n  weight: 0\n",
+        6,
+        "spec.weight",
+        "ready: false",
+    ),
+    (
+        "W  addresses: [10.0.0.1]\n  ready: 'false'\n",
+        6,
+        "spec.ready",
+        "is \"false\"; expected true or false",
+    ),
+    (
+        "W  addresses: [10.0.0.1]\n  ready: no\n",
+        6,
+        "spec.ready",
+        "expected true or false",
+    ),
+    (
+        "W  addresses: [10.0.0.1]\n  Ready: false\n",
+        6,
+        "spec.Ready",
+        "is no field here; expected one of",
+    ),
+    (
         "W  addresses: [10.0.0.1]\n  ports: [{port: 80, tls: true}]\n",
         6,
         "spec.ports[0].tls",
@@ -225,6 +273,12 @@ pub(crate) const MISTAKES: &[(&str, u32, &str, &str)] = &[
         6,
         "spec.joinTokenSha256",
         "64 hex digits",
+    ),
+    (
+        "W  addresses: [10.0.0.1]\n  joinTokenSha256: 1234567890123456789012345678901234567890123456789012345678901234\n",
+        6,
+        "spec.joinTokenSha256",
+        "is not a SHA-256 of 64 hex digits, as `portunus token` prints it, in quotes",
     ),
     (
         "W  addresses: [10.0.0.1]\n  joinTokenSha256: zf86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08\n",
@@ -287,6 +341,12 @@ pub(crate) const MISTAKES: &[(&str, u32, &str, &str)] = &[
         6,
         "spec.rules",
         "not understood by this version",
+    ),
+    (
+        "I  mtls: {mode: strict}\n  edge: {grpcWeb: true}\n",
+        6,
+        "spec.edge",
+        "does not serve gRPC-Web",
     ),
     (
         "I  mtls: {mode: disabled}\n",
@@ -419,6 +479,31 @@ pub(crate) const MISTAKES: &[(&str, u32, &str, &str)] = &[
         6,
         "spec.retry",
         "not understood by this version",
+    ),
+    ("O  hosts: [a.example]\n  dns: true\n", 6, "spec.dns", "a map"),
+    (
+        "O  hosts: [a.example]\n  dns: {srv: true}\n",
+        6,
+        "spec.dns.srv",
+        "expected _grpc._tcp",
+    ),
+    (
+        "O  hosts: [a.example]\n  dns: {srv: '_grpc._tcp.'}\n  edge: {}\n",
+        7,
+        "spec.edge",
+        "is no field here",
+    ),
+    (
+        "O  hosts: [a.example]\n  dns: {srv: '_grpc._tcp..a'}\n",
+        6,
+        "spec.dns.srv",
+        "expected _grpc._tcp",
+    ),
+    (
+        "O  hosts: [a.example]\n  dns: {ttl: 5s}\n",
+        6,
+        "spec.dns.ttl",
+        "expected one of srv",
     ),
     ("O  hosts: [a.example]\nextra: 1\n", 6, "extra", "is no field here"),
 ];

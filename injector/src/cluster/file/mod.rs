@@ -14,7 +14,7 @@ mod mistakes;
 mod tests;
 
 use std::fs;
-use std::io::Read;
+use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::SystemTime;
@@ -66,7 +66,13 @@ pub fn read(directory: &Path) -> Reading {
     match list(directory, &mut findings) {
         Err(why) => {
             findings.enter_file(directory.display().to_string().into());
-            findings.mistake(At::default(), "", format!("cannot be read as a directory: {why}"));
+            let message = match why.kind() {
+                io::ErrorKind::NotADirectory => {
+                    "is no directory; expected the one that the manifests are in".to_owned()
+                }
+                _ => format!("cannot be read as a directory: {why}"),
+            };
+            findings.mistake(At::default(), "", message);
         }
         Ok(files) if files.is_empty() => {
             findings.enter_file(directory.display().to_string().into());
@@ -89,7 +95,7 @@ pub fn read(directory: &Path) -> Reading {
 }
 
 /// The manifests of a directory, in the order of their names.
-fn list(directory: &Path, findings: &mut Findings) -> std::io::Result<Vec<PathBuf>> {
+fn list(directory: &Path, findings: &mut Findings) -> io::Result<Vec<PathBuf>> {
     let mut files = Vec::new();
     for entry in fs::read_dir(directory)? {
         let path = entry?.path();
@@ -139,7 +145,7 @@ fn read_file(path: &Path, total: &mut u64, objects: &mut Objects, findings: &mut
 }
 
 fn text(path: &Path, total: &mut u64) -> Result<String, String> {
-    let cannot = |why: std::io::Error| format!("cannot be read: {why}");
+    let cannot = |why: io::Error| format!("cannot be read: {why}");
     // A pipe would be waited for without end.
     if !fs::metadata(path).map_err(cannot)?.is_file() {
         return Err("is no file; expected a manifest".to_owned());

@@ -158,12 +158,78 @@ fn what_selects_nothing_is_a_warning() {
         whole("I  selector: {matchLabels: {app: greeter}}\n"),
         whole("O  targetRefs: [{kind: Service, name: greeter, sectionName: grpc-api}]\n"),
         whole("S  ports: [{port: 80, appProtocol: gopher}]\n"),
+        whole("W  addresses: [10.0.0.1]\nstatus: {conditions: [{type: Ready, status: 'False'}]}\n"),
+        whole("O  targetRefs: [{kind: Service, name: greeter}]\n  dns: {srv: _grpc._tcp}\n"),
     ];
     for text in doubtful {
         let reading = read(&Directory::new().with("a.yaml", GOOD).with("b.yaml", &text).0);
         assert!(reading.snapshot.is_some(), "{text}: {:#?}", reading.findings);
         let severities: Vec<_> = reading.findings.iter().map(|finding| finding.severity).collect();
         assert_eq!(severities, [Severity::Warning], "{text}: {:#?}", reading.findings);
+    }
+}
+
+#[test]
+fn a_service_none_of_whose_workloads_is_ready_is_a_warning_and_one_that_is_ready_suffices() {
+    let service = whole("S  selector: {app: new}\n  ports: [{port: 80}]\n");
+    let workload = |name: &str, address: &str, ready: &str| {
+        format!(
+            "---\napiVersion: portunus.dev/v1alpha1\nkind: Workload\n\
+             metadata: {{name: {name}, namespace: shop, labels: {{app: new}}}}\n\
+             spec: {{addresses: [{address}], ready: {ready}}}\n"
+        )
+    };
+    let unready = service + &workload("a", "10.0.0.1", "false");
+    let told = |text: &str| read(&Directory::new().with("a.yaml", GOOD).with("b.yaml", text).0);
+    let reading = told(&unready);
+    let snapshot = reading.snapshot.expect("it is allowed");
+    assert!(!snapshot.workloads[&Name::new("shop", "a")].ready);
+    assert!(
+        snapshot.workloads[&Name::new("shop", "greeter-1")].ready,
+        "as nothing is said"
+    );
+    assert_eq!(reading.findings.len(), 1, "{:#?}", reading.findings);
+    assert!(reading.findings[0].message.contains("no Workload that is ready"));
+    let other = told(&(unready + &workload("b", "10.0.0.2", "true")));
+    assert_eq!(other.findings, []);
+}
+
+#[test]
+fn kinds_of_others_that_have_our_names_are_left_out_without_a_word() {
+    let others = "apiVersion: serving.knative.dev/v1\nkind: Service\nmetadata: {name: a}\n---\n\
+                  apiVersion: kueue.x-k8s.io/v1beta1\nkind: Workload\nmetadata: {name: a}\n";
+    let reading = read(&Directory::new().with("a.yaml", others).0);
+    assert!(reading.snapshot.is_some_and(|snapshot| snapshot.workloads.is_empty()));
+    let are_notes = reading.findings.iter().all(|found| found.severity == Severity::Note);
+    assert!(are_notes && reading.findings.len() == 2, "{:#?}", reading.findings);
+}
+
+#[test]
+fn a_policy_in_another_namespace_than_its_service_is_told_where_that_is() {
+    let text = "apiVersion: portunus.dev/v1alpha1\nkind: OutboundPolicy\nmetadata: {name: a}\n\
+                spec: {targetRefs: [{kind: Service, name: greeter}]}\n";
+    let reading = read(&Directory::new().with("a.yaml", GOOD).with("b.yaml", text).0);
+    let sentence = &reading.findings[0].message;
+    assert!(
+        sentence.contains("no Service default/greeter, but there is shop/greeter"),
+        "{sentence}"
+    );
+}
+
+#[test]
+fn srv_records_are_those_of_a_service_at_each_host_or_of_one_whole_name() {
+    for (said, of_a) in [
+        ("_grpc._tcp", "_grpc._tcp.a.example"),
+        ("_GRPC._tcp.", "_grpc._tcp.a.example"),
+        ("_grpc._tcp.pool.example.", "_grpc._tcp.pool.example"),
+        ("a.example", "a.example"),
+    ] {
+        let text = whole(&format!("O  hosts: [a.example]\n  dns: {{srv: {said}}}\n"));
+        let reading = read(&Directory::new().with("a.yaml", GOOD).with("b.yaml", &text).0);
+        assert_eq!(reading.findings, [], "{said}");
+        let snapshot = reading.snapshot.expect("it is right");
+        let srv = snapshot.outbound_policies[&Name::new("shop", "bad")].srv.clone();
+        assert_eq!(srv.expect("it is said").record("a.example"), of_a);
     }
 }
 

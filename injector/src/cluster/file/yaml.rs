@@ -117,6 +117,10 @@ fn trouble(why: &Error) -> Trouble {
     ] {
         sentence = sentence.replace(&place, "");
     }
+    // What a programmer could do about it is no help to an operator.
+    if let Some(advice) = sentence.find(", set ") {
+        sentence.truncate(advice);
+    }
     Trouble { at, sentence }
 }
 

@@ -79,6 +79,7 @@ pub fn merged(narrow: Option<(&Name, &OutboundPolicy)>, wide: Option<(&Name, &Ou
     let policy = OutboundPolicy {
         services: Vec::new(),
         hosts: Vec::new(),
+        srv: None,
         balancer: Balancer {
             algorithm: narrow.balancer.algorithm.or(wide.balancer.algorithm),
             slow_start: narrow.balancer.slow_start.or(wide.balancer.slow_start),
@@ -157,6 +158,15 @@ pub fn outbound(name: &Name, policy: &OutboundPolicy) -> v1::OutboundPolicy {
             off: outlier.off.unwrap_or(false),
         }),
         from: name.to_string(),
+        srv: String::new(),
+    }
+}
+
+/// A policy for a host outside.
+pub fn outside(name: &Name, policy: &OutboundPolicy, host: &str) -> v1::OutboundPolicy {
+    v1::OutboundPolicy {
+        srv: policy.srv.as_ref().map(|srv| srv.record(host)).unwrap_or_default(),
+        ..outbound(name, policy)
     }
 }
 

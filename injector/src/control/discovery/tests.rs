@@ -127,6 +127,35 @@ fn a_service_is_found_by_each_of_its_names_and_its_address() {
 }
 
 #[test]
+fn an_endpoint_is_ready_unless_its_workload_says_otherwise_and_is_told_either_way() {
+    let unready = workload("web-3", "web", "10.0.0.3", None) + "  ready: false\n";
+    let world = world(&(shop() + &unready));
+    let endpoints = service(&world, "shop", &name("web", 80)).endpoints.into_iter();
+    let told: Vec<_> = endpoints.map(|endpoint| (endpoint.ip, endpoint.ready)).collect();
+    let of = |last: u8, ready| (format!("10.0.0.{last}"), ready);
+    assert_eq!(told, [of(1, true), of(2, true), of(3, false)]);
+    let alone = view(&world, "shop", &address("10.0.0.3", 50_051));
+    assert!(matches!(alone, update::What::Endpoint(endpoint) if !endpoint.ready));
+}
+
+#[test]
+fn a_host_outside_has_the_srv_records_that_its_policy_names_and_a_service_has_none() {
+    let policy = "---\napiVersion: portunus.dev/v1alpha1\nkind: OutboundPolicy\nmetadata: {name: dns, namespace: default}\n\
+                  spec: {hosts: [db.example.com], targetRefs: [{kind: Service, name: web}], dns: {srv: _pg._tcp}}\n";
+    let world = world(policy);
+    let outside = |host: &str| match view(&world, "default", &name(host, 80)) {
+        update::What::Unknown(unknown) => unknown.policy.map(|policy| policy.srv),
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(outside("DB.example.com.").as_deref(), Some("_pg._tcp.db.example.com"));
+    assert_eq!(outside("other.example.com"), None);
+    let inside = service(&world, "default", &name("web", 80))
+        .policy
+        .expect("there is one");
+    assert_eq!(inside.srv, "");
+}
+
+#[test]
 fn endpoints_have_an_identity_if_a_sidecar_takes_mtls_there() {
     let disabled = "---\napiVersion: portunus.dev/v1alpha1\nkind: InboundPolicy\nmetadata: {name: a, namespace: shop}\n\
                     spec: {selector: {matchLabels: {app: web}}, mtls: {mode: strict, ports: [{port: 9000, mode: disabled}]}}\n";

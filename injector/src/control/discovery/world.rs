@@ -123,10 +123,10 @@ impl World {
         if service.is_some() {
             return service;
         }
-        let policy = self.hosts.get(&(asker.namespace.clone(), host));
+        let policy = self.hosts.get(&(asker.namespace.clone(), host.clone()));
         let policy = policy
             .and_then(|name| self.policy(name))
-            .map(|(name, policy)| policy::outbound(name, policy));
+            .map(|(name, policy)| policy::outside(name, policy, &host));
         Some(update::What::Unknown(v1::Unknown { policy }))
     }
 
@@ -203,7 +203,7 @@ impl World {
             identity: identity.map(|id| id.to_string()).unwrap_or_default(),
             zone: workload.map(|workload| workload.zone.clone()).unwrap_or_default(),
             weight: workload.map_or(1, |workload| workload.weight),
-            ready: true,
+            ready: workload.is_some_and(|workload| workload.ready),
             workload: name.to_string(),
         }
     }

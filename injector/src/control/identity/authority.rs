@@ -82,7 +82,7 @@ pub enum Error {
     Signing(#[from] rcgen::Error),
 }
 
-/// A root or an issuer that was just made, in PEM.
+/// An issuer that was just made, in PEM.
 pub struct Made {
     /// Its certificate.
     pub certificate: String,
@@ -250,12 +250,20 @@ impl fmt::Debug for Authority {
     }
 }
 
-/// Makes a root.
+/// Makes a key, in PEM.
 ///
 /// # Errors
-/// When it cannot be signed.
-pub fn make_root(trust_domain: &TrustDomain, now: SystemTime) -> Result<Made, Error> {
-    let key = KeyPair::generate()?;
+/// When there is no randomness.
+pub fn make_key() -> Result<String, Error> {
+    Ok(KeyPair::generate()?.serialize_pem())
+}
+
+/// Makes the certificate of a root that has this key, both in PEM.
+///
+/// # Errors
+/// When the key is none, or it cannot be signed.
+pub fn make_root(trust_domain: &TrustDomain, key: &str, now: SystemTime) -> Result<String, Error> {
+    let key = KeyPair::from_pem(key)?;
     let params = authority_params(
         trust_domain,
         "root",
@@ -263,10 +271,7 @@ pub fn make_root(trust_domain: &TrustDomain, now: SystemTime) -> Result<Made, Er
         now + ROOT_LIFETIME,
         now,
     );
-    Ok(Made {
-        certificate: params.self_signed(&key)?.pem(),
-        key: key.serialize_pem(),
-    })
+    Ok(params.self_signed(&key)?.pem())
 }
 
 /// Makes an issuer below a root.

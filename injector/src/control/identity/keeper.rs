@@ -1,19 +1,19 @@
 //! Keeps the authority: reads it from files, makes it where there is none, and looks again, so that issuer and roots can be
 //! changed without a restart.
 
-use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
 use std::io::{self, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use portunus_proto::TrustDomain;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
-use super::authority::{self, Authority, make_issuer, make_root};
+use super::authority::{self, Authority, make_issuer, make_key, make_root};
 
 /// Where the authority's files are.
 #[derive(Clone, Debug)]
@@ -51,6 +51,26 @@ pub enum Error {
         path: PathBuf,
         /// What the system says.
         source: io::Error,
+    },
+    /// Whoever owns it can put other keys there.
+    #[error(
+        "{path} belongs to user {owner}, who could put other keys there: give control (user {own}) a directory of its own"
+    )]
+    Owner {
+        /// The directory.
+        path: PathBuf,
+        /// Whose it is.
+        owner: u32,
+        /// Who control is.
+        own: u32,
+    },
+    /// Another control has it, and does not give it back.
+    #[error("{path} has been locked by another control for {patience:?}: does it hang?")]
+    Locked {
+        /// The lock.
+        path: PathBuf,
+        /// How long it was waited for.
+        patience: Duration,
     },
     /// What the files say does not fit together.
     #[error("the certificate authority in {place}: {source}")]
@@ -167,18 +187,26 @@ impl Files {
     fn load_state(&self, directory: &Path, now: SystemTime, unbegun: Unbegun) -> Result<Authority, Error> {
         let state = State(directory);
         // Two controls over one directory make one authority. Held until this function ends.
-        let _lock = state.lock()?;
+        let _lock = state.lock(PATIENCE)?;
         let root = state.path("roots/root.pem");
         let issuer = state.path("issuer.pem");
         let no_authority = |source| Error::Authority {
             place: directory.to_owned(),
             source,
         };
-        if !issuer.exists() && !state.root_key().exists() && state.roots()?.is_empty() {
-            let made = make_root(&self.trust_domain, now).map_err(no_authority)?;
-            state.write(&root, &made.certificate)?;
-            state.write(&state.root_key(), &made.key)?;
+        if !issuer.exists() && state.roots()?.is_empty() {
+            // The key first: where the disk is full, or power fails, between the two, the certificate is made the next time.
+            let key = match state.root_key().exists() {
+                true => String::from_utf8_lossy(&read(&state.root_key())?).into_owned(),
+                false => make_key().map_err(no_authority)?,
+            };
+            let certificate = make_root(&self.trust_domain, &key, now).map_err(no_authority)?;
+            state.write(&state.root_key(), &key)?;
+            state.write(&root, &certificate)?;
             info!(directory = %directory.display(), "a root was made");
+        }
+        for secret in [state.root_key(), issuer.clone()] {
+            state.warn_of_readers(&secret);
         }
         if !issuer.exists() {
             self.renew(&state, now)?;
@@ -191,7 +219,7 @@ impl Files {
                 authority::Error::NotYet => unbegun == Unbegun::Replaced,
                 _ => false,
             },
-            Err(Error::File { .. }) => false,
+            Err(Error::File { .. } | Error::Owner { .. } | Error::Locked { .. }) => false,
         };
         if is_due && state.root_key().exists() {
             self.renew(&state, now)?;
@@ -271,14 +299,13 @@ impl State<'_> {
         self.path("root-key.pem")
     }
 
-    fn lock(&self) -> Result<File, Error> {
+    fn lock(&self, patience: Duration) -> Result<File, Error> {
         let roots = self.path("roots");
         let mut builder = DirBuilder::new();
         builder.recursive(true).mode(0o700).create(&roots).map_err(at(&roots))?;
-        let mode = fs::metadata(self.0).map_err(at(self.0))?.permissions().mode();
-        if mode & 0o077 != 0 {
-            warn!(directory = %self.0.display(), mode = format!("{:o}", mode & 0o777), "others can look into the state directory");
-        }
+        let metadata = fs::metadata(self.0).map_err(at(self.0))?;
+        check_owner(self.0, metadata.uid(), nix::unistd::geteuid().as_raw())?;
+        self.warn_of_readers(self.0);
         let path = self.path("lock");
         let lock = OpenOptions::new()
             .create(true)
@@ -287,8 +314,23 @@ impl State<'_> {
             .mode(0o600)
             .open(&path);
         let lock = lock.map_err(at(&path))?;
-        lock.lock().map_err(at(&path))?;
-        Ok(lock)
+        let until = Instant::now() + patience;
+        loop {
+            match lock.try_lock() {
+                Ok(()) => return Ok(lock),
+                Err(TryLockError::WouldBlock) if Instant::now() < until => std::thread::sleep(LOOK_AT_LOCK),
+                Err(TryLockError::WouldBlock) => return Err(Error::Locked { path, patience }),
+                Err(TryLockError::Error(why)) => return Err(at(&path)(why)),
+            }
+        }
+    }
+
+    /// What others may read is said, and used all the same: a group of the operator's may be meant to.
+    fn warn_of_readers(&self, path: &Path) {
+        let mode = fs::metadata(path).map_or(0, |metadata| metadata.permissions().mode());
+        if mode & 0o077 != 0 {
+            warn!(path = %path.display(), mode = format!("{:o}", mode & 0o777), "others than control can look at what is secret");
+        }
     }
 
     /// The files of roots, in the order of their names.
@@ -315,13 +357,34 @@ impl State<'_> {
             .mode(0o600)
             .open(&new)
             .map_err(at(&new))?;
-        file.write_all(text.as_bytes())
-            .and_then(|()| file.sync_all())
-            .map_err(at(&new))?;
-        fs::rename(&new, path).map_err(at(path))
+        let written = file.write_all(text.as_bytes()).and_then(|()| file.sync_all());
+        let placed = written.and_then(|()| fs::rename(&new, path));
+        if placed.is_err() {
+            // Half a key is no use to anybody.
+            let _ = fs::remove_file(&new);
+        }
+        placed.map_err(at(path))
     }
 }
 
+/// A state directory is control's own, or root's, as volumes of containers are. Root itself is warned only: it may have been
+/// given the directory of a service that it runs for.
+fn check_owner(path: &Path, owner: u32, own: u32) -> Result<(), Error> {
+    if owner == own || owner == 0 {
+        return Ok(());
+    }
+    if own == 0 {
+        warn!(directory = %path.display(), owner, "the state directory is somebody else's, who could put other keys there");
+        return Ok(());
+    }
+    let path = path.to_owned();
+    Err(Error::Owner { path, owner, own })
+}
+
+/// How long another control may make an authority.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// How often it is looked whether it has.
+const LOOK_AT_LOCK: Duration = Duration::from_millis(20);
 /// No file of the authority's is longer than this.
 const MOST_BYTES: u64 = 1 << 20;
 
@@ -336,5 +399,36 @@ fn at(path: &Path) -> impl FnOnce(io::Error) -> Error + '_ {
     move |source| Error::File {
         path: path.to_owned(),
         source,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_lock_that_another_does_not_give_back_is_waited_for_and_named() {
+        let directory = crate::testing::Directory::new();
+        let state = State(&directory.0);
+        let held = state.lock(PATIENCE).expect("it is free");
+        let patience = Duration::from_millis(100);
+        let began = Instant::now();
+        let why = state.lock(patience).expect_err("it is held").to_string();
+        assert!(
+            began.elapsed() >= patience && why.contains("locked by another control for 100ms"),
+            "{why}"
+        );
+        drop(held);
+        state.lock(patience).expect("it is free again");
+    }
+
+    #[test]
+    fn a_state_directory_is_controls_own_or_roots() {
+        let judged = |owner, own| check_owner(Path::new("/var/lib/portunus"), owner, own);
+        for (owner, own) in [(2102, 2102), (0, 2102), (0, 0), (1000, 0)] {
+            assert!(judged(owner, own).is_ok(), "{owner} {own}");
+        }
+        let why = judged(1000, 2102).expect_err("it is somebody else's").to_string();
+        assert!(why.contains("/var/lib/portunus belongs to user 1000"), "{why}");
     }
 }

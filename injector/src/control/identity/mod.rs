@@ -16,13 +16,14 @@ use portunus_proto::SpiffeId;
 use portunus_proto::mesh::v1::{CertifyRequest, CertifyResponse};
 use subtle::{Choice, ConditionallySelectable, ConstantTimeEq};
 use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
 use tonic::Code;
 
-pub use attempts::Attempts;
+pub use attempts::{Attempts, Guess};
 pub use authority::{Authority, Error as AuthorityError, Issued};
 pub use keeper::{Error as KeeperError, Files, Kept, Origin, keep};
 
-use crate::cluster::{JoinToken, Name, Snapshot, States, Workload};
+use crate::cluster::{JoinToken, Name, Snapshot, States, TokenHash, Workload};
 
 /// Certifies keys.
 pub struct Certifier {
@@ -71,8 +72,8 @@ pub enum Refusal {
     #[error("the join token is not 256 bits in hex or base64")]
     NoToken,
     /// Nobody has this token.
-    #[error("the join token is that of no Workload")]
-    UnknownToken,
+    #[error("the join token is that of no Workload: is its joinTokenSha256 written, and taken by control?")]
+    UnknownToken(Guess),
     /// Too many have failed from there.
     #[error("too many attempts from this address; wait some seconds")]
     TooManyAttempts,
@@ -145,19 +146,63 @@ impl Certifier {
         if !self.attempts.may(address, now) {
             return Err(Refusal::TooManyAttempts);
         }
-        let found = JoinToken::parse(token).map_err(|_| Refusal::NoToken);
-        let found = found.and_then(|token| holder(&token, snapshot).ok_or(Refusal::UnknownToken));
-        match found {
-            Ok(_) => self.attempts.succeeded(address, now),
-            Err(_) => self.attempts.failed(address, now),
+        let Ok(token) = JoinToken::parse(token) else {
+            self.attempts.failed(address, None, now);
+            return Err(Refusal::NoToken);
+        };
+        let hash = token.hash();
+        match holder(&hash, snapshot) {
+            Some(found) => {
+                self.attempts.succeeded(address, now);
+                Ok(found)
+            }
+            None => {
+                let mark = hash.0.first_chunk().copied();
+                Err(Refusal::UnknownToken(self.attempts.failed(address, mark, now)))
+            }
         }
-        found
+    }
+
+    /// The same as [`Certifier::certify`]; but a token that was refused before is kept waiting for its Workload: most often
+    /// that is just being written. So its sidecar is certified at once, and need not ask again and again. Nobody waits once
+    /// `leave` is cancelled.
+    ///
+    /// # Errors
+    /// As those of [`Certifier::certify`].
+    pub async fn certify_when_known(
+        &self,
+        asker: &Asker,
+        request: &CertifyRequest,
+        leave: &CancellationToken,
+    ) -> Result<Certified, Refusal> {
+        let refusal = match self.certify(asker, request, SystemTime::now()) {
+            Err(refusal @ Refusal::UnknownToken(Guess::Again)) => refusal,
+            other => return other,
+        };
+        let Ok(token) = JoinToken::parse(&request.join_token) else {
+            return Err(refusal);
+        };
+        let Some(_place) = self.attempts.wait() else {
+            return Err(refusal);
+        };
+        let hash = token.hash();
+        let is_known =
+            |state: &Option<Arc<Snapshot>>| state.as_ref().is_some_and(|state| holder(&hash, state).is_some());
+        let mut states = self.states.clone();
+        let known = async { states.wait_for(is_known).await.is_ok() };
+        let waited = tokio::time::timeout(WAIT_FOR_WORKLOAD, leave.run_until_cancelled(known)).await;
+        if waited != Ok(Some(true)) {
+            return Err(refusal);
+        }
+        self.certify(asker, request, SystemTime::now())
     }
 }
 
-/// The workload whose token this is. Every hash is compared, each in constant time.
-fn holder<'s>(token: &JoinToken, snapshot: &'s Snapshot) -> Option<(&'s Name, &'s Workload)> {
-    let hash = token.hash();
+/// How long a token that is not known yet waits for its Workload. Sidecars wait for 10 s for an answer.
+const WAIT_FOR_WORKLOAD: Duration = Duration::from_secs(8);
+
+/// The workload whose token has this hash. Every hash is compared, each in constant time.
+fn holder<'s>(hash: &TokenHash, snapshot: &'s Snapshot) -> Option<(&'s Name, &'s Workload)> {
     let (mut found, mut place) = (Choice::from(0), 0u64);
     for (index, workload) in snapshot.workloads.values().enumerate() {
         let Some(expected) = &workload.join_token else { continue };
@@ -216,7 +261,7 @@ impl Refusal {
     pub fn code(&self) -> Code {
         match self {
             Refusal::NotReady => Code::Unavailable,
-            Refusal::NoProof | Refusal::NoToken | Refusal::UnknownToken => Code::Unauthenticated,
+            Refusal::NoProof | Refusal::NoToken | Refusal::UnknownToken(_) => Code::Unauthenticated,
             Refusal::TooManyAttempts => Code::ResourceExhausted,
             Refusal::Request(_) | Refusal::NoWorkload => Code::InvalidArgument,
             Refusal::Gone(_) | Refusal::NoSidecar(_) | Refusal::OtherIdentity { .. } => Code::PermissionDenied,
@@ -231,7 +276,7 @@ impl Refusal {
             Refusal::NotReady => "not_ready",
             Refusal::NoProof => "no_proof",
             Refusal::NoToken => "no_token",
-            Refusal::UnknownToken => "unknown_token",
+            Refusal::UnknownToken(_) => "unknown_token",
             Refusal::TooManyAttempts => "too_many_attempts",
             Refusal::Request(_) => "bad_request",
             Refusal::NoWorkload => "no_workload",

@@ -132,6 +132,59 @@ fn what_proves_nothing_gets_nothing_and_too_many_attempts_are_stopped() {
     assert!(fine.is_ok());
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_token_that_is_shown_again_waits_for_its_workload_and_is_certified_once_that_is_written() {
+    let token = JoinToken::generate();
+    let desk = Desk::over("# nobody\n");
+    let asker = Asker {
+        address: Ipv4Addr::LOCALHOST.into(),
+        identity: None,
+    };
+    let leave = CancellationToken::new();
+    let asked = request(&token.reveal(), "");
+    let ask = async || {
+        let began = tokio::time::Instant::now();
+        let answer = desk.certifier.certify_when_known(&asker, &asked, &leave).await;
+        (answer, began.elapsed())
+    };
+    let unknown = (Code::Unauthenticated, "unknown_token");
+    let (first, took) = ask().await;
+    assert_eq!(
+        (why(first), took),
+        (unknown, Duration::ZERO),
+        "so that its operator is told at once"
+    );
+    let (second, took) = ask().await;
+    assert_eq!((why(second), took), (unknown, WAIT_FOR_WORKLOAD));
+    let write = async {
+        tokio::time::sleep(Duration::from_secs(3)).await;
+        // Of another: that is no reason to answer.
+        desk.to_states
+            .send_replace(Some(state(&workload("b", "db", "10.0.0.2", None))));
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        desk.to_states
+            .send_replace(Some(state(&workload("a", "web", "10.0.0.1", Some(&token)))));
+    };
+    let ((third, took), ()) = tokio::join!(ask(), write);
+    assert_eq!(third.expect("it is known now").response.workload, "shop/a");
+    assert_eq!(took, Duration::from_secs(4));
+    // Waiting is no guessing: after hours of it the right token is as good as ever.
+    desk.to_states.send_replace(Some(state("# nobody\n")));
+    for _ in 0..50 {
+        assert_eq!(why(ask().await.0), unknown);
+    }
+    let stop = async {
+        tokio::time::sleep(Duration::from_secs(2)).await;
+        leave.cancel();
+    };
+    let ((last, took), ()) = tokio::join!(ask(), stop);
+    assert_eq!(
+        (why(last), took),
+        (unknown, Duration::from_secs(2)),
+        "who stops keeps nobody"
+    );
+}
+
 #[test]
 fn a_certificate_renews_for_its_own_workload_as_long_as_that_is_there() {
     let token = JoinToken::generate();
@@ -462,6 +515,20 @@ fn two_controls_over_one_directory_make_one_authority() {
         [mode("root-key.pem"), mode("issuer.pem"), mode("roots")],
         [0o600, 0o600, 0o700]
     );
+}
+
+#[test]
+fn a_root_whose_certificate_was_not_written_any_more_gets_one_the_next_time_with_the_same_key() {
+    let directory = Directory::new();
+    let files = state_files(&directory.0);
+    files.load(SystemTime::now()).expect("it can be made");
+    let key = || fs::read_to_string(directory.0.join("root-key.pem")).expect("it is there");
+    let made = key();
+    for file in ["roots/root.pem", "issuer.pem"] {
+        fs::remove_file(directory.0.join(file)).expect("it is there");
+    }
+    files.load(SystemTime::now()).expect("it can be made again");
+    assert_eq!(key(), made);
 }
 
 #[test]

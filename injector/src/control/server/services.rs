@@ -3,7 +3,7 @@
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use portunus_proto::mesh::v1::discovery_server::Discovery;
 use portunus_proto::mesh::v1::identity_server::Identity;
@@ -52,9 +52,10 @@ impl Identity for Services {
     async fn certify(&self, request: Request<CertifyRequest>) -> Result<Response<CertifyResponse>, Status> {
         let visitor = visitor(&request)?;
         let from = visitor.asker.address;
-        match self
-            .certifier
-            .certify(&visitor.asker, request.get_ref(), SystemTime::now())
+        let certifier = &self.certifier;
+        match certifier
+            .certify_when_known(&visitor.asker, request.get_ref(), &visitor.leave)
+            .await
         {
             Ok(certified) => {
                 let counter = if certified.by_token {

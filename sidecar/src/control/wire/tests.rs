@@ -172,6 +172,21 @@ fn a_name_outside_the_mesh_may_have_a_policy() {
         panic!("it is good")
     };
     assert!(policy.outlier.is_off);
+    assert_eq!(policy.srv, None, "nothing said");
+    let srv = |name: &str| {
+        let policy = v1::OutboundPolicy {
+            srv: name.to_owned(),
+            ..Default::default()
+        };
+        known(Some(v1::update::What::Unknown(v1::Unknown { policy: Some(policy) })))
+    };
+    let Ok(Known::Outside(policy)) = srv("_grpc._tcp.A.example") else {
+        panic!("it is good")
+    };
+    assert_eq!(policy.srv.as_deref(), Some("_grpc._tcp.a.example"));
+    for name in ["a b", "a..b", "_grpc._tcp.", "a\r\nb", &"a.".repeat(127)] {
+        assert!(matches!(srv(name), Err(Refused::Srv(_))), "{name:?}");
+    }
 }
 
 #[test]

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::super::fields::{self, Field, Fields};
+use super::super::fields::{self, Field, Fields, Later};
 use super::super::finding::Findings;
 use crate::cluster::{InboundPolicy, Labels, Mtls};
 
@@ -12,18 +12,26 @@ const MODES: [(&str, Mtls); 3] = [
     ("disabled", Mtls::Disabled),
 ];
 
+/// Fields of `spec` that are planned.
+pub const LATER: &[Later] = &[
+    ("rules", "judge who may call what"),
+    ("rateLimits", "limit rates"),
+    ("edge", "serve gRPC-Web"),
+];
+
 /// Reads `spec`.
 pub fn read(spec: &mut Fields<'_>, findings: &mut Findings) -> InboundPolicy {
     let mut selector = Labels::new();
     if let Some(mut fields) = spec.map("selector", findings) {
         selector = fields.labels("matchLabels", findings);
-        fields.done(&["matchExpressions"], findings);
+        fields.done(&[("matchExpressions", "select by expressions")], findings);
     }
     let mut mode = None;
     let mut ports = BTreeMap::new();
-    match spec.map("mtls", findings) {
-        None => findings.warning(spec.at(), "spec.mtls", "is missing, so this policy says nothing"),
-        Some(mut fields) => {
+    match (spec.get("mtls").is_some(), spec.map("mtls", findings)) {
+        (false, _) => findings.warning(spec.at(), "spec.mtls", "is missing, so this policy says nothing"),
+        (true, None) => {}
+        (true, Some(mut fields)) => {
             mode = fields.one_of("mode", &MODES, findings);
             for item in fields.list("ports", findings) {
                 let Some((port, mode)) = port(&item, findings) else {

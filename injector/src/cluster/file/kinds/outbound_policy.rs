@@ -2,14 +2,22 @@
 
 use std::time::Duration;
 
-use super::super::fields::{self, Field, Fields};
+use super::super::fields::{self, Field, Fields, Later};
 use super::super::finding::Findings;
-use crate::cluster::{Algorithm, Balancer, HealthCheck, HealthMode, OutboundPolicy, Outlier};
+use crate::cluster::{Algorithm, Balancer, HealthCheck, HealthMode, OutboundPolicy, Outlier, Srv};
 
 /// Nothing is asked for, or waited for, less than this.
 const LEAST: Duration = Duration::from_millis(10);
 /// No threshold above this makes sense.
 const MOST_THRESHOLD: u32 = 1_000;
+
+/// Fields of `spec` that are planned.
+pub const LATER: &[Later] = &[
+    ("retry", "retry by policy"),
+    ("timeout", "set deadlines by policy"),
+    ("hedge", "hedge"),
+    ("limits", "limit calls by policy"),
+];
 
 /// Reads `spec`.
 pub fn read(spec: &mut Fields<'_>, findings: &mut Findings) -> OutboundPolicy {
@@ -38,9 +46,11 @@ pub fn read(spec: &mut Fields<'_>, findings: &mut Findings) -> OutboundPolicy {
         let message = "is missing, and so is spec.hosts; expected whom this policy is about";
         findings.mistake(spec.at(), "spec.targetRefs", message);
     }
+    let srv = srv(spec, hosts.is_empty(), findings);
     OutboundPolicy {
         services,
         hosts,
+        srv,
         balancer: balancer(spec, findings),
         health_check: health_check(spec, findings),
         outlier: outlier(spec, findings),
@@ -58,7 +68,7 @@ fn target(item: &Field<'_>, findings: &mut Findings) -> Option<(String, Option<S
     let name = fields.demand("name", "a Service's name", findings);
     let name = name.and_then(|name| fields::dns_label(&name, findings));
     let section = fields.get("sectionName");
-    fields.done(&["namespace"], findings);
+    fields.done(&[("namespace", "reach into other namespaces")], findings);
     let section = match section {
         None => None,
         Some(section) => Some(fields::dns_label(&section, findings)?.to_owned()),
@@ -78,6 +88,33 @@ fn host(item: &Field<'_>, findings: &mut Findings) -> Option<String> {
 }
 
 const HOST: &str = "a host's name without port, such as api.example.com";
+
+fn srv(spec: &mut Fields<'_>, has_no_host: bool, findings: &mut Findings) -> Option<Srv> {
+    let mut fields = spec.map("dns", findings)?;
+    let (at, srv) = (fields.at(), fields.get("srv"));
+    fields.done(&[], findings);
+    let srv = srv?;
+    if has_no_host {
+        findings.warning(
+            at,
+            srv.path.clone(),
+            "says nothing without spec.hosts: it is about names outside",
+        );
+    }
+    let said = fields::text(&srv, SRV, findings)?;
+    let name = said.strip_suffix('.').unwrap_or(said).to_ascii_lowercase();
+    let is_label = |label: &str| fields::is_dns_label(label.strip_prefix('_').unwrap_or(label));
+    // With the longest host behind it a prefix must still be a name (RFC 1035, 2.3.4).
+    if name.len() > 253 || !name.split('.').all(is_label) {
+        fields::wrong(&srv, SRV, findings);
+        return None;
+    }
+    let is_prefix = name.split('.').all(|label| label.starts_with('_'));
+    Some(if is_prefix { Srv::Prefix(name) } else { Srv::Name(name) })
+}
+
+const SRV: &str =
+    "_grpc._tcp, which is looked for at each host, or the whole name of SRV records, such as _grpc._tcp.example.com";
 
 fn balancer(spec: &mut Fields<'_>, findings: &mut Findings) -> Balancer {
     let Some(mut fields) = spec.map("balancer", findings) else {

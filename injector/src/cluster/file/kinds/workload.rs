@@ -2,7 +2,7 @@
 
 use super::super::fields::{self, Field, Fields};
 use super::super::finding::Findings;
-use super::super::yaml::Value;
+use super::super::yaml::{Node, Value};
 use super::{app_protocol, port_name};
 use crate::cluster::{Labels, TokenHash, Workload, WorkloadPort};
 
@@ -49,7 +49,8 @@ pub fn read(spec: &mut Fields<'_>, labels: Labels, findings: &mut Findings) -> W
         }
     }
     let zone = spec.text("zone", findings).unwrap_or_default();
-    let weight = spec.number("weight", 1, MOST_WEIGHT, findings).unwrap_or(1);
+    let weight = weight(spec, findings).unwrap_or(1);
+    let ready = spec.bool("ready", findings).unwrap_or(true);
     let join_token = spec
         .get("joinTokenSha256")
         .and_then(|field| token_hash(&field, findings));
@@ -60,7 +61,36 @@ pub fn read(spec: &mut Fields<'_>, labels: Labels, findings: &mut Findings) -> W
         ports,
         zone: zone.to_owned(),
         weight,
+        ready,
         join_token,
+    }
+}
+
+/// Whoever writes 0 wants it to get no calls.
+fn weight(spec: &mut Fields<'_>, findings: &mut Findings) -> Option<u32> {
+    let field = spec.get("weight")?;
+    if field.node.value == Value::Integer(0) {
+        let expected = format!("a whole number from 1 to {MOST_WEIGHT}; what is to get no calls says ready: false");
+        fields::wrong(&field, &expected, findings);
+        return None;
+    }
+    fields::number(&field, 1, MOST_WEIGHT, findings)
+}
+
+/// `status` is what programs have seen, and the manifests are what people wish: it is not read. Somebody may expect it to be.
+pub fn status(status: Option<Field<'_>>, findings: &mut Findings) {
+    let conditions = status.as_ref().and_then(|status| status.node.get("conditions"));
+    let Some(Value::List(conditions)) = conditions.map(|conditions| &conditions.value) else {
+        return;
+    };
+    let is_unready = |condition: &&Node| {
+        let ready = condition.text("type").is_some_and(|kind| kind == "Ready");
+        ready && condition.text("status").is_some_and(|status| status != "True")
+    };
+    if let Some(condition) = conditions.iter().find(is_unready) {
+        let message =
+            "says that it is not ready, and is not read; to take it out of its services, say spec.ready: false";
+        findings.warning(condition.at, "status.conditions", message);
     }
 }
 
@@ -81,12 +111,15 @@ fn port(item: &Field<'_>, findings: &mut Findings) -> Option<WorkloadPort> {
 
 /// Never says what stood there: somebody may have written the token itself.
 fn token_hash(field: &Field<'_>, findings: &mut Findings) -> Option<TokenHash> {
-    let said = fields::text(field, EXPECTED, findings)?;
-    let hash = TokenHash::parse(said);
-    if hash.is_none() {
-        findings.mistake(field.node.at, field.path.clone(), format!("is not {EXPECTED}"));
+    let hash = match &field.node.value {
+        Value::Text(said) => TokenHash::parse(said).ok_or(""),
+        _ => Err(", in quotes"),
+    };
+    let how = hash.as_ref().err().copied();
+    if let Some(how) = how {
+        findings.mistake(field.node.at, field.path.clone(), format!("is not {EXPECTED}{how}"));
     }
-    hash
+    hash.ok()
 }
 
 const EXPECTED: &str = "a SHA-256 of 64 hex digits, as `portunus token` prints it";
