@@ -4,6 +4,7 @@
 #[path = "../../sidecar/src/tls/tests/authority.rs"]
 mod authority;
 mod certificates;
+mod early;
 mod ending;
 mod ends;
 mod floods;
@@ -18,6 +19,8 @@ mod scan;
 #[path = "../../sidecar/src/tls/tests/shapes.rs"]
 mod shapes;
 mod spoofs;
+mod strange;
+mod testssl;
 mod tunnels;
 
 use support::relay::{raw, world};
