@@ -1,6 +1,7 @@
 //! A door: a listener, and what becomes of each connection until it is a wire or a tunnel.
 
 mod ending;
+mod noise;
 mod reach;
 
 use std::collections::HashMap;
@@ -26,6 +27,7 @@ use crate::telemetry::Recorder;
 use crate::tls::{self, Alpn};
 use crate::tunnel::{self, Carried, Stream};
 use ending::{Counts, Ending};
+use noise::{Line, Noise};
 use reach::Unreached;
 
 /// One direction's listeners on one worker.
@@ -51,6 +53,7 @@ pub(super) struct Door {
     mesh: Option<Mesh>,
     dialler: Dialler,
     counts: Counts,
+    noise: Noise,
 }
 
 /// A connection whose other end is known as far as it can be, and what it carries.
@@ -102,6 +105,7 @@ impl Door {
                 tunnels: tunnels.clone(),
                 deaf: deaf.clone(),
                 counts: Counts::new(recorder, inbound),
+                noise: Noise::default(),
             });
             let addresses = if inbound { &parts.inbound } else { &parts.outbound };
             let closes = if inbound { &stop.inbound } else { &stop.cut };
@@ -136,7 +140,9 @@ impl Door {
         let meant = match self.destination(accepted.original) {
             Ok(meant) => meant,
             Err(refusal) => {
-                tracing::info!(peer = %accepted.peer, inbound = self.inbound, "connection ended: {refusal}");
+                if let Some(Line { left_out }) = self.line(accepted.peer) {
+                    tracing::info!(peer = %accepted.peer, inbound = self.inbound, left_out, "connection ended: {refusal}");
+                }
                 self.counts.ended(Ending::of_refusal(&refusal));
                 tunnel::reset(accepted.socket);
                 return;
@@ -155,7 +161,9 @@ impl Door {
         let detected = detected.as_declared(declared);
         // A call is answered why it may not come in; of anything else there is nobody who would understand.
         if mode == Some(Mode::Strict) && detected.protocol != Protocol::Http2 {
-            tracing::info!(%peer, %meant, "connection ended: the port takes mTLS only, and this came in plain");
+            if let Some(Line { left_out }) = self.line(peer) {
+                tracing::info!(%peer, %meant, left_out, "connection ended: the port takes mTLS only, and this came in plain");
+            }
             self.counts.ended(Ending::MtlsRequired);
             return tunnel::reset(socket);
         }
@@ -239,7 +247,12 @@ impl Door {
         declared: Declared,
     ) {
         let Some(own) = self.mesh.as_ref().and_then(|mesh| mesh.own.load_full()) else {
-            tracing::warn!(%peer, %meant, "connection ended: this sidecar has no valid certificate: see /ready");
+            if let Some(Line { left_out }) = self.line(peer) {
+                tracing::warn!(
+                    %peer, %meant, left_out,
+                    "connection ended: this sidecar has no valid certificate: see /ready"
+                );
+            }
             self.counts.ended(Ending::NoOwnCertificate);
             return tunnel::reset(socket);
         };
@@ -252,7 +265,9 @@ impl Door {
         let (socket, session) = match shaken {
             Ok(shaken) => shaken,
             Err(error) => {
-                tracing::warn!(%peer, %meant, reason = error.reason(), "no mTLS: {error}");
+                if let Some(Line { left_out }) = self.line(peer) {
+                    tracing::warn!(%peer, %meant, reason = error.reason(), left_out, "no mTLS: {error}");
+                }
                 return;
             }
         };
@@ -262,7 +277,9 @@ impl Door {
             return self.adopt(Transport::Tls(socket, Box::new(session)), Vec::new(), peer, meant);
         }
         if self.mode(meant.port()) == Some(Mode::Disabled) {
-            tracing::info!(%peer, %meant, "connection ended: the port takes no mTLS, and this came in it");
+            if let Some(Line { left_out }) = self.line(peer) {
+                tracing::info!(%peer, %meant, left_out, "connection ended: the port takes no mTLS, and this came in it");
+            }
             self.counts.ended(Ending::MtlsDisabled);
             return;
         }
@@ -279,6 +296,11 @@ impl Door {
         let stream = connect::Stream::Tls(Box::new(stream));
         self.carry(Caller { stream, peer, meant }, detected, client_cert.ok())
             .await;
+    }
+
+    /// Whether a line of the log may be about this peer, who has failed perhaps more often than anybody wants to read.
+    fn line(&self, peer: SocketAddr) -> Option<Line> {
+        self.noise.line(peer.ip(), Instant::now())
     }
 
     /// Hands a connection of HTTP/2 to the worker.

@@ -18,7 +18,7 @@ use subtle::{Choice, ConditionallySelectable, ConstantTimeEq};
 use tokio::sync::watch;
 use tonic::Code;
 
-pub use attempts::Attempts;
+pub use attempts::{Attempts, network};
 pub use authority::{Authority, Error as AuthorityError, Issued};
 pub use keeper::{Error as KeeperError, Files, Kept, Origin, keep};
 
