@@ -4,10 +4,12 @@
 #[path = "../../sidecar/src/tls/tests/authority.rs"]
 mod authority;
 mod certificates;
+mod crowds;
 mod early;
 mod ending;
 mod ends;
 mod floods;
+mod hellos;
 mod judges;
 mod log;
 mod modes;

@@ -34,6 +34,12 @@ pub enum Refusal {
         /// What was said.
         coding: String,
     },
+    /// It ended within its body, or what should be a piece of it is none. The application may have heard the beginning.
+    #[error("the rest of the request cannot be read: {why}")]
+    Body {
+        /// What was wrong.
+        why: String,
+    },
     /// The application was not reached.
     #[error("{0}; is the application listening there?")]
     Unreachable(connect::Error),
@@ -62,9 +68,11 @@ impl Refusal {
     /// One word, for `portunus-error` and metrics; one of [`Refusal::REASONS`].
     pub fn reason(&self) -> &'static str {
         match self {
-            Refusal::Connect | Refusal::ManyHosts { .. } | Refusal::NoHost | Refusal::TransferCoding { .. } => {
-                "bad_request"
-            }
+            Refusal::Connect
+            | Refusal::ManyHosts { .. }
+            | Refusal::NoHost
+            | Refusal::TransferCoding { .. }
+            | Refusal::Body { .. } => "bad_request",
             Refusal::Unreachable(_) => "unreachable",
             Refusal::ConnectionLost { .. } => "connection_lost",
             Refusal::BadResponse { .. } => "bad_response",
@@ -74,7 +82,7 @@ impl Refusal {
     fn status(&self) -> StatusCode {
         match self {
             Refusal::Connect | Refusal::TransferCoding { .. } => StatusCode::NOT_IMPLEMENTED,
-            Refusal::ManyHosts { .. } | Refusal::NoHost => StatusCode::BAD_REQUEST,
+            Refusal::ManyHosts { .. } | Refusal::NoHost | Refusal::Body { .. } => StatusCode::BAD_REQUEST,
             Refusal::Unreachable(connect::Error::Refused { .. }) => StatusCode::SERVICE_UNAVAILABLE,
             Refusal::Unreachable(connect::Error::Silent { .. }) => StatusCode::GATEWAY_TIMEOUT,
             Refusal::Unreachable(connect::Error::Tls { .. } | connect::Error::NoCertificate { .. })
