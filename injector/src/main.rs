@@ -84,7 +84,10 @@ struct Control {
 
 fn main() -> ExitCode {
     let Role::Control(control) = Injector::parse().role;
-    log::begin(control.log_format, control.log_level);
+    if let Err(why) = log::begin(control.log_format, control.log_level) {
+        eprintln!("control does not run: there is no thread to write the log: {why}");
+        return ExitCode::FAILURE;
+    }
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let run = async {
         let stop = CancellationToken::new();
@@ -100,13 +103,15 @@ fn main() -> ExitCode {
     let done = runtime
         .map_err(anyhow::Error::from)
         .and_then(|runtime| runtime.block_on(run));
-    match done {
+    let code = match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(why) => {
             error!(%why, "control does not run");
             ExitCode::FAILURE
         }
-    }
+    };
+    log::flush();
+    code
 }
 
 /// Waits for a signal to stop.

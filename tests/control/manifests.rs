@@ -38,9 +38,10 @@ fn every_kind_of_mistake_is_told_with_file_line_and_field_and_loses_no_call_and_
                 told(&source),
                 "/source does not tell of {text:?} as it should:\n{source}"
             );
-            let log = shop.control.output();
-            let log = log.get(logged..).unwrap_or_default();
-            ensure!(told(log), "the log does not tell of {text:?} as it should:\n{log}");
+            // Nobody waits for the log, so it may come a moment later.
+            wait(&format!("the log tells of {text:?} as it should"), || {
+                shop.control.output().get(logged..).is_some_and(told)
+            })?;
         }
         let seconds = now() - began;
         let metrics = shop.control.metrics()?;

@@ -22,9 +22,10 @@ use crate::world::{World, collect, request};
 const AT_MOST: Duration = Duration::from_secs(15);
 
 /// They would disturb each other's figures.
-static ALONE: Mutex<()> = Mutex::const_new(());
+pub static ALONE: Mutex<()> = Mutex::const_new(());
 
-fn hello(shown: &Shown) -> Vec<u8> {
+/// A hello, in a record of its own.
+pub fn hello(shown: &Shown) -> Vec<u8> {
     let config = Arc::new(client_config(Some(shown)));
     let mut client =
         ClientConnection::new(config, ServerName::try_from("a.example").expect("a name")).expect("a client");
@@ -34,7 +35,7 @@ fn hello(shown: &Shown) -> Vec<u8> {
 }
 
 /// The resident memory of this process, in MiB.
-fn resident() -> u64 {
+pub fn resident() -> u64 {
     let status = std::fs::read_to_string("/proc/self/status").expect("Linux says it");
     let line = status
         .lines()
@@ -49,13 +50,13 @@ fn resident() -> u64 {
 }
 
 /// Somebody who calls all the while, in mTLS, on one connection.
-struct Innocent {
+pub struct Innocent {
     stop: Arc<AtomicBool>,
     calling: tokio::task::JoinHandle<Vec<Duration>>,
 }
 
 impl Innocent {
-    async fn start(world: &World, shown: &Shown) -> Innocent {
+    pub async fn start(world: &World, shown: &Shown) -> Innocent {
         let veil = ends::veil(world.proxy, client_config(Some(shown))).await;
         let socket = TcpStream::connect(veil).await.expect("it listens");
         let (sender, connection) = h2::client::handshake(socket).await.expect("a handshake");
@@ -81,7 +82,7 @@ impl Innocent {
     }
 
     /// How many calls there were, and the 99th percentile of what they took. That none failed is part of it.
-    async fn stop(self) -> (usize, Duration) {
+    pub async fn stop(self) -> (usize, Duration) {
         self.stop.store(true, Relaxed);
         let mut took = self.calling.await.expect("no call failed");
         took.sort();

@@ -4,9 +4,12 @@
 #[path = "../../sidecar/src/tls/tests/authority.rs"]
 mod authority;
 mod certificates;
+mod crowds;
+mod early;
 mod ending;
 mod ends;
 mod floods;
+mod hellos;
 mod judges;
 mod log;
 mod modes;
@@ -18,6 +21,8 @@ mod scan;
 #[path = "../../sidecar/src/tls/tests/shapes.rs"]
 mod shapes;
 mod spoofs;
+mod strange;
+mod testssl;
 mod tunnels;
 
 use support::relay::{raw, world};

@@ -18,18 +18,21 @@ use crate::raw::{
     self, CONTINUATION, DATA, END_HEADERS, END_STREAM, Field, GOAWAY, HEADERS, PADDED, PRIORITIZED, RST_STREAM, Raw,
     frame, literal,
 };
+use crate::strange;
 use crate::world::World;
 
-const FORGED: &str = "By=spiffe://cluster.local/ns/shop/sa/greeter;Hash=00;URI=spiffe://cluster.local/ns/shop/sa/admin";
+/// Somebody that the caller is not.
+pub const FORGED: &str =
+    "By=spiffe://cluster.local/ns/shop/sa/greeter;Hash=00;URI=spiffe://cluster.local/ns/shop/sa/admin";
 
 /// An application that keeps every field list that it hears, and answers each call.
-struct Keeper {
-    addr: SocketAddr,
-    lists: Arc<Mutex<Vec<Vec<Field>>>>,
+pub struct Keeper {
+    pub addr: SocketAddr,
+    pub lists: Arc<Mutex<Vec<Vec<Field>>>>,
 }
 
 impl Keeper {
-    async fn open() -> Keeper {
+    pub async fn open() -> Keeper {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
         let addr = listener.local_addr().expect("an address");
         let lists = Arc::new(Mutex::new(Vec::new()));
@@ -60,17 +63,11 @@ async fn keep(socket: TcpStream, lists: Arc<Mutex<Vec<Vec<Field>>>>) {
 }
 
 /// What a client says behind its preface, on stream 1 and those after it.
-type Spoof = (String, Vec<u8>);
+pub type Spoof = (String, Vec<u8>);
 
-fn usual() -> Vec<u8> {
-    raw::block(&[
-        (":method", "POST"),
-        (":scheme", "http"),
-        (":path", "/a.B/C"),
-        (":authority", "127.0.0.1:50051"),
-        ("content-type", "application/grpc"),
-        ("te", "trailers"),
-    ])
+/// A request's head, with nothing wrong.
+pub fn usual() -> Vec<u8> {
+    raw::block(&strange::FIELDS)
 }
 
 fn with(more: &[u8]) -> Vec<u8> {
@@ -248,8 +245,8 @@ fn truth(shown: &Shown) -> String {
 
 /// Tries all spoofs at a door; `truth` is what has to arrive.
 async fn try_all(door: SocketAddr, keeper: &Keeper, truth: Option<&str>) {
-    let spoofs = spoofs();
-    assert!(spoofs.len() >= 40, "only {}", spoofs.len());
+    let spoofs = [spoofs(), strange::spoofs()].concat();
+    assert!(spoofs.len() >= 100, "only {}", spoofs.len());
     let mut arrived = 0;
     for (what, frames) in spoofs {
         let streams = 1 + usize::from(what.contains("second"));
@@ -269,7 +266,7 @@ async fn try_all(door: SocketAddr, keeper: &Keeper, truth: Option<&str>) {
             }
         }
         for list in std::mem::take(&mut *keeper.lists.lock()) {
-            let is_head = list.iter().any(|field| field.name == ":path");
+            let is_head = list.iter().any(|field| field.name == ":method");
             arrived += usize::from(is_head);
             let taken: Vec<_> = list
                 .iter()

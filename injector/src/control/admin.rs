@@ -66,11 +66,11 @@ impl Admin {
     async fn accept(self, listener: TcpListener, doorman: Arc<Doorman>, tracker: TaskTracker) {
         loop {
             match listener.accept().await {
-                Ok((stream, _)) => {
+                Ok((stream, from)) => {
                     let (admin, doorman) = (self.clone(), doorman.clone());
                     tracker.spawn(async move {
-                        // When as many as may be are open the oldest makes room: nobody holds a probe off.
-                        let place = doorman.shake();
+                        // When as many as may be are open one makes room: nobody holds a probe off.
+                        let place = doorman.shake(from.ip());
                         let served = timeout(LONGEST, admin.connection(stream));
                         let _ = place.room.clone().run_until_cancelled(served).await;
                     });

@@ -116,6 +116,7 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> Result<(), Erro
             authorities: kept.authorities.clone(),
             numbers: numbers.clone(),
             streams: tasks.clone(),
+            followers: Arc::default(),
         };
         let server = Server {
             serving,

@@ -405,6 +405,10 @@ impl<U: Stream, F: AsyncFnOnce() -> Result<U, connect::Error>> Talk<'_, U, F> {
         if error.is_parse() {
             return self.bad(why);
         }
+        if error.is_user() {
+            // Of what is given to hyper's client only the caller's body can fail.
+            return Refusal::Body { why };
+        }
         let addr = self.facts.meant;
         Refusal::ConnectionLost { addr, why }
     }

@@ -1,6 +1,7 @@
 //! A door: a listener, and what becomes of each connection until it is a wire or a tunnel.
 
 mod ending;
+mod noise;
 mod reach;
 
 use std::collections::HashMap;
@@ -26,6 +27,7 @@ use crate::telemetry::Recorder;
 use crate::tls::{self, Alpn};
 use crate::tunnel::{self, Carried, Stream};
 use ending::{Counts, Ending};
+use noise::{Line, Noise};
 use reach::Unreached;
 
 /// One direction's listeners on one worker.
@@ -51,6 +53,7 @@ pub(super) struct Door {
     mesh: Option<Mesh>,
     dialler: Dialler,
     counts: Counts,
+    noise: Noise,
 }
 
 /// A connection whose other end is known as far as it can be.
@@ -104,6 +107,7 @@ impl Door {
                 tunnels: tunnels.clone(),
                 deaf: deaf.clone(),
                 counts: Counts::new(recorder, inbound),
+                noise: Noise::default(),
             });
             let addresses = if inbound { &parts.inbound } else { &parts.outbound };
             let closes = if inbound { &stop.inbound } else { &stop.cut };
@@ -138,7 +142,9 @@ impl Door {
         let meant = match self.destination(accepted.original) {
             Ok(meant) => meant,
             Err(refusal) => {
-                tracing::info!(peer = %accepted.peer, inbound = self.inbound, "connection ended: {refusal}");
+                if let Some(Line { left_out }) = self.line(accepted.peer) {
+                    tracing::info!(peer = %accepted.peer, inbound = self.inbound, left_out, "connection ended: {refusal}");
+                }
                 self.counts.ended(Ending::of_refusal(&refusal));
                 tunnel::reset(accepted.socket);
                 return;
@@ -253,7 +259,12 @@ impl Door {
         declared: Declared,
     ) {
         let Some(own) = self.mesh.as_ref().and_then(|mesh| mesh.own.load_full()) else {
-            tracing::warn!(%peer, %meant, "connection ended: this sidecar has no valid certificate: see /ready");
+            if let Some(Line { left_out }) = self.line(peer) {
+                tracing::warn!(
+                    %peer, %meant, left_out,
+                    "connection ended: this sidecar has no valid certificate: see /ready"
+                );
+            }
             self.counts.ended(Ending::NoOwnCertificate);
             return tunnel::reset(socket);
         };
@@ -266,7 +277,9 @@ impl Door {
         let (socket, session) = match shaken {
             Ok(shaken) => shaken,
             Err(error) => {
-                tracing::warn!(%peer, %meant, reason = error.reason(), "no mTLS: {error}");
+                if let Some(Line { left_out }) = self.line(peer) {
+                    tracing::warn!(%peer, %meant, reason = error.reason(), left_out, "no mTLS: {error}");
+                }
                 return;
             }
         };
@@ -300,9 +313,16 @@ impl Door {
 
     /// Of what is no call there is nobody who would understand why it may not come in.
     fn turned_away(&self, stream: impl Stream, peer: SocketAddr, meant: SocketAddr, refusal: &policy::Refusal) {
-        tracing::info!(%peer, %meant, "connection ended: {refusal}");
+        if let Some(Line { left_out }) = self.line(peer) {
+            tracing::info!(%peer, %meant, left_out, "connection ended: {refusal}");
+        }
         self.counts.ended(Ending::of_policy(refusal));
         stream.reset();
+    }
+
+    /// Whether a line of the log may be about this peer, who has failed perhaps more often than anybody wants to read.
+    fn line(&self, peer: SocketAddr) -> Option<Line> {
+        self.noise.line(peer.ip(), Instant::now())
     }
 
     /// Hands a connection of HTTP/2 to the worker.

@@ -9,12 +9,15 @@ mod watch;
 mod yaml;
 
 #[cfg(test)]
+mod hostile;
+#[cfg(test)]
 mod mistakes;
 #[cfg(test)]
 mod tests;
 
 use std::fs;
 use std::io::{self, Read};
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::SystemTime;
@@ -31,6 +34,9 @@ const MOST_FILE: u64 = 4 << 20;
 const MOST_TOTAL: u64 = 64 << 20;
 /// How many files there may be.
 const MOST_FILES: usize = 10_000;
+
+/// Nothing is waited for when a file is opened (open(2)).
+const O_NONBLOCK: i32 = 0o4_000;
 
 /// What a directory says.
 #[derive(Clone, Debug)]
@@ -146,13 +152,24 @@ fn read_file(path: &Path, total: &mut u64, objects: &mut Objects, findings: &mut
 
 fn text(path: &Path, total: &mut u64) -> Result<String, String> {
     let cannot = |why: io::Error| format!("cannot be read: {why}");
-    // A pipe would be waited for without end.
+    let no_file = || "is no file; expected a manifest".to_owned();
+    // A pipe would be waited for without end. A device may do something when it is opened, so it is asked first.
     if !fs::metadata(path).map_err(cannot)?.is_file() {
-        return Err("is no file; expected a manifest".to_owned());
+        return Err(no_file());
     }
+    let file = fs::OpenOptions::new()
+        .read(true)
+        .custom_flags(O_NONBLOCK)
+        .open(path)
+        .map_err(cannot)?;
+    // It may have become another since.
+    if !file.metadata().map_err(cannot)?.is_file() {
+        return Err(no_file());
+    }
+    // What is too much is not read to its end either.
+    let most = MOST_FILE.min(MOST_TOTAL.saturating_sub(*total));
     let mut bytes = Vec::new();
-    let file = fs::File::open(path).map_err(cannot)?;
-    file.take(MOST_FILE + 1).read_to_end(&mut bytes).map_err(cannot)?;
+    file.take(most + 1).read_to_end(&mut bytes).map_err(cannot)?;
     let length = bytes.len() as u64;
     if length > MOST_FILE {
         return Err(format!("is too long; expected at most {MOST_FILE} bytes"));

@@ -136,8 +136,8 @@ impl Bucket {
     }
 }
 
-/// A host of IPv6 has a whole network of 2⁶⁴ addresses.
-fn network(address: IpAddr) -> IpAddr {
+/// Whom an address is counted for: a host of IPv6 has a whole network of 2⁶⁴ addresses.
+pub fn network(address: IpAddr) -> IpAddr {
     match address.to_canonical() {
         IpAddr::V6(address) => {
             let [a, b, c, d, ..] = address.segments();

@@ -13,6 +13,7 @@ use hyper::server::conn::http2;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use parking_lot::Mutex;
+use portunus_proto::SpiffeId;
 use tokio::net::TcpStream;
 use tokio::time::{Instant, sleep_until, timeout};
 use tokio_rustls::TlsAcceptor;
@@ -55,7 +56,7 @@ pub async fn run(stream: TcpStream, from: SocketAddr, house: Arc<House>) {
         numbers.refused("connection", reason);
     };
     let acceptor = TlsAcceptor::from(house.server.serving.borrow().config.clone());
-    let shaking = house.doorman.shake();
+    let shaking = house.doorman.shake(from.ip());
     let limit = house.server.limits.handshake;
     let tls = tokio::select! {
         tls = timeout(limit, acceptor.accept(stream)) => tls,
@@ -73,20 +74,31 @@ pub async fn run(stream: TcpStream, from: SocketAddr, house: Arc<House>) {
         }
         Ok(Ok(tls)) => tls,
     };
-    let seat = match house.doorman.seat(from.ip()) {
-        Ok(seat) => seat,
-        Err(Full::House) => return refused("too_many"),
-        Err(Full::Address) => return refused("too_many_of_address"),
-    };
-    serve(tls, from, &house).await;
-    drop(seat);
-}
-
-async fn serve(tls: TlsStream<TcpStream>, from: SocketAddr, house: &Arc<House>) {
     let domain = house.server.services.trust_domain();
     let leaf = tls.get_ref().1.peer_certificates().and_then(|chain| chain.first());
     // The verifier has judged it, so there is none without an identity.
-    let proven = leaf.and_then(|leaf| tls::identity(leaf, &domain).ok());
+    match leaf.and_then(|leaf| tls::identity(leaf, &domain).ok()) {
+        None => {
+            let place = house.doorman.let_in(from.ip());
+            let served = serve(tls, from, None, &house);
+            if place.room.run_until_cancelled(served).await.is_none() {
+                refused("no_room");
+            }
+        }
+        proven => match house.doorman.seat(from.ip()) {
+            Ok(_seat) => serve(tls, from, proven, &house).await,
+            Err(Full::House) => refused("too_many"),
+            Err(Full::Address) => refused("too_many_of_address"),
+        },
+    }
+}
+
+async fn serve(
+    tls: TlsStream<TcpStream>,
+    from: SocketAddr,
+    proven: Option<(SpiffeId, SystemTime)>,
+    house: &Arc<House>,
+) {
     let limits = &house.server.limits;
     let begun = Instant::now();
     let (idle, ends) = match &proven {

@@ -7,14 +7,18 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use tokio_util::sync::CancellationToken;
 
+use crate::control::identity::network;
+
 /// How much the door takes on.
 #[derive(Clone, Debug)]
 pub struct Limits {
     /// How long a handshake may take. 10 s by default.
     pub handshake: Duration,
-    /// How many handshakes there may be at once; when one more comes the oldest makes room. 512 by default.
+    /// How many handshakes there may be at once; when one more comes, the network that has most makes room. 512 by default.
     pub handshakes: usize,
-    /// How many connections there may be after the handshake. 4,096 by default.
+    /// The same of connections without a certificate, after their handshake. 512 by default.
+    pub strangers: usize,
+    /// How many connections with a certificate there may be. 4,096 by default.
     pub connections: usize,
     /// The same from one address. 512 by default.
     pub per_address: usize,
@@ -36,6 +40,7 @@ impl Default for Limits {
         Limits {
             handshake: seconds(10),
             handshakes: 512,
+            strangers: 512,
             connections: 4_096,
             per_address: 512,
             streams: 8,
@@ -50,30 +55,46 @@ impl Default for Limits {
 /// Counts who is in.
 #[derive(Debug)]
 pub struct Doorman {
-    handshakes: usize,
     connections: usize,
     per_address: usize,
     inside: Mutex<Inside>,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Inside {
-    next: u64,
-    shaking: VecDeque<(u64, CancellationToken)>,
-    total: usize,
+    shaking: Crowd,
+    strangers: Crowd,
+    members: usize,
     by_address: HashMap<IpAddr, usize>,
 }
 
-/// A handshake that is counted until it is dropped.
+/// Those who have proven nothing. When one more than may be comes, the network that has most of them loses its oldest: whoever
+/// comes alone is not pushed out by a crowd of one origin.
 #[derive(Debug)]
-pub struct Shaking<'d> {
+struct Crowd {
+    most: usize,
+    next: u64,
+    waiting: VecDeque<Waiting>,
+}
+
+#[derive(Debug)]
+struct Waiting {
+    id: u64,
+    network: IpAddr,
+    room: CancellationToken,
+}
+
+/// One of a crowd, counted until it is dropped.
+#[derive(Debug)]
+pub struct Place<'d> {
     doorman: &'d Doorman,
+    crowd: fn(&mut Inside) -> &mut Crowd,
     id: u64,
     /// Cancelled when it must make room.
     pub room: CancellationToken,
 }
 
-/// A connection that is counted until it is dropped.
+/// A connection with a certificate, counted until it is dropped.
 #[derive(Debug)]
 pub struct Seat<'d> {
     doorman: &'d Doorman,
@@ -93,39 +114,44 @@ impl Doorman {
     /// Nobody is in yet.
     pub fn new(limits: &Limits) -> Doorman {
         Doorman {
-            handshakes: limits.handshakes,
             connections: limits.connections,
             per_address: limits.per_address,
-            inside: Mutex::default(),
+            inside: Mutex::new(Inside {
+                shaking: Crowd::new(limits.handshakes),
+                strangers: Crowd::new(limits.strangers),
+                members: 0,
+                by_address: HashMap::new(),
+            }),
         }
     }
 
-    /// A handshake begins; the oldest of too many ends.
-    pub fn shake(&self) -> Shaking<'_> {
-        let room = CancellationToken::new();
-        let mut inside = self.inside.lock();
-        let id = inside.next;
-        inside.next += 1;
-        if inside.shaking.len() >= self.handshakes
-            && let Some((_, oldest)) = inside.shaking.pop_front()
-        {
-            oldest.cancel();
-        }
-        inside.shaking.push_back((id, room.clone()));
-        Shaking {
+    /// A handshake begins; one of too many ends.
+    pub fn shake(&self, address: IpAddr) -> Place<'_> {
+        self.place(address, |inside| &mut inside.shaking)
+    }
+
+    /// A connection comes in that showed no certificate; one of too many ends.
+    pub fn let_in(&self, address: IpAddr) -> Place<'_> {
+        self.place(address, |inside| &mut inside.strangers)
+    }
+
+    fn place(&self, address: IpAddr, crowd: fn(&mut Inside) -> &mut Crowd) -> Place<'_> {
+        let (id, room) = crowd(&mut self.inside.lock()).enter(network(address));
+        Place {
             doorman: self,
+            crowd,
             id,
             room,
         }
     }
 
-    /// A connection comes in after its handshake.
+    /// A connection comes in that has proven who it is.
     ///
     /// # Errors
     /// When there are too many.
     pub fn seat(&self, address: IpAddr) -> Result<Seat<'_>, Full> {
         let mut inside = self.inside.lock();
-        if inside.total >= self.connections {
+        if inside.members >= self.connections {
             return Err(Full::House);
         }
         let of_address = inside.by_address.entry(address).or_default();
@@ -133,21 +159,64 @@ impl Doorman {
             return Err(Full::Address);
         }
         *of_address += 1;
-        inside.total += 1;
+        inside.members += 1;
         Ok(Seat { doorman: self, address })
     }
 }
 
-impl Drop for Shaking<'_> {
+impl Crowd {
+    fn new(most: usize) -> Crowd {
+        Crowd {
+            most,
+            next: 0,
+            waiting: VecDeque::new(),
+        }
+    }
+
+    fn enter(&mut self, network: IpAddr) -> (u64, CancellationToken) {
+        if self.waiting.len() >= self.most
+            && let Some(leaves) = self.leaves()
+            && let Some(left) = self.waiting.remove(leaves)
+        {
+            left.room.cancel();
+        }
+        let (id, room) = (self.next, CancellationToken::new());
+        self.next += 1;
+        self.waiting.push_back(Waiting {
+            id,
+            network,
+            room: room.clone(),
+        });
+        (id, room)
+    }
+
+    /// Who makes room: the oldest of the network that has most, or of all where several have as many.
+    fn leaves(&self) -> Option<usize> {
+        let mut of_network = HashMap::<IpAddr, usize>::new();
+        for waiting in &self.waiting {
+            *of_network.entry(waiting.network).or_default() += 1;
+        }
+        let most = of_network.values().max()?;
+        self.waiting
+            .iter()
+            .position(|waiting| of_network.get(&waiting.network) == Some(most))
+    }
+
+    fn leave(&mut self, id: u64) {
+        self.waiting.retain(|waiting| waiting.id != id);
+    }
+}
+
+impl Drop for Place<'_> {
     fn drop(&mut self) {
-        self.doorman.inside.lock().shaking.retain(|(id, _)| *id != self.id);
+        (self.crowd)(&mut self.doorman.inside.lock()).leave(self.id);
     }
 }
 
 impl Drop for Seat<'_> {
     fn drop(&mut self) {
         let mut inside = self.doorman.inside.lock();
-        inside.total -= 1;
+        inside.members -= 1;
         if let Some(of_address) = inside.by_address.get_mut(&self.address) {
             *of_address -= 1;
             if *of_address == 0 {
@@ -162,17 +231,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_oldest_handshake_makes_room_and_seats_are_given_back() {
+    fn seats_are_given_back() {
         let limits = Limits {
-            handshakes: 2,
             connections: 3,
             per_address: 2,
             ..Limits::default()
         };
         let doorman = Doorman::new(&limits);
-        let (first, second) = (doorman.shake(), doorman.shake());
-        let _third = doorman.shake();
-        assert!(first.room.is_cancelled() && !second.room.is_cancelled());
         let [a, b, c] = [1, 2, 3].map(|last| IpAddr::from([10, 0, 0, last]));
         let held = [doorman.seat(a), doorman.seat(a)];
         assert_eq!(doorman.seat(a).err(), Some(Full::Address));
@@ -183,5 +248,42 @@ mod tests {
         assert!(doorman.seat(a).is_ok());
         drop(other);
         assert!(doorman.inside.lock().by_address.is_empty());
+    }
+
+    #[test]
+    fn a_crowd_of_one_network_pushes_out_its_own_and_nobody_who_comes_alone() {
+        let limits = Limits {
+            handshakes: 4,
+            strangers: 4,
+            ..Limits::default()
+        };
+        let doorman = Doorman::new(&limits);
+        let alone = IpAddr::from([10, 0, 0, 1]);
+        // As many addresses of one network of IPv6 as it likes.
+        let crowd = |number: u16| IpAddr::from([0xfd00, 0, 0, 0, 0, 0, 1, number]);
+        for enter in [Doorman::shake, Doorman::let_in] {
+            let innocent = enter(&doorman, alone);
+            let flood: Vec<_> = (0..20).map(|number| enter(&doorman, crowd(number))).collect();
+            assert!(!innocent.room.is_cancelled());
+            let stayed: Vec<_> = flood.iter().map(|place| !place.room.is_cancelled()).collect();
+            assert_eq!(stayed.iter().filter(|stayed| **stayed).count(), 3);
+            assert!(stayed.ends_with(&[true; 3]), "the oldest leave");
+            let late = enter(&doorman, IpAddr::from([10, 0, 0, 2]));
+            drop(flood);
+            assert!(!innocent.room.is_cancelled() && !late.room.is_cancelled());
+        }
+        let inside = doorman.inside.lock();
+        assert!(inside.shaking.waiting.is_empty() && inside.strangers.waiting.is_empty());
+    }
+
+    #[test]
+    fn the_oldest_of_many_makes_room_where_all_come_alone() {
+        let limits = Limits {
+            handshakes: 2,
+            ..Limits::default()
+        };
+        let doorman = Doorman::new(&limits);
+        let [first, second, _third] = [1, 2, 3].map(|last| doorman.shake(IpAddr::from([10, 0, 0, last])));
+        assert!(first.room.is_cancelled() && !second.room.is_cancelled());
     }
 }

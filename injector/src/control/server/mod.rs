@@ -1,6 +1,7 @@
 //! Control's door to sidecars: gRPC over TLS, bounded in every way, for clients with a certificate and, to join, without.
 
 mod connection;
+mod followers;
 mod limits;
 pub mod listen;
 mod services;
@@ -21,6 +22,7 @@ use tokio_util::task::TaskTracker;
 use tracing::{debug, warn};
 
 pub use connection::Visitor;
+pub use followers::Followers;
 pub use limits::{Doorman, Limits};
 pub use services::Services;
 

@@ -15,7 +15,7 @@ use tokio_util::task::TaskTracker;
 use tonic::{Request, Response, Status, Streaming};
 use tracing::{info, warn};
 
-use super::Visitor;
+use super::{Followers, Visitor};
 use crate::control::discovery::{Follow, Mistake, World};
 use crate::control::identity::{Authority, Certifier};
 use crate::control::numbers::{Numbers, Open};
@@ -33,6 +33,8 @@ pub struct Services {
     pub numbers: Arc<Numbers>,
     /// Where streams run; waited for when control stops.
     pub streams: TaskTracker,
+    /// Whose they are.
+    pub followers: Arc<Followers>,
 }
 
 /// How long a stream may take to say hello.
@@ -125,6 +127,8 @@ impl Services {
         let Some(hello) = hello else { return Ok(()) };
         let world = self.worlds.borrow_and_update().clone();
         let mut follow = Follow::hello(&hello, &proven, &world).map_err(refused)?;
+        let followers = self.followers.clone();
+        let place = followers.begin(follow.workload());
         self.authorities.mark_unchanged();
         info!(from = %visitor.asker.address, workload = %follow.workload(), id = %proven, "a sidecar follows");
         loop {
@@ -132,6 +136,9 @@ impl Services {
                 biased;
                 () = visitor.leave.cancelled() => {
                     return Err(Status::unavailable("control stops, or the client's certificate has ended: connect again"));
+                }
+                () = place.room.cancelled() => {
+                    return Err(Status::resource_exhausted("the workload follows by newer streams, and by too many"));
                 }
                 request = requests.message() => match request? {
                     Some(request) => follow.ask(request).map_err(refused)?,

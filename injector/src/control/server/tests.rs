@@ -505,6 +505,60 @@ async fn silence_and_half_handshakes_are_ended_and_an_innocent_comes_through() {
 }
 
 #[tokio::test]
+async fn a_workload_follows_by_a_few_streams_and_the_oldest_makes_room() {
+    let token = JoinToken::generate();
+    let control = Control::over(&workload("a", "web", "10.0.0.1", Some(&token))).await;
+    control.page_says("/ready", "200 OK").await;
+    let (credential, _) = control.certify(None, &token.reveal(), "").await.expect("it joins");
+    let mut streams = Vec::new();
+    for _ in 0..9 {
+        let following = Following::begin(&control, Some(&credential), "shop/a").await;
+        let mut following = following.expect("it is let in");
+        assert!(matches!(following.next().await, Ok(Some(Answer::Bundle(_)))));
+        assert!(matches!(following.next().await, Ok(Some(Answer::Inbound(_)))));
+        streams.push(following);
+    }
+    let ended = streams[0].next().await.expect_err("the oldest ends");
+    assert_eq!(ended.code(), Code::ResourceExhausted);
+    let last = streams.last_mut().expect("there are nine");
+    last.subscribe("web.shop.svc.cluster.local", 80).await;
+    assert!(matches!(last.next().await, Ok(Some(Answer::Update(_)))));
+    control.ends().await;
+}
+
+#[tokio::test]
+async fn strangers_who_stay_keep_nobody_out() {
+    let token = JoinToken::generate();
+    let limits = Limits {
+        handshakes: 8,
+        strangers: 8,
+        ..Limits::default()
+    };
+    let control = Control::with(&workload("a", "web", "10.0.0.1", Some(&token)), limits).await;
+    control.page_says("/ready", "200 OK").await;
+    let connector = TlsConnector::from(Arc::new(client(control.authority().roots().to_vec(), None)));
+    let mut crowd = Vec::new();
+    for _ in 0..30 {
+        let socket = tokio::net::TcpSocket::new_v4().expect("a socket");
+        socket
+            .bind(([127, 0, 0, 9], 0).into())
+            .expect("an address of this machine");
+        let stream = socket.connect(control.address).await.expect("it is accepted");
+        let name = ServerName::try_from("control").expect("a name");
+        crowd.push(connector.connect(name, stream).await.expect("it is served"));
+    }
+    control.page_says("/metrics", "portunus_control_connections 8").await;
+    let joined = control.certify(None, &token.reveal(), "").await;
+    let (credential, _) = joined.expect("whoever comes alone is served");
+    let mut following = Following::begin(&control, Some(&credential), "shop/a")
+        .await
+        .expect("it is let in");
+    assert!(matches!(following.next().await, Ok(Some(Answer::Bundle(_)))));
+    control.page_says("/metrics", "reason=\"no_room\"").await;
+    control.ends().await;
+}
+
+#[tokio::test]
 async fn a_new_root_and_issuer_lose_no_call() {
     let token = JoinToken::generate();
     let control = Control::over(&workload("a", "web", "10.0.0.1", Some(&token))).await;

@@ -37,6 +37,12 @@ pub enum Refusal {
     /// The port does not take it in the way in which it came; any more, if others came on this connection before.
     #[error("{0}")]
     NotAllowed(#[from] policy::Refusal),
+    /// It ended within its body, or what should be a piece of it is none. The application may have heard the beginning.
+    #[error("the rest of the request cannot be read: {why}")]
+    Body {
+        /// What was wrong.
+        why: String,
+    },
     /// The application was not reached.
     #[error("{0}; is the application listening there?")]
     Unreachable(connect::Error),
@@ -76,9 +82,11 @@ impl Refusal {
     /// One word, for `portunus-error` and metrics; one of [`Refusal::REASONS`].
     pub fn reason(&self) -> &'static str {
         match self {
-            Refusal::Connect | Refusal::ManyHosts { .. } | Refusal::NoHost | Refusal::TransferCoding { .. } => {
-                "bad_request"
-            }
+            Refusal::Connect
+            | Refusal::ManyHosts { .. }
+            | Refusal::NoHost
+            | Refusal::TransferCoding { .. }
+            | Refusal::Body { .. } => "bad_request",
             Refusal::NotAllowed(refusal) => refusal.reason(),
             Refusal::Unreachable(_) => "unreachable",
             Refusal::ConnectionLost { .. } => "connection_lost",
@@ -89,7 +97,7 @@ impl Refusal {
     fn status(&self) -> StatusCode {
         match self {
             Refusal::Connect | Refusal::TransferCoding { .. } => StatusCode::NOT_IMPLEMENTED,
-            Refusal::ManyHosts { .. } | Refusal::NoHost => StatusCode::BAD_REQUEST,
+            Refusal::ManyHosts { .. } | Refusal::NoHost | Refusal::Body { .. } => StatusCode::BAD_REQUEST,
             Refusal::NotAllowed(policy::Refusal::PolicyUnknown { .. }) => StatusCode::SERVICE_UNAVAILABLE,
             Refusal::NotAllowed(_) => StatusCode::FORBIDDEN,
             Refusal::Unreachable(connect::Error::Refused { .. }) => StatusCode::SERVICE_UNAVAILABLE,

@@ -251,6 +251,31 @@ async fn what_is_no_http_1_is_refused_and_the_application_hears_nothing_of_it() 
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_body_that_is_none_is_its_callers_fault_and_smuggles_nothing() {
+    let smuggled = "GET /smuggled HTTP/1.1\r\nhost: a\r\nx-forwarded-client-cert: forged\r\n\r\n";
+    let bodies = [
+        format!("0x5\r\nhello\r\n0\r\n\r\n{smuggled}"),
+        format!("5\nhello\n0\n\n{smuggled}"),
+        format!("3\r\nhello\r\n0\r\n\r\n{smuggled}"),
+        format!("5;a\nhello\r\n0\r\n\r\n{smuggled}"),
+        format!("10000000000000005\r\nhello\r\n0\r\n\r\n{smuggled}"),
+        format!("5;a=\"\r\n\r\n{smuggled}\"\r\nhello\r\n0\r\n\r\n"),
+        format!("5\r\nhello\r\n0\r\nx-a: b\r\n x-forwarded-client-cert: forged\r\n\r\n{smuggled}"),
+        "5\r\nhel".to_owned(),
+    ];
+    for body in bodies {
+        let request = format!("POST / HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\n\r\n{body}");
+        let (answer, heard, _) = once(facts(true), &request).await;
+        assert!(answer.starts_with("HTTP/1.1 400"), "{body:?}: {answer:?}");
+        assert!(answer.contains("portunus-error: bad_request"), "{body:?}: {answer:?}");
+        assert!(
+            !heard.contains("smuggled") && !heard.contains("forged"),
+            "{body:?}: {heard:?}"
+        );
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn trailers_and_pipelined_requests_claim_nothing_either() {
     let summary = with(facts(true), Settings::default(), async |Ends { mut caller, mut application }| {
         say(
