@@ -15,7 +15,7 @@ mod upkeep;
 pub use local::Local;
 pub use record::AccessLog;
 pub(crate) use record::Asked;
-pub use run::{Command, Cut, EndpointView, Mesh, Open, Orders, Parts, run};
+pub use run::{Answers, Command, Cut, EndpointView, Mesh, Open, Orders, Parts, run};
 
 use std::collections::VecDeque;
 use std::mem;
@@ -435,6 +435,7 @@ impl Worker {
                 let followed = CancellationToken::new();
                 run::follow_mesh(
                     mesh.clone(),
+                    self.counts.unfollowed_subjects.clone(),
                     self.inbox.clone(),
                     key,
                     service.subject.clone(),
@@ -501,6 +502,7 @@ impl Worker {
         let followed = CancellationToken::new();
         run::follow(
             self.parts.names.clone(),
+            self.counts.unfollowed_names.clone(),
             self.inbox.clone(),
             service,
             query,

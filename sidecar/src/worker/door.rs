@@ -377,7 +377,7 @@ impl Door {
                 Err(error) => {
                     tracing::info!(%meant, "connection ended: {error}");
                     self.counts.ended(match error {
-                        Unreached::ControlSilent(_) => Ending::ControlSilent,
+                        Unreached::ControlSilent(_) | Unreached::Full(..) => Ending::ControlSilent,
                         Unreached::Dial(_) | Unreached::NoEndpoint(_) => Ending::TunnelUnreachable,
                     });
                     client.reset();

@@ -23,20 +23,25 @@ use super::health::{Checked, Checks};
 use super::local::Local;
 use super::{AccessLog, READ_BYTES, Said, Worker, upkeep};
 use crate::accept::{self, OwnPorts, PodAddresses};
-use crate::connect::resolve::{Answer, Names, Query};
+use crate::connect::resolve::{self, Answer, Names, Query};
 use crate::connect::{self, Dialler, PoolKey, Pools, Ready, Side, Transport, WireKey, Wires};
+use crate::control::Full;
 use crate::detect::{self, Declared};
 use crate::failure::Failure;
 use crate::http2::slots::Slots;
 use crate::propagate::Tracing;
 use crate::route::{Known, ServiceKey, Services, Subject};
-use crate::telemetry::{Intake, Registry, trace};
+use crate::telemetry::{Gauge, Intake, Registry, trace};
 use crate::timers::Tick;
 use crate::{balance, health, http2, policy, tunnel};
 
 /// How long a call waits for the first that is known of its service: without the addresses of a name it goes to the address
 /// that was dialled; without a word of control it fails.
 const PATIENCE: Duration = Duration::from_secs(2);
+/// After how long something is asked for again that there was no room for; twice as long each time.
+const ASK_AGAIN_AFTER: Duration = Duration::from_secs(1);
+/// The longest between two times.
+const ASK_AGAIN_AT_LEAST: Duration = Duration::from_secs(30);
 
 /// What a worker is given: settings of its rooms, and what all workers use.
 #[derive(Clone)]
@@ -90,10 +95,12 @@ pub struct Mesh {
     pub own: connect::Own,
     /// What the pod's ports take.
     pub modes: watch::Receiver<Arc<policy::Inbound>>,
-    /// Asks what control says of a name or an address, from now until the receiver is dropped. `None` if too much is asked
-    /// for already.
-    pub ask: Arc<dyn Fn(Subject) -> Option<watch::Receiver<Arc<Known>>> + Send + Sync>,
+    /// Asks what control says of a name or an address, from now until the receiver is dropped, if there is room for that.
+    pub ask: Arc<dyn Fn(Subject) -> Answers + Send + Sync>,
 }
+
+/// What control says of a subject, now and later; or that there is no room to ask for it.
+pub type Answers = Result<watch::Receiver<Arc<Known>>, Full>;
 
 /// What a worker is told.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -525,9 +532,18 @@ fn state(state: balance::State) -> &'static str {
     }
 }
 
+/// Why something is not followed.
+enum Unfollowed {
+    /// So much is that there is no room for more. There may be later.
+    Full(String),
+    /// It never will be.
+    Never,
+}
+
 /// Tells the worker what control says of a name or an address, now and whenever that changes, until the service is forgotten.
 pub(super) fn follow_mesh(
     mesh: Mesh,
+    unfollowed: Gauge,
     inbox: Arc<Inbox>,
     service: ServiceKey,
     subject: Subject,
@@ -535,35 +551,87 @@ pub(super) fn follow_mesh(
 ) {
     let learned = |service, known| Message::Learned { service, known };
     let is_late = |known: &Known| *known == Known::Pending;
-    tokio::task::spawn_local(
-        async move { tell((mesh.ask)(subject), learned, is_late, inbox, service, forgotten).await },
-    );
-}
-
-/// Tells the worker the addresses of a name, now and whenever they change, until the service is forgotten.
-pub(super) fn follow(names: Names, inbox: Arc<Inbox>, service: ServiceKey, query: Query, forgotten: CancellationToken) {
-    let resolved = |service, answer| Message::Resolved { service, answer };
-    // Who is at the addresses may not be known when they are: patience ends all the same.
-    let is_late = |_: &Answer| true;
+    let ask = move || (mesh.ask)(subject.clone()).map_err(|full| Unfollowed::Full(full.to_string()));
     tokio::task::spawn_local(async move {
-        tell(names.watch(query).ok(), resolved, is_late, inbox, service, forgotten).await
+        let Some(source) = source(ask, &inbox, &unfollowed, service, &forgotten).await else {
+            return;
+        };
+        tell(source, learned, is_late, inbox, service, forgotten).await
     });
 }
 
+/// Tells the worker the addresses of a name, now and whenever they change, until the service is forgotten.
+pub(super) fn follow(
+    names: Names,
+    unfollowed: Gauge,
+    inbox: Arc<Inbox>,
+    service: ServiceKey,
+    query: Query,
+    forgotten: CancellationToken,
+) {
+    let resolved = |service, answer| Message::Resolved { service, answer };
+    // Who is at the addresses may not be known when they are: patience ends all the same.
+    let is_late = |_: &Answer| true;
+    let ask = move || {
+        names.watch(query.clone()).map_err(|error| match error {
+            resolve::Error::TooMany { .. } => Unfollowed::Full(error.to_string()),
+            resolve::Error::NotAName(_) | resolve::Error::Stopped(_) => Unfollowed::Never,
+        })
+    };
+    tokio::task::spawn_local(async move {
+        let Some(source) = source(ask, &inbox, &unfollowed, service, &forgotten).await else {
+            return;
+        };
+        tell(source, resolved, is_late, inbox, service, forgotten).await
+    });
+}
+
+/// What is followed. Where there is no room for it, nobody waits, and it is asked for again, ever more seldom, until there
+/// is, or the service is forgotten.
+async fn source<T>(
+    ask: impl Fn() -> Result<watch::Receiver<Arc<T>>, Unfollowed>,
+    inbox: &Inbox,
+    unfollowed: &Gauge,
+    service: ServiceKey,
+    forgotten: &CancellationToken,
+) -> Option<watch::Receiver<Arc<T>>> {
+    let mut waits = None;
+    let mut pause = ASK_AGAIN_AFTER;
+    loop {
+        match ask() {
+            Ok(source) => return Some(source),
+            Err(Unfollowed::Never) => {
+                inbox.send(Message::Late(service));
+                return None;
+            }
+            Err(Unfollowed::Full(why)) => {
+                if waits.is_none() {
+                    // Said of the first: there may be thousands.
+                    if unfollowed.get() == 0 {
+                        tracing::warn!("no room for what is called: {why}; see portunus_unfollowed");
+                    }
+                    waits = Some(unfollowed.hold());
+                    inbox.send(Message::Late(service));
+                }
+            }
+        }
+        tokio::select! {
+            () = forgotten.cancelled() => return None,
+            () = tokio::time::sleep(pause) => pause = (pause * 2).min(ASK_AGAIN_AT_LEAST),
+        }
+    }
+}
+
 /// Tells the worker the newest of something, in words of its own, until the service is forgotten; and once that it takes
-/// long, unless something else than what `is_late` came before. Without a source that is all there is to say.
+/// long, unless something else than what `is_late` came before.
 async fn tell<T>(
-    source: Option<watch::Receiver<Arc<T>>>,
+    mut source: watch::Receiver<Arc<T>>,
     says: fn(ServiceKey, Arc<T>) -> Message,
     is_late: fn(&T) -> bool,
     inbox: Arc<Inbox>,
     service: ServiceKey,
     forgotten: CancellationToken,
 ) {
-    let Some(mut source) = source else {
-        inbox.send(Message::Late(service));
-        return;
-    };
     let patience = tokio::time::sleep(PATIENCE);
     tokio::pin!(patience);
     let mut patient = true;

@@ -8,6 +8,7 @@ use rand::RngExt as _;
 
 use super::{Door, Message};
 use crate::connect::{self, Stream, Via};
+use crate::control::Full;
 use crate::route::{Known, Subject, View};
 
 /// How long it may take to learn who is there.
@@ -22,6 +23,9 @@ pub(super) enum Unreached {
     /// To go there in plain might be a betrayal.
     #[error("control has not said whether {0} belongs to the mesh, so nothing is sent there")]
     ControlSilent(SocketAddr),
+    /// Control cannot be asked.
+    #[error("control cannot be asked whether {0} belongs to the mesh, so nothing is sent there: {1}")]
+    Full(SocketAddr, Full),
     /// The service that was dialled has nobody who serves it.
     #[error("no endpoint of {0} is ready")]
     NoEndpoint(String),
@@ -56,7 +60,7 @@ impl Door {
             return Ok((meant, Via::Plain));
         };
         let silent = || Unreached::ControlSilent(meant);
-        let mut known = (mesh.ask)(Subject::Address(meant)).ok_or_else(silent)?;
+        let mut known = (mesh.ask)(Subject::Address(meant)).map_err(|full| Unreached::Full(meant, full))?;
         let answered = known.wait_for(|known| **known != Known::Pending);
         let known = match tokio::time::timeout(PATIENCE, answered).await {
             Ok(Ok(known)) => Arc::clone(&known),
