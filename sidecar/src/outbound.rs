@@ -14,7 +14,7 @@ use crate::exchange::End;
 use crate::failure::Failure;
 use crate::grpc::timeout;
 use crate::http2::hpack::Name;
-use crate::route::{ByTag, Known, NO_NAME, Named, Service, ServiceKey};
+use crate::route::{ByTag, Lack, NO_NAME, Named, Service, ServiceKey, Turn};
 use crate::telemetry::Event;
 use crate::worker::Worker;
 
@@ -53,12 +53,11 @@ fn find(worker: &mut Worker, key: CallKey) -> Result<(), Failure> {
             match service.owns(meant, now) {
                 Some(true) => named,
                 Some(false) => worker.of_address(meant),
-                None if !service.is_late => {
-                    service.waiting.push(key.to_bits());
-                    return Ok(());
-                }
-                None if *service.known == Known::Pending => return Err(control_silent(service)),
-                None => worker.of_address(meant),
+                None => match service.lookup.join(key.to_bits()) {
+                    Turn::Waits => return Ok(()),
+                    Turn::Late(Lack::Word | Lack::Owners) => return Err(control_silent(service)),
+                    Turn::Late(Lack::Addresses) | Turn::Done => worker.of_address(meant),
+                },
             }
         }
         None => worker.of_address(meant),
@@ -109,12 +108,11 @@ fn pick(worker: &mut Worker, key: CallKey) -> Result<Option<(PoolKey, SocketAddr
     };
     let endpoint = match picked {
         Ok(endpoint) => endpoint,
-        Err(_) if *service.known == Known::Pending && !service.is_late => {
-            service.waiting.push(key.to_bits());
-            return Ok(None);
-        }
-        Err(_) if *service.known == Known::Pending => return Err(control_silent(service)),
-        Err(why) => return Err(no_endpoint(service, why, call)),
+        Err(why) => match service.lookup.join(key.to_bits()) {
+            Turn::Waits => return Ok(None),
+            Turn::Late(Lack::Word | Lack::Owners) => return Err(control_silent(service)),
+            Turn::Late(Lack::Addresses) | Turn::Done => return Err(no_endpoint(service, why, call)),
+        },
     };
     // A check is no load.
     let begun = service.balancer.begin(endpoint, !call.checks).ok_or_else(no_call)?;

@@ -42,7 +42,7 @@ use crate::http2::hpack::{FieldId, Fields, Interner, Name};
 use crate::http2::slots::{Key, Slots};
 use crate::policy;
 use crate::propagate::Tracing;
-use crate::route::{self, Known, ServiceKey, Services, Subject};
+use crate::route::{self, Known, Lack, ServiceKey, Services, Subject};
 use crate::telemetry::{Direction, Event, MethodId, Recorder};
 use crate::timers::{Tick, Timers};
 use crate::{inbound, outbound};
@@ -458,13 +458,14 @@ impl Worker {
         if *known == Known::Pending {
             return;
         }
-        service.is_late = false;
         service.known = known.clone();
         service.heed(&self.parts.balance, &self.parts.health);
         match (&*known, service.subject.clone()) {
-            (Known::Outside(_), Subject::Name { host, port }) => match service.answer.is_some() {
-                true => self.name_endpoints(key),
-                false => self.resolve(key, host, port),
+            (Known::Outside(_), Subject::Name { host, port }) => match (&service.answer, service.lookup.lack()) {
+                (Some(_), _) => self.name_endpoints(key),
+                // It is being resolved: the policy is another one.
+                (None, Some(Lack::Addresses)) => {}
+                (None, _) => self.resolve(key, host, port),
             },
             (Known::Service(view), _) => {
                 service.forget_names();
@@ -510,6 +511,7 @@ impl Worker {
         );
         if let Some(service) = self.services.get_mut(service) {
             service.following.push(followed.drop_guard());
+            service.lookup.asks(Lack::Addresses);
         }
     }
 
@@ -521,7 +523,6 @@ impl Worker {
         if matches!(answer.state, State::Pending) {
             return;
         }
-        service.is_late = false;
         service.answer = Some(answer.clone());
         if self.parts.mesh.is_some() {
             for target in answer.routable() {
@@ -553,11 +554,17 @@ impl Worker {
                 Some(Known::Service(_)) => lent.push(target.addr.ip()),
             }
         }
-        if let Some(service) = self.services.get_mut(key) {
-            service.lends(lent);
-        }
+        let Some(service) = self.services.get_mut(key) else {
+            return;
+        };
+        service.lends(lent);
         if is_whole || !endpoints.is_empty() {
             self.update(key, &endpoints);
+        } else if !service.balancer.is_empty() {
+            // Those of before serve until it is known who is at the new ones.
+            self.looked_up(key);
+        } else if service.lookup.still(Lack::Owners) {
+            run::tell_late(self.inbox.clone(), key);
         }
     }
 
@@ -567,25 +574,29 @@ impl Worker {
             return;
         };
         let (changes, changed) = service.update(endpoints, self.now);
-        let waiting = mem::take(&mut service.waiting);
         for gone in changes.gone {
             self.retire(gone.addr);
         }
         for addr in changed {
             self.retire_others(addr);
         }
-        for mark in waiting {
-            outbound::resolved(self, Key::from_bits(mark));
-        }
+        self.looked_up(key);
+    }
+
+    /// A service is known as far as it will be: who waited goes on.
+    fn looked_up(&mut self, key: ServiceKey) {
+        let waited = self.services.get_mut(key).map(|service| service.lookup.done());
+        self.resume(waited.unwrap_or_default());
     }
 
     /// Whoever was asked took too long: who waited goes on with what is known.
     fn stop_waiting(&mut self, key: ServiceKey) {
-        let Some(service) = self.services.get_mut(key) else {
-            return;
-        };
-        service.is_late = true;
-        for mark in mem::take(&mut service.waiting) {
+        let waited = self.services.get_mut(key).map(|service| service.lookup.is_late());
+        self.resume(waited.unwrap_or_default());
+    }
+
+    fn resume(&mut self, calls: Vec<u64>) {
+        for mark in calls {
             outbound::resolved(self, Key::from_bits(mark));
         }
     }

@@ -5,6 +5,7 @@
 //! mesh, or of all if there is no control.
 
 mod known;
+mod lookup;
 
 use std::collections::{HashMap, HashSet};
 use std::net::{IpAddr, SocketAddr};
@@ -21,6 +22,7 @@ use crate::health;
 use crate::http2::slots::{Key, Slots};
 
 pub use known::{Endpoint, HealthMode, HealthPolicy, Known, OutlierPolicy, Policy, Subject, View};
+pub use lookup::{Lack, Lookup, Turn};
 
 /// The key of a service.
 pub type ServiceKey = Key<Service>;
@@ -46,10 +48,8 @@ pub struct Service {
     pub answer: Option<Arc<Answer>>,
     /// Its endpoints.
     pub balancer: Balancer,
-    /// Calls that wait for the first answer.
-    pub waiting: Vec<u64>,
-    /// Whether the first answer has taken too long: nobody waits for it any more.
-    pub is_late: bool,
+    /// How far it is known, and which calls wait until it is.
+    pub lookup: Lookup,
     /// Why an endpoint was not reached, the last time that one was not: what calls are told while none is tried again yet.
     pub unreached: Option<Box<str>>,
     /// When it was called last.
@@ -215,8 +215,7 @@ impl Services {
             known: self.at_first.clone(),
             answer: None,
             balancer: Balancer::new(self.settings),
-            waiting: Vec::new(),
-            is_late: false,
+            lookup: Lookup::default(),
             unreached: None,
             used: now,
             following: Vec::new(),
@@ -340,7 +339,7 @@ impl Services {
             .flat_map(|answer| answer.routable().map(|target| target.addr))
             .collect();
         let idle = |service: &Service| {
-            service.waiting.is_empty()
+            !service.lookup.is_awaited()
                 && !matches!(service.subject, Subject::Address(addr) if named.contains(&addr) && !service.following.is_empty())
                 && now.saturating_duration_since(service.used) > FORGET_AFTER
                 && service.balancer.endpoints(now).all(|endpoint| endpoint.in_flight == 0)
@@ -391,7 +390,8 @@ impl Service {
         self.is_name() && matches!(*self.known, Known::Outside(_))
     }
 
-    /// Whether `addr` is, or lately was, among the addresses of the name; `None` while nothing is known.
+    /// Whether `addr` is, or lately was, among the addresses of the name; `None` while that is not known, nor who is at any
+    /// of them.
     #[inline(always)]
     pub fn owns(&self, addr: SocketAddr, now: Instant) -> Option<bool> {
         match (&*self.known, &self.subject) {
@@ -399,7 +399,8 @@ impl Service {
             (_, Subject::Address(_)) => Some(true),
             (Known::Outside(_), _) => {
                 let answer = self.answer.as_ref()?;
-                Some(answer.has_or_had(addr.ip(), now) && !self.lent.contains(&addr.ip().to_canonical()))
+                let is_its = answer.has_or_had(addr.ip(), now) && !self.lent.contains(&addr.ip().to_canonical());
+                (!is_its || self.lookup.lack().is_none()).then_some(is_its)
             }
             (Known::Service(_) | Known::Endpoint(_), _) => {
                 let ip = addr.ip().to_canonical();

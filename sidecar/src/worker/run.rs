@@ -586,6 +586,14 @@ pub(super) fn follow(
     });
 }
 
+/// Tells the worker that it takes long to learn of a service what was asked for just now.
+pub(super) fn tell_late(inbox: Arc<Inbox>, service: ServiceKey) {
+    tokio::task::spawn_local(async move {
+        tokio::time::sleep(PATIENCE).await;
+        inbox.send(Message::Late(service));
+    });
+}
+
 /// What is followed. Where there is no room for it, nobody waits, and it is asked for again, ever more seldom, until there
 /// is, or the service is forgotten.
 async fn source<T>(
