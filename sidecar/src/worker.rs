@@ -685,7 +685,7 @@ impl Worker {
                 self.get_to_know(wire, inbound);
                 self.counts.of(inbound).opened_upstream();
                 if self.wires.slots.get(wire).is_some_and(|wire| wire.is_proven) {
-                    self.usable(pool, wire, addr);
+                    self.pools.dialled(pool, wire);
                     self.serve(pool, addr);
                 }
             }
@@ -700,12 +700,6 @@ impl Worker {
         }
     }
 
-    /// A server's connection may carry calls from now on.
-    fn usable(&mut self, pool: PoolKey, wire: WireKey, addr: SocketAddr) {
-        self.pools.dialled(pool, wire);
-        self.dial_ok(addr);
-    }
-
     /// A server has said something in TLS: it has taken our certificate.
     pub(super) fn prove(&mut self, key: WireKey) {
         if let Some(wire) = self.wires.slots.get_mut(key)
@@ -713,9 +707,8 @@ impl Worker {
             && !wire.is_proven
         {
             wire.is_proven = true;
-            let addr = wire.peer;
             self.counts.shook_hands(false, "ok", &self.recorder);
-            self.usable(pool, key, addr);
+            self.pools.dialled(pool, key);
         }
     }
 
@@ -728,7 +721,11 @@ impl Worker {
         self.pools.remove_if_idle(pool);
     }
 
-    fn dial_ok(&mut self, addr: SocketAddr) {
+    /// A server has spoken HTTP/2: that its connection stood said less.
+    pub(super) fn reached(&mut self, key: WireKey) {
+        let Some(addr) = self.wires.slots.get(key).map(|wire| wire.peer) else {
+            return;
+        };
         let now = self.now;
         self.services
             .of_endpoint(addr, |balancer, endpoint| balancer.dial_ok(endpoint, now));

@@ -172,6 +172,14 @@ impl Pools {
             return Vec::new();
         };
         pool.dialling = pool.dialling.saturating_sub(1);
+        self.give_up(key, wires)
+    }
+
+    /// The calls that wait, unless a dial or a wire may still serve them.
+    pub fn give_up(&mut self, key: PoolKey, wires: &Wires) -> Vec<u64> {
+        let Some(pool) = self.pools.get_mut(key) else {
+            return Vec::new();
+        };
         if pool.dialling > 0 || pool.lasting(wires) > 0 {
             return Vec::new();
         }

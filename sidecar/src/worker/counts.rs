@@ -28,6 +28,8 @@ pub(crate) struct Counts {
     handshakes: HashMap<(bool, &'static str), Counter>,
     /// Calls that were sent again because they had not been processed.
     pub(crate) retried: Counter,
+    /// Calls whose connection ended before any of them had left.
+    pub(crate) not_sent: Counter,
     pub(crate) invalid_timeouts: Counter,
     /// Names and addresses that control is not asked for, and names that are not resolved, for want of room.
     pub(crate) unfollowed_subjects: Gauge,
@@ -63,6 +65,7 @@ impl Counts {
             inbound: Way::new(recorder, "inbound"),
             outbound: Way::new(recorder, "outbound"),
             retried: recorder.resolve(&RETRIES, ["not_processed"]),
+            not_sent: recorder.resolve(&RETRIES, ["not_sent"]),
             invalid_timeouts: recorder.resolve(&INVALID_TIMEOUTS, ["outbound"]),
             unfollowed_subjects: recorder.resolve(&UNFOLLOWED, ["control"]),
             unfollowed_names: recorder.resolve(&UNFOLLOWED, ["dns"]),
