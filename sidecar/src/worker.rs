@@ -306,11 +306,12 @@ impl Worker {
     pub(crate) fn leave_endpoint(&mut self, key: CallKey) {
         let Some(call) = self.calls.get_mut(key) else { return };
         let Some(choice) = call.choice.take() else { return };
+        let at = call.service;
         self.pools.forget(choice.pool, key.to_bits());
-        if let (Some(place), Some(service)) = (choice.place, self.services.get_mut(call.service))
+        if let (Some(place), Some(service)) = (choice.place, self.services.get_mut(at))
             && let Some(gone) = service.balancer.finished(place, Outcome::Unsent, self.now)
         {
-            self.retire(gone.addr);
+            self.retire(at, gone.addr);
         }
     }
 
@@ -336,18 +337,17 @@ impl Worker {
             self.counts.request(Counts::in_plain(call.inbound));
         }
         let outcome = call.outcome(code, self.tick);
-        let (service, choice) = (call.service, call.choice.take());
+        let (at, choice) = (call.service, call.choice.take());
         call.exchange.release(&mut self.wires);
         if self.spare.len() < SPARE_LISTS {
             self.spare.push(mem::take(&mut call.exchange.head));
         }
         self.calls.discard(key);
         let Some(choice) = choice else { return };
-        if let (Some(place), Some(service)) = (choice.place, self.services.get_mut(service)) {
-            let gone = service.balancer.finished(place, outcome, self.now);
-            if let Some(gone) = gone {
-                self.retire(gone.addr);
-            }
+        if let (Some(place), Some(service)) = (choice.place, self.services.get_mut(at))
+            && let Some(gone) = service.balancer.finished(place, outcome, self.now)
+        {
+            self.retire(at, gone.addr);
         }
         if self.pools.is_awaited(choice.pool) {
             self.serve(choice.pool, choice.addr);
@@ -421,6 +421,9 @@ impl Worker {
         let (service, is_new) = self.services.of_address(addr, self.now);
         if is_new {
             self.inquire(service);
+            for gone in self.services.make_room(self.now) {
+                self.drain_all(gone);
+            }
         }
         service
     }
@@ -461,14 +464,13 @@ impl Worker {
         service.known = known.clone();
         service.heed(&self.parts.balance, &self.parts.health);
         match (&*known, service.subject.clone()) {
-            (Known::Outside(_), Subject::Name { host, port }) => match (&service.answer, service.lookup.lack()) {
+            (Known::Outside(_), Subject::Name { host, port }) => match (service.answer(), service.lookup.lack()) {
                 (Some(_), _) => self.name_endpoints(key),
                 // It is being resolved: the policy is another one.
                 (None, Some(Lack::Addresses)) => {}
                 (None, _) => self.resolve(key, host, port),
             },
             (Known::Service(view), _) => {
-                service.forget_names();
                 let addresses = view.addresses.iter().copied();
                 service.is_meant_by(addresses.chain(view.endpoints.iter().map(|e| e.addr.ip())), self.now);
                 let now = tokio::time::Instant::now();
@@ -477,12 +479,13 @@ impl Worker {
                 // A pod without IPv6 has no use for a workload's IPv6 address, nor the other way round.
                 let routable = ready.filter(|endpoint| self.routes.lead_to(endpoint.addr.ip(), now));
                 let endpoints: Vec<_> = routable.map(spec_of).collect();
+                self.services.set_answer(key, None);
                 self.update(key, &endpoints);
             }
             // A name that is an address has no other endpoint than that.
             (Known::Endpoint(endpoint), _) => {
-                service.forget_names();
                 service.is_meant_by([endpoint.addr.ip()], self.now);
+                self.services.set_answer(key, None);
                 self.update(key, &[spec_of(endpoint)]);
             }
             (Known::Outside(_), Subject::Address(addr)) => self.update(key, &[plain(addr)]),
@@ -517,13 +520,11 @@ impl Worker {
 
     /// The addresses of a service, as the name servers give them now.
     fn resolved(&mut self, key: ServiceKey, answer: Arc<Answer>) {
-        let Some(service) = self.services.get_mut(key).filter(|service| service.is_outside()) else {
-            return;
-        };
-        if matches!(answer.state, State::Pending) {
+        let is_outside = self.services.get(key).is_some_and(|service| service.is_outside());
+        if !is_outside || matches!(answer.state, State::Pending) {
             return;
         }
-        service.answer = Some(answer.clone());
+        self.services.set_answer(key, Some(answer.clone()));
         if self.parts.mesh.is_some() {
             for target in answer.routable() {
                 self.of_address(target.addr);
@@ -535,7 +536,9 @@ impl Worker {
     /// The endpoints of a name outside the mesh: its addresses, as far as it is known who is there.
     fn name_endpoints(&mut self, key: ServiceKey) {
         let Some(service) = self.services.get(key) else { return };
-        let Some(answer) = service.answer.clone() else { return };
+        let Some(answer) = service.answer().cloned() else {
+            return;
+        };
         let (mut endpoints, mut lent, mut is_whole) = (Vec::new(), Vec::new(), true);
         for target in answer.routable() {
             let spec = EndpointSpec {
@@ -570,12 +573,9 @@ impl Worker {
 
     /// A service has these endpoints now, and calls that waited for them go on.
     fn update(&mut self, key: ServiceKey, endpoints: &[(EndpointSpec, Option<SpiffeId>)]) {
-        let Some(service) = self.services.get_mut(key) else {
-            return;
-        };
-        let (changes, changed) = service.update(endpoints, self.now);
+        let (changes, changed) = self.services.update(key, endpoints, self.now);
         for gone in changes.gone {
-            self.retire(gone.addr);
+            self.retire(key, gone.addr);
         }
         for addr in changed {
             self.retire_others(addr);
@@ -601,12 +601,17 @@ impl Worker {
         }
     }
 
-    /// A service has `addr` no more. If no other has it, no new call goes there: its connections end when their calls do.
-    fn retire(&mut self, addr: SocketAddr) {
-        if !self.services.has_endpoint(addr) {
-            for pool in self.pools.at(addr) {
-                self.drain(pool);
-            }
+    /// A service has `addr` no more. If no other has it, no new call goes there.
+    fn retire(&mut self, service: ServiceKey, addr: SocketAddr) {
+        if !self.services.left(service, addr) {
+            self.drain_all(addr);
+        }
+    }
+
+    /// Nobody means `addr` any more: its connections end when their calls do.
+    fn drain_all(&mut self, addr: SocketAddr) {
+        for pool in self.pools.at(addr) {
+            self.drain(pool);
         }
     }
 

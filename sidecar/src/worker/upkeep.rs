@@ -94,7 +94,7 @@ impl Worker {
             self.relieve(budget.limit() / 8 * 7, STALLED_LONG);
         }
         for addr in self.services.forget_idle(self.now) {
-            self.retire(addr);
+            self.drain_all(addr);
         }
     }
 
