@@ -59,10 +59,10 @@ impl Draw {
         let fellows = || known().filter(|(_, endpoint)| endpoint.priority == priority);
         let are_well = fellows().filter(|(_, endpoint)| endpoint.fit() == Fit::Well).count();
         let few = are_well * 2 < fellows().count();
-        if let Some((key, endpoint)) =
-            fellows().find(|(key, endpoint)| endpoint.is_due_for_probe() && may(key, endpoint))
-            && endpoint.fit() == Fit::Well
-        {
+        let is_due = |key: &EndpointKey, endpoint: &Endpoint| {
+            endpoint.is_due_for_probe() && endpoint.fit() == Fit::Well && may(key, endpoint)
+        };
+        if let Some((key, endpoint)) = fellows().find(|(key, endpoint)| is_due(key, endpoint)) {
             // Its time is over: the next RPC tries it. Left to chance, what made it an outlier would keep it away for ever.
             self.ends.push(u64::from(endpoint.weight));
             self.keys.push(key);

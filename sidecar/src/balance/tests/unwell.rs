@@ -280,6 +280,23 @@ fn one_call_probes_an_ejected_endpoint_and_a_good_one_brings_it_back_slowly() {
 }
 
 #[test]
+fn an_ejected_endpoint_that_does_not_serve_hides_no_others_probe() {
+    let mut service = Service::new(5, 4);
+    for at in 0..2 {
+        for _ in 0..5 {
+            service.one(at, Outcome::Failed);
+        }
+    }
+    assert!(service.is_ejected(0) && service.is_ejected(1));
+    service.found(0, NOT_SERVING);
+    let State::Ejected { until, .. } = service.state(1) else {
+        panic!("it is ejected")
+    };
+    service.now = until + Duration::from_secs(30);
+    assert_eq!(service.pick(), Ok(1), "the next call is its probe");
+}
+
+#[test]
 fn a_failed_probe_ejects_for_twice_as_long_up_to_the_ceiling() {
     let mut service = Service::new(6, 2);
     let mut lasted = Vec::new();
