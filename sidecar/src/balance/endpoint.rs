@@ -77,6 +77,8 @@ pub(super) struct Endpoint {
     pub(super) failures: u32,
     pub(super) conduct: Conduct,
     pub(super) health: Health,
+    /// How often its verdict has turned since that was told.
+    pub(super) turned: u32,
     /// How often it had been picked when that was last counted as done in spite of its health.
     pub(super) counted: u64,
     /// The owner's own.
@@ -191,6 +193,7 @@ impl Endpoint {
             failures: 0,
             conduct,
             health: Health::default(),
+            turned: 0,
             counted: 0,
             mark: 0,
             waiting: 0,

@@ -191,8 +191,8 @@ pub enum TurnTo {
     },
     /// Back from an ejection.
     Back,
-    /// Its checks say this.
-    Verdict(Verdict),
+    /// Its checks say this, and have said something else so often since this was told last.
+    Verdict(Verdict, u32),
 }
 
 /// The endpoints of one service as one worker sees them, and the choice among them.
@@ -220,6 +220,9 @@ pub struct Balancer {
     /// Endpoints that have earned an ejection, which begins with the next pick or look: it takes dice.
     outliers: Vec<(EndpointKey, Cause)>,
     turns: Vec<Turn>,
+    /// Endpoints whose checks say something else than what was told last. A hostile one may change its mind with every
+    /// byte: that is told once.
+    turned: Vec<EndpointKey>,
 }
 
 impl Balancer {
@@ -241,6 +244,7 @@ impl Balancer {
             well_at_look: 0,
             outliers: Vec::new(),
             turns: Vec::new(),
+            turned: Vec::new(),
         }
     }
 
@@ -468,15 +472,14 @@ impl Balancer {
         let was_well = endpoint.fit() == Fit::Well;
         endpoint.picked_unhealthy();
         if endpoint.health.found(finding, thresholds) {
-            let turn = Turn {
-                addr: endpoint.addr,
-                to: TurnTo::Verdict(endpoint.health.verdict()),
-            };
+            if endpoint.turned == 0 {
+                self.turned.push(key);
+            }
+            endpoint.turned = endpoint.turned.saturating_add(1);
             if !was_well && endpoint.fit() == Fit::Well && slow_start {
                 endpoint.joined = Some(now);
             }
             self.stale = true;
-            self.tell(turn);
         }
         let Some(endpoint) = self.slots.get(key) else { return };
         if let Standing::Ejected { since, .. } | Standing::Probe { since, .. } = endpoint.standing
@@ -499,7 +502,19 @@ impl Balancer {
 
     /// What became of the endpoints since this was asked last.
     pub fn take_turns(&mut self) -> Vec<Turn> {
-        std::mem::take(&mut self.turns)
+        let mut turns = std::mem::take(&mut self.turns);
+        for key in self.turned.drain(..) {
+            // One that is gone says nothing any more.
+            let Some(endpoint) = self.slots.get_mut(key) else {
+                continue;
+            };
+            let times = std::mem::take(&mut endpoint.turned);
+            turns.push(Turn {
+                addr: endpoint.addr,
+                to: TurnTo::Verdict(endpoint.health.verdict(), times),
+            });
+        }
+        turns
     }
 
     /// No connection to the endpoint could be made, and none is left: it is left alone for a while that doubles with

@@ -427,6 +427,23 @@ fn an_endpoint_that_is_healthy_again_comes_back_slowly() {
 }
 
 #[test]
+fn an_endpoint_that_changes_its_mind_all_the_time_is_told_of_once_a_look() {
+    let mut service = Service::new(12, 2);
+    for _ in 0..5_000 {
+        service.found(0, NOT_SERVING);
+        service.found(0, Finding::Serving);
+    }
+    service.found(1, NOT_SERVING);
+    service.look();
+    let told: Vec<_> = service.turns.drain(..).map(|turn| (turn.addr, turn.to)).collect();
+    let unhealthy = Verdict::Unhealthy(Why::Says(Says::NotServing));
+    let one = (addr(1), TurnTo::Verdict(unhealthy, 1));
+    assert_eq!(told, [(addr(0), TurnTo::Verdict(Verdict::Healthy, 10_000)), one]);
+    service.look();
+    assert_eq!(service.turns, []);
+}
+
+#[test]
 fn whoever_is_checked_no_more_is_held_for_nothing() {
     let mut service = Service::new(13, 2);
     service.found(0, NOT_SERVING);
@@ -634,7 +651,7 @@ proptest! {
                 prop_assert!(!known);
             }
         }
-        let verdicts = |turn: &Turn| matches!(turn.to, TurnTo::Verdict(Verdict::Unhealthy(_)));
+        let verdicts = |turn: &Turn| matches!(turn.to, TurnTo::Verdict(Verdict::Unhealthy(_), _));
         prop_assert!(service.turns.iter().filter(|turn| verdicts(turn)).count() <= 400);
     }
 }
