@@ -747,7 +747,7 @@ impl Worker {
         };
         let addr = choice.addr;
         if let Some(span) = call.span() {
-            span.event(self.now, Event::Ejected(addr));
+            span.event(self.now, Event::Backoff(addr));
             span.event(self.now, Event::Retry { reason: "not_reached" });
         }
         call.aside().tried.insert(endpoint);
