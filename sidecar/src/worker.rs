@@ -31,10 +31,10 @@ use tokio_util::sync::CancellationToken;
 use crate::accept::PodAddresses;
 use crate::balance::{EndpointKey, EndpointSpec, Outcome};
 use crate::call::{Call, CallKey, Deadline};
-use crate::connect::resolve::{Answer, Query, Routes, State};
+use crate::connect::resolve::{self, Query, Routes, State};
 use crate::connect::{self, Certified, Dialler, PoolKey, Pools, Reach, Side, Transport, Via, WireKey, Wires};
 use crate::edge::client_cert;
-use crate::exchange::{End, Exchange};
+use crate::exchange::{Answer, End, Exchange};
 use crate::failure::Failure;
 use crate::grpc::timeout;
 use crate::http2::Connection;
@@ -271,7 +271,17 @@ impl Worker {
         if call.exchange.phase.is_last() {
             return;
         }
+        let answer = self.note_failure(key, &failure);
+        let Some(call) = self.calls.get_mut(key) else { return };
+        call.ended = Some(answer.code);
+        call.exchange.answer(&answer, &mut self.wires);
+        self.settle(key);
+    }
+
+    /// We end the call: that is logged, counted and recorded, however its caller is told.
+    fn note_failure(&mut self, key: CallKey, failure: &Failure) -> Answer {
         let answer = failure.answer();
+        let Some(call) = self.calls.get(key) else { return answer };
         tracing::debug!(
             reason = answer.reason,
             fault = ?failure.fault(),
@@ -284,12 +294,9 @@ impl Worker {
             self.counts.of(call.inbound).failed(answer.reason);
         }
         if call.aside.is_some() {
-            self.record_failure(key, &failure);
+            self.record_failure(key, failure);
         }
-        let Some(call) = self.calls.get_mut(key) else { return };
-        call.ended = Some(answer.code);
-        call.exchange.answer(&answer, &mut self.wires);
-        self.settle(key);
+        answer
     }
 
     /// The call has been taken back from where it went, and looks for another way.
@@ -519,7 +526,7 @@ impl Worker {
     }
 
     /// The addresses of a service, as the name servers give them now.
-    fn resolved(&mut self, key: ServiceKey, answer: Arc<Answer>) {
+    fn resolved(&mut self, key: ServiceKey, answer: Arc<resolve::Answer>) {
         let is_outside = self.services.get(key).is_some_and(|service| service.is_outside());
         if !is_outside || matches!(answer.state, State::Pending) {
             return;

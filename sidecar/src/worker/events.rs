@@ -369,7 +369,9 @@ impl Worker {
         let why = sentence.map(|sentence| String::from_utf8_lossy(sentence).into_owned());
         let why = why.unwrap_or_else(|| format!("the application at {addr} cannot be reached"));
         if call.exchange.take_back(&mut self.wires) {
-            self.counts.retried.inc();
+            if !call.checks {
+                self.counts.retried.inc();
+            }
             self.dial_failed(key, &why, &mut Vec::new());
         } else {
             self.fail(key, Failure::Unreachable { why });
@@ -427,7 +429,9 @@ impl Worker {
                 },
             );
         }
-        self.counts.retried.inc();
+        if !call.checks {
+            self.counts.retried.inc();
+        }
         self.leave_for_another(key);
     }
 
@@ -586,9 +590,8 @@ impl Worker {
         };
         // A status would have to wait behind the bytes that wait.
         if for_caller > 0 || call.exchange.phase.is_last() {
-            let answer = failure.answer();
-            tracing::debug!(reason = answer.reason, inbound = call.inbound, "{}", answer.sentence);
-            self.counts.of(call.inbound).failed(answer.reason);
+            let answer = self.note_failure(key, &failure);
+            let Some(call) = self.calls.get_mut(key) else { return };
             call.ended = Some(answer.code);
             call.exchange.cut(Reason::ENHANCE_YOUR_CALM, &mut self.wires);
             self.settle(key);
@@ -704,7 +707,9 @@ impl Worker {
             if let Some(span) = call.span() {
                 span.event(self.now, Happening::Retry { reason: "not_sent" });
             }
-            self.counts.not_sent.inc();
+            if !call.checks {
+                self.counts.not_sent.inc();
+            }
             self.leave_for_another(key);
         } else {
             call.exchange.up = None;
