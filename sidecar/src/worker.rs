@@ -666,18 +666,18 @@ impl Worker {
         let Some(wire) = self.wires.slots.get_mut(key) else {
             return;
         };
-        let Some(peer) = wire.proven() else {
+        let Some(session) = wire.session() else {
             wire.label = Counts::in_plain(inbound);
             return;
         };
-        let (id, ends, hash) = (peer.id().clone(), peer.not_after(), *peer.hash());
-        wire.label = self.counts.label(inbound, &id, &self.recorder);
-        let own = self.parts.mesh.as_ref().and_then(|mesh| mesh.own.load_full());
-        let Some(own) = own else { return };
+        let (peer, shown) = (session.peer(), session.shown());
         let luck = self.rng.random::<f64>();
-        wire.certified = Some(Certified::new(ends.min(own.not_after()), SystemTime::now(), luck));
+        let ends = peer.not_after().min(shown.not_after());
+        let told = client_cert::value(shown.id().as_str(), peer.hash(), peer.id().as_str());
+        wire.label = self.counts.label(inbound, peer.id(), &self.recorder);
+        wire.certified = Some(Certified::new(ends, SystemTime::now(), luck));
         if matches!(wire.side, Side::Caller { .. })
-            && let Ok(text) = client_cert::value(own.id().as_str(), &hash, id.as_str())
+            && let Ok(text) = told
         {
             let interner = &mut self.wires.shared.interner;
             wire.client_cert = Some(interner.constant(client_cert::NAME.as_bytes(), text.as_bytes()));

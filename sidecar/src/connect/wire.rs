@@ -161,8 +161,13 @@ impl Wire {
 
     /// Who has proven to be at the other end, if the connection is the mesh's TLS.
     pub fn proven(&self) -> Option<&tls::Peer> {
+        self.session().map(Session::peer)
+    }
+
+    /// The mesh's TLS on it, if it has that.
+    pub fn session(&self) -> Option<&Session> {
         match &self.transport {
-            Transport::Tls(_, session) => Some(session.peer()),
+            Transport::Tls(_, session) => Some(session),
             Transport::Socket(_) | Transport::Pipe(_) => None,
         }
     }

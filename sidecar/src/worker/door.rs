@@ -270,7 +270,11 @@ impl Door {
                 return;
             }
         };
-        let client_cert = client_cert::value(own.id().as_str(), session.peer().hash(), session.peer().id().as_str());
+        let client_cert = client_cert::value(
+            session.shown().id().as_str(),
+            session.peer().hash(),
+            session.peer().id().as_str(),
+        );
         if session.alpn() == Alpn::H2 {
             self.counts.guess(Guess::Declared);
             return self.adopt(Transport::Tls(socket, Box::new(session)), Vec::new(), peer, meant);
