@@ -480,12 +480,8 @@ impl Worker {
             (Known::Service(view), _) => {
                 let addresses = view.addresses.iter().copied();
                 service.is_meant_by(addresses.chain(view.endpoints.iter().map(|e| e.addr.ip())), self.now);
-                let now = tokio::time::Instant::now();
-                self.routes.prune(now);
-                let ready = view.endpoints.iter().filter(|endpoint| endpoint.is_ready);
-                // A pod without IPv6 has no use for a workload's IPv6 address, nor the other way round.
-                let routable = ready.filter(|endpoint| self.routes.lead_to(endpoint.addr.ip(), now));
-                let endpoints: Vec<_> = routable.map(spec_of).collect();
+                let in_reach = view.in_reach(&mut self.routes);
+                let endpoints: Vec<_> = in_reach.into_iter().map(spec_of).collect();
                 self.services.set_answer(key, None);
                 self.update(key, &endpoints);
             }

@@ -3,6 +3,7 @@
 mod ending;
 mod reach;
 
+use std::cell::RefCell;
 use std::collections::HashMap;
 use std::io::ErrorKind;
 use std::net::SocketAddr;
@@ -17,6 +18,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::run::{Inbox, Mesh, Message, Parts, Stop, Tunnels};
 use crate::accept::{self, Accepted, Original, OwnPorts, PodAddresses};
+use crate::connect::resolve::Routes;
 use crate::connect::{self, Dialler, Side, Transport, Via};
 use crate::detect::{self, Declared, Detected, Guess, Opened, Protocol, Speaker, SpeaksFirst, Waiting};
 use crate::edge::first_line::{FirstLine, NoRequest};
@@ -49,6 +51,8 @@ pub(super) struct Door {
     /// Told when a listener fails.
     deaf: Rc<dyn Fn(String)>,
     mesh: Option<Mesh>,
+    /// Where this pod has a way to.
+    routes: RefCell<Routes>,
     dialler: Dialler,
     counts: Counts,
 }
@@ -95,6 +99,7 @@ impl Door {
                     ..Default::default()
                 },
                 mesh: parts.mesh.clone(),
+                routes: RefCell::default(),
                 dialler: Dialler::new(parts.dial.clone(), parts.own()),
                 waiting: Waiting::new(&parts.detect),
                 speaks_first: SpeaksFirst::new(&parts.detect),
