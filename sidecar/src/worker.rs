@@ -4,6 +4,8 @@
 //! output is written once. Nothing here is shared with another worker.
 
 mod counts;
+mod dial;
+mod discovery;
 mod door;
 mod events;
 mod health;
@@ -21,19 +23,15 @@ use std::collections::VecDeque;
 use std::mem;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
-use portunus_proto::SpiffeId;
-use rand::RngExt as _;
 use rand::rngs::StdRng;
-use tokio_util::sync::CancellationToken;
 
 use crate::accept::PodAddresses;
-use crate::balance::{EndpointKey, EndpointSpec, Outcome};
+use crate::balance::Outcome;
 use crate::call::{Call, CallKey, Deadline};
-use crate::connect::resolve::{self, Query, Routes, State};
-use crate::connect::{self, Certified, Dialler, PoolKey, Pools, Reach, Side, Transport, Via, WireKey, Wires};
-use crate::edge::client_cert;
+use crate::connect::resolve::Routes;
+use crate::connect::{Dialler, PoolKey, Pools, Reach, Side, Transport, WireKey, Wires};
 use crate::exchange::{Answer, End, Exchange};
 use crate::failure::Failure;
 use crate::grpc::timeout;
@@ -42,13 +40,13 @@ use crate::http2::hpack::{FieldId, Fields, Interner, Name};
 use crate::http2::slots::{Key, Slots};
 use crate::policy;
 use crate::propagate::Tracing;
-use crate::route::{self, Known, Lack, ServiceKey, Services, Subject};
-use crate::telemetry::{Direction, Event, MethodId, Recorder};
+use crate::route::Services;
+use crate::telemetry::{Direction, MethodId, Recorder};
 use crate::timers::{Tick, Timers};
 use crate::{inbound, outbound};
 use counts::Counts;
 use health::Checks;
-use run::{Inbox, Message};
+use run::Inbox;
 
 /// Bytes that one connection may bring in a turn.
 const READ_BYTES: usize = 64 << 10;
@@ -411,231 +409,6 @@ impl Worker {
         Ok(())
     }
 
-    /// Opens a connection to `addr` for its pool.
-    fn dial(&self, pool: PoolKey, addr: SocketAddr) {
-        let via = self.pools.get(pool).map_or(Via::Plain, |pool| pool.via.clone());
-        let dialling = self.dialler.clone().dial(addr, via);
-        let inbox = self.inbox.clone();
-        tokio::task::spawn_local(async move {
-            let result = dialling.await;
-            inbox.send(Message::Dialled { pool, addr, result });
-        });
-    }
-
-    /// The service that an address is by itself.
-    #[inline(always)]
-    pub(crate) fn of_address(&mut self, addr: SocketAddr) -> ServiceKey {
-        let (service, is_new) = self.services.of_address(addr, self.now);
-        if is_new {
-            self.inquire(service);
-            for gone in self.services.make_room(self.now) {
-                self.drain_all(gone);
-            }
-        }
-        service
-    }
-
-    /// Asks what there is to know of a service that is new, and follows it from now on.
-    pub(crate) fn inquire(&mut self, key: ServiceKey) {
-        let Some(service) = self.services.get_mut(key) else {
-            return;
-        };
-        match &self.parts.mesh {
-            Some(mesh) => {
-                let followed = CancellationToken::new();
-                run::follow_mesh(
-                    mesh.clone(),
-                    self.counts.unfollowed_subjects.clone(),
-                    self.inbox.clone(),
-                    key,
-                    service.subject.clone(),
-                    followed.clone(),
-                );
-                service.following.push(followed.drop_guard());
-            }
-            None => {
-                let known = service.known.clone();
-                self.learned(key, known);
-            }
-        }
-    }
-
-    /// What control says of a service.
-    fn learned(&mut self, key: ServiceKey, known: Arc<Known>) {
-        let Some(service) = self.services.get_mut(key) else {
-            return;
-        };
-        if *known == Known::Pending {
-            return;
-        }
-        service.known = known.clone();
-        service.heed(&self.parts.balance, &self.parts.health);
-        match (&*known, service.subject.clone()) {
-            (Known::Outside(_), Subject::Name { host, port }) => match (service.answer(), service.lookup.lack()) {
-                (Some(_), _) => self.name_endpoints(key),
-                // It is being resolved: the policy is another one.
-                (None, Some(Lack::Addresses)) => {}
-                (None, _) => self.resolve(key, host, port),
-            },
-            (Known::Service(view), _) => {
-                let addresses = view.addresses.iter().copied();
-                service.is_meant_by(addresses.chain(view.endpoints.iter().map(|e| e.addr.ip())), self.now);
-                let in_reach = view.in_reach(&mut self.routes);
-                let endpoints: Vec<_> = in_reach.into_iter().map(spec_of).collect();
-                self.services.set_answer(key, None);
-                self.update(key, &endpoints);
-            }
-            // A name that is an address has no other endpoint than that.
-            (Known::Endpoint(endpoint), _) => {
-                service.is_meant_by([endpoint.addr.ip()], self.now);
-                self.services.set_answer(key, None);
-                self.update(key, &[spec_of(endpoint)]);
-            }
-            (Known::Outside(_), Subject::Address(addr)) => self.update(key, &[plain(addr)]),
-            (Known::Pending, _) => {}
-        }
-        let Some(Subject::Address(addr)) = self.services.get(key).map(|service| service.subject.clone()) else {
-            return;
-        };
-        for named in self.services.named_at(addr) {
-            self.name_endpoints(named);
-        }
-    }
-
-    /// Follows the addresses of a name, from now on.
-    fn resolve(&mut self, service: ServiceKey, host: String, port: u16) {
-        let srv = self.parts.srv.get(&host).cloned();
-        let query = Query { host, port, srv };
-        let followed = CancellationToken::new();
-        run::follow(
-            self.parts.names.clone(),
-            self.counts.unfollowed_names.clone(),
-            self.inbox.clone(),
-            service,
-            query,
-            followed.clone(),
-        );
-        if let Some(service) = self.services.get_mut(service) {
-            service.following.push(followed.drop_guard());
-            service.lookup.asks(Lack::Addresses);
-        }
-    }
-
-    /// The addresses of a service, as the name servers give them now.
-    fn resolved(&mut self, key: ServiceKey, answer: Arc<resolve::Answer>) {
-        let is_outside = self.services.get(key).is_some_and(|service| service.is_outside());
-        if !is_outside || matches!(answer.state, State::Pending) {
-            return;
-        }
-        self.services.set_answer(key, Some(answer.clone()));
-        if self.parts.mesh.is_some() {
-            for target in answer.routable() {
-                self.of_address(target.addr);
-            }
-        }
-        self.name_endpoints(key);
-    }
-
-    /// The endpoints of a name outside the mesh: its addresses, as far as it is known who is there.
-    fn name_endpoints(&mut self, key: ServiceKey) {
-        let Some(service) = self.services.get(key) else { return };
-        let Some(answer) = service.answer().cloned() else {
-            return;
-        };
-        let (mut endpoints, mut lent, mut is_whole) = (Vec::new(), Vec::new(), true);
-        for target in answer.routable() {
-            let spec = EndpointSpec {
-                addr: target.addr,
-                weight: target.weight,
-                priority: target.priority,
-            };
-            let known = match self.parts.mesh {
-                Some(_) => self.services.who_is_at(target.addr),
-                None => Some(&*service.known),
-            };
-            match known {
-                None | Some(Known::Pending) => is_whole = false,
-                Some(Known::Endpoint(endpoint)) => endpoints.push((spec, endpoint.identity.clone())),
-                Some(Known::Outside(_)) => endpoints.push((spec, None)),
-                Some(Known::Service(_)) => lent.push(target.addr.ip()),
-            }
-        }
-        let Some(service) = self.services.get_mut(key) else {
-            return;
-        };
-        service.lends(lent);
-        if is_whole || !endpoints.is_empty() {
-            self.update(key, &endpoints);
-        } else if !service.balancer.is_empty() {
-            // Those of before serve until it is known who is at the new ones.
-            self.looked_up(key);
-        } else if service.lookup.still(Lack::Owners) {
-            run::tell_late(self.inbox.clone(), key);
-        }
-    }
-
-    /// A service has these endpoints now, and calls that waited for them go on.
-    fn update(&mut self, key: ServiceKey, endpoints: &[(EndpointSpec, Option<SpiffeId>)]) {
-        let (changes, changed) = self.services.update(key, endpoints, self.now);
-        for gone in changes.gone {
-            self.retire(key, gone.addr);
-        }
-        for addr in changed {
-            self.retire_others(addr);
-        }
-        self.looked_up(key);
-    }
-
-    /// A service is known as far as it will be: who waited goes on.
-    fn looked_up(&mut self, key: ServiceKey) {
-        let waited = self.services.get_mut(key).map(|service| service.lookup.done());
-        self.resume(waited.unwrap_or_default());
-    }
-
-    /// Whoever was asked took too long: who waited goes on with what is known.
-    fn stop_waiting(&mut self, key: ServiceKey) {
-        let waited = self.services.get_mut(key).map(|service| service.lookup.is_late());
-        self.resume(waited.unwrap_or_default());
-    }
-
-    fn resume(&mut self, calls: Vec<u64>) {
-        for mark in calls {
-            outbound::resolved(self, Key::from_bits(mark));
-        }
-    }
-
-    /// A service has `addr` no more. If no other has it, no new call goes there.
-    fn retire(&mut self, service: ServiceKey, addr: SocketAddr) {
-        if !self.services.left(service, addr) {
-            self.drain_all(addr);
-        }
-    }
-
-    /// Nobody means `addr` any more: its connections end when their calls do.
-    fn drain_all(&mut self, addr: SocketAddr) {
-        for pool in self.pools.at(addr) {
-            self.drain(pool);
-        }
-    }
-
-    /// Somebody else is at `addr` now than before: the connections to whom no service means any more end when their calls do.
-    fn retire_others(&mut self, addr: SocketAddr) {
-        for key in self.pools.at(addr) {
-            let Some(pool) = self.pools.get(key) else { continue };
-            if !self.services.leads_to(addr, &pool.via) {
-                self.drain(key);
-            }
-        }
-    }
-
-    fn drain(&mut self, pool: PoolKey) {
-        for key in self.pools.wires(pool).to_vec() {
-            if let Some((wire, _)) = self.wires.touch(key) {
-                wire.engine.begin_goaway();
-            }
-        }
-    }
-
     /// Takes a caller's connection in, whose first bytes are HTTP/2's.
     fn adopt(&mut self, transport: Transport, first: Vec<u8>, peer: SocketAddr, side: Side) {
         let Side::Caller { inbound, .. } = side else { return };
@@ -656,134 +429,6 @@ impl Worker {
             self.counts.of(inbound).opened_downstream();
         }
     }
-
-    /// What follows from who has proven to be at the other end, once and for all calls of the wire.
-    fn get_to_know(&mut self, key: WireKey, inbound: bool) {
-        let Some(wire) = self.wires.slots.get_mut(key) else {
-            return;
-        };
-        let Some(session) = wire.session() else {
-            wire.label = Counts::in_plain(inbound);
-            return;
-        };
-        let (peer, shown) = (session.peer(), session.shown());
-        let luck = self.rng.random::<f64>();
-        let ends = peer.not_after().min(shown.not_after());
-        let told = client_cert::value(shown.id().as_str(), peer.hash(), peer.id().as_str());
-        wire.label = self.counts.label(inbound, peer.id(), &self.recorder);
-        wire.certified = Some(Certified::new(ends, SystemTime::now(), luck));
-        if matches!(wire.side, Side::Caller { .. })
-            && let Ok(text) = told
-        {
-            let interner = &mut self.wires.shared.interner;
-            wire.client_cert = Some(interner.constant(client_cert::NAME.as_bytes(), text.as_bytes()));
-        }
-    }
-
-    /// A connection that was dialled is here, or is not.
-    fn dialled(&mut self, pool: PoolKey, addr: SocketAddr, result: Result<Transport, connect::Error>) {
-        let inbound = self.pools.get(pool).is_some_and(|pool| pool.via == Via::Own);
-        match result {
-            Ok(transport) => {
-                let settings = self.parts.http2.clone();
-                let mut engine = Connection::client(settings, false, self.now, &mut self.wires.shared);
-                engine.expect_streams(self.pools.likely_streams(pool));
-                let side = Side::Server { pool };
-                let wire = self.wires.insert(transport, Vec::new(), engine, addr, side, self.now);
-                self.get_to_know(wire, inbound);
-                self.counts.of(inbound).opened_upstream();
-                if self.wires.slots.get(wire).is_some_and(|wire| wire.is_proven) {
-                    self.pools.dialled(pool, wire);
-                    self.serve(pool, addr);
-                }
-            }
-            Err(error) => {
-                tracing::debug!(%addr, "{error}");
-                if matches!(error, connect::Error::Tls { .. } | connect::Error::NoCertificate { .. }) {
-                    self.counts.shook_hands(inbound, error.reason(), &self.recorder);
-                    tracing::warn!(%addr, reason = error.reason(), "{error}");
-                }
-                self.not_dialled(pool, &error.to_string());
-            }
-        }
-    }
-
-    /// A server has said something in TLS: it has taken our certificate.
-    pub(super) fn prove(&mut self, key: WireKey) {
-        if let Some(wire) = self.wires.slots.get_mut(key)
-            && let Side::Server { pool } = wire.side
-            && !wire.is_proven
-        {
-            wire.is_proven = true;
-            self.counts.shook_hands(false, "ok", &self.recorder);
-            self.pools.dialled(pool, key);
-        }
-    }
-
-    /// No connection came of a dial: the calls that waited for it try elsewhere.
-    pub(super) fn not_dialled(&mut self, pool: PoolKey, why: &str) {
-        let mut judged = Vec::new();
-        for mark in self.pools.dial_failed(pool, &self.wires) {
-            self.dial_failed(Key::from_bits(mark), why, &mut judged);
-        }
-        self.pools.remove_if_idle(pool);
-    }
-
-    /// A server has spoken HTTP/2: that its connection stood said less.
-    pub(super) fn reached(&mut self, key: WireKey) {
-        let Some(addr) = self.wires.slots.get(key).map(|wire| wire.peer) else {
-            return;
-        };
-        let now = self.now;
-        self.services
-            .of_endpoint(addr, |balancer, endpoint| balancer.dial_ok(endpoint, now));
-    }
-
-    /// The endpoint that a call waited for cannot be reached: it tries the others, one after another.
-    pub(crate) fn dial_failed(&mut self, key: CallKey, why: &str, judged: &mut Vec<(ServiceKey, EndpointKey)>) {
-        let Some(call) = self.calls.get_mut(key) else { return };
-        call.aside().last_error = Some(why.into());
-        let Some(choice) = &call.choice else { return };
-        let (service, Some(endpoint)) = (call.service, choice.place.as_ref().map(|place| place.key())) else {
-            self.fail(key, Failure::Unreachable { why: why.to_owned() });
-            return;
-        };
-        let addr = choice.addr;
-        if let Some(span) = call.span() {
-            span.event(self.now, Event::Backoff(addr));
-            span.event(self.now, Event::Retry { reason: "not_reached" });
-        }
-        call.aside().tried.insert(endpoint);
-        if !judged.contains(&(service, endpoint)) {
-            judged.push((service, endpoint));
-            if let Some(service) = self.services.get_mut(service) {
-                service.balancer.dial_failed(endpoint, self.now, &mut self.rng);
-                service.unreached = Some(why.into());
-            }
-        }
-        self.leave_endpoint(key);
-        self.send_again(key);
-    }
-}
-
-/// An endpoint as the balancer takes it, and who is there.
-fn spec_of(endpoint: &route::Endpoint) -> (EndpointSpec, Option<SpiffeId>) {
-    let spec = EndpointSpec {
-        addr: endpoint.addr,
-        weight: endpoint.weight,
-        priority: 0,
-    };
-    (spec, endpoint.identity.clone())
-}
-
-/// An address by itself, where nobody is known to be.
-fn plain(addr: SocketAddr) -> (EndpointSpec, Option<SpiffeId>) {
-    let spec = EndpointSpec {
-        addr,
-        weight: 1,
-        priority: 0,
-    };
-    (spec, None)
 }
 
 /// The method of an RPC: known by the number on its interned path, else looked up or learned.

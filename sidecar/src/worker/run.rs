@@ -23,7 +23,7 @@ use super::health::{Checked, Checks};
 use super::local::Local;
 use super::{AccessLog, READ_BYTES, Said, Worker, upkeep};
 use crate::accept::{self, OwnPorts, PodAddresses};
-use crate::connect::resolve::{self, Answer, Names, Query};
+use crate::connect::resolve::{Answer, Names};
 use crate::connect::{self, Dialler, PoolKey, Pools, Ready, Side, Transport, WireKey, Wires};
 use crate::control::Full;
 use crate::detect::{self, Declared};
@@ -31,17 +31,9 @@ use crate::failure::Failure;
 use crate::http2::slots::Slots;
 use crate::propagate::Tracing;
 use crate::route::{Known, ServiceKey, Services, Subject};
-use crate::telemetry::{Gauge, Intake, Registry, trace};
+use crate::telemetry::{Intake, Registry, trace};
 use crate::timers::Tick;
 use crate::{balance, health, http2, policy, tunnel};
-
-/// How long a call waits for the first that is known of its service: without the addresses of a name it goes to the address
-/// that was dialled; without a word of control it fails.
-const PATIENCE: Duration = Duration::from_secs(2);
-/// After how long something is asked for again that there was no room for; twice as long each time.
-const ASK_AGAIN_AFTER: Duration = Duration::from_secs(1);
-/// The longest between two times.
-const ASK_AGAIN_AT_LEAST: Duration = Duration::from_secs(30);
 
 /// What a worker is given: settings of its rooms, and what all workers use.
 #[derive(Clone)]
@@ -529,132 +521,6 @@ fn state(state: balance::State) -> &'static str {
         balance::State::Ejected { .. } => "ejected",
         balance::State::Unhealthy(_) => "unhealthy",
         balance::State::Draining => "draining",
-    }
-}
-
-/// Why something is not followed.
-enum Unfollowed {
-    /// So much is that there is no room for more. There may be later.
-    Full(String),
-    /// It never will be.
-    Never,
-}
-
-/// Tells the worker what control says of a name or an address, now and whenever that changes, until the service is forgotten.
-pub(super) fn follow_mesh(
-    mesh: Mesh,
-    unfollowed: Gauge,
-    inbox: Arc<Inbox>,
-    service: ServiceKey,
-    subject: Subject,
-    forgotten: CancellationToken,
-) {
-    let learned = |service, known| Message::Learned { service, known };
-    let is_late = |known: &Known| *known == Known::Pending;
-    let ask = move || (mesh.ask)(subject.clone()).map_err(|full| Unfollowed::Full(full.to_string()));
-    tokio::task::spawn_local(async move {
-        let Some(source) = source(ask, &inbox, &unfollowed, service, &forgotten).await else {
-            return;
-        };
-        tell(source, learned, is_late, inbox, service, forgotten).await
-    });
-}
-
-/// Tells the worker the addresses of a name, now and whenever they change, until the service is forgotten.
-pub(super) fn follow(
-    names: Names,
-    unfollowed: Gauge,
-    inbox: Arc<Inbox>,
-    service: ServiceKey,
-    query: Query,
-    forgotten: CancellationToken,
-) {
-    let resolved = |service, answer| Message::Resolved { service, answer };
-    // Who is at the addresses may not be known when they are: patience ends all the same.
-    let is_late = |_: &Answer| true;
-    let ask = move || {
-        names.watch(query.clone()).map_err(|error| match error {
-            resolve::Error::TooMany { .. } => Unfollowed::Full(error.to_string()),
-            resolve::Error::NotAName(_) | resolve::Error::Stopped(_) => Unfollowed::Never,
-        })
-    };
-    tokio::task::spawn_local(async move {
-        let Some(source) = source(ask, &inbox, &unfollowed, service, &forgotten).await else {
-            return;
-        };
-        tell(source, resolved, is_late, inbox, service, forgotten).await
-    });
-}
-
-/// Tells the worker that it takes long to learn of a service what was asked for just now.
-pub(super) fn tell_late(inbox: Arc<Inbox>, service: ServiceKey) {
-    tokio::task::spawn_local(async move {
-        tokio::time::sleep(PATIENCE).await;
-        inbox.send(Message::Late(service));
-    });
-}
-
-/// What is followed. Where there is no room for it, nobody waits, and it is asked for again, ever more seldom, until there
-/// is, or the service is forgotten.
-async fn source<T>(
-    ask: impl Fn() -> Result<watch::Receiver<Arc<T>>, Unfollowed>,
-    inbox: &Inbox,
-    unfollowed: &Gauge,
-    service: ServiceKey,
-    forgotten: &CancellationToken,
-) -> Option<watch::Receiver<Arc<T>>> {
-    let mut waits = None;
-    let mut pause = ASK_AGAIN_AFTER;
-    loop {
-        match ask() {
-            Ok(source) => return Some(source),
-            Err(Unfollowed::Never) => {
-                inbox.send(Message::Late(service));
-                return None;
-            }
-            Err(Unfollowed::Full(why)) => {
-                if waits.is_none() {
-                    // Said of the first: there may be thousands.
-                    if unfollowed.get() == 0 {
-                        tracing::warn!("no room for what is called: {why}; see portunus_unfollowed");
-                    }
-                    waits = Some(unfollowed.hold());
-                    inbox.send(Message::Late(service));
-                }
-            }
-        }
-        tokio::select! {
-            () = forgotten.cancelled() => return None,
-            () = tokio::time::sleep(pause) => pause = (pause * 2).min(ASK_AGAIN_AT_LEAST),
-        }
-    }
-}
-
-/// Tells the worker the newest of something, in words of its own, until the service is forgotten; and once that it takes
-/// long, unless something else than what `is_late` came before.
-async fn tell<T>(
-    mut source: watch::Receiver<Arc<T>>,
-    says: fn(ServiceKey, Arc<T>) -> Message,
-    is_late: fn(&T) -> bool,
-    inbox: Arc<Inbox>,
-    service: ServiceKey,
-    forgotten: CancellationToken,
-) {
-    let patience = tokio::time::sleep(PATIENCE);
-    tokio::pin!(patience);
-    let mut patient = true;
-    loop {
-        let newest = source.borrow_and_update().clone();
-        patient &= is_late(&newest);
-        inbox.send(says(service, newest));
-        tokio::select! {
-            () = forgotten.cancelled() => return,
-            changed = source.changed() => if changed.is_err() { return },
-            () = &mut patience, if patient => {
-                patient = false;
-                inbox.send(Message::Late(service));
-            }
-        }
     }
 }
 
