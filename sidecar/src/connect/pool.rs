@@ -7,7 +7,7 @@ use std::net::SocketAddr;
 use portunus_proto::SpiffeId;
 
 use super::wire::{WireKey, Wires};
-use crate::http2::slots::{Key, Slots};
+use crate::slots::{Key, Slots};
 
 /// The key of a pool.
 pub type PoolKey = Key<Pool>;

@@ -17,9 +17,9 @@ use tokio::net::TcpStream;
 use super::pipe::Pipe;
 use super::pool::PoolKey;
 use crate::http2::hpack::FieldId;
-use crate::http2::slots::{Key, Slots};
 use crate::http2::{Connection, Reason, Shared};
 use crate::route::ServiceKey;
+use crate::slots::{Key, Slots};
 use crate::tls::{self, Session};
 
 /// The key of a wire of one worker.

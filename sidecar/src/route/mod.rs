@@ -20,7 +20,7 @@ use crate::balance::{self, Balancer, EndpointKey, EndpointSpec};
 use crate::connect::Via;
 use crate::connect::resolve::Answer;
 use crate::health;
-use crate::http2::slots::{Key, Slots};
+use crate::slots::{Key, Slots};
 
 use index::Index;
 pub use known::{Endpoint, HealthMode, HealthPolicy, Known, OutlierPolicy, Policy, Subject, View};

@@ -14,8 +14,8 @@ use crate::connect::{self, Certified, PoolKey, Side, Transport, Via, WireKey};
 use crate::edge::client_cert;
 use crate::failure::Failure;
 use crate::http2::Connection;
-use crate::http2::slots::Key;
 use crate::route::ServiceKey;
+use crate::slots::Key;
 use crate::telemetry::Event;
 
 impl Worker {

@@ -22,9 +22,9 @@ use super::run::{Inbox, Mesh, Message};
 use crate::balance::EndpointSpec;
 use crate::connect::PoolKey;
 use crate::connect::resolve::{self, Answer, Names, Query, State};
-use crate::http2::slots::Key;
 use crate::outbound;
 use crate::route::{self, Known, Lack, ServiceKey, Subject};
+use crate::slots::Key;
 use crate::telemetry::Gauge;
 
 /// How long a call waits for the first that is known of its service: without the addresses of a name it goes to the address

@@ -14,9 +14,9 @@ use crate::exchange::{End, Exchange, Phase};
 use crate::failure::Failure;
 use crate::grpc::Code;
 use crate::http2::hpack::Name;
-use crate::http2::slots::Key;
 use crate::http2::{Event, Head, Reason, StreamFault};
 use crate::route::ServiceKey;
+use crate::slots::Key;
 use crate::telemetry::Event as Happening;
 use crate::{inbound, outbound};
 

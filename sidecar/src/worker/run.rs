@@ -28,9 +28,9 @@ use crate::connect::{self, Dialler, PoolKey, Pools, Ready, Side, Transport, Wire
 use crate::control::Full;
 use crate::detect::{self, Declared};
 use crate::failure::Failure;
-use crate::http2::slots::Slots;
 use crate::propagate::Tracing;
 use crate::route::{Known, ServiceKey, Services, Subject};
+use crate::slots::Slots;
 use crate::telemetry::{Intake, Registry, trace};
 use crate::timers::Tick;
 use crate::{balance, health, http2, policy, tunnel};

@@ -172,7 +172,7 @@ impl Service {
                 Outcome::Done
             }
             Does::Fails => Outcome::Failed,
-            Does::Half if !running.call.is_answered() => {
+            Does::Half if !running.call.answered => {
                 self.balancer.answered(&mut running.call, waited, self.now);
                 return self.running.push(running);
             }
