@@ -18,7 +18,7 @@ use tokio_util::sync::DropGuard;
 
 use crate::balance::{self, Balancer, EndpointKey, EndpointSpec};
 use crate::connect::Via;
-use crate::connect::resolve::Answer;
+use crate::connect::resolve::{Answer, Query};
 use crate::health;
 use crate::slots::{Key, Slots};
 
@@ -51,7 +51,9 @@ pub struct Service {
     pub subject: Subject,
     /// What control says of it. Without control everything is outside the mesh.
     pub known: Arc<Known>,
-    /// What the name servers said last; `None` for an address, and for a name of the mesh.
+    /// What the name servers are asked; `None` for an address, and for a name of the mesh.
+    pub asked: Option<Query>,
+    /// What they said last.
     answer: Option<Arc<Answer>>,
     /// Its endpoints.
     pub balancer: Balancer,
@@ -229,6 +231,7 @@ impl Services {
             name,
             subject,
             known: self.at_first.clone(),
+            asked: None,
             answer: None,
             balancer: Balancer::new(self.settings),
             lookup: Lookup::default(),
@@ -287,6 +290,7 @@ impl Services {
             return;
         };
         if answer.is_none() {
+            service.asked = None;
             service.following.truncate(1);
         }
         let before = std::mem::replace(&mut service.answer, answer.clone());

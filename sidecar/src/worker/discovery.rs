@@ -85,12 +85,10 @@ impl Worker {
         service.known = known.clone();
         service.heed(&self.parts.balance, &self.parts.health);
         match (&*known, service.subject.clone()) {
-            (Known::Outside(_), Subject::Name { host, port }) => match (service.answer(), service.lookup.lack()) {
-                (Some(_), _) => self.name_endpoints(key),
-                // It is being resolved: the policy is another one.
-                (None, Some(Lack::Addresses)) => {}
-                (None, _) => self.resolve(key, host, port),
-            },
+            (Known::Outside(_), Subject::Name { host, port }) => {
+                let srv = self.parts.srv.get(&host).cloned();
+                self.resolve(key, Query { host, port, srv });
+            }
             (Known::Service(view), _) => {
                 let addresses = view.addresses.iter().copied();
                 service.is_meant_by(addresses.chain(view.endpoints.iter().map(|e| e.addr.ip())), self.now);
@@ -116,23 +114,32 @@ impl Worker {
         }
     }
 
-    /// Follows the addresses of a name, from now on.
-    fn resolve(&mut self, service: ServiceKey, host: String, port: u16) {
-        let srv = self.parts.srv.get(&host).cloned();
-        let query = Query { host, port, srv };
-        let followed = CancellationToken::new();
-        follow(
-            self.parts.names.clone(),
-            self.counts.unfollowed_names.clone(),
-            self.inbox.clone(),
-            service,
-            query,
-            followed.clone(),
-        );
-        if let Some(service) = self.services.get_mut(service) {
-            service.following.push(followed.drop_guard());
+    /// Follows what a name stands for, from now on. Where something else was asked for it before, the endpoints stay until
+    /// that is answered.
+    fn resolve(&mut self, key: ServiceKey, query: Query) {
+        let Some(service) = self.services.get_mut(key) else {
+            return;
+        };
+        if service.asked.as_ref() == Some(&query) {
+            return self.name_endpoints(key);
+        }
+        let follows_mesh = usize::from(self.parts.mesh.is_some());
+        service.following.truncate(follows_mesh);
+        service.asked = Some(query.clone());
+        if service.answer().is_none() {
             service.lookup.asks(Lack::Addresses);
         }
+        let followed = CancellationToken::new();
+        service.following.push(followed.clone().drop_guard());
+        let unfollowed = self.counts.unfollowed_names.clone();
+        follow(
+            self.parts.names.clone(),
+            unfollowed,
+            self.inbox.clone(),
+            key,
+            query,
+            followed,
+        );
     }
 
     /// The addresses of a service, as the name servers give them now.
