@@ -86,8 +86,8 @@ pub enum Failure {
     },
     /// Nobody could say whether the service belongs to the mesh: to call it in plain might be a betrayal.
     #[error(
-        "control has not said whether {service} belongs to the mesh, so it cannot be called: see portunus_control_connected \
-         and --control-address"
+        "control has not said whether {service} belongs to the mesh, so it cannot be called: see portunus_control_connected, \
+         portunus_unfollowed and --control-address"
     )]
     ControlSilent {
         /// What was asked for.

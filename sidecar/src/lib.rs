@@ -21,6 +21,7 @@ pub mod tunnel;
 
 // Words and facts, which every room may use.
 pub mod grpc;
+pub mod slots;
 pub mod telemetry;
 
 // What control says of the mesh, for the stories.

@@ -7,15 +7,14 @@
 
 use std::net::SocketAddr;
 
-use crate::balance::NoEndpoint;
+use crate::balance::{EndpointKey, NoEndpoint};
 use crate::call::{Call, CallKey, Choice};
 use crate::connect::{PoolKey, Via};
 use crate::exchange::End;
 use crate::failure::Failure;
 use crate::grpc::timeout;
 use crate::http2::hpack::Name;
-use crate::route::{ByTag, Known, NO_NAME, Named, Service, ServiceKey};
-use crate::telemetry::Event;
+use crate::route::{ByTag, Lack, NO_NAME, Named, Service, ServiceKey, Turn};
 use crate::worker::Worker;
 
 /// An RPC began on a connection of the application's. Its header list stands in the wires' shared fields.
@@ -53,11 +52,7 @@ fn find(worker: &mut Worker, key: CallKey) -> Result<(), Failure> {
             match service.owns(meant, now) {
                 Some(true) => named,
                 Some(false) => worker.of_address(meant),
-                None if !service.is_late => {
-                    service.waiting.push(key.to_bits());
-                    return Ok(());
-                }
-                None if *service.known == Known::Pending => return Err(control_silent(service)),
+                None if waits(service, key)? => return Ok(()),
                 None => worker.of_address(meant),
             }
         }
@@ -85,72 +80,62 @@ pub(crate) fn again(worker: &mut Worker, key: CallKey) {
     }
 }
 
-/// Pick an endpoint, reach it, carry the call there.
+/// Pick an endpoint, take a place there, reach it, carry the call there.
 #[inline(always)]
 fn go(worker: &mut Worker, key: CallKey) -> Result<(), Failure> {
-    match pick(worker, key)? {
-        Some((pool, addr)) => worker.reach(key, pool, addr),
-        None => Ok(()),
-    }
+    let Some(endpoint) = pick(worker, key)? else {
+        return Ok(());
+    };
+    let (pool, addr) = place(worker, key, endpoint)?;
+    worker.reach(key, pool, addr)
 }
 
 /// Pick: the better of two endpoints, among those that this call has not tried. Nothing if the call has to wait until it is
 /// known who is there.
 #[inline(always)]
-fn pick(worker: &mut Worker, key: CallKey) -> Result<Option<(PoolKey, SocketAddr)>, Failure> {
-    let now = worker.now;
-    let no_call = || Failure::Stopping;
-    let call = worker.calls.get_mut(key).ok_or_else(no_call)?;
-    let service = worker.services.get_mut(call.service).ok_or_else(no_call)?;
+fn pick(worker: &mut Worker, key: CallKey) -> Result<Option<EndpointKey>, Failure> {
+    let call = worker.calls.get(key).ok_or(Failure::Stopping)?;
+    let service = worker.services.get_mut(call.service).ok_or(Failure::Stopping)?;
     let picked = match call.checks {
         // It asks one endpoint, whatever is held of it.
         true => service.balancer.at(call.meant).ok_or(NoEndpoint::NoneKnown),
-        false => service.balancer.pick(now, &mut worker.rng, call.tried()),
+        false => service.balancer.pick(worker.now, &mut worker.rng, call.tried()),
     };
-    let endpoint = match picked {
-        Ok(endpoint) => endpoint,
-        Err(_) if *service.known == Known::Pending && !service.is_late => {
-            service.waiting.push(key.to_bits());
-            return Ok(None);
-        }
-        Err(_) if *service.known == Known::Pending => return Err(control_silent(service)),
-        Err(why) => return Err(no_endpoint(service, why, call)),
-    };
+    match picked {
+        Ok(endpoint) => Ok(Some(endpoint)),
+        Err(_) if waits(service, key)? => Ok(None),
+        Err(why) => Err(no_endpoint(service, why, call)),
+    }
+}
+
+/// Take a place: from now on the call is load there, and its connection is one of the endpoint's pool.
+#[inline(always)]
+fn place(worker: &mut Worker, key: CallKey, endpoint: EndpointKey) -> Result<(PoolKey, SocketAddr), Failure> {
+    let call = worker.calls.get_mut(key).ok_or(Failure::Stopping)?;
+    let service = worker.services.get_mut(call.service).ok_or(Failure::Stopping)?;
     // A check is no load.
-    let begun = service.balancer.begin(endpoint, !call.checks).ok_or_else(no_call)?;
+    let begun = service.balancer.begin(endpoint, !call.checks);
+    let begun = begun.ok_or(Failure::Stopping)?;
     let (addr, marked) = (begun.addr, PoolKey::from_bits(begun.mark));
-    let pool = match worker.pools.get(marked) {
-        Some(pool) => {
-            if matches!(pool.via, Via::Own) {
-                // What arrives there is believed: nobody stands at the door between the application and itself.
-                call.exchange
-                    .head
-                    .remove_all(Name::ForwardedClientCert, &mut worker.wires.shared.interner);
-            }
-            marked
-        }
+    let (pool, is_own) = match worker.pools.get(marked) {
+        Some(known) => (marked, matches!(known.via, Via::Own)),
         None => {
             let via = match service.identity(addr) {
                 // The kernel does not turn what the pod sends to itself: there is nobody to speak TLS with.
-                _ if worker.own.contains(addr.ip(), now) => Via::Own,
+                _ if worker.own.contains(addr.ip(), worker.now) => Via::Own,
                 identity => Via::of(identity.cloned()),
             };
-            if via == Via::Own {
-                call.exchange
-                    .head
-                    .remove_all(Name::ForwardedClientCert, &mut worker.wires.shared.interner);
-            }
+            let is_own = matches!(via, Via::Own);
             let pool = worker.pools.of(addr, via);
             service.balancer.set_mark(endpoint, pool.to_bits());
-            pool
+            (pool, is_own)
         }
     };
-    if let Some(span) = call.span() {
-        span.event(now, Event::EndpointChosen(addr));
-        span.peer(addr);
-        if let Some(identity) = service.identity(addr) {
-            span.identity(&identity.to_string());
-        }
+    if is_own {
+        // What arrives there is believed: nobody stands at the door between the application and itself.
+        call.exchange
+            .head
+            .remove_all(Name::ForwardedClientCert, &mut worker.wires.shared.interner);
     }
     call.choice = Some(Choice {
         place: begun.call,
@@ -158,7 +143,19 @@ fn pick(worker: &mut Worker, key: CallKey) -> Result<Option<(PoolKey, SocketAddr
         pool,
         at: worker.tick,
     });
-    Ok(Some((pool, addr)))
+    if call.aside.is_some() {
+        worker.note_endpoint(key);
+    }
+    Ok((pool, addr))
+}
+
+/// Whether the call has to wait for more to be known of the service; else it goes on with what is.
+fn waits(service: &mut Service, key: CallKey) -> Result<bool, Failure> {
+    match service.lookup.join(key.to_bits()) {
+        Turn::Waits => Ok(true),
+        Turn::Late(Lack::Word | Lack::Owners) => Err(control_silent(service)),
+        Turn::Late(Lack::Addresses) | Turn::Done => Ok(false),
+    }
 }
 
 fn control_silent(service: &Service) -> Failure {

@@ -4,6 +4,8 @@
 //! output is written once. Nothing here is shared with another worker.
 
 mod counts;
+mod dial;
+mod discovery;
 mod door;
 mod events;
 mod health;
@@ -15,40 +17,36 @@ mod upkeep;
 pub use local::Local;
 pub use record::AccessLog;
 pub(crate) use record::Asked;
-pub use run::{Command, Cut, EndpointView, Mesh, Open, Orders, Parts, run};
+pub use run::{Answers, Command, Cut, EndpointView, Mesh, Open, Orders, Parts, run};
 
 use std::collections::VecDeque;
 use std::mem;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
-use portunus_proto::SpiffeId;
-use rand::RngExt as _;
 use rand::rngs::StdRng;
-use tokio_util::sync::CancellationToken;
 
 use crate::accept::PodAddresses;
-use crate::balance::{EndpointKey, EndpointSpec, Outcome};
+use crate::balance::Outcome;
 use crate::call::{Call, CallKey, Deadline};
-use crate::connect::resolve::{Answer, Query, Routes, State};
-use crate::connect::{self, Certified, Dialler, PoolKey, Pools, Reach, Side, Transport, Via, WireKey, Wires};
-use crate::edge::client_cert;
-use crate::exchange::{End, Exchange};
+use crate::connect::resolve::Routes;
+use crate::connect::{Dialler, PoolKey, Pools, Reach, Side, Transport, WireKey, Wires};
+use crate::exchange::{Answer, End, Exchange};
 use crate::failure::Failure;
 use crate::grpc::timeout;
 use crate::http2::Connection;
 use crate::http2::hpack::{FieldId, Fields, Interner, Name};
-use crate::http2::slots::{Key, Slots};
 use crate::policy;
 use crate::propagate::Tracing;
-use crate::route::{self, Known, ServiceKey, Services, Subject};
-use crate::telemetry::{Direction, Event, MethodId, Recorder};
+use crate::route::Services;
+use crate::slots::{Key, Slots};
+use crate::telemetry::{Direction, MethodId, Recorder};
 use crate::timers::{Tick, Timers};
 use crate::{inbound, outbound};
 use counts::Counts;
 use health::Checks;
-use run::{Inbox, Message};
+use run::Inbox;
 
 /// Bytes that one connection may bring in a turn.
 const READ_BYTES: usize = 64 << 10;
@@ -271,7 +269,17 @@ impl Worker {
         if call.exchange.phase.is_last() {
             return;
         }
+        let answer = self.note_failure(key, &failure);
+        let Some(call) = self.calls.get_mut(key) else { return };
+        call.ended = Some(answer.code);
+        call.exchange.answer(&answer, &mut self.wires);
+        self.settle(key);
+    }
+
+    /// We end the call: that is logged, counted and recorded, however its caller is told.
+    fn note_failure(&mut self, key: CallKey, failure: &Failure) -> Answer {
         let answer = failure.answer();
+        let Some(call) = self.calls.get(key) else { return answer };
         tracing::debug!(
             reason = answer.reason,
             fault = ?failure.fault(),
@@ -284,12 +292,9 @@ impl Worker {
             self.counts.of(call.inbound).failed(answer.reason);
         }
         if call.aside.is_some() {
-            self.record_failure(key, &failure);
+            self.record_failure(key, failure);
         }
-        let Some(call) = self.calls.get_mut(key) else { return };
-        call.ended = Some(answer.code);
-        call.exchange.answer(&answer, &mut self.wires);
-        self.settle(key);
+        answer
     }
 
     /// The call has been taken back from where it went, and looks for another way.
@@ -306,11 +311,12 @@ impl Worker {
     pub(crate) fn leave_endpoint(&mut self, key: CallKey) {
         let Some(call) = self.calls.get_mut(key) else { return };
         let Some(choice) = call.choice.take() else { return };
+        let at = call.service;
         self.pools.forget(choice.pool, key.to_bits());
-        if let (Some(place), Some(service)) = (choice.place, self.services.get_mut(call.service))
+        if let (Some(place), Some(service)) = (choice.place, self.services.get_mut(at))
             && let Some(gone) = service.balancer.finished(place, Outcome::Unsent, self.now)
         {
-            self.retire(gone.addr);
+            self.retire(at, gone.addr);
         }
     }
 
@@ -336,18 +342,17 @@ impl Worker {
             self.counts.request(Counts::in_plain(call.inbound));
         }
         let outcome = call.outcome(code, self.tick);
-        let (service, choice) = (call.service, call.choice.take());
+        let (at, choice) = (call.service, call.choice.take());
         call.exchange.release(&mut self.wires);
         if self.spare.len() < SPARE_LISTS {
             self.spare.push(mem::take(&mut call.exchange.head));
         }
         self.calls.discard(key);
         let Some(choice) = choice else { return };
-        if let (Some(place), Some(service)) = (choice.place, self.services.get_mut(service)) {
-            let gone = service.balancer.finished(place, outcome, self.now);
-            if let Some(gone) = gone {
-                self.retire(gone.addr);
-            }
+        if let (Some(place), Some(service)) = (choice.place, self.services.get_mut(at))
+            && let Some(gone) = service.balancer.finished(place, outcome, self.now)
+        {
+            self.retire(at, gone.addr);
         }
         if self.pools.is_awaited(choice.pool) {
             self.serve(choice.pool, choice.addr);
@@ -404,217 +409,6 @@ impl Worker {
         Ok(())
     }
 
-    /// Opens a connection to `addr` for its pool.
-    fn dial(&self, pool: PoolKey, addr: SocketAddr) {
-        let via = self.pools.get(pool).map_or(Via::Plain, |pool| pool.via.clone());
-        let dialling = self.dialler.clone().dial(addr, via);
-        let inbox = self.inbox.clone();
-        tokio::task::spawn_local(async move {
-            let result = dialling.await;
-            inbox.send(Message::Dialled { pool, addr, result });
-        });
-    }
-
-    /// The service that an address is by itself.
-    #[inline(always)]
-    pub(crate) fn of_address(&mut self, addr: SocketAddr) -> ServiceKey {
-        let (service, is_new) = self.services.of_address(addr, self.now);
-        if is_new {
-            self.inquire(service);
-        }
-        service
-    }
-
-    /// Asks what there is to know of a service that is new, and follows it from now on.
-    pub(crate) fn inquire(&mut self, key: ServiceKey) {
-        let Some(service) = self.services.get_mut(key) else {
-            return;
-        };
-        match &self.parts.mesh {
-            Some(mesh) => {
-                let followed = CancellationToken::new();
-                run::follow_mesh(
-                    mesh.clone(),
-                    self.inbox.clone(),
-                    key,
-                    service.subject.clone(),
-                    followed.clone(),
-                );
-                service.following.push(followed.drop_guard());
-            }
-            None => {
-                let known = service.known.clone();
-                self.learned(key, known);
-            }
-        }
-    }
-
-    /// What control says of a service.
-    fn learned(&mut self, key: ServiceKey, known: Arc<Known>) {
-        let Some(service) = self.services.get_mut(key) else {
-            return;
-        };
-        if *known == Known::Pending {
-            return;
-        }
-        service.is_late = false;
-        service.known = known.clone();
-        service.heed(&self.parts.balance, &self.parts.health);
-        match (&*known, service.subject.clone()) {
-            (Known::Outside(policy), Subject::Name { host, port }) => {
-                let srv = policy.srv.clone().or_else(|| self.parts.srv.get(&host).cloned());
-                self.resolve(key, Query { host, port, srv });
-            }
-            (Known::Service(view), _) => {
-                service.forget_names();
-                let addresses = view.addresses.iter().copied();
-                service.is_meant_by(addresses.chain(view.endpoints.iter().map(|e| e.addr.ip())), self.now);
-                let now = tokio::time::Instant::now();
-                self.routes.prune(now);
-                let ready = view.endpoints.iter().filter(|endpoint| endpoint.is_ready);
-                // A pod without IPv6 has no use for a workload's IPv6 address, nor the other way round.
-                let routable = ready.filter(|endpoint| self.routes.lead_to(endpoint.addr.ip(), now));
-                let endpoints: Vec<_> = routable.map(spec_of).collect();
-                self.update(key, &endpoints);
-            }
-            // A name that is an address has no other endpoint than that.
-            (Known::Endpoint(endpoint), _) => {
-                service.forget_names();
-                service.is_meant_by([endpoint.addr.ip()], self.now);
-                self.update(key, &[spec_of(endpoint)]);
-            }
-            (Known::Outside(_), Subject::Address(addr)) => self.update(key, &[plain(addr)]),
-            (Known::Pending, _) => {}
-        }
-        let Some(Subject::Address(addr)) = self.services.get(key).map(|service| service.subject.clone()) else {
-            return;
-        };
-        for named in self.services.named_at(addr) {
-            self.name_endpoints(named);
-        }
-    }
-
-    /// Follows what a name stands for, from now on. Where something else was asked for it before, the endpoints stay until
-    /// that is answered.
-    fn resolve(&mut self, key: ServiceKey, query: Query) {
-        let Some(service) = self.services.get_mut(key) else {
-            return;
-        };
-        if service.asked.as_ref() == Some(&query) {
-            return self.name_endpoints(key);
-        }
-        let follows_mesh = usize::from(self.parts.mesh.is_some());
-        service.following.truncate(follows_mesh);
-        service.asked = Some(query.clone());
-        let followed = CancellationToken::new();
-        service.following.push(followed.clone().drop_guard());
-        run::follow(self.parts.names.clone(), self.inbox.clone(), key, query, followed);
-    }
-
-    /// The addresses of a service, as the name servers give them now.
-    fn resolved(&mut self, key: ServiceKey, answer: Arc<Answer>) {
-        let Some(service) = self.services.get_mut(key).filter(|service| service.is_outside()) else {
-            return;
-        };
-        if matches!(answer.state, State::Pending) {
-            return;
-        }
-        service.is_late = false;
-        service.answer = Some(answer.clone());
-        if self.parts.mesh.is_some() {
-            for target in answer.routable() {
-                self.of_address(target.addr);
-            }
-        }
-        self.name_endpoints(key);
-    }
-
-    /// The endpoints of a name outside the mesh: its addresses, as far as it is known who is there.
-    fn name_endpoints(&mut self, key: ServiceKey) {
-        let Some(service) = self.services.get(key) else { return };
-        let Some(answer) = service.answer.clone() else { return };
-        let (mut endpoints, mut lent, mut is_whole) = (Vec::new(), Vec::new(), true);
-        for target in answer.routable() {
-            let spec = EndpointSpec {
-                addr: target.addr,
-                weight: target.weight,
-                priority: target.priority,
-            };
-            let known = match self.parts.mesh {
-                Some(_) => self.services.who_is_at(target.addr),
-                None => Some(&*service.known),
-            };
-            match known {
-                None | Some(Known::Pending) => is_whole = false,
-                Some(Known::Endpoint(endpoint)) => endpoints.push((spec, endpoint.identity.clone())),
-                Some(Known::Outside(_)) => endpoints.push((spec, None)),
-                Some(Known::Service(_)) => lent.push(target.addr.ip()),
-            }
-        }
-        if let Some(service) = self.services.get_mut(key) {
-            service.lends(lent);
-        }
-        if is_whole || !endpoints.is_empty() {
-            self.update(key, &endpoints);
-        }
-    }
-
-    /// A service has these endpoints now, and calls that waited for them go on.
-    fn update(&mut self, key: ServiceKey, endpoints: &[(EndpointSpec, Option<SpiffeId>)]) {
-        let Some(service) = self.services.get_mut(key) else {
-            return;
-        };
-        let (changes, changed) = service.update(endpoints, self.now);
-        let waiting = mem::take(&mut service.waiting);
-        for gone in changes.gone {
-            self.retire(gone.addr);
-        }
-        for addr in changed {
-            self.retire_others(addr);
-        }
-        for mark in waiting {
-            outbound::resolved(self, Key::from_bits(mark));
-        }
-    }
-
-    /// Whoever was asked took too long: who waited goes on with what is known.
-    fn stop_waiting(&mut self, key: ServiceKey) {
-        let Some(service) = self.services.get_mut(key) else {
-            return;
-        };
-        service.is_late = true;
-        for mark in mem::take(&mut service.waiting) {
-            outbound::resolved(self, Key::from_bits(mark));
-        }
-    }
-
-    /// A service has `addr` no more. If no other has it, no new call goes there: its connections end when their calls do.
-    fn retire(&mut self, addr: SocketAddr) {
-        if !self.services.has_endpoint(addr) {
-            for pool in self.pools.at(addr) {
-                self.drain(pool);
-            }
-        }
-    }
-
-    /// Somebody else is at `addr` now than before: the connections to whom no service means any more end when their calls do.
-    fn retire_others(&mut self, addr: SocketAddr) {
-        for key in self.pools.at(addr) {
-            let Some(pool) = self.pools.get(key) else { continue };
-            if !self.services.leads_to(addr, &pool.via) {
-                self.drain(key);
-            }
-        }
-    }
-
-    fn drain(&mut self, pool: PoolKey) {
-        for key in self.pools.wires(pool).to_vec() {
-            if let Some((wire, _)) = self.wires.touch(key) {
-                wire.engine.begin_goaway();
-            }
-        }
-    }
-
     /// Takes a caller's connection in, whose first bytes are HTTP/2's.
     fn adopt(&mut self, transport: Transport, first: Vec<u8>, peer: SocketAddr, side: Side) {
         let Side::Caller { inbound, .. } = side else { return };
@@ -635,137 +429,6 @@ impl Worker {
             self.counts.of(inbound).opened_downstream();
         }
     }
-
-    /// What follows from who has proven to be at the other end, once and for all calls of the wire.
-    fn get_to_know(&mut self, key: WireKey, inbound: bool) {
-        let Some(wire) = self.wires.slots.get_mut(key) else {
-            return;
-        };
-        let Some(peer) = wire.proven() else {
-            wire.label = Counts::in_plain(inbound);
-            return;
-        };
-        let (id, ends, hash) = (peer.id().clone(), peer.not_after(), *peer.hash());
-        wire.label = self.counts.label(inbound, &id, &self.recorder);
-        let own = self.parts.mesh.as_ref().and_then(|mesh| mesh.own.load_full());
-        let Some(own) = own else { return };
-        let luck = self.rng.random::<f64>();
-        wire.certified = Some(Certified::new(ends.min(own.not_after()), SystemTime::now(), luck));
-        if matches!(wire.side, Side::Caller { .. })
-            && let Ok(text) = client_cert::value(own.id().as_str(), &hash, id.as_str())
-        {
-            let interner = &mut self.wires.shared.interner;
-            wire.client_cert = Some(interner.constant(client_cert::NAME.as_bytes(), text.as_bytes()));
-        }
-    }
-
-    /// A connection that was dialled is here, or is not.
-    fn dialled(&mut self, pool: PoolKey, addr: SocketAddr, result: Result<Transport, connect::Error>) {
-        let inbound = self.pools.get(pool).is_some_and(|pool| pool.via == Via::Own);
-        match result {
-            Ok(transport) => {
-                let settings = self.parts.http2.clone();
-                let mut engine = Connection::client(settings, false, self.now, &mut self.wires.shared);
-                engine.expect_streams(self.pools.likely_streams(pool));
-                let side = Side::Server { pool };
-                let wire = self.wires.insert(transport, Vec::new(), engine, addr, side, self.now);
-                self.get_to_know(wire, inbound);
-                self.counts.of(inbound).opened_upstream();
-                if self.wires.slots.get(wire).is_some_and(|wire| wire.is_proven) {
-                    self.usable(pool, wire, addr);
-                    self.serve(pool, addr);
-                }
-            }
-            Err(error) => {
-                tracing::debug!(%addr, "{error}");
-                if matches!(error, connect::Error::Tls { .. } | connect::Error::NoCertificate { .. }) {
-                    self.counts.shook_hands(inbound, error.reason(), &self.recorder);
-                    tracing::warn!(%addr, reason = error.reason(), "{error}");
-                }
-                self.not_dialled(pool, &error.to_string());
-            }
-        }
-    }
-
-    /// A server's connection may carry calls from now on.
-    fn usable(&mut self, pool: PoolKey, wire: WireKey, addr: SocketAddr) {
-        self.pools.dialled(pool, wire);
-        self.dial_ok(addr);
-    }
-
-    /// A server has said something in TLS: it has taken our certificate.
-    pub(super) fn prove(&mut self, key: WireKey) {
-        if let Some(wire) = self.wires.slots.get_mut(key)
-            && let Side::Server { pool } = wire.side
-            && !wire.is_proven
-        {
-            wire.is_proven = true;
-            let addr = wire.peer;
-            self.counts.shook_hands(false, "ok", &self.recorder);
-            self.usable(pool, key, addr);
-        }
-    }
-
-    /// No connection came of a dial: the calls that waited for it try elsewhere.
-    pub(super) fn not_dialled(&mut self, pool: PoolKey, why: &str) {
-        let mut judged = Vec::new();
-        for mark in self.pools.dial_failed(pool, &self.wires) {
-            self.dial_failed(Key::from_bits(mark), why, &mut judged);
-        }
-        self.pools.remove_if_idle(pool);
-    }
-
-    fn dial_ok(&mut self, addr: SocketAddr) {
-        let now = self.now;
-        self.services
-            .of_endpoint(addr, |balancer, endpoint| balancer.dial_ok(endpoint, now));
-    }
-
-    /// The endpoint that a call waited for cannot be reached: it tries the others, one after another.
-    pub(crate) fn dial_failed(&mut self, key: CallKey, why: &str, judged: &mut Vec<(ServiceKey, EndpointKey)>) {
-        let Some(call) = self.calls.get_mut(key) else { return };
-        call.aside().last_error = Some(why.into());
-        let Some(choice) = &call.choice else { return };
-        let (service, Some(endpoint)) = (call.service, choice.place.as_ref().map(|place| place.key())) else {
-            self.fail(key, Failure::Unreachable { why: why.to_owned() });
-            return;
-        };
-        let addr = choice.addr;
-        if let Some(span) = call.span() {
-            span.event(self.now, Event::Ejected(addr));
-            span.event(self.now, Event::Retry { reason: "not_reached" });
-        }
-        call.aside().tried.insert(endpoint);
-        if !judged.contains(&(service, endpoint)) {
-            judged.push((service, endpoint));
-            if let Some(service) = self.services.get_mut(service) {
-                service.balancer.dial_failed(endpoint, self.now, &mut self.rng);
-                service.unreached = Some(why.into());
-            }
-        }
-        self.leave_endpoint(key);
-        self.send_again(key);
-    }
-}
-
-/// An endpoint as the balancer takes it, and who is there.
-fn spec_of(endpoint: &route::Endpoint) -> (EndpointSpec, Option<SpiffeId>) {
-    let spec = EndpointSpec {
-        addr: endpoint.addr,
-        weight: endpoint.weight,
-        priority: 0,
-    };
-    (spec, endpoint.identity.clone())
-}
-
-/// An address by itself, where nobody is known to be.
-fn plain(addr: SocketAddr) -> (EndpointSpec, Option<SpiffeId>) {
-    let spec = EndpointSpec {
-        addr,
-        weight: 1,
-        priority: 0,
-    };
-    (spec, None)
 }
 
 /// The method of an RPC: known by the number on its interned path, else looked up or learned.

@@ -8,6 +8,7 @@ use portunus_sidecar::edge::client_cert::{NAME, is_taken_for};
 use portunus_sidecar::http2::hpack::huffman;
 use portunus_sidecar::policy::Mode;
 use sha2::Digest as _;
+use support::pki;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 
@@ -308,6 +309,54 @@ async fn a_caller_in_mtls_is_named_once_by_what_it_proved_whatever_it_says() {
     let shown = root.leaf(|_| {});
     let door = ends::veil(world.proxy, client_config(Some(&shown))).await;
     try_all(door, &keeper, Some(&truth(&shown))).await;
+}
+
+/// A way to `to` that is held up once `to` has answered: then this is done, and all goes on.
+async fn held_up(to: SocketAddr, meanwhile: impl FnOnce() + Send + 'static) -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+    let addr = listener.local_addr().expect("an address");
+    tokio::spawn(async move {
+        let (mut near, _) = listener.accept().await.expect("somebody comes");
+        let mut far = TcpStream::connect(to).await.expect("it listens");
+        let mut room = [0; 4_096];
+        loop {
+            tokio::select! {
+                biased;
+                answered = far.readable() => break answered.expect("it answers"),
+                n = near.read(&mut room) => {
+                    let n = n.expect("it speaks");
+                    far.write_all(&room[..n]).await.expect("it listens");
+                }
+            }
+        }
+        meanwhile();
+        // Either side's end is the end of both.
+        let _ = tokio::io::copy_bidirectional(&mut near, &mut far).await;
+    });
+    addr
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_caller_in_mtls_is_named_by_what_it_proved_though_our_certificate_is_gone_since() {
+    let root = Authority::root("root");
+    let keeper = Keeper::open().await;
+    let mesh = pki::mesh(ends::ours(&root), Mode::Strict, |_| None);
+    let own = mesh.own.clone();
+    let world = World::before(keeper.addr, ends::of(mesh, true)).await;
+    let way = held_up(world.proxy, move || own.store(None)).await;
+    let shown = root.leaf(|_| {});
+    let door = ends::veil(way, client_config(Some(&shown))).await;
+    let mut caller = Raw::client(door, &[]).await;
+    caller.send(&with(&[])).await;
+    let head = caller.until(|frame| frame.kind == HEADERS).await;
+    caller.fields(&head).await;
+    let lists = keeper.lists.lock();
+    let told: Vec<_> = lists[0]
+        .iter()
+        .filter(|field| is_taken_for(field.name.as_bytes()))
+        .collect();
+    assert_eq!(told.len(), 1, "{told:?}");
+    assert_eq!(&*told[0].value, truth(&shown).as_bytes());
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -1,5 +1,7 @@
 //! What was not processed is sent again, once and unnoticed; what may have been processed never is.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes as Buf;
@@ -476,6 +478,7 @@ async fn thousands_that_wait_for_a_slow_server_end_with_their_deadline_one_after
 }
 
 #[tokio::test]
+
 async fn what_an_application_says_in_the_proxys_name_is_not_passed_on_to_be_believed() {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
     let setup = Setup {
@@ -505,4 +508,37 @@ async fn what_an_application_says_in_the_proxys_name_is_not_passed_on_to_be_beli
     let answer = waits.await.expect("it held").expect("answered");
     is(&answer, "14", "");
     assert!(!answer.head.contains_key("portunus-error"), "{answer:?}");
+}
+
+#[tokio::test]
+async fn a_server_that_takes_connections_and_resets_them_at_once_is_not_dialled_again_and_again() {
+    for inbound in [false, true] {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+        let addr = listener.local_addr().expect("an address");
+        let setup = Setup {
+            inbound,
+            pair: false,
+            ..Setup::default()
+        };
+        let world = World::before(addr, setup).await;
+        let taken = Arc::new(AtomicUsize::new(0));
+        let takes = taken.clone();
+        tokio::spawn(async move {
+            while let Ok((socket, _)) = listener.accept().await {
+                takes.fetch_add(1, Relaxed);
+                socket.set_zero_linger().expect("a TCP socket");
+            }
+        });
+        let mut caller = world.caller().await;
+        for asked in 1..=30 {
+            let answer = caller.ask(request("/a.B/C", &[("grpc-timeout", "5S")])).await;
+            let answer = answer.expect("answered");
+            assert_eq!(answer.grpc_status.as_deref(), Some("14"), "{answer:?}");
+            let taken = taken.load(Relaxed);
+            assert!(
+                taken <= asked,
+                "{asked} calls made {taken} connections, inbound: {inbound}"
+            );
+        }
+    }
 }

@@ -1,8 +1,10 @@
 //! Neighbours: what one stream or one connection does to the others, and what it costs.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes as Buf;
+use parking_lot::Mutex;
 use portunus_sidecar::http2;
 use tokio::net::TcpListener;
 use tokio::task::JoinSet;
@@ -244,4 +246,41 @@ async fn a_spent_budget_costs_the_streams_that_stall_and_those_that_come_and_no_
             .send(&[raw::update(0, 2_005), raw::update(1, 2_005)].concat())
             .await;
     }
+}
+
+#[tokio::test]
+async fn a_call_that_is_cut_because_it_stalled_is_logged_with_its_reason() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+    let log = Arc::new(Mutex::new(String::new()));
+    let setup = Setup {
+        budget: 1 << 20,
+        access_log: Some(log.clone()),
+        pair: false,
+        ..Setup::default()
+    };
+    let world = World::before(listener.local_addr().expect("an address"), setup).await;
+    let mut stalled = Raw::client(world.proxy, &[(4, 0)]).await;
+    tokio::spawn(async move {
+        let mut server = Raw::accept(&listener, &[]).await;
+        loop {
+            let head = server.until(|frame| frame.kind == HEADERS).await;
+            server.fields(&head).await;
+            server.send(&raw::response(head.stream)).await;
+            for _ in 0..4 {
+                server.send(&frame(DATA, 0, head.stream, &[1; 16_000])).await;
+            }
+        }
+    });
+    for i in 0..50 {
+        stalled.send(&raw::request(2 * i + 1, "/a.B/Stalled", &[], true)).await;
+    }
+    world
+        .until("portunus_proxy_errors_total", &["\"stalled\""], |cut| cut >= 1.0)
+        .await;
+    let log = log.lock();
+    let cut = log
+        .lines()
+        .filter(|line| line.contains("\"error\":\"stalled\""))
+        .count();
+    assert!(cut >= 1, "{log}");
 }

@@ -4,6 +4,7 @@
 mod again;
 mod chaos;
 mod credit;
+mod discovery;
 mod ends;
 mod fields;
 mod load;

@@ -145,7 +145,7 @@ pub fn mesh_of(
         let (keep, known) = watch::channel(Arc::new(known(subject)));
         // Nothing ever changes; but that nobody is left to say so would be the end of it.
         std::mem::forget(keep);
-        Some(known)
+        Ok(known)
     };
     Mesh {
         own: Arc::new(ArcSwapOption::from(Some(credential))),

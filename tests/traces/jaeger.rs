@@ -57,7 +57,7 @@ fn both_spans_arrive(mesh: &Mesh, protocol: Protocol, port: u16) -> Result<()> {
     ensure!(tag(server, "otel.status_description") == "10.0.0.7:50051 refused; is the application listening there?");
     ensure!(tag(server, "portunus.peer.identity") == "spiffe://mesh.test/ns/a/sa/client");
     let events = server["logs"].to_string() + &client["logs"].to_string();
-    for event in ["endpoint chosen", "retry", "ejection", "failure"] {
+    for event in ["endpoint chosen", "retry", "backoff", "failure"] {
         ensure!(events.contains(&format!("\"{event}\"")), "no {event} among {events}");
     }
     let duration = client["duration"].as_u64().context("a span has a duration")?;
@@ -79,7 +79,7 @@ fn a_call_fails(protocol: Protocol, port: u16) -> Result<String> {
 
     let (mut client, traceparent) = outbound.begin(Kind::Client, None)?;
     client.event(began, Event::EndpointChosen(([10, 0, 0, 6], 50051).into()));
-    client.event(began, Event::Ejected(([10, 0, 0, 6], 50051).into()));
+    client.event(began, Event::Backoff(([10, 0, 0, 6], 50051).into()));
     client.event(
         began,
         Event::Retry {

@@ -49,7 +49,7 @@ impl Membership {
         Mesh {
             own: self.control.credential(),
             modes: self.control.inbound(),
-            ask: Arc::new(move |subject| directory.follow(subject).ok()),
+            ask: Arc::new(move |subject| directory.follow(subject)),
         }
     }
 

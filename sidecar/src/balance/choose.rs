@@ -6,9 +6,10 @@ use rand::{Rng, RngExt};
 
 use super::{
     Algorithm, EndpointKey, Settings, Tried,
-    endpoint::{Endpoint, Fit, Slots},
+    endpoint::{Endpoint, Fit},
     latency::Norm,
 };
+use crate::slots::Slots;
 
 /// The endpoints to choose from, with running totals of their weights.
 #[derive(Debug, Default)]
@@ -28,7 +29,7 @@ impl Draw {
     /// time alone will change that.
     pub(super) fn fill(
         &mut self,
-        slots: &Slots,
+        slots: &Slots<Endpoint>,
         named: &[EndpointKey],
         tried: &Tried,
         now: Instant,
@@ -59,10 +60,10 @@ impl Draw {
         let fellows = || known().filter(|(_, endpoint)| endpoint.priority == priority);
         let are_well = fellows().filter(|(_, endpoint)| endpoint.fit() == Fit::Well).count();
         let few = are_well * 2 < fellows().count();
-        if let Some((key, endpoint)) =
-            fellows().find(|(key, endpoint)| endpoint.is_due_for_probe() && may(key, endpoint))
-            && endpoint.fit() == Fit::Well
-        {
+        let is_due = |key: &EndpointKey, endpoint: &Endpoint| {
+            endpoint.is_due_for_probe() && endpoint.fit() == Fit::Well && may(key, endpoint)
+        };
+        if let Some((key, endpoint)) = fellows().find(|(key, endpoint)| is_due(key, endpoint)) {
             // Its time is over: the next RPC tries it. Left to chance, what made it an outlier would keep it away for ever.
             self.ends.push(u64::from(endpoint.weight));
             self.keys.push(key);
@@ -85,7 +86,7 @@ impl Draw {
     /// Takes one, by the algorithm of the settings.
     pub(super) fn take(
         &self,
-        slots: &mut Slots,
+        slots: &mut Slots<Endpoint>,
         settings: &Settings,
         norm: &Norm,
         now: Instant,
@@ -103,7 +104,7 @@ impl Draw {
 
     fn two_choices(
         &self,
-        slots: &mut Slots,
+        slots: &mut Slots<Endpoint>,
         settings: &Settings,
         norm: &Norm,
         now: Instant,
@@ -137,7 +138,13 @@ impl Draw {
 
     /// Smooth weighted round robin, as nginx does it: everybody gains its weight, the richest goes and pays the total.
     /// The first turns are drawn, or every client of a service would begin at the same endpoint.
-    fn turns(&self, slots: &mut Slots, settings: &Settings, now: Instant, rng: &mut impl Rng) -> Option<EndpointKey> {
+    fn turns(
+        &self,
+        slots: &mut Slots<Endpoint>,
+        settings: &Settings,
+        now: Instant,
+        rng: &mut impl Rng,
+    ) -> Option<EndpointKey> {
         let mut total = 0;
         let mut richest: Option<(EndpointKey, i64)> = None;
         for key in &self.keys {

@@ -11,13 +11,10 @@ use super::{
     health::{Health, Verdict, Why},
     latency::{Latency, Norm},
 };
+use crate::slots::Key;
 
 /// Names an endpoint of one [`super::Balancer`]. A key that outlives its endpoint is harmless: it means nobody.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub struct EndpointKey {
-    slot: u32,
-    generation: u32,
-}
+pub type EndpointKey = Key<Endpoint>;
 
 /// Whether an endpoint can be picked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -61,12 +58,11 @@ pub struct View {
     pub latency: Option<Duration>,
     /// How often it was picked.
     pub picked: u64,
-    /// Dials that failed in a row.
-    pub failures: u32,
 }
 
+/// What is known of an endpoint; only its balancer sees inside.
 #[derive(Debug)]
-pub(super) struct Endpoint {
+pub struct Endpoint {
     pub(super) addr: SocketAddr,
     pub(super) weight: u32,
     pub(super) priority: u16,
@@ -77,6 +73,8 @@ pub(super) struct Endpoint {
     pub(super) failures: u32,
     pub(super) conduct: Conduct,
     pub(super) health: Health,
+    /// How often its verdict has turned since that was told.
+    pub(super) turned: u32,
     /// How often it had been picked when that was last counted as done in spite of its health.
     pub(super) counted: u64,
     /// The owner's own.
@@ -191,6 +189,7 @@ impl Endpoint {
             failures: 0,
             conduct,
             health: Health::default(),
+            turned: 0,
             counted: 0,
             mark: 0,
             waiting: 0,
@@ -282,78 +281,7 @@ impl Endpoint {
             in_flight: self.in_flight(),
             latency: self.latency.known(norm, now, decay),
             picked: self.picked,
-            failures: self.failures,
         }
-    }
-}
-
-/// A slab of endpoints whose keys carry a generation.
-#[derive(Debug, Default)]
-pub(super) struct Slots {
-    slots: Vec<Slot>,
-    free: Vec<u32>,
-}
-
-#[derive(Debug)]
-struct Slot {
-    generation: u32,
-    endpoint: Option<Endpoint>,
-}
-
-impl Slots {
-    pub(super) fn insert(&mut self, endpoint: Endpoint) -> EndpointKey {
-        let slot = self.free.pop().unwrap_or_else(|| {
-            self.slots.push(Slot {
-                generation: 0,
-                endpoint: None,
-            });
-            u32::try_from(self.slots.len() - 1).expect("addresses are capped far below four billion")
-        });
-        let at = &mut self.slots[slot as usize];
-        at.endpoint = Some(endpoint);
-        EndpointKey {
-            slot,
-            generation: at.generation,
-        }
-    }
-
-    pub(super) fn remove(&mut self, key: EndpointKey) -> Option<Endpoint> {
-        let at = self
-            .slots
-            .get_mut(key.slot as usize)
-            .filter(|at| at.generation == key.generation)?;
-        let endpoint = at.endpoint.take()?;
-        at.generation = at.generation.wrapping_add(1);
-        self.free.push(key.slot);
-        Some(endpoint)
-    }
-
-    pub(super) fn get(&self, key: EndpointKey) -> Option<&Endpoint> {
-        self.slots
-            .get(key.slot as usize)
-            .filter(|at| at.generation == key.generation)?
-            .endpoint
-            .as_ref()
-    }
-
-    pub(super) fn get_mut(&mut self, key: EndpointKey) -> Option<&mut Endpoint> {
-        self.slots
-            .get_mut(key.slot as usize)
-            .filter(|at| at.generation == key.generation)?
-            .endpoint
-            .as_mut()
-    }
-
-    pub(super) fn iter(&self) -> impl Iterator<Item = (EndpointKey, &Endpoint)> {
-        self.slots.iter().enumerate().filter_map(|(slot, at)| {
-            Some((
-                EndpointKey {
-                    slot: slot as u32,
-                    generation: at.generation,
-                },
-                at.endpoint.as_ref()?,
-            ))
-        })
     }
 }
 

@@ -5,7 +5,7 @@
 //!
 //! ```text
 //! update(addresses) ------------------------------> Changes: added, draining, gone
-//! pick -> key -> started -> call -+-> dial_failed(key) -> finished(call, Unsent) -> pick again with `Tried`
+//! pick -> key -> begin -> call -+-> dial_failed(key) -> finished(call, Unsent) -> pick again with `Tried`
 //!                                 +-> dial_ok(key) -> answered(call, latency) -> finished(call, Done)
 //! ```
 //!
@@ -53,9 +53,10 @@ pub use no_endpoint::NoEndpoint;
 pub use outcome::Outcome;
 pub use tried::Tried;
 
+use crate::slots::Slots;
 use choose::Draw;
 use eject::{Cause, Conduct};
-use endpoint::{Endpoint, Fit, Slots, Standing};
+use endpoint::{Endpoint, Fit, Standing};
 use health::{Finding, Says, Thresholds, Verdict, Why};
 use latency::{Latency, Norm};
 
@@ -149,7 +150,7 @@ pub struct Begun {
     pub mark: u64,
 }
 
-/// An RPC at an endpoint, from [`Balancer::started`] to [`Balancer::finished`]. Must be given back: until then it counts
+/// An RPC at an endpoint, from [`Balancer::begin`] to [`Balancer::finished`]. Must be given back: until then it counts
 /// as load, and its endpoint cannot go.
 #[derive(Debug)]
 #[must_use = "it counts as load until it is finished"]
@@ -162,11 +163,6 @@ impl Call {
     /// The endpoint that was picked.
     pub fn key(&self) -> EndpointKey {
         self.key
-    }
-
-    /// Whether the first response headers have come.
-    pub fn is_answered(&self) -> bool {
-        self.answered
     }
 }
 
@@ -191,15 +187,15 @@ pub enum TurnTo {
     },
     /// Back from an ejection.
     Back,
-    /// Its checks say this.
-    Verdict(Verdict),
+    /// Its checks say this, and have said something else so often since this was told last.
+    Verdict(Verdict, u32),
 }
 
 /// The endpoints of one service as one worker sees them, and the choice among them.
 #[derive(Debug)]
 pub struct Balancer {
     settings: Settings,
-    slots: Slots,
+    slots: Slots<Endpoint>,
     /// Every endpoint that discovery names, and those that drain.
     by_addr: HashMap<SocketAddr, EndpointKey>,
     /// The endpoints that discovery names now, in its order.
@@ -220,6 +216,9 @@ pub struct Balancer {
     /// Endpoints that have earned an ejection, which begins with the next pick or look: it takes dice.
     outliers: Vec<(EndpointKey, Cause)>,
     turns: Vec<Turn>,
+    /// Endpoints whose checks say something else than what was told last. A hostile one may change its mind with every
+    /// byte: that is told once.
+    turned: Vec<EndpointKey>,
 }
 
 impl Balancer {
@@ -241,6 +240,7 @@ impl Balancer {
             well_at_look: 0,
             outliers: Vec::new(),
             turns: Vec::new(),
+            turned: Vec::new(),
         }
     }
 
@@ -312,7 +312,7 @@ impl Balancer {
 
     /// Picks an endpoint for an RPC that has `tried` some without success.
     ///
-    /// Call [`Balancer::started`] at once, also when the endpoint must be dialled first: an RPC that waits for a dial is
+    /// Call [`Balancer::begin`] at once, also when the endpoint must be dialled first: an RPC that waits for a dial is
     /// load. Endpoints in back-off are left alone while any other can be picked. When there is no other, each of them
     /// is still offered to one RPC every [`Settings::last_resort_interval`]; the rest fail at once, with the reason.
     #[inline(always)]
@@ -339,8 +339,8 @@ impl Balancer {
         Ok(key)
     }
 
-    /// [`Balancer::started`], [`Balancer::addr`] and [`Balancer::mark`] in one; nothing if the endpoint is gone. What is no
-    /// load counts for nothing.
+    /// An RPC is on its way to the endpoint: it counts as load until [`Balancer::finished`], unless it is none. Nothing if the
+    /// endpoint is gone.
     #[inline(always)]
     pub fn begin(&mut self, key: EndpointKey, is_load: bool) -> Option<Begun> {
         let endpoint = self.slots.get_mut(key)?;
@@ -354,16 +354,7 @@ impl Balancer {
         })
     }
 
-    /// An RPC is on its way to the endpoint: it counts as load until [`Balancer::finished`].
-    #[inline(always)]
-    pub fn started(&mut self, key: EndpointKey) -> Call {
-        if let Some(endpoint) = self.slots.get_mut(key) {
-            endpoint.waiting = endpoint.waiting.saturating_add(1);
-        }
-        Call { key, answered: false }
-    }
-
-    /// The first response headers of an RPC came, `latency` after [`Balancer::started`]. This is all that counts for
+    /// The first response headers of an RPC came, `latency` after [`Balancer::begin`]. This is all that counts for
     /// the endpoint's speed, and it counts once. An answer that says the endpoint could not serve is none: report it as
     /// [`Outcome::Failed`] alone.
     #[inline(always)]
@@ -423,7 +414,7 @@ impl Balancer {
         }
     }
 
-    /// An RPC has no whole message yet, `waited` after [`Balancer::started`], and its request is whole. To be told of each such
+    /// An RPC has no whole message yet, `waited` after [`Balancer::begin`], and its request is whole. To be told of each such
     /// RPC, before [`Balancer::looked`]: one that never ends would never be heard of otherwise.
     pub fn sees(&mut self, call: &Call, waited: Duration, now: Instant) {
         let in_vain = in_vain(&self.norm);
@@ -468,15 +459,14 @@ impl Balancer {
         let was_well = endpoint.fit() == Fit::Well;
         endpoint.picked_unhealthy();
         if endpoint.health.found(finding, thresholds) {
-            let turn = Turn {
-                addr: endpoint.addr,
-                to: TurnTo::Verdict(endpoint.health.verdict()),
-            };
+            if endpoint.turned == 0 {
+                self.turned.push(key);
+            }
+            endpoint.turned = endpoint.turned.saturating_add(1);
             if !was_well && endpoint.fit() == Fit::Well && slow_start {
                 endpoint.joined = Some(now);
             }
             self.stale = true;
-            self.tell(turn);
         }
         let Some(endpoint) = self.slots.get(key) else { return };
         if let Standing::Ejected { since, .. } | Standing::Probe { since, .. } = endpoint.standing
@@ -499,7 +489,19 @@ impl Balancer {
 
     /// What became of the endpoints since this was asked last.
     pub fn take_turns(&mut self) -> Vec<Turn> {
-        std::mem::take(&mut self.turns)
+        let mut turns = std::mem::take(&mut self.turns);
+        for key in self.turned.drain(..) {
+            // One that is gone says nothing any more.
+            let Some(endpoint) = self.slots.get_mut(key) else {
+                continue;
+            };
+            let times = std::mem::take(&mut endpoint.turned);
+            turns.push(Turn {
+                addr: endpoint.addr,
+                to: TurnTo::Verdict(endpoint.health.verdict(), times),
+            });
+        }
+        turns
     }
 
     /// No connection to the endpoint could be made, and none is left: it is left alone for a while that doubles with
@@ -545,11 +547,6 @@ impl Balancer {
     /// The endpoint that listens at `addr`, if there is one.
     pub fn at(&self, addr: SocketAddr) -> Option<EndpointKey> {
         self.by_addr.get(&addr).copied()
-    }
-
-    /// What the owner hung on the endpoint; 0 if nothing.
-    pub fn mark(&self, key: EndpointKey) -> u64 {
-        self.slots.get(key).map_or(0, |endpoint| endpoint.mark)
     }
 
     /// Hangs something of the owner's on the endpoint.

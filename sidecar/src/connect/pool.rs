@@ -7,7 +7,7 @@ use std::net::SocketAddr;
 use portunus_proto::SpiffeId;
 
 use super::wire::{WireKey, Wires};
-use crate::http2::slots::{Key, Slots};
+use crate::slots::{Key, Slots};
 
 /// The key of a pool.
 pub type PoolKey = Key<Pool>;
@@ -74,7 +74,8 @@ pub enum Reach {
 #[derive(Default)]
 pub struct Pools {
     pools: Slots<Pool>,
-    by_key: HashMap<(SocketAddr, Via), PoolKey>,
+    /// Those of an address: mostly one.
+    by_addr: HashMap<SocketAddr, Vec<PoolKey>>,
     /// The one of the pod's own application that was asked for last: mostly it is asked for again.
     last: Option<(SocketAddr, PoolKey)>,
 }
@@ -95,25 +96,28 @@ impl Pools {
 
     /// The pool of an address.
     pub fn of(&mut self, addr: SocketAddr, via: Via) -> PoolKey {
-        *self.by_key.entry((addr, via)).or_insert_with_key(|(addr, via)| {
-            self.pools.insert(Pool {
-                addr: *addr,
-                via: via.clone(),
-                wires: Vec::new(),
-                dialling: 0,
-                waiting: VecDeque::new(),
-                streams: None,
-            })
-        })
+        let keys = self.by_addr.entry(addr).or_default();
+        let is_it = |key: &&PoolKey| self.pools.get(**key).is_some_and(|pool| pool.via == via);
+        if let Some(key) = keys.iter().find(is_it) {
+            return *key;
+        }
+        let key = self.pools.insert(Pool {
+            addr,
+            via,
+            wires: Vec::new(),
+            dialling: 0,
+            waiting: VecDeque::new(),
+            streams: None,
+        });
+        keys.push(key);
+        key
     }
 
     /// The pools of an address that are not the pod's own.
     pub fn at(&self, addr: SocketAddr) -> Vec<PoolKey> {
-        let others = self
-            .by_key
-            .iter()
-            .filter(|((at, via), _)| *at == addr && *via != Via::Own);
-        others.map(|(_, key)| *key).collect()
+        let keys = self.by_addr.get(&addr).into_iter().flatten();
+        let is_own = |key: &PoolKey| self.pools.get(*key).is_none_or(|pool| pool.via == Via::Own);
+        keys.copied().filter(|key| !is_own(key)).collect()
     }
 
     /// The pool, if it is there.
@@ -172,6 +176,14 @@ impl Pools {
             return Vec::new();
         };
         pool.dialling = pool.dialling.saturating_sub(1);
+        self.give_up(key, wires)
+    }
+
+    /// The calls that wait, unless a dial or a wire may still serve them.
+    pub fn give_up(&mut self, key: PoolKey, wires: &Wires) -> Vec<u64> {
+        let Some(pool) = self.pools.get_mut(key) else {
+            return Vec::new();
+        };
         if pool.dialling > 0 || pool.lasting(wires) > 0 {
             return Vec::new();
         }
@@ -234,8 +246,14 @@ impl Pools {
             && pool.dialling == 0
             && pool.waiting.is_empty()
         {
-            self.by_key.remove(&(pool.addr, pool.via.clone()));
+            let addr = pool.addr;
             self.pools.remove(key);
+            if let Some(keys) = self.by_addr.get_mut(&addr) {
+                keys.retain(|other| *other != key);
+                if keys.is_empty() {
+                    self.by_addr.remove(&addr);
+                }
+            }
         }
     }
 }

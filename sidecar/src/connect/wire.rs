@@ -17,9 +17,9 @@ use tokio::net::TcpStream;
 use super::pipe::Pipe;
 use super::pool::PoolKey;
 use crate::http2::hpack::FieldId;
-use crate::http2::slots::{Key, Slots};
 use crate::http2::{Connection, Reason, Shared};
 use crate::route::ServiceKey;
+use crate::slots::{Key, Slots};
 use crate::tls::{self, Session};
 
 /// The key of a wire of one worker.
@@ -161,8 +161,13 @@ impl Wire {
 
     /// Who has proven to be at the other end, if the connection is the mesh's TLS.
     pub fn proven(&self) -> Option<&tls::Peer> {
+        self.session().map(Session::peer)
+    }
+
+    /// The mesh's TLS on it, if it has that.
+    pub fn session(&self) -> Option<&Session> {
         match &self.transport {
-            Transport::Tls(_, session) => Some(session.peer()),
+            Transport::Tls(_, session) => Some(session),
             Transport::Socket(_) | Transport::Pipe(_) => None,
         }
     }

@@ -17,8 +17,8 @@ use super::ids::Ids;
 use super::message::Wrong;
 use super::path::{self, Path};
 use super::receive::Parser;
-use super::slots::Slots;
 use super::stream::{Ending, Half, Stream, StreamKey};
+use crate::slots::Slots;
 
 /// What the connections of one worker have in common.
 pub struct Shared {

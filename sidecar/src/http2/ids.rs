@@ -1,7 +1,7 @@
 //! From a stream's identifier to its key: open addressing, by a multiplied identifier.
 
-use super::slots::Key;
 use super::stream::StreamKey;
+use crate::slots::Key;
 
 /// The open streams of a connection by their identifiers.
 #[derive(Default)]

@@ -16,7 +16,6 @@ mod path;
 mod receive;
 mod send;
 mod settings;
-pub mod slots;
 mod stream;
 
 #[cfg(test)]

@@ -13,8 +13,8 @@ use super::frame::{
 };
 use super::hpack;
 use super::message::{self, Wrong};
-use super::slots::Key;
 use super::stream::{Half, Stream, StreamKey};
+use crate::slots::Key;
 
 /// Where in the peer's bytes we are.
 pub(crate) struct Parser {

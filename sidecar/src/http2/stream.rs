@@ -3,7 +3,7 @@
 use super::frame::Reason;
 use super::held::Held;
 use super::hpack::Fields;
-use super::slots::Key;
+use crate::slots::Key;
 
 /// The key of a stream within its connection.
 pub type StreamKey = Key<Stream>;

@@ -8,6 +8,7 @@ use portunus_proto::SpiffeId;
 
 use crate::balance::health::Thresholds;
 use crate::balance::{self, Algorithm};
+use crate::connect::resolve::Routes;
 use crate::health;
 
 /// What can be asked for.
@@ -49,6 +50,19 @@ pub struct View {
     pub endpoints: Vec<Endpoint>,
     /// How it is reached.
     pub policy: Policy,
+}
+
+impl View {
+    /// The endpoints that take new calls and that this pod has a way to: one without IPv6 has no use for a workload's IPv6
+    /// address, nor the other way round.
+    pub fn in_reach(&self, routes: &mut Routes) -> Vec<&Endpoint> {
+        let now = tokio::time::Instant::now();
+        routes.prune(now);
+        let ready = self.endpoints.iter().filter(|endpoint| endpoint.is_ready);
+        ready
+            .filter(|endpoint| routes.lead_to(endpoint.addr.ip(), now))
+            .collect()
+    }
 }
 
 /// One address of a workload.

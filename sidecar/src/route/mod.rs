@@ -4,9 +4,11 @@
 //! that address itself. What control says of either comes first ([`Known`]); DNS names the endpoints of names outside the
 //! mesh, or of all if there is no control.
 
+mod index;
 mod known;
+mod lookup;
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -18,15 +20,22 @@ use crate::balance::{self, Balancer, EndpointKey, EndpointSpec};
 use crate::connect::Via;
 use crate::connect::resolve::{Answer, Query};
 use crate::health;
-use crate::http2::slots::{Key, Slots};
+use crate::slots::{Key, Slots};
 
+use index::Index;
 pub use known::{Endpoint, HealthMode, HealthPolicy, Known, OutlierPolicy, Policy, Subject, View};
+pub use lookup::{Lack, Lookup, Turn};
 
 /// The key of a service.
 pub type ServiceKey = Key<Service>;
 
 /// Names that one worker knows at most; RPCs to further ones go to the address that was dialled.
 const MOST_SERVICES: usize = 1_000;
+/// Addresses by themselves that one worker knows at most, beside those of names and those that are being called: the ones
+/// that were not called for longest make room.
+const MOST_ADDRESSES: usize = 10_000;
+/// So many of them go at once, since to look for them takes time.
+const ROOM: usize = MOST_ADDRESSES / 16;
 /// How often services that nobody calls are looked for.
 const TIDY_EVERY: Duration = Duration::from_secs(10);
 /// A service that nobody has called for so long is forgotten.
@@ -45,13 +54,11 @@ pub struct Service {
     /// What the name servers are asked; `None` for an address, and for a name of the mesh.
     pub asked: Option<Query>,
     /// What they said last.
-    pub answer: Option<Arc<Answer>>,
+    answer: Option<Arc<Answer>>,
     /// Its endpoints.
     pub balancer: Balancer,
-    /// Calls that wait for the first answer.
-    pub waiting: Vec<u64>,
-    /// Whether the first answer has taken too long: nobody waits for it any more.
-    pub is_late: bool,
+    /// How far it is known, and which calls wait until it is.
+    pub lookup: Lookup,
     /// Why an endpoint was not reached, the last time that one was not: what calls are told while none is tried again yet.
     pub unreached: Option<Box<str>>,
     /// When it was called last.
@@ -74,6 +81,10 @@ pub struct Services {
     slots: Slots<Service>,
     by_name: HashMap<String, ServiceKey>,
     by_address: HashMap<SocketAddr, ServiceKey>,
+    /// Those that have an endpoint at an address, one that drains included.
+    by_endpoint: Index,
+    /// The names outside the mesh that have an address.
+    by_target: Index,
     /// The address that was asked for last: mostly it is asked for again.
     last_address: Option<(SocketAddr, ServiceKey)>,
     /// Named services by a number that an interned `:authority` can carry: what spares an RPC the look-up of its name.
@@ -85,6 +96,8 @@ pub struct Services {
     no_health: Arc<health::Settings>,
     /// When idle services were looked for last.
     tidied: Option<Instant>,
+    /// When room for addresses was looked for last and not found.
+    crowded: Option<Instant>,
 }
 
 struct Tagged {
@@ -131,12 +144,15 @@ impl Services {
             slots: Slots::default(),
             by_name: HashMap::new(),
             by_address: HashMap::new(),
+            by_endpoint: Index::default(),
+            by_target: Index::default(),
             last_address: None,
             tagged: Vec::new(),
             settings,
             health,
             no_health: Arc::new(health::Settings::off()),
             tidied: None,
+            crowded: None,
         }
     }
 
@@ -218,8 +234,7 @@ impl Services {
             asked: None,
             answer: None,
             balancer: Balancer::new(self.settings),
-            waiting: Vec::new(),
-            is_late: false,
+            lookup: Lookup::default(),
             unreached: None,
             used: now,
             following: Vec::new(),
@@ -266,18 +281,25 @@ impl Services {
 
     /// The names outside the mesh that have this address.
     pub fn named_at(&self, addr: SocketAddr) -> Vec<ServiceKey> {
-        let has = |service: &Service| {
-            service.is_outside()
-                && service
-                    .answer
-                    .as_ref()
-                    .is_some_and(|answer| answer.routable().any(|target| target.addr == addr))
+        self.by_target.at(addr).to_vec()
+    }
+
+    /// What the name servers say now of a name; `None` once they are not asked any more.
+    pub fn set_answer(&mut self, key: ServiceKey, answer: Option<Arc<Answer>>) {
+        let Some(service) = self.slots.get_mut(key) else {
+            return;
         };
-        self.slots
-            .iter()
-            .filter(|(_, service)| has(service))
-            .map(|(key, _)| key)
-            .collect()
+        if answer.is_none() {
+            service.asked = None;
+            service.following.truncate(1);
+        }
+        let before = std::mem::replace(&mut service.answer, answer.clone());
+        for target in before.iter().flat_map(|answer| answer.routable()) {
+            self.by_target.remove(target.addr, key);
+        }
+        for target in answer.iter().flat_map(|answer| answer.routable()) {
+            self.by_target.add(target.addr, key);
+        }
     }
 
     /// The service of `key`.
@@ -292,31 +314,46 @@ impl Services {
 
     /// Shows every service's balancer the endpoint that it has at `addr`.
     pub fn of_endpoint(&mut self, addr: SocketAddr, mut show: impl FnMut(&mut Balancer, EndpointKey)) {
-        for (_, service) in self.slots.iter_mut() {
-            if let Some(endpoint) = service.balancer.at(addr) {
+        for key in self.by_endpoint.at(addr) {
+            if let Some(service) = self.slots.get_mut(*key)
+                && let Some(endpoint) = service.balancer.at(addr)
+            {
                 show(&mut service.balancer, endpoint);
             }
         }
     }
 
-    /// Whether any service has an endpoint at `addr`, one that drains included.
-    pub fn has_endpoint(&self, addr: SocketAddr) -> bool {
-        self.slots
-            .iter()
-            .any(|(_, service)| service.balancer.at(addr).is_some())
+    /// A service takes the endpoints that there are now: see [`Service::update`].
+    pub fn update(
+        &mut self,
+        key: ServiceKey,
+        endpoints: &[(EndpointSpec, Option<SpiffeId>)],
+        now: Instant,
+    ) -> (balance::Changes, Vec<SocketAddr>) {
+        let Some(service) = self.slots.get_mut(key) else {
+            return Default::default();
+        };
+        for (spec, _) in endpoints {
+            self.by_endpoint.add(spec.addr, key);
+        }
+        service.update(endpoints, now)
+    }
+
+    /// A service has no endpoint at `addr` any more, nor one that drains. Says whether any other has.
+    pub fn left(&mut self, key: ServiceKey, addr: SocketAddr) -> bool {
+        self.by_endpoint.remove(addr, key);
+        !self.by_endpoint.at(addr).is_empty()
     }
 
     /// Whether any service means, at `addr`, whoever is reached in this way.
     pub fn leads_to(&self, addr: SocketAddr, via: &Via) -> bool {
-        let means = |service: &Service| {
-            service.balancer.at(addr).is_some()
-                && match via {
-                    Via::Own => true,
-                    Via::Plain => service.identity(addr).is_none(),
-                    Via::Mesh(identity) => service.identity(addr) == Some(identity),
-                }
+        let means = |service: &Service| match via {
+            Via::Own => true,
+            Via::Plain => service.identity(addr).is_none(),
+            Via::Mesh(identity) => service.identity(addr) == Some(identity),
         };
-        self.slots.iter().any(|(_, service)| means(service))
+        let mut services = self.by_endpoint.at(addr).iter().filter_map(|key| self.slots.get(*key));
+        services.any(means)
     }
 
     /// Every service.
@@ -329,7 +366,8 @@ impl Services {
         self.slots.iter()
     }
 
-    /// Forgets the services that nobody has called for long; returns where their endpoints were.
+    /// Forgets the services that nobody has called for long; returns where their endpoints were, as far as no other service
+    /// has one there.
     pub fn forget_idle(&mut self, now: Instant) -> Vec<SocketAddr> {
         if self
             .tidied
@@ -338,22 +376,63 @@ impl Services {
             return Vec::new();
         }
         self.tidied = Some(now);
-        let named = self.slots.iter().filter_map(|(_, service)| service.answer.as_ref());
-        let named: HashSet<_> = named
-            .flat_map(|answer| answer.routable().map(|target| target.addr))
-            .collect();
         let idle = |service: &Service| {
-            service.waiting.is_empty()
-                && !matches!(service.subject, Subject::Address(addr) if named.contains(&addr) && !service.following.is_empty())
-                && now.saturating_duration_since(service.used) > FORGET_AFTER
-                && service.balancer.endpoints(now).all(|endpoint| endpoint.in_flight == 0)
+            now.saturating_duration_since(service.used) > FORGET_AFTER && self.can_be_forgotten(service, now)
         };
-        let keys: Vec<_> = self.slots.iter().filter(|(_, s)| idle(s)).map(|(key, _)| key).collect();
-        let forgotten: Vec<_> = keys.into_iter().filter_map(|key| self.slots.remove(key)).collect();
-        self.by_name.retain(|_, key| self.slots.contains(*key));
-        self.by_address.retain(|_, key| self.slots.contains(*key));
-        let endpoints = forgotten.iter().flat_map(|service| service.balancer.endpoints(now));
-        endpoints.map(|endpoint| endpoint.addr).collect()
+        let idle = self.slots.iter().filter(|(_, service)| idle(service));
+        let keys: Vec<_> = idle.map(|(key, _)| key).collect();
+        self.forget(keys, now)
+    }
+
+    /// Forgets addresses that nobody has called for longest, where there are too many; returns where their endpoints were,
+    /// as far as no other service has one there.
+    pub fn make_room(&mut self, now: Instant) -> Vec<SocketAddr> {
+        let is_crowded = |since: Instant| now.saturating_duration_since(since) < TIDY_EVERY;
+        if self.by_address.len() <= MOST_ADDRESSES || self.crowded.is_some_and(is_crowded) {
+            return Vec::new();
+        }
+        let idle = self.by_address.values().filter_map(|key| {
+            let service = self.slots.get(*key)?;
+            let can_go = service.used < now && self.can_be_forgotten(service, now);
+            can_go.then_some((service.used, *key))
+        });
+        let mut idle: Vec<_> = idle.collect();
+        if idle.len() > ROOM {
+            idle.select_nth_unstable_by_key(ROOM, |(used, _)| *used);
+            idle.truncate(ROOM);
+        } else {
+            self.crowded = Some(now);
+        }
+        self.forget(idle.into_iter().map(|(_, key)| key).collect(), now)
+    }
+
+    /// Whether nothing is lost with it: no call waits for it or runs, and it is no address of a name that has to know who is
+    /// there.
+    fn can_be_forgotten(&self, service: &Service, now: Instant) -> bool {
+        let is_target = |addr: SocketAddr| !self.by_target.at(addr).is_empty() && !service.following.is_empty();
+        !service.lookup.is_awaited()
+            && !matches!(service.subject, Subject::Address(addr) if is_target(addr))
+            && service.balancer.endpoints(now).all(|endpoint| endpoint.in_flight == 0)
+    }
+
+    fn forget(&mut self, keys: Vec<ServiceKey>, now: Instant) -> Vec<SocketAddr> {
+        let mut left = Vec::new();
+        for key in keys {
+            self.set_answer(key, None);
+            let Some(service) = self.slots.remove(key) else {
+                continue;
+            };
+            match service.subject {
+                Subject::Name { .. } => drop(self.by_name.remove(&service.name)),
+                Subject::Address(addr) => drop(self.by_address.remove(&addr)),
+            }
+            for endpoint in service.balancer.endpoints(now) {
+                if !self.left(key, endpoint.addr) {
+                    left.push(endpoint.addr);
+                }
+            }
+        }
+        left
     }
 }
 
@@ -391,10 +470,9 @@ impl Service {
         }
     }
 
-    /// The name servers are not asked any more.
-    pub fn forget_names(&mut self) {
-        (self.asked, self.answer) = (None, None);
-        self.following.truncate(1);
+    /// What the name servers said last; `None` for an address, and for a name of the mesh.
+    pub fn answer(&self) -> Option<&Arc<Answer>> {
+        self.answer.as_ref()
     }
 
     /// Whether it is a name that the mesh does not know.
@@ -402,7 +480,8 @@ impl Service {
         self.is_name() && matches!(*self.known, Known::Outside(_))
     }
 
-    /// Whether `addr` is, or lately was, among the addresses of the name; `None` while nothing is known.
+    /// Whether `addr` is, or lately was, among the addresses of the name; `None` while that is not known, nor who is at any
+    /// of them.
     #[inline(always)]
     pub fn owns(&self, addr: SocketAddr, now: Instant) -> Option<bool> {
         match (&*self.known, &self.subject) {
@@ -410,7 +489,8 @@ impl Service {
             (_, Subject::Address(_)) => Some(true),
             (Known::Outside(_), _) => {
                 let answer = self.answer.as_ref()?;
-                Some(answer.has_or_had(addr.ip(), now) && !self.lent.contains(&addr.ip().to_canonical()))
+                let is_its = answer.has_or_had(addr.ip(), now) && !self.lent.contains(&addr.ip().to_canonical());
+                (!is_its || self.lookup.lack().is_none()).then_some(is_its)
             }
             (Known::Service(_) | Known::Endpoint(_), _) => {
                 let ip = addr.ip().to_canonical();
@@ -427,7 +507,7 @@ impl Service {
 
     /// Takes the endpoints that there are now, each with who is there. Returns what became of the others, and the addresses
     /// where somebody else is now.
-    pub fn update(
+    fn update(
         &mut self,
         endpoints: &[(EndpointSpec, Option<SpiffeId>)],
         now: Instant,
@@ -496,31 +576,77 @@ fn host_of(authority: &[u8]) -> Option<&str> {
 mod tests {
     use super::*;
 
-    #[test]
-    fn an_address_is_somebodys_until_the_last_service_that_has_it_is_forgotten() {
-        let mut services = Services::new(balance::Settings::default(), Arc::default(), false);
-        let began = Instant::now();
-        let addr = SocketAddr::from(([10, 0, 0, 1], 50051));
-        let Named::New(name) = services.named(b"greeter", 50051, began) else {
-            panic!("it is a new name")
-        };
+    fn at(addr: SocketAddr) -> [(EndpointSpec, Option<SpiffeId>); 1] {
         let spec = EndpointSpec {
             addr,
             weight: 1,
             priority: 0,
         };
-        let service = services.get_mut(name).expect("it is there");
-        service.balancer.update(&[spec], began);
+        [(spec, None)]
+    }
+
+    fn services() -> Services {
+        Services::new(balance::Settings::default(), Arc::default(), false)
+    }
+
+    #[test]
+    fn an_address_is_somebodys_until_the_last_service_that_has_it_is_forgotten() {
+        let mut services = services();
+        let began = Instant::now();
+        let addr = SocketAddr::from(([10, 0, 0, 1], 50051));
+        let Named::New(name) = services.named(b"greeter", 50051, began) else {
+            panic!("it is a new name")
+        };
+        services.update(name, &at(addr), began);
         let (alone, _) = services.of_address(addr, began + FORGET_AFTER);
-        let service = services.get_mut(alone).expect("it is there");
-        service.balancer.update(&[spec], began);
-        assert!(services.has_endpoint(addr));
+        services.update(alone, &at(addr), began);
+        let reached = |services: &mut Services| {
+            let mut reached = 0;
+            services.of_endpoint(addr, |_, _| reached += 1);
+            reached
+        };
+        assert_eq!(reached(&mut services), 2);
         // The name is forgotten first, then the address by itself.
         let late = began + FORGET_AFTER + TIDY_EVERY;
-        assert_eq!(services.forget_idle(late), [addr]);
-        assert!(services.has_endpoint(addr));
+        assert_eq!(services.forget_idle(late), []);
+        assert_eq!(reached(&mut services), 1);
+        assert!(services.leads_to(addr, &Via::Plain));
         assert_eq!(services.forget_idle(late + FORGET_AFTER), [addr]);
-        assert!(!services.has_endpoint(addr));
+        assert_eq!(reached(&mut services), 0);
+        assert!(!services.leads_to(addr, &Via::Plain));
+    }
+
+    #[test]
+    fn addresses_that_were_not_called_for_longest_make_room_for_others_unless_calls_are_there() {
+        let mut services = services();
+        let began = Instant::now();
+        let nth = |n: u32| SocketAddr::from((std::net::Ipv4Addr::from_bits(0x0a00_0000 + n), 80));
+        let mut keys = Vec::new();
+        for n in 0..MOST_ADDRESSES as u32 {
+            let now = began + Duration::from_millis(n.into());
+            let (key, is_new) = services.of_address(nth(n), now);
+            assert!(is_new);
+            services.update(key, &at(nth(n)), now);
+            assert_eq!(services.make_room(now), []);
+            keys.push(key);
+        }
+        let busy = services.get_mut(keys[0]).expect("it is there");
+        let endpoint = busy.balancer.at(nth(0)).expect("it has one");
+        let call = busy.balancer.begin(endpoint, true).expect("it is there").call;
+        services.get_mut(keys[1]).expect("it is there").lookup = Lookup::Waits(Lack::Word, vec![1]);
+        let now = began + Duration::from_secs(60);
+        services.of_address(nth(2), now);
+        let (newest, is_new) = services.of_address(nth(99_999), now);
+        assert!(is_new);
+        let gone = services.make_room(now);
+        assert_eq!(gone.len(), ROOM);
+        assert!(services.get(newest).is_some());
+        for (n, key) in keys.iter().enumerate() {
+            let stays = n < 3 || n >= 3 + ROOM;
+            assert_eq!(services.get(*key).is_some(), stays, "the {n}th");
+            assert_eq!(gone.contains(&nth(n as u32)), !stays);
+        }
+        drop(call);
     }
 
     #[test]

@@ -133,6 +133,14 @@ pub static DNS_NAMES: Family<Gauge, 1> = Family::gauge(
     ["state"],
 );
 
+/// What is not followed for want of room.
+pub static UNFOLLOWED: Family<Gauge, 1> = Family::gauge(
+    "portunus_unfollowed",
+    "Services and addresses that wait until there is room to ask control, or dns, for them; while control is not asked, \
+     calls to them fail.",
+    ["source"],
+);
+
 /// What peers did that looks like an attack.
 pub static ABUSE: Family<Counter, 1> = Family::counter(
     "portunus_abuse_total",

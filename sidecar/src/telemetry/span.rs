@@ -45,8 +45,8 @@ pub enum Event {
         /// In a word, as `portunus_retries_total` counts it.
         reason: &'static str,
     },
-    /// An endpoint was ejected for what this RPC met there.
-    Ejected(SocketAddr),
+    /// An endpoint is left alone for a while, since this RPC did not reach it.
+    Backoff(SocketAddr),
     /// The caller's deadline passed.
     Deadline {
         /// What the caller had allowed.
@@ -90,7 +90,7 @@ impl Event {
         match self {
             // It is sent twice: the status of the span says it, too.
             Event::Failed { sentence, .. } => 2 * sentence.len(),
-            Event::EndpointChosen(_) | Event::Retry { .. } | Event::Ejected(_) | Event::Deadline { .. } => 0,
+            Event::EndpointChosen(_) | Event::Retry { .. } | Event::Backoff(_) | Event::Deadline { .. } => 0,
         }
     }
 }

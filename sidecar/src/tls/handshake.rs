@@ -15,6 +15,7 @@ use super::credential::Credential;
 use super::engine::{Engine, Step};
 use super::error::Error;
 use super::output::Output;
+use super::peer::Shown;
 use super::session::{Alpn, Session};
 use super::verify::Verifier;
 
@@ -47,7 +48,7 @@ pub async fn accept(
     let (config, verifier) = credential.for_caller();
     let connection = UnbufferedServerConnection::new(config).map_err(Error::of)?;
     Handshake::new(socket, Engine::Server(Box::new(connection)), first)
-        .finish(&verifier, within)
+        .finish(&verifier, credential, within)
         .await
 }
 
@@ -70,7 +71,7 @@ pub async fn connect(
     let protocols = vec![alpn.protocol().to_vec()];
     let connection = UnbufferedClientConnection::new_with_alpn(config, name, protocols).map_err(Error::of)?;
     Handshake::new(socket, Engine::Client(Box::new(connection)), Vec::new())
-        .finish(&verifier, within)
+        .finish(&verifier, credential, within)
         .await
 }
 
@@ -100,7 +101,12 @@ impl Handshake {
         }
     }
 
-    async fn finish(mut self, verifier: &Verifier, within: Duration) -> Result<(TcpStream, Session), Error> {
+    async fn finish(
+        mut self,
+        verifier: &Verifier,
+        credential: &Credential,
+        within: Duration,
+    ) -> Result<(TcpStream, Session), Error> {
         let finished = match timeout(within, self.shake()).await {
             Ok(finished) => finished,
             Err(_) => return Err(Error::TooSlow(within)),
@@ -116,7 +122,11 @@ impl Handshake {
         };
         match agreed {
             Ok((peer, alpn)) => {
-                let session = Session::new(self.engine, peer, alpn, self.early, self.ended, self.incoming);
+                let shown = Shown {
+                    id: credential.id().clone(),
+                    not_after: credential.not_after(),
+                };
+                let session = Session::new(self.engine, peer, shown, alpn, self.early, self.ended, self.incoming);
                 Ok((self.socket, session))
             }
             Err(error) => {

@@ -29,7 +29,7 @@ pub use credential::{Bundle, Credential, Unusable};
 pub use error::{Alert, Error};
 pub use handshake::{accept, connect};
 pub use judge::{SKEW, Usage};
-pub use peer::Peer;
+pub use peer::{Peer, Shown};
 pub use refused::Refused;
 pub use session::{Alpn, LEAST_BUFFER, Opened, Session};
 pub use stream::Stream;

@@ -7,7 +7,7 @@ use portunus_proto::{ALPN_H2, ALPN_TCP};
 use super::engine::{Engine, Failed, Step};
 use super::error::Error;
 use super::output::Output;
-use super::peer::Peer;
+use super::peer::{Peer, Shown};
 
 /// The least that a buffer for [`Session::read`] may have: the longest record (RFC 8446, 5.2), with its header.
 pub const LEAST_BUFFER: usize = 5 + 16_384 + 256;
@@ -53,6 +53,7 @@ pub struct Opened {
 /// Between calls it keeps a partial record, what is not sent yet, and nothing else: an idle session has no buffers.
 pub struct Session {
     peer: Peer,
+    shown: Shown,
     alpn: Alpn,
     pub(super) engine: Engine,
     output: Output,
@@ -79,6 +80,7 @@ impl Session {
     pub(super) fn new(
         engine: Engine,
         peer: Peer,
+        shown: Shown,
         alpn: Alpn,
         mut early: Vec<u8>,
         ended: bool,
@@ -89,6 +91,7 @@ impl Session {
         partial.shrink_to_fit();
         Session {
             peer,
+            shown,
             alpn,
             engine,
             output: Output::default(),
@@ -102,6 +105,11 @@ impl Session {
     /// Who is at the other end.
     pub fn peer(&self) -> &Peer {
         &self.peer
+    }
+
+    /// What we have shown of ourselves.
+    pub fn shown(&self) -> &Shown {
+        &self.shown
     }
 
     /// What is spoken inside.

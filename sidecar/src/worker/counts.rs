@@ -11,7 +11,8 @@ use crate::failure::Failure;
 use crate::http2::Abuse;
 use crate::telemetry::{
     ABUSE, CONNECTIONS, CONNECTIONS_OPENED, Counter, EJECTIONS, Gauge, HEALTH_CHECKS, INVALID_TIMEOUTS, MEMORY_BUDGET,
-    MEMORY_HELD, OTHER, OUTLIVED, PROXY_ERRORS, REQUESTS, RETRIES, Recorder, TLS_HANDSHAKES, UNHEALTHY_PICKS,
+    MEMORY_HELD, OTHER, OUTLIVED, PROXY_ERRORS, REQUESTS, RETRIES, Recorder, TLS_HANDSHAKES, UNFOLLOWED,
+    UNHEALTHY_PICKS,
 };
 
 /// Peers that requests are told apart by.
@@ -27,7 +28,12 @@ pub(crate) struct Counts {
     handshakes: HashMap<(bool, &'static str), Counter>,
     /// Calls that were sent again because they had not been processed.
     pub(crate) retried: Counter,
+    /// Calls whose connection ended before any of them had left.
+    pub(crate) not_sent: Counter,
     pub(crate) invalid_timeouts: Counter,
+    /// Names and addresses that control is not asked for, and names that are not resolved, for want of room.
+    pub(crate) unfollowed_subjects: Gauge,
+    pub(crate) unfollowed_names: Gauge,
     pub(crate) memory_held: Gauge,
     pub(crate) unhealthy_picks: Counter,
     checks: [Counter; health::WORDS.len()],
@@ -59,7 +65,10 @@ impl Counts {
             inbound: Way::new(recorder, "inbound"),
             outbound: Way::new(recorder, "outbound"),
             retried: recorder.resolve(&RETRIES, ["not_processed"]),
+            not_sent: recorder.resolve(&RETRIES, ["not_sent"]),
             invalid_timeouts: recorder.resolve(&INVALID_TIMEOUTS, ["outbound"]),
+            unfollowed_subjects: recorder.resolve(&UNFOLLOWED, ["control"]),
+            unfollowed_names: recorder.resolve(&UNFOLLOWED, ["dns"]),
             memory_held: recorder.resolve(&MEMORY_HELD, []),
             unhealthy_picks: recorder.resolve(&UNHEALTHY_PICKS, []),
             checks: health::WORDS.map(|word| recorder.resolve(&HEALTH_CHECKS, [word])),

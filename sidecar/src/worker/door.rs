@@ -4,6 +4,7 @@ mod ending;
 mod noise;
 mod reach;
 
+use std::cell::RefCell;
 use std::collections::HashMap;
 use std::io::ErrorKind;
 use std::net::SocketAddr;
@@ -18,6 +19,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::run::{Inbox, Mesh, Message, Parts, Stop, Tunnels};
 use crate::accept::{self, Accepted, Original, OwnPorts, PodAddresses};
+use crate::connect::resolve::Routes;
 use crate::connect::{self, Dialler, Side, Transport, Via};
 use crate::detect::{self, Declared, Detected, Guess, Opened, Protocol, Speaker, SpeaksFirst, Waiting};
 use crate::edge::first_line::{FirstLine, NoRequest};
@@ -51,6 +53,8 @@ pub(super) struct Door {
     /// Told when a listener fails.
     deaf: Rc<dyn Fn(String)>,
     mesh: Option<Mesh>,
+    /// Where this pod has a way to.
+    routes: RefCell<Routes>,
     dialler: Dialler,
     counts: Counts,
     noise: Noise,
@@ -98,6 +102,7 @@ impl Door {
                     ..Default::default()
                 },
                 mesh: parts.mesh.clone(),
+                routes: RefCell::default(),
                 dialler: Dialler::new(parts.dial.clone(), parts.own()),
                 waiting: Waiting::new(&parts.detect),
                 speaks_first: SpeaksFirst::new(&parts.detect),
@@ -283,7 +288,11 @@ impl Door {
                 return;
             }
         };
-        let client_cert = client_cert::value(own.id().as_str(), session.peer().hash(), session.peer().id().as_str());
+        let client_cert = client_cert::value(
+            session.shown().id().as_str(),
+            session.peer().hash(),
+            session.peer().id().as_str(),
+        );
         if session.alpn() == Alpn::H2 {
             self.counts.guess(Guess::Declared);
             return self.adopt(Transport::Tls(socket, Box::new(session)), Vec::new(), peer, meant);
@@ -397,7 +406,7 @@ impl Door {
                 Err(error) => {
                     tracing::info!(%meant, "connection ended: {error}");
                     self.counts.ended(match error {
-                        Unreached::ControlSilent(_) => Ending::ControlSilent,
+                        Unreached::ControlSilent(_) | Unreached::Full(..) => Ending::ControlSilent,
                         Unreached::Dial(_) | Unreached::NoEndpoint(_) => Ending::TunnelUnreachable,
                     });
                     client.reset();

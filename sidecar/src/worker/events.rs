@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use super::Worker;
 use super::upkeep::NO_SETTINGS;
+use crate::balance::EndpointKey;
 use crate::call::{CallKey, code_of_reset};
 use crate::connect::wire::{Read, TookUp, Wire};
 use crate::connect::{PoolKey, Side, Via, WireKey, pool};
@@ -13,8 +14,9 @@ use crate::exchange::{End, Exchange, Phase};
 use crate::failure::Failure;
 use crate::grpc::Code;
 use crate::http2::hpack::Name;
-use crate::http2::slots::Key;
 use crate::http2::{Event, Head, Reason, StreamFault};
+use crate::route::ServiceKey;
+use crate::slots::Key;
 use crate::telemetry::Event as Happening;
 use crate::{inbound, outbound};
 
@@ -266,6 +268,7 @@ impl Worker {
                     self.refill_all(wire, false);
                 }
                 self.prove(wire);
+                self.reached(wire);
                 self.learn_streams(wire);
                 self.serve_wire(wire);
             }
@@ -366,7 +369,9 @@ impl Worker {
         let why = sentence.map(|sentence| String::from_utf8_lossy(sentence).into_owned());
         let why = why.unwrap_or_else(|| format!("the application at {addr} cannot be reached"));
         if call.exchange.take_back(&mut self.wires) {
-            self.counts.retried.inc();
+            if !call.checks {
+                self.counts.retried.inc();
+            }
             self.dial_failed(key, &why, &mut Vec::new());
         } else {
             self.fail(key, Failure::Unreachable { why });
@@ -424,7 +429,9 @@ impl Worker {
                 },
             );
         }
-        self.counts.retried.inc();
+        if !call.checks {
+            self.counts.retried.inc();
+        }
         self.leave_for_another(key);
     }
 
@@ -583,9 +590,8 @@ impl Worker {
         };
         // A status would have to wait behind the bytes that wait.
         if for_caller > 0 || call.exchange.phase.is_last() {
-            let answer = failure.answer();
-            tracing::debug!(reason = answer.reason, inbound = call.inbound, "{}", answer.sentence);
-            self.counts.of(call.inbound).failed(answer.reason);
+            let answer = self.note_failure(key, &failure);
+            let Some(call) = self.calls.get_mut(key) else { return };
             call.ended = Some(answer.code);
             call.exchange.cut(Reason::ENHANCE_YOUR_CALM, &mut self.wires);
             self.settle(key);
@@ -655,8 +661,17 @@ impl Worker {
                     return;
                 }
                 self.pools.closed(pool, key);
+                let mut judged = Vec::new();
+                let spoke = wire.engine.heard_settings();
                 for user in users {
-                    self.server_gone(user, wire.peer, wire.flushed, why);
+                    self.server_gone(user, &wire, why, &mut judged);
+                }
+                if !spoke {
+                    // Whoever takes connections and says nothing there is not reached by the next one either.
+                    let why = not_a_word(wire.peer, why);
+                    for mark in self.pools.give_up(pool, &self.wires) {
+                        self.dial_failed(Key::from_bits(mark), &why, &mut judged);
+                    }
                 }
                 self.serve(pool, wire.peer);
                 self.pools.remove_if_idle(pool);
@@ -676,14 +691,25 @@ impl Worker {
         self.not_dialled(pool, &format!("no mTLS with {addr}: {why}"));
     }
 
-    fn server_gone(&mut self, user: u64, addr: SocketAddr, flushed: u64, why: &str) {
+    fn server_gone(&mut self, user: u64, wire: &Wire, why: &str, judged: &mut Vec<(ServiceKey, EndpointKey)>) {
         let key = Key::from_bits(user);
+        let addr = wire.peer;
         let Some(call) = self.calls.get_mut(key) else { return };
         if call.exchange.phase == Phase::Answered {
             call.exchange.server_reset(Reason::NO_ERROR, &mut self.wires);
             self.settle(key);
-        } else if call.exchange.is_unsent(flushed) && call.exchange.take_back(&mut self.wires) {
+        } else if call.exchange.is_unsent(wire.flushed) && call.exchange.take_back(&mut self.wires) {
+            if !wire.engine.heard_settings() {
+                self.dial_failed(key, &not_a_word(addr, why), judged);
+                return;
+            }
             call.aside().last_error = Some(format!("the connection to {addr} ended: {why}").into());
+            if let Some(span) = call.span() {
+                span.event(self.now, Happening::Retry { reason: "not_sent" });
+            }
+            if !call.checks {
+                self.counts.not_sent.inc();
+            }
             self.leave_for_another(key);
         } else {
             call.exchange.up = None;
@@ -705,4 +731,9 @@ impl Worker {
             self.counts.abuse(abuse);
         }
     }
+}
+
+/// What is said of a server that took a connection and ended it at once.
+fn not_a_word(addr: SocketAddr, why: &str) -> String {
+    format!("{addr} took the connection and said nothing: {why}")
 }

@@ -230,9 +230,13 @@ fn log(service: &str, turn: Turn) {
             tracing::warn!(service, %addr, cause, "endpoint ejected for {lasts:.1?}");
         }
         TurnTo::Back => tracing::info!(service, %addr, "endpoint is back from its ejection, slowly"),
-        TurnTo::Verdict(Verdict::Unhealthy(why)) => tracing::warn!(service, %addr, "endpoint is unhealthy: {why}"),
-        TurnTo::Verdict(Verdict::Healthy) => tracing::info!(service, %addr, "endpoint is healthy"),
-        TurnTo::Verdict(Verdict::Unknown) => tracing::info!(service, %addr, "endpoint's health is not known any more"),
+        TurnTo::Verdict(Verdict::Unhealthy(why), turns) => {
+            tracing::warn!(service, %addr, turns, "endpoint is unhealthy: {why}");
+        }
+        TurnTo::Verdict(Verdict::Healthy, turns) => tracing::info!(service, %addr, turns, "endpoint is healthy"),
+        TurnTo::Verdict(Verdict::Unknown, turns) => {
+            tracing::info!(service, %addr, turns, "endpoint's health is not known any more");
+        }
     }
 }
 

@@ -78,6 +78,19 @@ impl Worker {
         }
     }
 
+    /// An endpoint was chosen for the call.
+    #[cold]
+    pub(crate) fn note_endpoint(&mut self, key: CallKey) {
+        let Some(call) = self.calls.get_mut(key) else { return };
+        let (addr, service) = (call.server(), call.service);
+        let Some(span) = call.span() else { return };
+        span.event(self.now, Event::EndpointChosen(addr));
+        span.peer(addr);
+        if let Some(identity) = self.services.get(service).and_then(|service| service.identity(addr)) {
+            span.identity(identity.as_str());
+        }
+    }
+
     /// The proxy ends the call.
     #[cold]
     pub(super) fn record_failure(&mut self, key: CallKey, failure: &Failure) {

@@ -23,20 +23,17 @@ use super::health::{Checked, Checks};
 use super::local::Local;
 use super::{AccessLog, READ_BYTES, Said, Worker, upkeep};
 use crate::accept::{self, OwnPorts, PodAddresses};
-use crate::connect::resolve::{Answer, Names, Query};
+use crate::connect::resolve::{Answer, Names};
 use crate::connect::{self, Dialler, PoolKey, Pools, Ready, Side, Transport, WireKey, Wires};
+use crate::control::Full;
 use crate::detect::{self, Declared};
 use crate::failure::Failure;
-use crate::http2::slots::Slots;
 use crate::propagate::Tracing;
 use crate::route::{Known, ServiceKey, Services, Subject};
+use crate::slots::Slots;
 use crate::telemetry::{Intake, Registry, trace};
 use crate::timers::Tick;
 use crate::{balance, health, http2, policy, tunnel};
-
-/// How long a call waits for the first that is known of its service: without the addresses of a name it goes to the address
-/// that was dialled; without a word of control it fails.
-const PATIENCE: Duration = Duration::from_secs(2);
 
 /// What a worker is given: settings of its rooms, and what all workers use.
 #[derive(Clone)]
@@ -90,10 +87,12 @@ pub struct Mesh {
     pub own: connect::Own,
     /// What the pod's ports take.
     pub modes: watch::Receiver<Arc<policy::Inbound>>,
-    /// Asks what control says of a name or an address, from now until the receiver is dropped. `None` if too much is asked
-    /// for already.
-    pub ask: Arc<dyn Fn(Subject) -> Option<watch::Receiver<Arc<Known>>> + Send + Sync>,
+    /// Asks what control says of a name or an address, from now until the receiver is dropped, if there is room for that.
+    pub ask: Arc<dyn Fn(Subject) -> Answers + Send + Sync>,
 }
+
+/// What control says of a subject, now and later; or that there is no room to ask for it.
+pub type Answers = Result<watch::Receiver<Arc<Known>>, Full>;
 
 /// What a worker is told.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -522,63 +521,6 @@ fn state(state: balance::State) -> &'static str {
         balance::State::Ejected { .. } => "ejected",
         balance::State::Unhealthy(_) => "unhealthy",
         balance::State::Draining => "draining",
-    }
-}
-
-/// Tells the worker what control says of a name or an address, now and whenever that changes, until the service is forgotten.
-pub(super) fn follow_mesh(
-    mesh: Mesh,
-    inbox: Arc<Inbox>,
-    service: ServiceKey,
-    subject: Subject,
-    forgotten: CancellationToken,
-) {
-    let learned = |service, known| Message::Learned { service, known };
-    let is_late = |known: &Known| *known == Known::Pending;
-    tokio::task::spawn_local(
-        async move { tell((mesh.ask)(subject), learned, is_late, inbox, service, forgotten).await },
-    );
-}
-
-/// Tells the worker the addresses of a name, now and whenever they change, until the service is forgotten.
-pub(super) fn follow(names: Names, inbox: Arc<Inbox>, service: ServiceKey, query: Query, forgotten: CancellationToken) {
-    let resolved = |service, answer| Message::Resolved { service, answer };
-    // Who is at the addresses may not be known when they are: patience ends all the same.
-    let is_late = |_: &Answer| true;
-    tokio::task::spawn_local(async move {
-        tell(names.watch(query).ok(), resolved, is_late, inbox, service, forgotten).await
-    });
-}
-
-/// Tells the worker the newest of something, in words of its own, until the service is forgotten; and once that it takes
-/// long, unless something else than what `is_late` came before. Without a source that is all there is to say.
-async fn tell<T>(
-    source: Option<watch::Receiver<Arc<T>>>,
-    says: fn(ServiceKey, Arc<T>) -> Message,
-    is_late: fn(&T) -> bool,
-    inbox: Arc<Inbox>,
-    service: ServiceKey,
-    forgotten: CancellationToken,
-) {
-    let Some(mut source) = source else {
-        inbox.send(Message::Late(service));
-        return;
-    };
-    let patience = tokio::time::sleep(PATIENCE);
-    tokio::pin!(patience);
-    let mut patient = true;
-    loop {
-        let newest = source.borrow_and_update().clone();
-        patient &= is_late(&newest);
-        inbox.send(says(service, newest));
-        tokio::select! {
-            () = forgotten.cancelled() => return,
-            changed = source.changed() => if changed.is_err() { return },
-            () = &mut patience, if patient => {
-                patient = false;
-                inbox.send(Message::Late(service));
-            }
-        }
     }
 }
 

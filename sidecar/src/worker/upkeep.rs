@@ -7,8 +7,8 @@ use super::events::SPARED;
 use crate::connect::wire::TookUp;
 use crate::connect::{Side, WireKey};
 use crate::failure::Failure;
-use crate::http2::slots::Key;
 use crate::http2::{Connection, Reason};
+use crate::slots::Key;
 
 /// How often all wires are looked at.
 pub(super) const LOOK_EVERY: Duration = Duration::from_millis(500);
@@ -94,7 +94,7 @@ impl Worker {
             self.relieve(budget.limit() / 8 * 7, STALLED_LONG);
         }
         for addr in self.services.forget_idle(self.now) {
-            self.retire(addr);
+            self.drain_all(addr);
         }
     }
 

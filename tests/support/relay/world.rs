@@ -10,11 +10,12 @@ use bytes::Bytes as Buf;
 use h2::client::{ResponseFuture, SendRequest};
 use h2::{Reason, RecvStream, SendStream};
 use http::{HeaderMap, Request, Response};
+use parking_lot::Mutex;
 use portunus_sidecar::connect::resolve::{self, Names};
 use portunus_sidecar::detect::{self, Declared};
 use portunus_sidecar::policy::Mode;
-use portunus_sidecar::telemetry::{Format, Registry};
-use portunus_sidecar::worker::{self, Command, Cut, Local, Open, Orders, Parts};
+use portunus_sidecar::telemetry::{Format, Registry, access};
+use portunus_sidecar::worker::{self, AccessLog, Command, Cut, Local, Open, Orders, Parts};
 use portunus_sidecar::{health, http2, telemetry};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_util::sync::CancellationToken;
@@ -111,6 +112,8 @@ pub struct Setup {
     pub hosts: Option<std::path::PathBuf>,
     /// How the health of endpoints is checked that a name has.
     pub health: health::Settings,
+    /// Where the access log goes, if there is one.
+    pub access_log: Option<Arc<Mutex<String>>>,
 }
 
 impl Default for Setup {
@@ -129,6 +132,7 @@ impl Default for Setup {
             server_header_list: None,
             hosts: None,
             health: health::Settings::default(),
+            access_log: None,
         }
     }
 }
@@ -230,7 +234,10 @@ impl World {
             });
             let orders = Orders {
                 tracing: None,
-                access_log: None,
+                access_log: setup.access_log.map(|lines| -> AccessLog {
+                    let write = move |line: &[u8]| lines.lock().push_str(&String::from_utf8_lossy(line));
+                    (access::Form::Json, Box::new(write))
+                }),
                 commands: told,
                 open: orders_open,
                 listening,

@@ -172,7 +172,7 @@ impl Service {
                 Outcome::Done
             }
             Does::Fails => Outcome::Failed,
-            Does::Half if !running.call.is_answered() => {
+            Does::Half if !running.call.answered => {
                 self.balancer.answered(&mut running.call, waited, self.now);
                 return self.running.push(running);
             }
@@ -277,6 +277,23 @@ fn one_call_probes_an_ejected_endpoint_and_a_good_one_brings_it_back_slowly() {
     service.now += Duration::from_secs(2);
     let picks = (0..1_000).filter(|_| service.pick() == Ok(0)).count();
     assert!((400..600).contains(&picks), "{picks} of 1,000 later");
+}
+
+#[test]
+fn an_ejected_endpoint_that_does_not_serve_hides_no_others_probe() {
+    let mut service = Service::new(5, 4);
+    for at in 0..2 {
+        for _ in 0..5 {
+            service.one(at, Outcome::Failed);
+        }
+    }
+    assert!(service.is_ejected(0) && service.is_ejected(1));
+    service.found(0, NOT_SERVING);
+    let State::Ejected { until, .. } = service.state(1) else {
+        panic!("it is ejected")
+    };
+    service.now = until + Duration::from_secs(30);
+    assert_eq!(service.pick(), Ok(1), "the next call is its probe");
 }
 
 #[test]
@@ -407,6 +424,23 @@ fn an_endpoint_that_is_healthy_again_comes_back_slowly() {
     service.now += Duration::from_secs(2);
     let later = (0..1_000).filter(|_| service.pick() == Ok(0)).count();
     assert!(at_once < 100 && (400..600).contains(&later), "{at_once}, then {later}");
+}
+
+#[test]
+fn an_endpoint_that_changes_its_mind_all_the_time_is_told_of_once_a_look() {
+    let mut service = Service::new(12, 2);
+    for _ in 0..5_000 {
+        service.found(0, NOT_SERVING);
+        service.found(0, Finding::Serving);
+    }
+    service.found(1, NOT_SERVING);
+    service.look();
+    let told: Vec<_> = service.turns.drain(..).map(|turn| (turn.addr, turn.to)).collect();
+    let unhealthy = Verdict::Unhealthy(Why::Says(Says::NotServing));
+    let one = (addr(1), TurnTo::Verdict(unhealthy, 1));
+    assert_eq!(told, [(addr(0), TurnTo::Verdict(Verdict::Healthy, 10_000)), one]);
+    service.look();
+    assert_eq!(service.turns, []);
 }
 
 #[test]
@@ -617,7 +651,7 @@ proptest! {
                 prop_assert!(!known);
             }
         }
-        let verdicts = |turn: &Turn| matches!(turn.to, TurnTo::Verdict(Verdict::Unhealthy(_)));
+        let verdicts = |turn: &Turn| matches!(turn.to, TurnTo::Verdict(Verdict::Unhealthy(_), _));
         prop_assert!(service.turns.iter().filter(|turn| verdicts(turn)).count() <= 400);
     }
 }

@@ -15,8 +15,8 @@ use super::translate::{head_fields, push_all, read_fields, read_response};
 use super::{Error, Heard, Tables};
 use crate::connect::pipe::Pipe;
 use crate::http2::hpack::Fields;
-use crate::http2::slots::{Key, Slots};
 use crate::http2::{Connection, Event, Head, Reason, Settings, Shared, StreamKey};
+use crate::slots::{Key, Slots};
 
 /// Bytes that a call's server may send before any of them is taken: HTTP/2's own first window.
 const WINDOW: u32 = 65_535;

@@ -6,8 +6,8 @@ use bytes::Bytes;
 use http::{HeaderMap, Response};
 
 use super::Error;
-use crate::http2::slots::Key;
 use crate::http2::{Held, Shared, StreamKey};
+use crate::slots::Key;
 
 /// One call.
 pub(super) struct Talk {

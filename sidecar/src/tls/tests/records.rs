@@ -10,7 +10,7 @@ use rustls::server::UnbufferedServerConnection;
 
 use super::super::engine::{Engine, Step};
 use super::super::output::Output;
-use super::super::{Alpn, Credential, Error, LEAST_BUFFER, Opened, Session};
+use super::super::{Alpn, Credential, Error, LEAST_BUFFER, Opened, Peer, Session, Shown};
 use super::*;
 
 /// Both ends of a finished handshake.
@@ -44,7 +44,7 @@ pub(super) fn calling() -> Pair<ServerConnection> {
     })
 }
 
-fn shaken<C, S>(mut engine: Engine, mut other: C, peer: impl FnOnce() -> super::super::Peer) -> Pair<C>
+fn shaken<C, S>(mut engine: Engine, mut other: C, peer: impl FnOnce() -> Peer) -> Pair<C>
 where
     C: DerefMut<Target = ConnectionCommon<S>>,
     S: rustls::SideData,
@@ -63,11 +63,21 @@ where
             other.process_new_packets().unwrap();
         }
         if step == Step::Ready && !engine.state().is_handshaking() && !other.is_handshaking() {
-            let session = Session::new(engine, peer(), Alpn::H2, Vec::new(), false, incoming);
+            let peer = peer();
+            let shown = shown(&peer);
+            let session = Session::new(engine, peer, shown, Alpn::H2, Vec::new(), false, incoming);
             return Pair { session, other };
         }
     }
     panic!("the handshake does not end");
+}
+
+/// As if we had shown the same.
+fn shown(peer: &Peer) -> Shown {
+    Shown {
+        id: peer.id().clone(),
+        not_after: peer.not_after(),
+    }
 }
 
 /// What the other end has to send.
@@ -229,9 +239,17 @@ fn what_the_socket_took_in_part_goes_on_from_there() {
 #[test]
 fn nothing_is_read_from_a_socket_while_bytes_are_at_hand() {
     let pair = calling();
-    let peer = pair.session.peer().clone();
+    let (peer, shown) = (pair.session.peer().clone(), pair.session.shown().clone());
     // As after a handshake whose last read brought the server's first bytes, and its end, too.
-    let mut session = Session::new(pair.session.engine, peer, Alpn::H2, some(50_000), true, Vec::new());
+    let mut session = Session::new(
+        pair.session.engine,
+        peer,
+        shown,
+        Alpn::H2,
+        some(50_000),
+        true,
+        Vec::new(),
+    );
     let mut buffer = vec![0; LEAST_BUFFER];
     let mut plain = Vec::new();
     let never = |_: &mut [u8]| -> io::Result<usize> { panic!("there are bytes at hand") };

@@ -7,7 +7,9 @@ use std::time::{Duration, Instant};
 use rand::RngExt as _;
 
 use super::{Door, Message};
+use crate::connect::resolve::Routes;
 use crate::connect::{self, Stream, Via};
+use crate::control::Full;
 use crate::route::{Known, Subject, View};
 
 /// How long it may take to learn who is there.
@@ -22,8 +24,11 @@ pub(super) enum Unreached {
     /// To go there in plain might be a betrayal.
     #[error("control has not said whether {0} belongs to the mesh, so nothing is sent there")]
     ControlSilent(SocketAddr),
+    /// Control cannot be asked.
+    #[error("control cannot be asked whether {0} belongs to the mesh, so nothing is sent there: {1}")]
+    Full(SocketAddr, Full),
     /// The service that was dialled has nobody who serves it.
-    #[error("no endpoint of {0} is ready")]
+    #[error("no endpoint of {0} is ready and in reach")]
     NoEndpoint(String),
 }
 
@@ -56,7 +61,7 @@ impl Door {
             return Ok((meant, Via::Plain));
         };
         let silent = || Unreached::ControlSilent(meant);
-        let mut known = (mesh.ask)(Subject::Address(meant)).ok_or_else(silent)?;
+        let mut known = (mesh.ask)(Subject::Address(meant)).map_err(|full| Unreached::Full(meant, full))?;
         let answered = known.wait_for(|known| **known != Known::Pending);
         let known = match tokio::time::timeout(PATIENCE, answered).await {
             Ok(Ok(known)) => Arc::clone(&known),
@@ -66,18 +71,18 @@ impl Door {
             Known::Pending => Err(silent()),
             Known::Outside(_) => Ok((meant, Via::Plain)),
             Known::Endpoint(endpoint) => Ok((endpoint.addr, Via::of(endpoint.identity.clone()))),
-            Known::Service(view) => one_of(view),
+            Known::Service(view) => one_of(view, &mut self.routes.borrow_mut()),
         }
     }
 }
 
-/// An endpoint that is ready, by weight: a tunnel has one for its life.
-fn one_of(view: &View) -> Result<(SocketAddr, Via), Unreached> {
-    let ready = || view.endpoints.iter().filter(|endpoint| endpoint.is_ready);
-    let whole: u64 = ready().map(|endpoint| u64::from(endpoint.weight)).sum();
+/// An endpoint that is ready and in reach, by weight: a tunnel has one for its life.
+fn one_of(view: &View, routes: &mut Routes) -> Result<(SocketAddr, Via), Unreached> {
+    let endpoints = view.in_reach(routes);
+    let whole: u64 = endpoints.iter().map(|endpoint| u64::from(endpoint.weight)).sum();
     if whole > 0 {
         let mut drawn = rand::rng().random_range(0..whole);
-        for endpoint in ready() {
+        for endpoint in endpoints {
             let weight = u64::from(endpoint.weight);
             if drawn < weight {
                 return Ok((endpoint.addr, Via::of(endpoint.identity.clone())));
@@ -86,4 +91,38 @@ fn one_of(view: &View) -> Result<(SocketAddr, Via), Unreached> {
         }
     }
     Err(Unreached::NoEndpoint(view.name.clone()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::route::{Endpoint, Policy};
+
+    #[test]
+    fn a_tunnel_goes_to_no_address_that_the_pod_has_no_way_to() {
+        let endpoint = |addr: &str| Endpoint {
+            addr: addr.parse().expect("an address"),
+            identity: None,
+            weight: 1,
+            is_ready: true,
+            workload: String::new(),
+        };
+        let of = |endpoints| View {
+            name: "db.shop:5432".to_owned(),
+            addresses: Vec::new(),
+            endpoints,
+            policy: Policy::default(),
+        };
+        // A datagram socket has no way to the broadcast address.
+        let (near, far) = (endpoint("127.0.0.1:5432"), endpoint("255.255.255.255:5432"));
+        let both = of(vec![far.clone(), near.clone()]);
+        for _ in 0..100 {
+            let (addr, via) = one_of(&both, &mut Routes::default()).expect("one is in reach");
+            assert_eq!((addr, via), (near.addr, Via::Plain));
+        }
+        assert!(matches!(
+            one_of(&of(vec![far]), &mut Routes::default()),
+            Err(Unreached::NoEndpoint(_))
+        ));
+    }
 }

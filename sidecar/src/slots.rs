@@ -61,12 +61,14 @@ impl<T> std::fmt::Debug for Key<T> {
 }
 
 /// Slots that are used again, each time under a new generation.
+#[derive(Debug)]
 pub struct Slots<T> {
     slots: Vec<Slot<T>>,
     free: u32,
     len: u32,
 }
 
+#[derive(Debug)]
 struct Slot<T> {
     /// Odd while the slot is taken. It goes up at every insert and every remove.
     generation: u32,

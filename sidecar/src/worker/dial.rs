@@ -1,0 +1,140 @@
+//! Connections to servers: they are dialled, they stand, they are proven, or they are not; and what their calls do then.
+
+use std::net::SocketAddr;
+use std::time::SystemTime;
+
+use rand::RngExt as _;
+
+use super::Worker;
+use super::counts::Counts;
+use super::run::Message;
+use crate::balance::EndpointKey;
+use crate::call::CallKey;
+use crate::connect::{self, Certified, PoolKey, Side, Transport, Via, WireKey};
+use crate::edge::client_cert;
+use crate::failure::Failure;
+use crate::http2::Connection;
+use crate::route::ServiceKey;
+use crate::slots::Key;
+use crate::telemetry::Event;
+
+impl Worker {
+    /// Opens a connection to `addr` for its pool.
+    pub(super) fn dial(&self, pool: PoolKey, addr: SocketAddr) {
+        let via = self.pools.get(pool).map_or(Via::Plain, |pool| pool.via.clone());
+        let dialling = self.dialler.clone().dial(addr, via);
+        let inbox = self.inbox.clone();
+        tokio::task::spawn_local(async move {
+            let result = dialling.await;
+            inbox.send(Message::Dialled { pool, addr, result });
+        });
+    }
+
+    /// A connection that was dialled is here, or is not.
+    pub(super) fn dialled(&mut self, pool: PoolKey, addr: SocketAddr, result: Result<Transport, connect::Error>) {
+        let inbound = self.pools.get(pool).is_some_and(|pool| pool.via == Via::Own);
+        match result {
+            Ok(transport) => {
+                let settings = self.parts.http2.clone();
+                let mut engine = Connection::client(settings, false, self.now, &mut self.wires.shared);
+                engine.expect_streams(self.pools.likely_streams(pool));
+                let side = Side::Server { pool };
+                let wire = self.wires.insert(transport, Vec::new(), engine, addr, side, self.now);
+                self.get_to_know(wire, inbound);
+                self.counts.of(inbound).opened_upstream();
+                if self.wires.slots.get(wire).is_some_and(|wire| wire.is_proven) {
+                    self.pools.dialled(pool, wire);
+                    self.serve(pool, addr);
+                }
+            }
+            Err(error) => {
+                tracing::debug!(%addr, "{error}");
+                if matches!(error, connect::Error::Tls { .. } | connect::Error::NoCertificate { .. }) {
+                    self.counts.shook_hands(inbound, error.reason(), &self.recorder);
+                    tracing::warn!(%addr, reason = error.reason(), "{error}");
+                }
+                self.not_dialled(pool, &error.to_string());
+            }
+        }
+    }
+
+    /// A server has said something in TLS: it has taken our certificate.
+    pub(super) fn prove(&mut self, key: WireKey) {
+        if let Some(wire) = self.wires.slots.get_mut(key)
+            && let Side::Server { pool } = wire.side
+            && !wire.is_proven
+        {
+            wire.is_proven = true;
+            self.counts.shook_hands(false, "ok", &self.recorder);
+            self.pools.dialled(pool, key);
+        }
+    }
+
+    /// What follows from who has proven to be at the other end, once and for all calls of the wire.
+    pub(super) fn get_to_know(&mut self, key: WireKey, inbound: bool) {
+        let Some(wire) = self.wires.slots.get_mut(key) else {
+            return;
+        };
+        let Some(session) = wire.session() else {
+            wire.label = Counts::in_plain(inbound);
+            return;
+        };
+        let (peer, shown) = (session.peer(), session.shown());
+        let luck = self.rng.random::<f64>();
+        let ends = peer.not_after().min(shown.not_after());
+        let told = client_cert::value(shown.id().as_str(), peer.hash(), peer.id().as_str());
+        wire.label = self.counts.label(inbound, peer.id(), &self.recorder);
+        wire.certified = Some(Certified::new(ends, SystemTime::now(), luck));
+        if matches!(wire.side, Side::Caller { .. })
+            && let Ok(text) = told
+        {
+            let interner = &mut self.wires.shared.interner;
+            wire.client_cert = Some(interner.constant(client_cert::NAME.as_bytes(), text.as_bytes()));
+        }
+    }
+
+    /// No connection came of a dial: the calls that waited for it try elsewhere.
+    pub(super) fn not_dialled(&mut self, pool: PoolKey, why: &str) {
+        let mut judged = Vec::new();
+        for mark in self.pools.dial_failed(pool, &self.wires) {
+            self.dial_failed(Key::from_bits(mark), why, &mut judged);
+        }
+        self.pools.remove_if_idle(pool);
+    }
+
+    /// A server has spoken HTTP/2: that its connection stood said less.
+    pub(super) fn reached(&mut self, key: WireKey) {
+        let Some(addr) = self.wires.slots.get(key).map(|wire| wire.peer) else {
+            return;
+        };
+        let now = self.now;
+        self.services
+            .of_endpoint(addr, |balancer, endpoint| balancer.dial_ok(endpoint, now));
+    }
+
+    /// The endpoint that a call waited for cannot be reached: it tries the others, one after another.
+    pub(crate) fn dial_failed(&mut self, key: CallKey, why: &str, judged: &mut Vec<(ServiceKey, EndpointKey)>) {
+        let Some(call) = self.calls.get_mut(key) else { return };
+        call.aside().last_error = Some(why.into());
+        let Some(choice) = &call.choice else { return };
+        let (service, Some(endpoint)) = (call.service, choice.place.as_ref().map(|place| place.key())) else {
+            self.fail(key, Failure::Unreachable { why: why.to_owned() });
+            return;
+        };
+        let addr = choice.addr;
+        if let Some(span) = call.span() {
+            span.event(self.now, Event::Backoff(addr));
+            span.event(self.now, Event::Retry { reason: "not_reached" });
+        }
+        call.aside().tried.insert(endpoint);
+        if !judged.contains(&(service, endpoint)) {
+            judged.push((service, endpoint));
+            if let Some(service) = self.services.get_mut(service) {
+                service.balancer.dial_failed(endpoint, self.now, &mut self.rng);
+                service.unreached = Some(why.into());
+            }
+        }
+        self.leave_endpoint(key);
+        self.send_again(key);
+    }
+}
