@@ -12,4 +12,4 @@ pub use dial::{Dialler, Error, Own, Settings, dial};
 pub use pipe::Pipe;
 pub use pool::{PoolKey, Pools, Reach, Via};
 pub use stream::Stream;
-pub use wire::{Certified, LateReset, Ready, Side, Transport, Wire, WireKey, Wires};
+pub use wire::{LateReset, Lifetime, Ready, Side, Transport, Wire, WireKey, Wires};

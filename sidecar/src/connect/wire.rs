@@ -56,7 +56,7 @@ pub struct Wire {
     /// A number that its owner hangs on it: who is at the other end, for the metrics.
     pub label: u32,
     /// How long the certificates count that the connection was made with.
-    pub certified: Option<Certified>,
+    pub certified: Option<Lifetime>,
     /// What the application is told of a peer that has proven who it is, as one of the interned fields.
     pub client_cert: Option<FieldId>,
     transport: Transport,
@@ -95,24 +95,24 @@ const LEAST_LIFE: std::time::Duration = std::time::Duration::from_secs(5);
 
 /// How long the certificates of a connection count.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Certified {
+pub struct Lifetime {
     /// When the first of them ends.
     pub until: SystemTime,
     /// When the connection is to be replaced, so that its streams have ended before that.
     pub drain_at: SystemTime,
 }
 
-impl Certified {
+impl Lifetime {
     /// For certificates of which the first ends at `until`. `luck`, from 0 to 1, spreads the replacing over the last
     /// tenth but one of what is left, so that not all connections of a mesh are replaced at once. But no connection is
     /// replaced before it is 5 s old, unless the clocks' difference that is allowed for is over before: where no other
     /// certificate comes the next one would be no better.
-    pub fn new(until: SystemTime, now: SystemTime, luck: f64) -> Certified {
+    pub fn new(until: SystemTime, now: SystemTime, luck: f64) -> Lifetime {
         let left = until.duration_since(now).unwrap_or_default();
         let before = left.mul_f64(0.1 + 0.1 * luck.clamp(0.0, 1.0));
         let in_good_time = until.checked_sub(before).unwrap_or(until);
         let soonest = (now + LEAST_LIFE).min(until + tls::SKEW);
-        Certified {
+        Lifetime {
             until,
             drain_at: in_good_time.max(soonest),
         }
@@ -605,20 +605,20 @@ mod tests {
         let now = SystemTime::UNIX_EPOCH + std::time::Duration::from_secs(1_000_000);
         let until = now + std::time::Duration::from_secs(1_000);
         for (luck, before) in [(0.0, 100), (1.0, 200), (7.0, 200)] {
-            let certified = Certified::new(until, now, luck);
+            let certified = Lifetime::new(until, now, luck);
             let left = until.duration_since(certified.drain_at).expect("it is before the end");
             assert_eq!(left.as_secs(), before);
         }
         let seconds = std::time::Duration::from_secs;
         for until in [now, now - seconds(15), now + seconds(2)] {
-            let late = Certified::new(until, now, 0.5);
+            let late = Lifetime::new(until, now, 0.5);
             assert_eq!(
                 late.drain_at,
                 now + LEAST_LIFE,
                 "and not at each look, while none is better"
             );
         }
-        let last = Certified::new(now - seconds(18), now, 0.5);
+        let last = Lifetime::new(now - seconds(18), now, 0.5);
         assert_eq!(last.drain_at, now + seconds(2), "from then on nobody takes it");
     }
 

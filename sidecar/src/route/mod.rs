@@ -68,9 +68,9 @@ pub struct Service {
     /// Who is at an address, where it is not just anybody.
     identities: HashMap<SocketAddr, SpiffeId>,
     /// Addresses that are, or lately were, those of the mesh's service, and until when they count; in order.
-    lately: Vec<(IpAddr, Option<Instant>)>,
+    addresses: Vec<(IpAddr, Option<Instant>)>,
     /// Addresses of a name outside the mesh that are a service's of the mesh.
-    lent: Vec<IpAddr>,
+    addresses_of_mesh: Vec<IpAddr>,
     /// How its endpoints' health is checked: not at all, for an address.
     pub health: Arc<health::Settings>,
     tag: u16,
@@ -239,8 +239,8 @@ impl Services {
             used: now,
             following: Vec::new(),
             identities: HashMap::new(),
-            lately: Vec::new(),
-            lent: Vec::new(),
+            addresses: Vec::new(),
+            addresses_of_mesh: Vec::new(),
             health,
             tag,
         })
@@ -444,7 +444,7 @@ impl Service {
 
     /// Does as the policy says that is known, and by the sidecar's own settings otherwise. An address by itself is not
     /// checked unless a policy says how.
-    pub fn heed(&mut self, balance: &balance::Settings, health: &Arc<health::Settings>) {
+    pub fn apply_policy(&mut self, balance: &balance::Settings, health: &Arc<health::Settings>) {
         let none = Policy::default();
         let policy = match &*self.known {
             Known::Service(view) => &view.policy,
@@ -489,13 +489,14 @@ impl Service {
             (_, Subject::Address(_)) => Some(true),
             (Known::Outside(_), _) => {
                 let answer = self.answer.as_ref()?;
-                let is_its = answer.has_or_had(addr.ip(), now) && !self.lent.contains(&addr.ip().to_canonical());
+                let is_its =
+                    answer.has_or_had(addr.ip(), now) && !self.addresses_of_mesh.contains(&addr.ip().to_canonical());
                 (!is_its || self.lookup.lack().is_none()).then_some(is_its)
             }
             (Known::Service(_) | Known::Endpoint(_), _) => {
                 let ip = addr.ip().to_canonical();
-                let found = self.lately.binary_search_by(|(known, _)| known.cmp(&ip));
-                Some(found.is_ok_and(|at| self.lately[at].1.is_none_or(|until| now < until)))
+                let found = self.addresses.binary_search_by(|(known, _)| known.cmp(&ip));
+                Some(found.is_ok_and(|at| self.addresses[at].1.is_none_or(|until| now < until)))
             }
         }
     }
@@ -535,22 +536,23 @@ impl Service {
 
     /// The addresses by which an application may mean the mesh's service, from now on; those of before count a while longer,
     /// since whoever resolved the name may still dial them.
-    pub fn is_meant_by(&mut self, addresses: impl IntoIterator<Item = IpAddr>, now: Instant) {
-        self.lately.retain(|(_, until)| until.is_none_or(|until| now < until));
-        for (_, until) in &mut self.lately {
+    pub fn set_addresses(&mut self, addresses: impl IntoIterator<Item = IpAddr>, now: Instant) {
+        self.addresses
+            .retain(|(_, until)| until.is_none_or(|until| now < until));
+        for (_, until) in &mut self.addresses {
             until.get_or_insert(now + LATELY);
         }
         for ip in addresses {
-            match self.lately.binary_search_by(|(known, _)| known.cmp(&ip)) {
-                Ok(at) => self.lately[at].1 = None,
-                Err(at) => self.lately.insert(at, (ip, None)),
+            match self.addresses.binary_search_by(|(known, _)| known.cmp(&ip)) {
+                Ok(at) => self.addresses[at].1 = None,
+                Err(at) => self.addresses.insert(at, (ip, None)),
             }
         }
     }
 
     /// The addresses of this name outside the mesh that are a service's of the mesh: whoever dials them means that.
-    pub fn lends(&mut self, addresses: Vec<IpAddr>) {
-        self.lent = addresses;
+    pub fn set_addresses_of_mesh(&mut self, addresses: Vec<IpAddr>) {
+        self.addresses_of_mesh = addresses;
     }
 }
 

@@ -10,7 +10,7 @@ use super::counts::Counts;
 use super::run::Message;
 use crate::balance::EndpointKey;
 use crate::call::CallKey;
-use crate::connect::{self, Certified, PoolKey, Side, Transport, Via, WireKey};
+use crate::connect::{self, Lifetime, PoolKey, Side, Transport, Via, WireKey};
 use crate::edge::client_cert;
 use crate::failure::Failure;
 use crate::http2::Connection;
@@ -84,7 +84,7 @@ impl Worker {
         let ends = peer.not_after().min(shown.not_after());
         let told = client_cert::value(shown.id().as_str(), peer.hash(), peer.id().as_str());
         wire.label = self.counts.label(inbound, peer.id(), &self.recorder);
-        wire.certified = Some(Certified::new(ends, SystemTime::now(), luck));
+        wire.certified = Some(Lifetime::new(ends, SystemTime::now(), luck));
         if matches!(wire.side, Side::Caller { .. })
             && let Ok(text) = told
         {

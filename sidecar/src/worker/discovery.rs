@@ -4,7 +4,7 @@
 //!  of_address, inquire ──▶ control: a task follows it ──▶ Message::Learned ──▶ learned ──┬──▶ update ──▶ calls go on
 //!                                                                                        ▼              ▲
 //!                             the name servers: another ◀── resolve ◀── a name outside                  │
-//!                                        └──▶ Message::Resolved ──▶ resolved ──▶ name_endpoints ────────┘
+//!                                        └──▶ Message::DnsAnswered ──▶ dns_answered ──▶ name_endpoints ┘
 //! ```
 //!
 //! What is not known in time is said, too ([`Message::Late`]): `route/lookup.rs` has what calls do then.
@@ -83,7 +83,7 @@ impl Worker {
             return;
         }
         service.known = known.clone();
-        service.heed(&self.parts.balance, &self.parts.health);
+        service.apply_policy(&self.parts.balance, &self.parts.health);
         match (&*known, service.subject.clone()) {
             (Known::Outside(policy), Subject::Name { host, port }) => {
                 let srv = policy.srv.clone().or_else(|| self.parts.srv.get(&host).cloned());
@@ -91,7 +91,7 @@ impl Worker {
             }
             (Known::Service(view), _) => {
                 let addresses = view.addresses.iter().copied();
-                service.is_meant_by(addresses.chain(view.endpoints.iter().map(|e| e.addr.ip())), self.now);
+                service.set_addresses(addresses.chain(view.endpoints.iter().map(|e| e.addr.ip())), self.now);
                 let in_reach = view.in_reach(&mut self.routes);
                 let endpoints: Vec<_> = in_reach.into_iter().map(spec_of).collect();
                 self.services.set_answer(key, None);
@@ -99,7 +99,7 @@ impl Worker {
             }
             // A name that is an address has no other endpoint than that.
             (Known::Endpoint(endpoint), _) => {
-                service.is_meant_by([endpoint.addr.ip()], self.now);
+                service.set_addresses([endpoint.addr.ip()], self.now);
                 self.services.set_answer(key, None);
                 self.update(key, &[spec_of(endpoint)]);
             }
@@ -143,7 +143,7 @@ impl Worker {
     }
 
     /// The addresses of a service, as the name servers give them now.
-    pub(super) fn resolved(&mut self, key: ServiceKey, answer: Arc<Answer>) {
+    pub(super) fn dns_answered(&mut self, key: ServiceKey, answer: Arc<Answer>) {
         let is_outside = self.services.get(key).is_some_and(|service| service.is_outside());
         if !is_outside || matches!(answer.state, State::Pending) {
             return;
@@ -163,7 +163,7 @@ impl Worker {
         let Some(answer) = service.answer().cloned() else {
             return;
         };
-        let (mut endpoints, mut lent, mut is_whole) = (Vec::new(), Vec::new(), true);
+        let (mut endpoints, mut of_mesh, mut is_whole) = (Vec::new(), Vec::new(), true);
         for target in answer.routable() {
             let spec = EndpointSpec {
                 addr: target.addr,
@@ -178,13 +178,13 @@ impl Worker {
                 None | Some(Known::Pending) => is_whole = false,
                 Some(Known::Endpoint(endpoint)) => endpoints.push((spec, endpoint.identity.clone())),
                 Some(Known::Outside(_)) => endpoints.push((spec, None)),
-                Some(Known::Service(_)) => lent.push(target.addr.ip()),
+                Some(Known::Service(_)) => of_mesh.push(target.addr.ip()),
             }
         }
         let Some(service) = self.services.get_mut(key) else {
             return;
         };
-        service.lends(lent);
+        service.set_addresses_of_mesh(of_mesh);
         if is_whole || !endpoints.is_empty() {
             self.update(key, &endpoints);
         } else if !service.balancer.is_empty() {
@@ -315,7 +315,7 @@ fn follow(
     query: Query,
     forgotten: CancellationToken,
 ) {
-    let resolved = |service, answer| Message::Resolved { service, answer };
+    let answered = |service, answer| Message::DnsAnswered { service, answer };
     // Who is at the addresses may not be known when they are: patience ends all the same.
     let is_late = |_: &Answer| true;
     let ask = move || {
@@ -328,7 +328,7 @@ fn follow(
         let Some(source) = source(ask, &inbox, &unfollowed, service, &forgotten).await else {
             return;
         };
-        tell(source, resolved, is_late, inbox, service, forgotten).await
+        tell(source, answered, is_late, inbox, service, forgotten).await
     });
 }
 

@@ -182,7 +182,7 @@ pub(super) enum Message {
         inbound: bool,
         result: &'static str,
     },
-    Resolved {
+    DnsAnswered {
         service: ServiceKey,
         answer: Arc<Answer>,
     },
@@ -477,7 +477,7 @@ impl Worker {
                 side,
             } => self.adopt(transport, first, peer, side),
             Message::Dialled { pool, addr, result } => self.dialled(pool, addr, result),
-            Message::Resolved { service, answer } => self.resolved(service, answer),
+            Message::DnsAnswered { service, answer } => self.dns_answered(service, answer),
             Message::Checked(checked) => self.checked(checked),
             Message::Learned { service, known } => self.learned(service, known),
             Message::Modes(modes) => self.modes = modes,
