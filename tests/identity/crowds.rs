@@ -34,7 +34,7 @@ fn many(n: u32, each: impl Fn(u32) -> Vec<u8>) -> Vec<u8> {
 }
 
 /// The attack's name, its SETTINGS, what it says, and whether it has to be cut.
-const ATTACKS: [(&str, &[(u16, u32)], Says, bool); 12] = [
+const ATTACKS: [(&str, &[(u16, u32)], Says, bool); 11] = [
     (
         "rapid reset",
         &[],
@@ -113,16 +113,6 @@ const ATTACKS: [(&str, &[(u16, u32)], Says, bool); 12] = [
             many(n, |stream| {
                 let block = [raw::block(&FIELDS), raw::block(&[("x-receive", "1000000")])].concat();
                 frame(HEADERS, END_HEADERS | END_STREAM, stream, &block)
-            })
-        },
-        false,
-    ),
-    (
-        "requests that never end",
-        &[],
-        |n| {
-            many(n, |stream| {
-                [open(stream, 0), raw::message(stream, &[7; 10], false)].concat()
             })
         },
         false,
