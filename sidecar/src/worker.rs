@@ -12,6 +12,7 @@ mod record;
 mod run;
 mod upkeep;
 
+pub use health::Told;
 pub use local::Local;
 pub use record::AccessLog;
 pub(crate) use record::Asked;

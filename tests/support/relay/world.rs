@@ -208,6 +208,7 @@ impl World {
             dial: Default::default(),
             balance: Default::default(),
             health: Arc::new(setup.health),
+            told: Default::default(),
             names,
             mesh: setup.mesh,
             cut_expired: setup.cut_expired,
