@@ -52,7 +52,7 @@ pub(super) fn of(config: &Config, names: Names, mesh: Option<Mesh>, told: Arc<To
             slow_start: config.slow_start,
             ..Default::default()
         },
-        health: Default::default(),
+        health: Arc::new(config.health.clone()),
         told,
         names,
         mesh,
