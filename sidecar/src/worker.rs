@@ -161,6 +161,7 @@ impl Worker {
             stalled: None,
             looked: 0,
             ended: None,
+            is_reset: false,
             is_counted: inbound || checks.is_some(),
             aside: None,
         });
