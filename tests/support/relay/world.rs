@@ -15,7 +15,7 @@ use portunus_sidecar::detect::{self, Declared};
 use portunus_sidecar::policy::Mode;
 use portunus_sidecar::telemetry::{Format, Registry};
 use portunus_sidecar::worker::{self, Command, Cut, Local, Open, Orders, Parts};
-use portunus_sidecar::{health, http2, telemetry};
+use portunus_sidecar::{balance, health, http2, telemetry};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -111,6 +111,8 @@ pub struct Setup {
     pub hosts: Option<std::path::PathBuf>,
     /// How the health of endpoints is checked that a name has.
     pub health: health::Settings,
+    /// How endpoints are picked.
+    pub balance: balance::Settings,
 }
 
 impl Default for Setup {
@@ -129,6 +131,7 @@ impl Default for Setup {
             server_header_list: None,
             hosts: None,
             health: health::Settings::default(),
+            balance: balance::Settings::default(),
         }
     }
 }
@@ -206,7 +209,7 @@ impl World {
             detect: setup.detect,
             tunnel: Default::default(),
             dial: Default::default(),
-            balance: Default::default(),
+            balance: setup.balance,
             health: Arc::new(setup.health),
             told: Default::default(),
             names,
