@@ -2,11 +2,7 @@
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     println!("cargo:rerun-if-changed=apps/proto");
-    let protocols = [
-        "grpc/testing/test.proto",
-        "grpc/health/v1/health.proto",
-        "helloworld/greeter.proto",
-    ];
+    let protocols = ["grpc/testing/test.proto", "helloworld/greeter.proto"];
     let files = protox::compile(protocols, ["apps/proto"])?;
     tonic_prost_build::configure().compile_fds(files)?;
     Ok(())

@@ -70,8 +70,10 @@ pub fn run(config: Config) -> Result<(), Error> {
         let followed = names.clone();
         let membership = Membership::start(&config, &names).map_err(Error::Start)?;
         let mesh = membership.as_ref().map(Membership::mesh);
+        let told = Arc::default();
         let work = move |seat: Seat, config: &Config, registry: &Arc<Registry>| {
-            let parts = parts::of(config, names.clone(), mesh.clone(), registry.clone());
+            let (told, registry) = (Arc::clone(&told), registry.clone());
+            let parts = parts::of(config, names.clone(), mesh.clone(), told, registry);
             let (listening, deaf) = (seat.listening_hook(), seat.deaf_hook());
             worker::run(
                 parts,

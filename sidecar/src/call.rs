@@ -38,6 +38,8 @@ pub(crate) struct Call {
     pub(crate) looked: u64,
     /// How it ended, if not by a status of the server's.
     pub(crate) ended: Option<Code>,
+    /// Whether that was the server's reset.
+    pub(crate) is_reset: bool,
     /// Whether it was counted among the requests, by who is at the other end.
     pub(crate) is_counted: bool,
     /// What most calls never have.
@@ -141,7 +143,9 @@ impl Call {
         let answered = self.exchange.http_status != 0;
         match code {
             Code::Unavailable => Outcome::Failed,
-            // A reset, or an answer that cannot be passed on; not an INTERNAL of the application's own.
+            // Whatever reason a server gives for a reset: the caller did not ask for it.
+            _ if self.is_reset => Outcome::Failed,
+            // An answer that cannot be passed on; not an INTERNAL of the application's own.
             Code::Internal if !answered || self.ended.is_some() => Outcome::Failed,
             Code::Cancelled | Code::DeadlineExceeded if !answered => Outcome::Abandoned {
                 waited: self.waited(now),

@@ -24,15 +24,15 @@ use tracing_subscriber::filter::Targets;
 pub use cgroup::Limits;
 pub use value::{LogFormat, SrvName};
 
-use crate::balance::Algorithm;
+use crate::balance::{Algorithm, health::Thresholds};
 use crate::detect::Declared;
 use crate::redirect::{PROBE_PORT, Ports, Subnets};
-use crate::{admin, app, control, http2, policy, telemetry, tls};
+use crate::{admin, app, control, health, http2, policy, telemetry, tls};
 use otel::Otel;
 use setting::{Group, PROXY, REDIRECT, Setting, unknown_variables};
 use value::{
-    ACCESS_LOGS, BALANCERS, LOG_FORMATS, SWITCH, Show, TrustBundle, bytes, duration, list, listen, log_level, mode,
-    modes, number, optional, parsed, path, percent, protocols, text, word,
+    ACCESS_LOGS, BALANCERS, HEALTH_CHECKS, LOG_FORMATS, SWITCH, Show, TrustBundle, bytes, duration, list, listen,
+    log_level, mode, modes, number, optional, parsed, path, percent, protocols, service, text, word,
 };
 
 /// What the command line asks for.
@@ -91,6 +91,8 @@ pub struct Config {
     pub slow_start: Duration,
     /// How long a connection to an endpoint may take.
     pub connect_timeout: Duration,
+    /// How the health of endpoints is checked that a name has, where no policy says otherwise.
+    pub health: health::Settings,
     /// Where the application's connections lead that no rule redirected.
     pub outbound_default: Option<SocketAddr>,
     /// Where the network's connections lead that no rule redirected.
@@ -295,6 +297,16 @@ impl Config {
                 "connect-timeout",
                 duration(Duration::from_millis(10)..=Duration::from_secs(60)),
             ),
+            health: health::Settings {
+                mode: said.read("health-check", word(HEALTH_CHECKS)),
+                service: said.read("health-check-service", service),
+                interval: said.read("health-check-interval", duration(health::SHORTEST..=LONGEST_CHECK)),
+                timeout: said.read("health-check-timeout", duration(health::SHORTEST..=LONGEST_CHECK)),
+                thresholds: Thresholds {
+                    unhealthy: said.read("health-check-unhealthy-threshold", number(1..=1_000)),
+                    healthy: said.read("health-check-healthy-threshold", number(1..=1_000)),
+                },
+            },
             outbound_default: said.read("outbound-default", optional(parsed)),
             inbound_default: said.read("inbound-default", optional(parsed)),
             http2: http2::Settings {
@@ -340,6 +352,13 @@ impl Config {
             &config.memory_budget,
             "the memory limit, or the default without a limit",
         );
+        if config.health.timeout > config.health.interval {
+            config.warnings.push(
+                "--health-check-timeout is longer than --health-check-interval: an endpoint that does not answer is \
+                 checked less often than that"
+                    .to_owned(),
+            );
+        }
         config.look_for_contradictions(&mut said);
         config.understood = said.finish()?;
         Ok(config)
@@ -509,6 +528,9 @@ const MAX_WINDOW: u32 = (1 << 31) - 1;
 const DEFAULT_WINDOW: u64 = 65_535;
 
 const MAX_WORKERS: usize = 256;
+
+/// The longest that a policy can say, too.
+const LONGEST_CHECK: Duration = Duration::from_secs(86_400);
 
 /// Less than this, and the process would not start.
 const MIN_MEMORY: u64 = 8 << 20;

@@ -14,6 +14,7 @@ mod record;
 mod run;
 mod upkeep;
 
+pub use health::Told;
 pub use local::Local;
 pub use record::AccessLog;
 pub(crate) use record::Asked;
@@ -158,6 +159,7 @@ impl Worker {
             stalled: None,
             looked: 0,
             ended: None,
+            is_reset: false,
             is_counted: inbound || checks.is_some(),
             aside: None,
         });

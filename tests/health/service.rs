@@ -36,6 +36,12 @@ pub(crate) enum Says {
 pub(crate) enum Does {
     Answers(Duration),
     Fails,
+    /// Resets the stream.
+    Resets(h2::Reason),
+    /// Resets it behind the headers.
+    Breaks(h2::Reason),
+    /// Ends the whole connection.
+    Leaves,
     Nothing,
     /// Headers, and a part of a message.
     Half,
@@ -94,6 +100,10 @@ impl Peer {
                 };
                 while let Some(Ok((request, respond))) = connection.accept().await {
                     let peer = peer.clone();
+                    if *peer.does.lock() == Does::Leaves && request.uri().path() == "/a.B/Call" {
+                        peer.calls.fetch_add(1, Relaxed);
+                        return;
+                    }
                     // A caller that leaves ends its call here, too.
                     tokio::spawn(async move { peer.answer(request, respond).await });
                 }
@@ -170,6 +180,17 @@ impl Peer {
                 self.say(Says::Status(1), respond).await
             }
             Does::Fails => self.say(Says::Code("14"), respond).await,
+            Does::Resets(reason) => {
+                respond.send_reset(reason);
+                Ok(())
+            }
+            Does::Breaks(reason) => {
+                let mut body = respond.send_response(head(), false)?;
+                body.send_reset(reason);
+                Ok(())
+            }
+            // See where it accepts.
+            Does::Leaves => Ok(()),
             Does::Nothing => self.say(Says::Nothing, respond).await,
             Does::Half => {
                 let mut body = respond.send_response(head(), false)?;
@@ -223,7 +244,9 @@ impl Calls {
     pub(crate) fn p99(&self) -> Duration {
         let mut took = self.took.clone();
         took.sort_unstable();
-        took.get(took.len() * 99 / 100).copied().expect("some were answered")
+        // The nearest rank.
+        let rank = (took.len() * 99).div_ceil(100);
+        took.get(rank.saturating_sub(1)).copied().expect("some were answered")
     }
 }
 
@@ -243,6 +266,14 @@ impl Running {
 
 impl Service {
     pub(crate) async fn start(peers: u8, health: Settings) -> Service {
+        let setup = Setup {
+            health,
+            ..Setup::default()
+        };
+        Service::with(peers, setup).await
+    }
+
+    pub(crate) async fn with(peers: u8, setup: Setup) -> Service {
         static SERVICES: AtomicU64 = AtomicU64::new(0);
         let number = SERVICES.fetch_add(1, Relaxed) as u8;
         let ip = |at: u8| Ipv4Addr::new(127, (std::process::id() % 250) as u8 + 1, 200 + number, at + 1);
@@ -269,16 +300,19 @@ impl Service {
             addresses.push(addr);
             service.push(peer);
         }
+        hosts += &format!("{} steady\n", addresses[0].ip());
         let file = std::env::temp_dir().join(format!("portunus-health-{}-{number}", std::process::id()));
         std::fs::write(&file, hosts).expect("a file can be written");
         let setup = Setup {
             hosts: Some(file.clone()),
-            health,
-            ..Setup::default()
+            ..setup
         };
         let world = World::before(addresses[0], setup).await;
+        // The crate takes a hundred small messages that it has not read yet for an attack: a pause of half a second is enough.
+        let mut patient = h2::client::Builder::new();
+        patient.data_frame_budget(1 << 24);
         Service {
-            caller: world.caller().await,
+            caller: world.caller_of(&patient).await,
             world,
             peers: service,
             addresses,
@@ -286,9 +320,10 @@ impl Service {
         }
     }
 
-    fn request(&self, path: &str) -> Request<()> {
+    fn request(&self, name: &str) -> Request<()> {
         let port = self.addresses[0].port();
-        let request = Request::post(format!("http://greeter:{port}{path}")).header("content-type", "application/grpc");
+        let request =
+            Request::post(format!("http://{name}:{port}/a.B/Call")).header("content-type", "application/grpc");
         request.body(()).expect("a request")
     }
 
@@ -297,7 +332,7 @@ impl Service {
         let answer = self
             .caller
             .clone()
-            .ask(self.request("/a.B/Call"))
+            .ask(self.request("greeter"))
             .await
             .expect("answered");
         (
@@ -346,27 +381,50 @@ impl Service {
     /// So many calls a second, whoever is slow, for so long. Those that are not answered then are left alone.
     pub(crate) async fn load(&self, rate: u64, time: Duration) -> Calls {
         let ends = Instant::now() + time;
-        self.load_while(rate, || Instant::now() < ends).await
+        self.load_while("greeter", rate, || Instant::now() < ends).await
+    }
+
+    /// The same, and beside them as many calls by a name that only the first peer has, by the same connection and worker: what
+    /// a busy machine does to the ones, it does to the others.
+    pub(crate) async fn load_beside(&self, rate: u64, time: Duration) -> (Calls, Calls) {
+        let ends = Instant::now() + time;
+        let goes_on = || Instant::now() < ends;
+        tokio::join!(
+            self.load_while("greeter", rate, goes_on),
+            self.load_while("steady", rate, goes_on)
+        )
     }
 
     /// The same, until something is so.
     pub(crate) async fn load_until(&self, rate: u64, is: impl Fn() -> bool) -> Calls {
         // The balancer avoids what fails, so the calls that show it are few.
         let ends = Instant::now() + PATIENCE * 3;
-        let calls = self.load_while(rate, || !is() && Instant::now() < ends).await;
+        let calls = self
+            .load_while("greeter", rate, || !is() && Instant::now() < ends)
+            .await;
         let states: Vec<_> = (0..self.peers.len()).map(|at| self.state(at)).collect();
         assert!(is(), "it did not come to be; {states:?}, {} calls", calls.sent);
         calls
     }
 
-    async fn load_while(&self, rate: u64, goes_on: impl Fn() -> bool) -> Calls {
+    /// Waits until that is so, without any call.
+    pub(crate) async fn until(&self, is: impl Fn() -> bool) {
+        let mut looks = tokio::time::interval(Duration::from_millis(10));
+        let ends = Instant::now() + PATIENCE;
+        while !is() {
+            looks.tick().await;
+            assert!(Instant::now() < ends, "it did not come to be");
+        }
+    }
+
+    async fn load_while(&self, name: &str, rate: u64, goes_on: impl Fn() -> bool) -> Calls {
         let mut calls = Calls::default();
         let mut running = JoinSet::new();
         let mut ticks = tokio::time::interval(Duration::from_secs(1) / rate as u32);
         while goes_on() {
             ticks.tick().await;
             calls.sent += 1;
-            let (mut caller, request) = (self.caller.clone(), self.request("/a.B/Call"));
+            let (mut caller, request) = (self.caller.clone(), self.request(name));
             running.spawn(async move {
                 let began = Instant::now();
                 let answer = caller.ask(request).await;

@@ -7,7 +7,9 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail, ensure};
+use nix::sys::signal::Signal;
+use serde_json::Value;
 
 use crate::{Pod, Program, User, build, in_netns, tools, wait_until};
 
@@ -42,8 +44,17 @@ impl Peer {
     }
 
     /// A greeter that names itself in its answers, and works on each for so long; SIGUSR1 makes it ten times slower,
-    /// SIGUSR2 as fast as it was.
+    /// SIGUSR2 as fast as it was. It has its stack's own health service: see [`Peer::turn`].
     pub fn greeter(pod: &Pod, stack: Stack, port: u16, work: Duration) -> Result<Peer> {
+        Peer::greeter_with(pod, stack, port, work, &[])
+    }
+
+    /// The same without a health service.
+    pub fn greeter_without_health(pod: &Pod, stack: Stack, port: u16) -> Result<Peer> {
+        Peer::greeter_with(pod, stack, port, Duration::ZERO, &["--no-health"])
+    }
+
+    fn greeter_with(pod: &Pod, stack: Stack, port: u16, work: Duration, more: &[&str]) -> Result<Peer> {
         let mut command = match stack {
             Stack::Python => python(pod, "greeter_server.py")?,
             Stack::Go => bail!("there is no greeter in grpc-go here"),
@@ -52,8 +63,28 @@ impl Peer {
         command
             .arg(format!("--port={port}"))
             .arg(format!("--name={}", pod.name()));
-        command.arg(format!("--work-ms={}", work.as_millis()));
+        command.arg(format!("--work-ms={}", work.as_millis())).args(more);
         Peer::launch(pod, &format!("{stack}-greeter"), command, port)
+    }
+
+    /// From now on a greeter's health service says NOT_SERVING of every service; SERVING, if it said the other before.
+    /// Returns since when, in seconds of the epoch.
+    pub fn turn(&self, says: &str) -> Result<f64> {
+        let said = || {
+            let output = self.program.output();
+            let lines = output
+                .lines()
+                .filter_map(|line| serde_json::from_str::<Value>(line).ok());
+            lines.filter(|line| line["says"].is_string()).collect::<Vec<_>>()
+        };
+        let before = said().len();
+        self.program.signal(Signal::SIGHUP)?;
+        wait_until(Duration::from_secs(20), &format!("a greeter says {says}"), || {
+            said().len() > before
+        })?;
+        let last = said().pop().context("it has said so")?;
+        ensure!(last["says"] == says, "it says {last}, and not {says}");
+        last["at"].as_f64().context("a time")
     }
 
     fn launch(pod: &Pod, name: &str, command: Command, port: u16) -> Result<Peer> {
@@ -87,6 +118,17 @@ pub fn caller(pod: &Pod, stack: Stack, target: &str, rate: u32, time: Duration) 
         .arg(format!("--rate={rate}"))
         .arg(format!("--seconds={}", time.as_secs()));
     pod.start(&format!("{stack}-caller"), command)
+}
+
+/// Has so many streams of a greeter open, until it is stopped or they end, and writes a line of JSON for each reply: the
+/// `stream`'s number, when (`at`) and from whom (`from`); and one with its `code` when a stream ends.
+pub fn streams(pod: &Pod, target: &str, number: usize) -> Result<Program> {
+    let mut command = tonic(pod, "greeter-client")?;
+    command
+        .arg(format!("--target={target}"))
+        .arg(format!("--name={}", pod.name()))
+        .arg(format!("--streams={number}"));
+    pod.start("streams", command)
 }
 
 /// A script of `apps/python`, ready for its arguments.

@@ -8,7 +8,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use crate::{Mesh, Peer, Pod, Program, Sidecar, Stack, peer};
+use crate::{Mesh, Peer, Pod, Program, Sidecar, Stack, peer, wait_until};
 use anyhow::{Context, Result, ensure};
 use parking_lot::{Mutex, MutexGuard};
 use serde::Deserialize;
@@ -191,6 +191,44 @@ impl fmt::Display for Calls {
             0 => Ok(()),
             more => write!(f, "\n  and {more} more"),
         }
+    }
+}
+
+/// Streams that run, as their caller reports them.
+pub struct Streams(Program);
+
+/// A reply on a stream, or its end.
+#[derive(Debug, Clone, Deserialize)]
+pub struct Reply {
+    /// The stream's number, from 0 on.
+    pub stream: usize,
+    /// When it came, in seconds of the epoch.
+    pub at: f64,
+    /// Who sent it.
+    #[serde(default)]
+    pub from: String,
+    /// The status, if it is the end.
+    pub code: Option<String>,
+}
+
+impl Streams {
+    /// Opens so many, to greeters of a name; each has had a reply.
+    pub fn open(pod: &Pod, name: &str, number: usize) -> Result<Streams> {
+        let streams = Streams(peer::streams(pod, &format!("{name}:{PORT}"), number)?);
+        wait_until(Duration::from_secs(20), "every stream has had a reply", || {
+            let replies = streams.replies();
+            let answered: BTreeSet<_> = replies.iter().map(|reply| reply.stream).collect();
+            answered.len() == number
+        })?;
+        Ok(streams)
+    }
+
+    /// All that has come so far.
+    pub fn replies(&self) -> Vec<Reply> {
+        let said = self.0.output();
+        said.lines()
+            .filter_map(|line| serde_json::from_str(line).ok())
+            .collect()
     }
 }
 

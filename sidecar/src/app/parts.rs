@@ -8,11 +8,11 @@ use crate::config::Config;
 use crate::connect::resolve::{self, Names};
 use crate::detect::Declared;
 use crate::telemetry::Registry;
-use crate::worker::{Mesh, Parts};
+use crate::worker::{Mesh, Parts, Told};
 use crate::{balance, connect, detect, redirect};
 
 /// The parts of one worker.
-pub(super) fn of(config: &Config, names: Names, mesh: Option<Mesh>, registry: Arc<Registry>) -> Parts {
+pub(super) fn of(config: &Config, names: Names, mesh: Option<Mesh>, told: Arc<Told>, registry: Arc<Registry>) -> Parts {
     let protocols = |declared: &std::collections::BTreeMap<u16, Declared>| {
         let opaque = config.opaque_ports.ranges().iter().flat_map(|range| range.clone());
         let opaque = opaque.map(|port| (port, Declared::Opaque));
@@ -52,7 +52,8 @@ pub(super) fn of(config: &Config, names: Names, mesh: Option<Mesh>, registry: Ar
             slow_start: config.slow_start,
             ..Default::default()
         },
-        health: Default::default(),
+        health: Arc::new(config.health.clone()),
+        told,
         names,
         mesh,
         cut_expired: config.cut_expired,

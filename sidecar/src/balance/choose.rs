@@ -25,8 +25,8 @@ impl Draw {
     }
 
     /// Puts those of `named` into the draw that can be picked now, of the lowest priority that has any. Where fewer than
-    /// half of a priority are well, those that failed their health checks without an answer are in it, too. Returns when
-    /// time alone will change that.
+    /// half of a priority are well and can be picked, those that failed their health checks without an answer are in it,
+    /// too. Returns when time alone will change that.
     pub(super) fn fill(
         &mut self,
         slots: &Slots<Endpoint>,
@@ -58,8 +58,12 @@ impl Draw {
         }
         let Some(priority) = well.or(spare) else { return until };
         let fellows = || known().filter(|(_, endpoint)| endpoint.priority == priority);
-        let are_well = fellows().filter(|(_, endpoint)| endpoint.fit() == Fit::Well).count();
-        let few = are_well * 2 < fellows().count();
+        // Those that are ejected, or cannot be reached, are no help to those that are well.
+        let is_up = |endpoint: &Endpoint| {
+            endpoint.fit() == Fit::Well && endpoint.standing.eligible_from().is_none_or(|from| from <= now)
+        };
+        let are_up = fellows().filter(|(_, endpoint)| is_up(endpoint)).count();
+        let few = well.is_none() || are_up * 2 < fellows().count();
         let is_due = |key: &EndpointKey, endpoint: &Endpoint| {
             endpoint.is_due_for_probe() && endpoint.fit() == Fit::Well && may(key, endpoint)
         };

@@ -215,6 +215,8 @@ pub struct Balancer {
     well_at_look: u64,
     /// Endpoints that have earned an ejection, which begins with the next pick or look: it takes dice.
     outliers: Vec<(EndpointKey, Cause)>,
+    /// RPCs that went to endpoints in spite of their health, beside those that the next look will see.
+    in_spite: u64,
     turns: Vec<Turn>,
     /// Endpoints whose checks say something else than what was told last. A hostile one may change its mind with every
     /// byte: that is told once.
@@ -239,6 +241,7 @@ impl Balancer {
             well: 0,
             well_at_look: 0,
             outliers: Vec::new(),
+            in_spite: 0,
             turns: Vec::new(),
             turned: Vec::new(),
         }
@@ -431,7 +434,7 @@ impl Balancer {
     /// many RPCs went to endpoints that failed their health checks, because too few did not, since the last look.
     pub fn looked(&mut self, now: Instant, rng: &mut impl Rng) -> u64 {
         let lately = self.well - std::mem::replace(&mut self.well_at_look, self.well);
-        let mut picked_unhealthy = 0;
+        let mut picked_unhealthy = std::mem::take(&mut self.in_spite);
         for key in &self.named {
             let Some(endpoint) = self.slots.get_mut(*key) else {
                 continue;
@@ -457,7 +460,8 @@ impl Balancer {
             return;
         };
         let was_well = endpoint.fit() == Fit::Well;
-        endpoint.picked_unhealthy();
+        // Counted before the verdict is another.
+        self.in_spite += endpoint.picked_unhealthy();
         if endpoint.health.found(finding, thresholds) {
             if endpoint.turned == 0 {
                 self.turned.push(key);
@@ -480,10 +484,9 @@ impl Balancer {
 
     /// Nobody checks the endpoint's health any more: nothing is held against it.
     pub fn forget_health(&mut self, key: EndpointKey) {
-        if let Some(endpoint) = self.slots.get_mut(key)
-            && endpoint.health.forget()
-        {
-            self.stale = true;
+        if let Some(endpoint) = self.slots.get_mut(key) {
+            self.in_spite += endpoint.picked_unhealthy();
+            self.stale |= endpoint.health.forget();
         }
     }
 

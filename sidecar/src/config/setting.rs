@@ -251,6 +251,43 @@ pub(super) const PROXY: &[Group] = &[
         ],
     ),
     (
+        "Health checks of the endpoints that a name has (what an OutboundPolicy says for its service wins)",
+        &[
+            one(
+                "health-check",
+                "WAY",
+                "check",
+                "How an endpoint in use is asked whether it serves (grpc.health.v1): check, again and again; watch, a stream \
+                 that says what changes, where it is served; off. One without that service counts as healthy",
+            ),
+            one(
+                "health-check-service",
+                "NAME",
+                "",
+                "The service that is asked about. Unsaid: the server as a whole",
+            ),
+            one(
+                "health-check-interval",
+                "DURATION",
+                "5s",
+                "From one check of an endpoint to the next; shortened by up to a tenth at random",
+            ),
+            one("health-check-timeout", "DURATION", "1s", "How long an answer may take"),
+            one(
+                "health-check-unhealthy-threshold",
+                "N",
+                "2",
+                "Checks in a row without an answer that make an endpoint unhealthy; NOT_SERVING does so at once",
+            ),
+            one(
+                "health-check-healthy-threshold",
+                "N",
+                "1",
+                "Good checks in a row that make it healthy again",
+            ),
+        ],
+    ),
+    (
         "HTTP/2",
         &[
             one(

@@ -37,6 +37,7 @@ fn mistakes(args: &[&str], variables: &[(&str, &str)]) -> Vec<String> {
 fn without_a_word_the_defaults_are_those_that_every_room_has() {
     let config = proxy(&[]);
     assert_eq!(config.http2, http2::Settings::default());
+    assert_eq!(config.health, health::Settings::default());
     assert_eq!(config.telemetry, telemetry::Settings::default());
     assert_eq!(config.shutdown, app::shutdown::Settings::default());
     assert_eq!(config.admin, admin::Settings::default());
@@ -330,6 +331,48 @@ fn the_grace_period_may_be_none() {
         proxy(&["--shutdown-grace-period=0s"]).shutdown.grace_period,
         Duration::ZERO
     );
+}
+
+#[test]
+fn health_is_checked_as_it_was_said_and_all_mistakes_about_it_are_told_together() {
+    let said = [
+        ("PORTUNUS_HEALTH_CHECK", "watch"),
+        ("PORTUNUS_HEALTH_CHECK_TIMEOUT", "300ms"),
+    ];
+    let flags = [
+        "--health-check-service=shop.v1.Cart",
+        "--health-check-interval=2s",
+        "--health-check-unhealthy-threshold=3",
+        "--health-check-healthy-threshold=4",
+    ];
+    let config = proxy_with(&flags, &said, Limits::default()).expect("nothing is wrong");
+    let expected = health::Settings {
+        mode: health::Mode::Watch,
+        service: "shop.v1.Cart".to_owned(),
+        interval: Duration::from_secs(2),
+        timeout: Duration::from_millis(300),
+        thresholds: Thresholds {
+            unhealthy: 3,
+            healthy: 4,
+        },
+    };
+    assert_eq!(config.health, expected);
+    assert_eq!(config.understood["settings"]["health-check"], "watch");
+    assert_eq!(proxy(&["--health-check=off"]).health, health::Settings::off());
+
+    let wrong = [
+        "--health-check=Watch",
+        "--health-check-service=a b",
+        "--health-check-interval=50ms",
+        "--health-check-timeout=0s",
+        "--health-check-unhealthy-threshold=0",
+        "--health-check-healthy-threshold=1001",
+    ];
+    let found = mistakes(&wrong, &[]);
+    assert_eq!(found.len(), wrong.len(), "{found:#?}");
+    assert!(found[0].contains("check, watch, off"), "{found:#?}");
+    let slow = proxy(&["--health-check-timeout=6s"]).warnings;
+    assert!(slow.len() == 1 && slow[0].contains("checked less often"), "{slow:?}");
 }
 
 /// A file with a root in it.

@@ -18,6 +18,7 @@ use tracing_subscriber::filter::Targets;
 use crate::balance::Algorithm;
 use crate::control::Address;
 use crate::detect::Declared;
+use crate::health;
 use crate::policy::Mode;
 use crate::redirect::{Ports, Subnets};
 use crate::telemetry::access;
@@ -177,6 +178,14 @@ pub(super) fn text(text: &str) -> Parsed<String> {
     Ok(text.to_owned())
 }
 
+/// The name of a service, as `grpc.health.v1` is asked about it; empty for the server as a whole.
+pub(super) fn service(text: &str) -> Parsed<String> {
+    match text.len() <= 255 && text.bytes().all(|byte| byte.is_ascii_graphic()) {
+        true => Ok(text.to_owned()),
+        false => Err("it must be the name of a service, such as shop.v1.Cart, of at most 255 bytes".to_owned()),
+    }
+}
+
 /// A file's path.
 pub(super) fn path(text: &str) -> Parsed<PathBuf> {
     Ok(text.into())
@@ -325,6 +334,12 @@ impl SrvName {
 pub(super) const BALANCERS: &[(&str, Algorithm)] =
     &[("p2c-ewma", Algorithm::P2cEwma), ("round-robin", Algorithm::RoundRobin)];
 
+pub(super) const HEALTH_CHECKS: &[(&str, health::Mode)] = &[
+    ("check", health::Mode::Check),
+    ("watch", health::Mode::Watch),
+    ("off", health::Mode::Off),
+];
+
 /// The form of a log line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LogFormat {
@@ -394,6 +409,7 @@ show! {
     SpiffeId => |it| it.to_string();
     TrustBundle => |it| it.file.display().to_string();
     Algorithm => |it| spelled(BALANCERS, *it);
+    health::Mode => |it| spelled(HEALTH_CHECKS, *it);
     LogFormat => |it| spelled(LOG_FORMATS, *it);
     Option<access::Form> => |it| spelled(ACCESS_LOGS, *it);
     bool => |it| spelled(SWITCH, *it);

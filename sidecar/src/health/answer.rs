@@ -85,6 +85,8 @@ impl Pieces {
     pub fn ended(&self, said: Option<Finding>) -> Ended {
         Ended::Found(match (self.error.as_deref(), self.http_status, self.status) {
             (Some("memory_budget" | "too_many_waiting" | "stopping"), ..) => return Ended::NotAsked,
+            // The question's own deadline, on the way or where it began.
+            (Some("deadline"), ..) => Finding::Failed(Lack::Silent),
             (Some(_), ..) => Finding::Failed(Lack::Failed),
             (None, 429 | 500 | 502..=504, _) => Finding::Failed(Lack::Failed),
             // What is at another door lives, too: a proxy that wants a login, a server of web pages.
@@ -187,5 +189,15 @@ mod tests {
             .header("grpc-status", "14");
         pieces.head(&head.body(()).expect("a head"));
         assert_eq!(pieces.ended(None), Ended::Found(Finding::Failed(Lack::Failed)));
+    }
+
+    #[test]
+    fn a_sidecar_that_waited_in_vain_for_an_answer_tells_of_silence() {
+        let mut pieces = Pieces::default();
+        let head = Response::builder()
+            .header("portunus-error", "deadline")
+            .header("grpc-status", "4");
+        pieces.head(&head.body(()).expect("a head"));
+        assert_eq!(pieces.ended(None), Ended::Found(Finding::Failed(Lack::Silent)));
     }
 }

@@ -15,6 +15,9 @@ pub use answer::{Ended, Pieces};
 
 use crate::balance::health::Thresholds;
 
+/// The shortest interval, and the shortest timeout: more often, and checks would be a load of their own.
+pub const SHORTEST: Duration = Duration::from_millis(100);
+
 /// How endpoints' health is checked.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Settings {

@@ -116,10 +116,9 @@ impl Policy {
         }
     }
 
-    /// How health is checked. An interval, and a timeout, is a tenth of a second at least.
+    /// How health is checked. An interval, and a timeout, is [`health::SHORTEST`] at least.
     pub fn health(&self, own: &health::Settings) -> health::Settings {
         let said = &self.health;
-        let shortest = Duration::from_millis(100);
         health::Settings {
             mode: match said.mode {
                 Some(HealthMode::Check) => health::Mode::Check,
@@ -128,8 +127,8 @@ impl Policy {
                 None => own.mode,
             },
             service: said.service.clone().unwrap_or_else(|| own.service.clone()),
-            interval: said.interval.unwrap_or(own.interval).max(shortest),
-            timeout: said.timeout.unwrap_or(own.timeout).max(shortest),
+            interval: said.interval.unwrap_or(own.interval).max(health::SHORTEST),
+            timeout: said.timeout.unwrap_or(own.timeout).max(health::SHORTEST),
             thresholds: Thresholds {
                 unhealthy: said.unhealthy_threshold.unwrap_or(own.thresholds.unhealthy),
                 healthy: said.healthy_threshold.unwrap_or(own.thresholds.healthy),

@@ -404,6 +404,7 @@ impl Worker {
         }
         if call.exchange.phase != Phase::Answered {
             call.ended = Some(code_of_reset(reason));
+            call.is_reset = true;
         }
         call.exchange.server_reset(reason, &mut self.wires);
         self.settle(key);

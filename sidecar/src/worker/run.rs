@@ -19,7 +19,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::counts::Counts;
 use super::door::Door;
-use super::health::{Checked, Checks};
+use super::health::{Checked, Checks, Told};
 use super::local::Local;
 use super::{AccessLog, READ_BYTES, Said, Worker, upkeep};
 use crate::accept::{self, OwnPorts, PodAddresses};
@@ -70,6 +70,8 @@ pub struct Parts {
     pub balance: balance::Settings,
     /// How the health of endpoints is checked that a name has.
     pub health: Arc<health::Settings>,
+    /// What was said of services once already, by all workers together.
+    pub told: Arc<Told>,
     /// Addresses of names.
     pub names: Names,
     /// The mesh, if the sidecar belongs to one.

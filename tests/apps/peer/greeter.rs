@@ -13,25 +13,22 @@ use clap::Args;
 use serde_json::json;
 use tokio::{
     signal::unix::{SignalKind, signal},
-    sync::{mpsc, watch},
+    sync::mpsc,
     task::JoinSet,
     time::{MissedTickBehavior, interval, sleep},
 };
-use tonic::{Request, Response, Status, codegen::tokio_stream::wrappers::ReceiverStream, transport::Server};
+use tonic::{
+    Request, Response, Status, codegen::tokio_stream::wrappers::ReceiverStream, server::NamedService as _,
+    transport::Server,
+};
+use tonic_health::{ServingStatus, server::HealthReporter};
 
 use crate::{
     endpoint, listen,
-    pb::{
-        health::{
-            HealthCheckRequest, HealthCheckResponse,
-            health_check_response::ServingStatus,
-            health_server::{Health, HealthServer},
-        },
-        helloworld::{
-            HelloReply, HelloRequest,
-            greeter_client::GreeterClient,
-            greeter_server::{Greeter, GreeterServer},
-        },
+    pb::helloworld::{
+        HelloReply, HelloRequest,
+        greeter_client::GreeterClient,
+        greeter_server::{Greeter, GreeterServer},
     },
 };
 
@@ -44,9 +41,12 @@ pub(crate) struct Serve {
     #[arg(long)]
     name: String,
     /// How long it works on each; ten times that after SIGUSR1, until SIGUSR2. After SIGHUP its health service says
-    /// NOT_SERVING.
+    /// NOT_SERVING, until the next; when that is so, a line says.
     #[arg(long, default_value_t = 0)]
     work_ms: u64,
+    /// Whether it has no health service.
+    #[arg(long)]
+    no_health: bool,
 }
 
 impl Serve {
@@ -57,8 +57,10 @@ impl Serve {
             work: Duration::from_millis(self.work_ms),
             factor: Arc::clone(&factor),
         };
-        let (healthy, health) = watch::channel(true);
-        let mut unwell = signal(SignalKind::hangup())?;
+        let (reporter, health) = tonic_health::server::health_reporter();
+        let mut serves = false;
+        turn(&reporter, &mut serves).await;
+        let mut turned = signal(SignalKind::hangup())?;
         let (mut slower, mut faster) = (
             signal(SignalKind::user_defined1())?,
             signal(SignalKind::user_defined2())?,
@@ -69,18 +71,31 @@ impl Serve {
                 tokio::select! {
                     _ = slower.recv() => factor.store(SLOWER, Ordering::Relaxed),
                     _ = faster.recv() => factor.store(1, Ordering::Relaxed),
-                    _ = unwell.recv() => drop(healthy.send(false)),
+                    _ = turned.recv() => turn(&reporter, &mut serves).await,
                     _ = end.recv() => return,
                 }
             }
         };
         let server = Server::builder()
             .add_service(GreeterServer::new(greeter))
-            .add_service(HealthServer::new(Says(health)));
+            .add_optional_service((!self.no_health).then_some(health));
         Ok(server
             .serve_with_incoming_shutdown(listen(self.port).await?, ended)
             .await?)
     }
+}
+
+/// Says that everything serves, or that nothing does; and writes when that has changed.
+async fn turn(health: &HealthReporter, serves: &mut bool) {
+    *serves = !*serves;
+    let (status, says) = match *serves {
+        true => (ServingStatus::Serving, "SERVING"),
+        false => (ServingStatus::NotServing, "NOT_SERVING"),
+    };
+    for service in ["", GreeterServer::<Greets>::NAME] {
+        health.set_service_status(service, status).await;
+    }
+    println!("{}", json!({"says": says, "at": now()}));
 }
 
 #[derive(Debug, Clone)]
@@ -107,6 +122,7 @@ impl Greeter for Greets {
 
     type SayHelloStreamReplyStream = ReceiverStream<Result<HelloReply, Status>>;
 
+    /// A reply at once, and one every 100 ms until the caller leaves.
     async fn say_hello_stream_reply(
         &self,
         request: Request<HelloRequest>,
@@ -114,7 +130,9 @@ impl Greeter for Greets {
         let (sender, replies) = mpsc::channel(1);
         let greets = self.clone();
         tokio::spawn(async move {
-            for _ in 0..5 {
+            let mut replies = interval(Duration::from_millis(100));
+            loop {
+                replies.tick().await;
                 let reply = greets.reply(&request.get_ref().name).await;
                 if sender.send(Ok(reply)).await.is_err() {
                     return;
@@ -122,41 +140,6 @@ impl Greeter for Greets {
             }
         });
         Ok(Response::new(ReceiverStream::new(replies)))
-    }
-}
-
-/// The health service, which says what it was told last.
-struct Says(watch::Receiver<bool>);
-
-fn status(is_healthy: bool) -> HealthCheckResponse {
-    let status = if is_healthy {
-        ServingStatus::Serving
-    } else {
-        ServingStatus::NotServing
-    };
-    HealthCheckResponse { status: status.into() }
-}
-
-#[tonic::async_trait]
-impl Health for Says {
-    async fn check(&self, _: Request<HealthCheckRequest>) -> Result<Response<HealthCheckResponse>, Status> {
-        Ok(Response::new(status(*self.0.borrow())))
-    }
-
-    type WatchStream = ReceiverStream<Result<HealthCheckResponse, Status>>;
-
-    async fn watch(&self, _: Request<HealthCheckRequest>) -> Result<Response<Self::WatchStream>, Status> {
-        let (sender, answers) = mpsc::channel(1);
-        let mut health = self.0.clone();
-        tokio::spawn(async move {
-            loop {
-                let newest = status(*health.borrow_and_update());
-                if sender.send(Ok(newest)).await.is_err() || health.changed().await.is_err() {
-                    return;
-                }
-            }
-        });
-        Ok(Response::new(ReceiverStream::new(answers)))
     }
 }
 
@@ -173,11 +156,19 @@ pub(crate) struct Call {
     rate: u32,
     #[arg(long, default_value_t = 10)]
     seconds: u32,
+    /// Has so many streams open instead, until they end, and writes a line for each reply.
+    #[arg(long)]
+    streams: Option<usize>,
 }
 
 impl Call {
     pub(crate) async fn run(self) -> Result<()> {
         let client = GreeterClient::new(endpoint(&self.target)?.connect_lazy());
+        if let Some(streams) = self.streams {
+            let all = (0..streams).map(|number| listen_to(client.clone(), self.name.clone(), number));
+            all.collect::<JoinSet<_>>().join_all().await;
+            return Ok(());
+        }
         let mut begins = interval(Duration::from_secs(1) / self.rate);
         begins.set_missed_tick_behavior(MissedTickBehavior::Burst);
         let mut calls = JoinSet::new();
@@ -191,27 +182,53 @@ impl Call {
     }
 }
 
-async fn call(mut client: GreeterClient<tonic::transport::Channel>, name: String) {
-    let at = SystemTime::now()
-        .duration_since(SystemTime::UNIX_EPOCH)
-        .unwrap_or_default();
+type Client = GreeterClient<tonic::transport::Channel>;
+
+async fn call(mut client: Client, name: String) {
+    let at = now();
     let began = Instant::now();
     let mut request = Request::new(HelloRequest { name });
     request.set_timeout(Duration::from_secs(5));
     let answer = client.say_hello(request).await;
     let ms = began.elapsed().as_secs_f64() * 1000.0;
     let (from, code, why) = match &answer {
-        Ok(reply) => (
-            reply.get_ref().message.rsplit(' ').next().unwrap_or_default(),
-            "OK".to_string(),
-            "",
-        ),
+        Ok(reply) => (greeter(reply.get_ref()), "OK".to_string(), ""),
         Err(status) => ("", screaming(&format!("{:?}", status.code())), status.message()),
     };
     println!(
         "{}",
-        json!({"at": at.as_secs_f64(), "ms": ms, "from": from, "code": code, "why": why})
+        json!({"at": at, "ms": ms, "from": from, "code": code, "why": why})
     );
+}
+
+/// A line for each reply, and one with the `code` at the end.
+async fn listen_to(mut client: Client, name: String, stream: usize) {
+    let answer = client.say_hello_stream_reply(Request::new(HelloRequest { name })).await;
+    let ended = match answer {
+        Ok(replies) => {
+            let mut replies = replies.into_inner();
+            loop {
+                match replies.message().await {
+                    Ok(Some(reply)) => println!("{}", json!({"stream": stream, "at": now(), "from": greeter(&reply)})),
+                    Ok(None) => break "OK".to_string(),
+                    Err(status) => break screaming(&format!("{:?}", status.code())),
+                }
+            }
+        }
+        Err(status) => screaming(&format!("{:?}", status.code())),
+    };
+    println!("{}", json!({"stream": stream, "at": now(), "code": ended}));
+}
+
+/// Who has written it.
+fn greeter(reply: &HelloReply) -> &str {
+    reply.message.rsplit(' ').next().unwrap_or_default()
+}
+
+/// Seconds of the epoch.
+fn now() -> f64 {
+    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+    since.unwrap_or_default().as_secs_f64()
 }
 
 /// `DeadlineExceeded` as gRPC writes it: `DEADLINE_EXCEEDED`.

@@ -21,9 +21,6 @@ mod pb {
     pub mod helloworld {
         tonic::include_proto!("helloworld");
     }
-    pub mod health {
-        tonic::include_proto!("grpc.health.v1");
-    }
 }
 
 #[derive(Debug, Parser)]

@@ -16,7 +16,7 @@ use portunus_sidecar::detect::{self, Declared};
 use portunus_sidecar::policy::Mode;
 use portunus_sidecar::telemetry::{Format, Registry, access};
 use portunus_sidecar::worker::{self, AccessLog, Command, Cut, Local, Open, Orders, Parts};
-use portunus_sidecar::{health, http2, telemetry};
+use portunus_sidecar::{balance, health, http2, telemetry};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -114,6 +114,8 @@ pub struct Setup {
     pub health: health::Settings,
     /// Where the access log goes, if there is one.
     pub access_log: Option<Arc<Mutex<String>>>,
+    /// How endpoints are picked.
+    pub balance: balance::Settings,
 }
 
 impl Default for Setup {
@@ -133,6 +135,7 @@ impl Default for Setup {
             hosts: None,
             health: health::Settings::default(),
             access_log: None,
+            balance: balance::Settings::default(),
         }
     }
 }
@@ -210,8 +213,9 @@ impl World {
             detect: setup.detect,
             tunnel: Default::default(),
             dial: Default::default(),
-            balance: Default::default(),
+            balance: setup.balance,
             health: Arc::new(setup.health),
+            told: Default::default(),
             names,
             mesh: setup.mesh,
             cut_expired: setup.cut_expired,

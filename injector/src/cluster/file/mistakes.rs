@@ -430,13 +430,13 @@ pub(crate) const MISTAKES: &[(&str, u32, &str, &str)] = &[
         "O  hosts: [a.example]\n  healthCheck: {interval: 0s}\n",
         6,
         "spec.healthCheck.interval",
-        "from 10ms to 24h",
+        "from 100ms to 24h",
     ),
     (
         "O  hosts: [a.example]\n  healthCheck: {timeout: 25h}\n",
         6,
         "spec.healthCheck.timeout",
-        "from 10ms to 24h",
+        "from 100ms to 24h",
     ),
     (
         "O  hosts: [a.example]\n  healthCheck: {unhealthyThreshold: 0}\n",

@@ -329,6 +329,8 @@ fn a_check_that_says_serving_ends_the_first_ejection_and_not_the_next() {
     assert!(service.is_ejected(0), "that says nothing of whether it works");
     service.found(0, Finding::Serving);
     assert_eq!(service.state(0), State::Ready);
+    let at_once = (0..1_000).filter(|_| service.pick() == Ok(0)).count();
+    assert!(at_once < 100, "slow start: {at_once} of 1,000 at once");
     service.one(0, Outcome::Failed);
     assert!(service.is_ejected(0), "one failure is enough so soon");
     service.now += Duration::from_secs(5);
@@ -396,6 +398,53 @@ fn below_half_healthy_the_silent_are_used_too_and_counted_but_none_that_says_not
     service.found(3, Finding::Serving);
     service.now += Duration::from_secs(2);
     assert_eq!(service.picked(), [2, 3]);
+}
+
+#[test]
+fn calls_to_unhealthy_endpoints_are_counted_however_often_these_are_checked() {
+    let mut service = Service::new(20, 2);
+    (0..2).for_each(|at| (0..2).for_each(|_| service.found(at, SILENT)));
+    for _ in 0..10 {
+        assert!((0..10).all(|_| service.pick().is_ok()));
+        (0..2).for_each(|at| service.found(at, SILENT));
+    }
+    service.found(0, Finding::Serving);
+    let key = service.key(1);
+    service.balancer.forget_health(key);
+    assert_eq!(service.balancer.looked(service.now, &mut service.rng), 100);
+    assert_eq!(service.balancer.looked(service.now, &mut service.rng), 0);
+}
+
+#[test]
+fn an_ejected_endpoint_does_not_count_among_the_healthy_half() {
+    let mut service = Service::new(18, 4);
+    (0..2).for_each(|_| service.found(2, SILENT));
+    assert_eq!(service.picked(), [0, 1, 3]);
+    for at in [0, 1] {
+        for _ in 0..5 {
+            service.one(at, Outcome::Failed);
+        }
+    }
+    assert_eq!(service.picked(), [2, 3], "one of four is left");
+}
+
+#[test]
+fn where_no_healthy_endpoint_can_be_reached_every_call_goes_to_the_silent() {
+    let mut service = Service::new(19, 2);
+    (0..2).for_each(|_| service.found(0, SILENT));
+    assert_eq!(service.picked(), [1]);
+    let key = service.key(1);
+    service.balancer.dial_failed(key, service.now, &mut service.rng);
+    assert!((0..300).all(|_| service.pick() == Ok(0)));
+    // An RPC that has been to the healthy one has the other left.
+    service.balancer.dial_ok(key, service.now);
+    let mut tried = Tried::default();
+    tried.insert(key);
+    let silent = service.key(0);
+    for _ in 0..300 {
+        let picked = service.balancer.pick(service.now, &mut service.rng, &tried);
+        assert_eq!(picked, Ok(silent));
+    }
 }
 
 #[test]

@@ -6,8 +6,10 @@ use super::super::fields::{self, Field, Fields, Later};
 use super::super::finding::Findings;
 use crate::cluster::{Algorithm, Balancer, HealthCheck, HealthMode, OutboundPolicy, Outlier, Srv};
 
-/// Nothing is asked for, or waited for, less than this.
+/// No ejection is shorter.
 const LEAST: Duration = Duration::from_millis(10);
+/// The shortest interval of health checks, and the shortest timeout: sidecars ask no more often.
+const SHORTEST_CHECK: Duration = Duration::from_millis(100);
 /// No threshold above this makes sense.
 const MOST_THRESHOLD: u32 = 1_000;
 
@@ -141,8 +143,8 @@ fn health_check(spec: &mut Fields<'_>, findings: &mut Findings) -> HealthCheck {
     let check = HealthCheck {
         mode: fields.one_of("mode", &modes, findings),
         service: fields.text("service", findings).map(str::to_owned),
-        interval: fields.duration("interval", LEAST, findings),
-        timeout: fields.duration("timeout", LEAST, findings),
+        interval: fields.duration("interval", SHORTEST_CHECK, findings),
+        timeout: fields.duration("timeout", SHORTEST_CHECK, findings),
         unhealthy_threshold: fields.number("unhealthyThreshold", 1, MOST_THRESHOLD, findings),
         healthy_threshold: fields.number("healthyThreshold", 1, MOST_THRESHOLD, findings),
     };
@@ -159,7 +161,7 @@ fn health_check(spec: &mut Fields<'_>, findings: &mut Findings) -> HealthCheck {
         findings.warning(
             fields.at(),
             fields.path("timeout"),
-            "is longer than interval: checks of one endpoint overlap",
+            "is longer than interval: an endpoint that does not answer is checked less often than that",
         );
     }
     fields.done(&[], findings);
