@@ -1,0 +1,9 @@
+//! What real sidecars and control say of what they do, read where it arrives: no secret is ever in it.
+
+mod application;
+mod collector;
+mod frames;
+mod secrets;
+
+#[path = "../control/raw.rs"]
+mod raw;
