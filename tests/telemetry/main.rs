@@ -5,5 +5,6 @@ mod collector;
 mod frames;
 mod secrets;
 
+#[allow(dead_code, reason = "the tests of control ask for more")]
 #[path = "../control/raw.rs"]
 mod raw;

@@ -102,7 +102,7 @@ impl Span {
             kind,
             context,
             parent,
-            name: clean::limited(path.strip_prefix(b"/").unwrap_or(path), MAX_NAME),
+            name: clean::limited(clean::method(path), MAX_NAME),
             server: None,
             peer: None,
             identity: None,
@@ -125,7 +125,7 @@ impl Span {
 
     /// Whom the caller asked for: the value of `:authority`.
     pub fn server(&mut self, authority: &[u8]) {
-        self.server = Some(clean::limited(authority, MAX_TEXT));
+        self.server = Some(clean::limited(clean::host(authority), MAX_TEXT));
     }
 
     /// Who is at the other end of the connection in the network.

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use rcgen::KeyPair;
-use support::{User, build, wait_until};
+use support::{Member, User, build, wait_until};
 
 use super::plants::{Plants, base64};
 use super::world::{Said, World};
@@ -123,9 +123,26 @@ fn settings(world: &World, plants: &mut Plants) -> Result<Vec<Said>> {
     ];
     let pod = &world.stranger;
     let mut said = Vec::new();
+    let member = Member {
+        account: "forgetful",
+        app: "forgetful",
+        ports: &[],
+    };
+    // All is right but the file.
+    let enrolled = world.control.enrol(pod, &member)?;
+    let own = std::fs::read_to_string(pod.folder().join("join-token"))?;
+    plants.known("the own token in place of its file", own.as_bytes());
+    let right_but_one: Vec<_> = enrolled
+        .iter()
+        .map(|(key, value)| match key.as_str() {
+            key @ "PORTUNUS_JOIN_TOKEN_FILE" => (key, own.clone()),
+            key => (key, value.clone()),
+        })
+        .collect();
     // All at once, and each alone: what stands behind a first mistake is looked at, too.
     let alone = wrong.iter().map(std::slice::from_ref);
-    for (number, settings) in [&wrong[..]].into_iter().chain(alone).enumerate() {
+    let all = [&wrong[..], &right_but_one].into_iter().chain(alone);
+    for (number, settings) in all.enumerate() {
         for print in [true, false] {
             let mut command = pod.command(User::Sidecar, pod.place(&build::sidecar()?)?);
             command.arg("proxy").envs(settings.iter().cloned());

@@ -27,13 +27,8 @@ pub enum Refusal {
     #[error("the request has no valid Host field (RFC 9112, 3.2)")]
     NoHost,
     /// Only chunked is understood.
-    #[error(
-        "the request's transfer coding \"{coding}\" is not understood: chunked, alone and once, is (RFC 9112, 6.1)"
-    )]
-    TransferCoding {
-        /// What was said.
-        coding: String,
-    },
+    #[error("the request's transfer coding is not understood: chunked, alone and once, is (RFC 9112, 6.1)")]
+    TransferCoding,
     /// The application was not reached.
     #[error("{0}; is the application listening there?")]
     Unreachable(connect::Error),
@@ -62,9 +57,7 @@ impl Refusal {
     /// One word, for `portunus-error` and metrics; one of [`Refusal::REASONS`].
     pub fn reason(&self) -> &'static str {
         match self {
-            Refusal::Connect | Refusal::ManyHosts { .. } | Refusal::NoHost | Refusal::TransferCoding { .. } => {
-                "bad_request"
-            }
+            Refusal::Connect | Refusal::ManyHosts { .. } | Refusal::NoHost | Refusal::TransferCoding => "bad_request",
             Refusal::Unreachable(_) => "unreachable",
             Refusal::ConnectionLost { .. } => "connection_lost",
             Refusal::BadResponse { .. } => "bad_response",
@@ -73,7 +66,7 @@ impl Refusal {
 
     fn status(&self) -> StatusCode {
         match self {
-            Refusal::Connect | Refusal::TransferCoding { .. } => StatusCode::NOT_IMPLEMENTED,
+            Refusal::Connect | Refusal::TransferCoding => StatusCode::NOT_IMPLEMENTED,
             Refusal::ManyHosts { .. } | Refusal::NoHost => StatusCode::BAD_REQUEST,
             Refusal::Unreachable(connect::Error::Refused { .. }) => StatusCode::SERVICE_UNAVAILABLE,
             Refusal::Unreachable(connect::Error::Silent { .. }) => StatusCode::GATEWAY_TIMEOUT,
