@@ -1,10 +1,13 @@
 //! An application that answers as it is told, and a caller that says what it likes: HTTP/2 by the h2 crate.
 
+use std::future::poll_fn;
 use std::net::SocketAddr;
+use std::pin::Pin;
 use std::sync::Arc;
-use std::time::Duration;
+use std::task::Poll;
+use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 use bytes::Bytes;
 use http::{HeaderMap, Request, Response};
 use parking_lot::Mutex;
@@ -14,16 +17,37 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::runtime::Runtime;
 use tokio::time::timeout;
 
-/// What an application answers, by the path without its slash.
+/// What an application answers.
 #[derive(Clone, Default)]
 pub(crate) struct Answer {
     pub(crate) headers: Vec<(String, String)>,
     pub(crate) body: Vec<u8>,
+    /// How often the body is sent, beside once.
+    pub(crate) again: usize,
     pub(crate) trailers: Vec<(String, String)>,
 }
 
-/// Chooses an answer; with none, the stream is reset.
-pub(crate) type Choose = Arc<dyn Fn(&str) -> Option<Answer> + Send + Sync>;
+/// What an application does with a call.
+#[derive(Clone)]
+pub(crate) enum Reply {
+    Answer(Answer),
+    Reset(h2::Reason),
+    /// It never answers.
+    Silence,
+}
+
+/// Chooses a reply by the path without its slash.
+pub(crate) type Choose = Arc<dyn Fn(&str) -> Reply + Send + Sync>;
+
+impl Reply {
+    /// An answer with a message and this status.
+    pub(crate) fn status(code: &str) -> Reply {
+        Reply::Answer(Answer {
+            trailers: vec![("grpc-status".to_owned(), code.to_owned())],
+            ..Answer::default()
+        })
+    }
+}
 
 /// An application; it ends when this drops.
 pub(crate) struct Application {
@@ -54,7 +78,7 @@ impl Heard {
 }
 
 impl Application {
-    /// Speaks gRPC on `h2`, and on each of the other ports says the same to whoever comes, once that has said something.
+    /// Listens at all addresses: speaks gRPC on `h2`, and on each of the other ports says the same to whoever comes, once that has said something.
     pub(crate) fn start(pod: &Pod, h2: u16, choose: Choose, others: Vec<(u16, Vec<u8>)>) -> Result<Application> {
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(1)
@@ -63,7 +87,7 @@ impl Application {
         let heard = Heard::default();
         let listen = |port: u16| -> Result<std::net::TcpListener> {
             in_netns(pod, || {
-                let listener = std::net::TcpListener::bind(SocketAddr::from(([0, 0, 0, 0], port)))?;
+                let listener = std::net::TcpListener::bind((std::net::Ipv6Addr::UNSPECIFIED, port))?;
                 listener.set_nonblocking(true)?;
                 anyhow::Ok(listener)
             })?
@@ -132,16 +156,26 @@ async fn serve(socket: TcpStream, choose: Choose, ears: Heard) -> Result<()> {
             if let Some(trailers) = body.trailers().await? {
                 ears.fields(&trailers);
             }
-            let Some(answer) = choose(head.uri.path().trim_start_matches('/')) else {
-                to.send_reset(h2::Reason::INTERNAL_ERROR);
-                return Ok(());
+            let answer = match choose(head.uri.path().trim_start_matches('/')) {
+                Reply::Answer(answer) => answer,
+                Reply::Reset(reason) => {
+                    to.send_reset(reason);
+                    return Ok(());
+                }
+                Reply::Silence => {
+                    // Until the caller has gone.
+                    let _ = poll_fn(|context| to.poll_reset(context)).await;
+                    return Ok(());
+                }
             };
             let mut response = Response::builder().header("content-type", "application/grpc");
             for (name, value) in &answer.headers {
                 response = response.header(name, value);
             }
             let mut to = to.send_response(response.body(())?, false)?;
-            to.send_data(framed(&answer.body), false)?;
+            for _ in 0..=answer.again {
+                to.send_data(framed(&answer.body), false)?;
+            }
             to.send_trailers(map(&answer.trailers)?)?;
             anyhow::Ok(())
         });
@@ -170,7 +204,25 @@ pub(crate) struct Call {
     pub(crate) url: String,
     pub(crate) headers: Vec<(String, String)>,
     pub(crate) body: Vec<u8>,
+    /// How often the body is sent, beside once.
+    pub(crate) again: usize,
     pub(crate) trailers: Vec<(String, String)>,
+}
+
+impl Call {
+    /// A call of a method by a name and a port, with nothing more.
+    pub(crate) fn of(authority: &str, method: &str) -> Call {
+        Call {
+            url: format!("http://{authority}/{method}"),
+            ..Call::default()
+        }
+    }
+
+    /// With a field more.
+    pub(crate) fn with(mut self, name: &str, value: &str) -> Call {
+        self.headers.push((name.to_owned(), value.to_owned()));
+        self
+    }
 }
 
 /// Makes calls one after the other from inside a pod, over one connection to `to`; returns all that was answered. Calls that
@@ -197,37 +249,93 @@ async fn one(to: SocketAddr, call: &Call, ears: &Heard) -> Result<()> {
     let socket = TcpStream::connect(to).await?;
     let (client, connection) = h2::client::handshake(socket).await?;
     let connection = tokio::spawn(connection);
-    let asked = async {
-        let mut request = Request::post(call.url.as_str()).header("te", "trailers");
-        if !call.headers.iter().any(|(name, _)| name == "content-type") {
-            request = request.header("content-type", "application/grpc");
-        }
-        for (name, value) in &call.headers {
-            request = request.header(name, value);
-        }
-        let mut client = client.ready().await?;
-        let (answer, mut body) = client.send_request(request.body(())?, false)?;
-        let ends = call.trailers.is_empty();
-        body.send_data(framed(&call.body), ends)?;
-        if !ends {
-            body.send_trailers(map(&call.trailers)?)?;
-        }
-        let (head, mut body) = answer.await?.into_parts();
-        ears.bytes(head.status.as_str().as_bytes());
-        ears.fields(&head.headers);
-        while let Some(data) = body.data().await {
-            let data = data?;
-            body.flow_control().release_capacity(data.len())?;
-            ears.bytes(&data);
-        }
-        if let Some(trailers) = body.trailers().await? {
-            ears.fields(&trailers);
-        }
-        Ok(())
-    };
-    let ended = asked.await;
+    let ended = ask(client, call, ears).await;
     connection.abort();
     ended
+}
+
+/// Makes the same call so often, some at once, over one connection. None may fail; returns how long the longest took.
+pub(crate) fn flood(from: &Pod, to: SocketAddr, of: &Call, times: usize) -> Result<Duration> {
+    const AT_ONCE: usize = 20;
+    in_netns(from, move || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        runtime.block_on(async {
+            let (client, connection) = h2::client::handshake(TcpStream::connect(to).await?).await?;
+            let _connection = tokio_util::task::AbortOnDropHandle::new(tokio::spawn(connection));
+            let lane = async |lane: usize| {
+                let mut longest = Duration::ZERO;
+                for _ in (lane..times).step_by(AT_ONCE) {
+                    let (began, ears) = (Instant::now(), Heard::default());
+                    timeout(PATIENCE, ask(client.clone(), of, &ears))
+                        .await
+                        .context("nobody answers")??;
+                    ensure!(
+                        ears.all().ends_with(b"grpc-status: 0\n"),
+                        "{}",
+                        ears.all().escape_ascii()
+                    );
+                    longest = longest.max(began.elapsed());
+                }
+                anyhow::Ok(longest)
+            };
+            let mut lanes: Vec<_> = (0..AT_ONCE).map(|number| Box::pin(lane(number))).collect();
+            let mut longest = Duration::ZERO;
+            for ended in join_all(&mut lanes).await {
+                longest = longest.max(ended?);
+            }
+            Ok(longest)
+        })
+    })?
+}
+
+/// All of them at once.
+async fn join_all<T>(lanes: &mut [Pin<Box<impl Future<Output = T>>>]) -> Vec<T> {
+    let mut ended: Vec<Option<T>> = lanes.iter().map(|_| None).collect();
+    poll_fn(|context| {
+        let mut is_all = true;
+        for (lane, ended) in lanes.iter_mut().zip(&mut ended) {
+            if ended.is_none() {
+                match lane.as_mut().poll(context) {
+                    Poll::Ready(end) => *ended = Some(end),
+                    Poll::Pending => is_all = false,
+                }
+            }
+        }
+        if is_all { Poll::Ready(()) } else { Poll::Pending }
+    })
+    .await;
+    ended.into_iter().flatten().collect()
+}
+
+async fn ask(client: h2::client::SendRequest<Bytes>, call: &Call, ears: &Heard) -> Result<()> {
+    let mut request = Request::post(call.url.as_str()).header("te", "trailers");
+    if !call.headers.iter().any(|(name, _)| name == "content-type") {
+        request = request.header("content-type", "application/grpc");
+    }
+    for (name, value) in &call.headers {
+        request = request.header(name, value);
+    }
+    let mut client = client.ready().await?;
+    let (answer, mut body) = client.send_request(request.body(())?, false)?;
+    let ends = call.trailers.is_empty();
+    for left in (0..=call.again).rev() {
+        body.send_data(framed(&call.body), ends && left == 0)?;
+    }
+    if !ends {
+        body.send_trailers(map(&call.trailers)?)?;
+    }
+    let (head, mut body) = answer.await?.into_parts();
+    ears.bytes(head.status.as_str().as_bytes());
+    ears.fields(&head.headers);
+    while let Some(data) = body.data().await {
+        let data = data?;
+        body.flow_control().release_capacity(data.len())?;
+        ears.bytes(&data);
+    }
+    if let Some(trailers) = body.trailers().await? {
+        ears.fields(&trailers);
+    }
+    Ok(())
 }
 
 /// Says bytes to an address from inside a pod, and returns what is answered until the end of it, or until nothing has come

@@ -17,6 +17,7 @@ use opentelemetry_proto::tonic::common::v1::{KeyValue, any_value};
 use opentelemetry_proto::tonic::trace::v1::Span;
 use parking_lot::Mutex;
 use prost::Message as _;
+use socket2::{Domain, Protocol, Socket, Type};
 use support::{Pod, in_netns};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::runtime::Runtime;
@@ -64,9 +65,13 @@ impl Collector {
             .enable_all()
             .build()?;
         let listen = |port| {
-            let listener = std::net::TcpListener::bind(SocketAddr::from((Ipv4Addr::UNSPECIFIED, port)))?;
-            listener.set_nonblocking(true)?;
-            anyhow::Ok(listener)
+            // The next one may have the place of one before.
+            let socket = Socket::new(Domain::IPV4, Type::STREAM, Some(Protocol::TCP))?;
+            socket.set_reuse_address(true)?;
+            socket.set_nonblocking(true)?;
+            socket.bind(&SocketAddr::from((Ipv4Addr::UNSPECIFIED, port)).into())?;
+            socket.listen(64)?;
+            anyhow::Ok(std::net::TcpListener::from(socket))
         };
         for port in [GRPC, HTTP] {
             let listener = in_netns(pod, || listen(port))??;
@@ -101,8 +106,7 @@ impl Collector {
     /// All spans that it was sent, each with the service that recorded it.
     pub(crate) fn spans(&self) -> Result<Vec<(String, Span)>> {
         let mut spans = Vec::new();
-        for export in self.exports().iter().filter(|export| export.path.contains("race")) {
-            let request = ExportTraceServiceRequest::decode(export.message.clone()).context("they are spans")?;
+        for request in self.traces()? {
             for resource in request.resource_spans {
                 let service = text(&resource.resource.unwrap_or_default().attributes, "service.name");
                 let all = resource.scope_spans.into_iter().flat_map(|scope| scope.spans);
@@ -110,6 +114,15 @@ impl Collector {
             }
         }
         Ok(spans)
+    }
+
+    /// All batches of spans that it was sent.
+    pub(crate) fn traces(&self) -> Result<Vec<ExportTraceServiceRequest>> {
+        let exports = self.exports();
+        let batches = exports.iter().filter(|export| export.path.contains("race"));
+        batches
+            .map(|batch| ExportTraceServiceRequest::decode(batch.message.clone()).context("they are spans"))
+            .collect()
     }
 
     /// All pages of metrics that it was sent.

@@ -74,6 +74,7 @@ fn calls(world: &World, plants: &mut Plants) -> Result<()> {
         ],
         body: plants.text("the message of a call").into_bytes(),
         trailers: vec![field("x-late-secret", plants.text("a trailer of a call"))],
+        ..Call::default()
     };
     let query = plants.text("the query of a call's path");
     let user = plants.text("the password in an authority");

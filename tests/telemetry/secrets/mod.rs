@@ -9,10 +9,12 @@ mod world;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
+use portunus_sidecar::telemetry::is_control;
 use support::{Mesh, wait_until};
 
 use crate::collector::Export;
 use plants::Plants;
+pub(crate) use plants::hex;
 use world::{Said, World};
 
 #[test]
@@ -100,6 +102,16 @@ fn looked_at_everything(said: &[Said], form: &str) -> Result<()> {
         let mut places = said.iter().filter(|said| said.place.contains(place));
         let found = places.any(|said| String::from_utf8_lossy(&said.bytes).contains(what));
         ensure!(found, "{what:?} is not in {place}: nothing was looked at there");
+    }
+    for Said { place, bytes } in said
+        .iter()
+        .filter(|said| said.place.contains("log of") || said.place.contains('/'))
+    {
+        let text = String::from_utf8_lossy(bytes);
+        // Exports are no text, and arguments end in zeros.
+        let is_text = !place.contains("export") && !place.contains("cmdline");
+        let odd = text.chars().find(|char| *char != '\n' && is_control(*char));
+        ensure!(odd.is_none() || !is_text, "there is {odd:?} in {place}");
     }
     let empty = said.iter().find(|said| said.bytes.is_empty());
     ensure!(

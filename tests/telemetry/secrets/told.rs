@@ -71,6 +71,10 @@ fn manifests(world: &World, plants: &mut Plants) -> Result<()> {
     for (number, manifest) in all.iter().enumerate() {
         world.control.apply(&format!("bad-{number}"), manifest)?;
     }
+    // Names of files and of objects come from strangers, too.
+    world
+        .control
+        .apply("bad-\u{202e}\u{1b}[2J\r\n", "kind: \"\\u202e\\e[2J\\r\\n\"\n")?;
     let last = format!("bad-{}.yaml", all.len() - 2);
     let page = || {
         world

@@ -10,7 +10,7 @@ use parking_lot::Mutex;
 use support::{Control, Dns, Family, Member, Mesh, Pod, Sidecar, Token};
 
 use super::plants::Plants;
-use crate::application::{Answer, Application, Choose};
+use crate::application::{Answer, Application, Choose, Reply};
 use crate::collector::{Collector, GRPC, HTTP};
 use crate::frames;
 
@@ -269,6 +269,7 @@ fn application(pod: &Pod, plants: &mut Plants) -> Result<Application> {
         headers,
         body,
         trailers: [trailers, vec![status("0")]].concat(),
+        ..Answer::default()
     };
     let fails = Answer {
         trailers: vec![status("13"), message, details],
@@ -284,11 +285,11 @@ fn application(pod: &Pod, plants: &mut Plants) -> Result<Application> {
         ..Answer::default()
     };
     let choose: Choose = Arc::new(move |path| match path {
-        "plant.Service/Fails" => Some(fails.clone()),
-        "plant.Service/Away" => Some(away.clone()),
-        "plant.Service/Resets" => None,
-        "grpc.health.v1.Health/Check" => Some(health.clone()),
-        _ => Some(good.clone()),
+        "plant.Service/Fails" => Reply::Answer(fails.clone()),
+        "plant.Service/Away" => Reply::Answer(away.clone()),
+        "plant.Service/Resets" => Reply::Reset(h2::Reason::INTERNAL_ERROR),
+        "grpc.health.v1.Health/Check" => Reply::Answer(health.clone()),
+        _ => Reply::Answer(good.clone()),
     });
     let mut text = |place: &str| plants.text(place);
     let farewell = frames::server(&[frames::goaway(11, &text("debug data of a server's GOAWAY"))]);
