@@ -20,8 +20,7 @@ fn a_retry_is_told_with_its_reason_between_the_endpoints_that_were_chosen() {
     support::test(|mesh| {
         let refuses: Choose = Arc::new(|_| Reply::Reset(h2::Reason::REFUSED_STREAM));
         let world = World::plain(mesh, vec![refuses, works()])?;
-        // Two choices of one endpoint of two: soon the one that refuses is the first.
-        world.call_until("a.B/Retried", 50, |span| !events(span, "retry").is_empty())?;
+        world.call_until("a.B/Retried", 10, |span| !events(span, "retry").is_empty())?;
         let span = world.span("a.B/Retried", |span| !events(span, "retry").is_empty())?;
         let chosen = events(&span, "endpoint chosen");
         ensure!(chosen.len() == 2, "{span:#?}");
@@ -51,7 +50,7 @@ fn an_ejection_is_told_by_the_rpc_that_caused_it() {
     support::test(|mesh| {
         let breaks: Choose = Arc::new(|_| Reply::status("14"));
         let world = World::plain(mesh, vec![breaks, works()])?;
-        world.call_until("a.B/Ejects", 200, |span| !events(span, "ejection").is_empty())?;
+        world.call_until("a.B/Ejects", 20, |span| !events(span, "ejection").is_empty())?;
         let span = world.span("a.B/Ejects", |span| !events(span, "ejection").is_empty())?;
         let ejected = &events(&span, "ejection")[0];
         let place = world.servers[0].at(Family::V4, PORT)?.to_string();
@@ -227,6 +226,7 @@ impl World {
                 ("PORTUNUS_TRACE_COLLECTOR", &at),
                 ("PORTUNUS_TRACE_SAMPLING", "100"),
                 ("OTEL_SERVICE_NAME", pod.name()),
+                ("PORTUNUS_BALANCER", "round-robin"),
             ])
         };
         let dns = mesh.dns()?;

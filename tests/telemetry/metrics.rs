@@ -190,9 +190,12 @@ impl World {
     }
 }
 
+/// By name and labels.
+type Numbers = BTreeMap<(String, BTreeMap<String, String>), f64>;
+
 /// The numbers of an export as the page would have them: histograms in buckets, a sum and a count.
-fn numbers(export: &ExportMetricsServiceRequest) -> Result<BTreeMap<(String, BTreeMap<String, String>), f64>> {
-    let mut numbers = BTreeMap::new();
+fn numbers(export: &ExportMetricsServiceRequest) -> Result<Numbers> {
+    let mut numbers = Numbers::new();
     let scopes = export
         .resource_metrics
         .iter()

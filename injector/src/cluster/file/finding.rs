@@ -139,7 +139,7 @@ impl fmt::Display for Severity {
 /// `FILE:LINE:COLUMN: mistake: Kind namespace/name: field: sentence`
 impl fmt::Display for Finding {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.file)?;
+        write!(f, "{}", self.file.escape_debug())?;
         for number in [self.line, self.column].into_iter().flatten() {
             write!(f, ":{number}")?;
         }
