@@ -1,8 +1,10 @@
 //! What both ends of a Portunus mesh must agree on, and nothing else: the ports, the user id, the names of identities,
-//! and the protocol between sidecars and control.
+//! the protocol between sidecars and control, and what neither may say.
 
+mod masked;
 mod spiffe;
 
+pub use masked::masked;
 pub use spiffe::{Invalid, SpiffeId, TrustDomain};
 
 /// The protocol between sidecars and control, generated from `proto/mesh`.

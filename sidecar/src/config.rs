@@ -17,7 +17,7 @@ use std::time::Duration;
 
 use clap::parser::ValueSource;
 use clap::{Arg, ArgAction, ArgMatches, Command as Clap};
-use portunus_proto::SpiffeId;
+use portunus_proto::{SpiffeId, masked};
 use serde_json::{Map, Value, json};
 use tracing_subscriber::filter::Targets;
 
@@ -32,7 +32,7 @@ use otel::Otel;
 use setting::{Group, PROXY, REDIRECT, Setting, unknown_variables};
 use value::{
     ACCESS_LOGS, BALANCERS, HEALTH_CHECKS, LOG_FORMATS, SWITCH, Show, TrustBundle, bytes, duration, list, listen,
-    log_level, mode, modes, number, optional, parsed, path, percent, protocols, service, text, word,
+    log_level, mode, modes, number, optional, parsed, path, path_of_token, percent, protocols, service, text, word,
 };
 
 /// What the command line asks for.
@@ -452,7 +452,7 @@ impl Control {
         let addresses = said.read("control-address", list(parsed::<control::Address>));
         let identity = said.read("control-identity", optional(parsed::<SpiffeId>));
         let bundle = said.read("trust-bundle", optional(TrustBundle::read));
-        let join_token = said.read("join-token-file", optional(path));
+        let join_token = said.read("join-token-file", optional(path_of_token));
         if said.mistakes.len() > before {
             return None;
         }
@@ -574,8 +574,7 @@ impl<'a> Said<'a> {
         let setting = setting.expect("only settings of the table are read");
         let (text, by) = self.text(setting);
         let meaning = parse(&text).unwrap_or_else(|why| {
-            self.mistakes
-                .push(format!("{} is {text:?}: {why}", by.as_deref().unwrap_or(flag)));
+            self.wrong(format!("{} is {text:?}: {why}", by.as_deref().unwrap_or(flag)));
             parse(setting.default).expect("every default is a good value: the tests read them all")
         });
         if let Some(by) = by {
@@ -610,8 +609,9 @@ impl<'a> Said<'a> {
         self.by.entry(flag).or_insert_with(|| json!(from));
     }
 
+    /// Notes a mistake, without what may be a token or a key that stands in the wrong place.
     fn wrong(&mut self, mistake: String) {
-        self.mistakes.push(mistake);
+        self.mistakes.push(masked(&mistake).into_owned());
     }
 
     fn finish(self) -> Result<Value, Mistakes> {

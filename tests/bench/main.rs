@@ -15,6 +15,7 @@ mod peers;
 mod process;
 mod report;
 mod rows;
+mod traced;
 mod wire;
 
 use std::{net::SocketAddr, path::PathBuf, process::ExitCode, time::Instant};
@@ -78,6 +79,7 @@ const EXAMPLES: &str = "Examples:
   cargo measure T1 --peers portunus,floor             while working on the sidecar
   cargo measure T1 T9 --bare                          what control, policy and traces cost: run it with and without
   cargo measure T4 T5 T6m T7t T8 T10                  mTLS
+  cargo measure T11 --peers portunus --rounds 15      collectors that are bad
   cargo measure T9 T2s --peers portunus               what the suite's gates count";
 
 fn main() -> ExitCode {

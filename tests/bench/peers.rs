@@ -197,6 +197,35 @@ impl Programs {
         running.ready(peer, backend, until)
     }
 
+    /// The collector that reads and drops.
+    pub(crate) fn collector(&self) -> SocketAddr {
+        self.collector.address
+    }
+
+    /// Portunus alone, no member of a mesh, which records every call for this collector, if there is one.
+    pub(crate) fn start_traced(
+        &self,
+        collector: Option<SocketAddr>,
+        backend: SocketAddr,
+        cpu: usize,
+    ) -> Result<Running> {
+        let until = Instant::now() + Duration::from_secs(20);
+        let listen = free_address()?;
+        let mut command = self.sidecar_of(Who::Caller, None, listen, backend, free_address()?)?;
+        if let Some(collector) = collector {
+            command.args(["--trace-collector", &format!("http://{collector}")]);
+            command.args(["--trace-sampling", "100"]);
+        }
+        let log = self.scratch.join(format!("traced-{}.log", listen.port()));
+        let running = Running {
+            process: Process::start(&command, cpu, log)?,
+            address: listen,
+            far: None,
+            _mesh: None,
+        };
+        running.ready(Peer::Portunus, backend, until)
+    }
+
     /// One under callgrind: with the file that its counts will be in.
     pub(crate) fn start_counted(&self, peer: Peer, backend: SocketAddr, cpu: usize) -> Result<(Running, PathBuf)> {
         let until = Instant::now() + Duration::from_secs(90);
@@ -449,4 +478,4 @@ pub(crate) fn free_address() -> Result<SocketAddr> {
 
 const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 /// Where control and the collector run: beside the load.
-const HELPERS_CPU: usize = 0;
+pub(crate) const HELPERS_CPU: usize = 0;

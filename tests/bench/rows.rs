@@ -63,6 +63,9 @@ pub(crate) enum Row {
     /// From the start of the sidecar's process to ready, certificate included
     #[value(name = "T10", alias = "t10")]
     T10,
+    /// p50, p99 and CPU of calls that are all traced, without a collector and with good and bad ones
+    #[value(name = "T11", alias = "t11")]
+    T11,
     /// Unary calls beside bulk on one connection: bulk paced to 0.2 GiB/s, then at full rate
     #[value(name = "T12", alias = "t12")]
     T12,
@@ -72,7 +75,7 @@ pub(crate) enum Row {
 }
 
 impl Row {
-    pub(crate) const ALL: [Row; 15] = [
+    pub(crate) const ALL: [Row; 16] = [
         Row::T1,
         Row::T1r,
         Row::T2,
@@ -86,6 +89,7 @@ impl Row {
         Row::T7t,
         Row::T8,
         Row::T10,
+        Row::T11,
         Row::T12,
         Row::T9,
     ];
@@ -111,7 +115,7 @@ pub(crate) struct Bench {
 }
 
 /// Where load generator and backend run, and where the proxy does.
-const LOAD_CPU: usize = 0;
+pub(super) const LOAD_CPU: usize = 0;
 pub(super) const PROXY_CPU: usize = 1;
 
 const T1_CONNECTIONS: usize = 8;
@@ -163,6 +167,7 @@ impl Bench {
             Row::T7t => self.memory_of_tls(),
             Row::T8 => self.handshakes(),
             Row::T10 => self.start_to_ready(),
+            Row::T11 => self.collectors(),
             Row::T12 => self.mixed(),
             Row::T9 => self.instructions(),
         }
@@ -620,7 +625,7 @@ pub(super) fn micros(time: Duration) -> f64 {
 }
 
 /// A quantile of times, in microseconds.
-fn share_of(times: &[Duration], share: f64) -> f64 {
+pub(super) fn share_of(times: &[Duration], share: f64) -> f64 {
     let times: Vec<f64> = times.iter().copied().map(micros).collect();
     quantile(&times, share).unwrap_or(f64::NAN)
 }

@@ -101,7 +101,7 @@ impl Asking {
         })
     }
 
-    fn run<T: Send>(
+    pub(crate) fn run<T: Send>(
         &self,
         from: &Pod,
         shown: Option<&Credential>,

@@ -252,13 +252,14 @@ impl Control {
         }
         let files = fs::read_dir(&self.source)?.filter_map(Result::ok);
         let written = files.filter(|file| file.file_name().to_string_lossy().starts_with("workload-"));
-        let all = format!("workloads={} ", written.count());
+        let written = written.count();
+        let all = [format!("workloads={written} "), format!("\"workloads\":{written},")];
         wait_until(Duration::from_secs(10), "control has taken every workload", || {
             let output = self.output();
             output
                 .lines()
                 .rfind(|line| line.contains("a state was taken"))
-                .is_some_and(|line| format!("{line} ").contains(&all))
+                .is_some_and(|line| all.iter().any(|all| format!("{line} ").contains(all)))
         })
     }
 

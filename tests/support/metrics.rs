@@ -45,6 +45,13 @@ impl Metrics {
         sums
     }
 
+    /// All samples: a name, its labels, and the value.
+    pub fn samples(&self) -> impl Iterator<Item = (&str, &BTreeMap<String, String>, f64)> {
+        self.0
+            .iter()
+            .map(|sample| (sample.name.as_str(), &sample.labels, sample.value))
+    }
+
     fn of<'a>(&'a self, name: &'a str, labels: &'a [(&str, &str)]) -> impl Iterator<Item = &'a Sample> {
         self.0.iter().filter(move |sample| {
             sample.name == name

@@ -657,6 +657,18 @@ impl Balancer {
         self.tell(turn);
     }
 
+    /// Whether one failure more ejects the endpoint: who is about to tell of one, and has a story to tell, asks before.
+    pub fn one_more_ejects(&self, key: EndpointKey) -> bool {
+        let settings = self.settings.outlier;
+        let others = || self.ejected().filter(|ejected| *ejected != key).count();
+        self.slots.get(key).is_some_and(|endpoint| {
+            !matches!(endpoint.standing, Standing::Ejected { .. })
+                && !endpoint.draining
+                && endpoint.conduct.one_more_fails(&settings)
+                && others() < settings.most(self.named.len())
+        })
+    }
+
     fn ejected(&self) -> impl Iterator<Item = EndpointKey> {
         let is_ejected = |key: &EndpointKey| {
             self.slots

@@ -43,7 +43,7 @@ impl Otel {
         let collector = collector.and_then(|text| match endpoint(text) {
             Ok(endpoint) => Some(endpoint),
             Err(why) => {
-                said.wrong(format!("--trace-collector is {text:?}: {why}"));
+                said.wrong(format!("--trace-collector is {}: {why}", shown("", text)));
                 None
             }
         });
@@ -168,13 +168,17 @@ fn variable<T>(said: &mut Said<'_>, name: &str, parse: impl Fn(&str) -> Parsed<T
     match parse(text) {
         Ok(meaning) => Some(meaning),
         Err(why) => {
-            let shown = if name == "OTEL_EXPORTER_OTLP_HEADERS" {
-                "not shown here".to_owned()
-            } else {
-                format!("{text:?}")
-            };
-            said.wrong(format!("{name} is {shown}: {why}"));
+            said.wrong(format!("{name} is {}: {why}", shown(name, text)));
             None
         }
+    }
+}
+
+/// What a mistake repeats of a value: nothing of headers, nor of a URL with a user or a query.
+fn shown(name: &str, text: &str) -> String {
+    if name == "OTEL_EXPORTER_OTLP_HEADERS" || text.contains(['@', '?']) {
+        "not shown here".to_owned()
+    } else {
+        format!("{text:?}")
     }
 }

@@ -9,7 +9,7 @@ use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
-use portunus_proto::SpiffeId;
+use portunus_proto::{SpiffeId, masked};
 use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject;
 use serde_json::{Value, json};
@@ -189,6 +189,15 @@ pub(super) fn service(text: &str) -> Parsed<String> {
 /// A file's path.
 pub(super) fn path(text: &str) -> Parsed<PathBuf> {
     Ok(text.into())
+}
+
+/// A file, where somebody may have said what is in it. Paths are shown, in logs too, and tokens never are.
+pub(super) fn path_of_token(text: &str) -> Parsed<PathBuf> {
+    if text.starts_with('/') || masked(text) == text {
+        path(text)
+    } else {
+        Err("it must be the path of the file that has the token".to_owned())
+    }
 }
 
 /// One of a few words.

@@ -377,9 +377,9 @@ impl<U: Stream, F: AsyncFnOnce() -> Result<U, connect::Error>> Talk<'_, U, F> {
             }
             self.switching.set(true);
             head::to_caller_switching(&mut head.headers);
-        } else if let Err(coding) = head::to_caller(&mut head) {
+        } else if let Err(why) = head::to_caller(&mut head) {
             self.hang_up();
-            return self.refuse(&self.bad(format!("its transfer coding \"{coding}\" is not understood")));
+            return self.refuse(&self.bad(why.to_owned()));
         }
         Response::from_parts(head, ToCaller::from_application(incoming, self.pulse.clone()))
     }

@@ -64,8 +64,8 @@ pub fn write(facts: &Facts<'_>, form: Form, line: &mut String) {
     fields.plain("timestamp", &Timestamp(facts.at), true);
     fields.plain("event", &"rpc", true);
     fields.plain("direction", &direction.as_str(), true);
-    fields.text("method", facts.path.strip_prefix(b"/").unwrap_or(facts.path));
-    fields.text("authority", facts.authority);
+    fields.text("method", clean::method(facts.path));
+    fields.text("authority", clean::host(facts.authority));
     if let Some(from) = facts.from {
         fields.plain("from", &from, true);
     }

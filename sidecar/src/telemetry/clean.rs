@@ -23,6 +23,19 @@ pub fn escape(text: &str) -> Option<String> {
     Some(escaped)
 }
 
+/// The method that a `:path` names, without its slash. A query is none of it: what stands there may be a secret.
+pub(super) fn method(path: &[u8]) -> &[u8] {
+    let path = path.strip_prefix(b"/").unwrap_or(path);
+    let end = path.iter().position(|byte| matches!(byte, b'?' | b'#'));
+    &path[..end.unwrap_or(path.len())]
+}
+
+/// The host and port of an `:authority`, without the user and password that may stand before them.
+pub(super) fn host(authority: &[u8]) -> &[u8] {
+    let user = authority.iter().rposition(|byte| *byte == b'@');
+    &authority[user.map_or(0, |at| at + 1)..]
+}
+
 /// Bytes as a text of at most `most` bytes, its control characters escaped.
 pub(super) fn limited(bytes: &[u8], most: usize) -> Box<str> {
     // Of a long text only the beginning is looked at.
@@ -44,6 +57,28 @@ mod tests {
             text.starts_with("a\\u000d\\u000a\\u001b[2J\\u202e") && text.ends_with('é'),
             "{text}"
         );
+    }
+
+    #[test]
+    fn a_query_and_a_password_are_no_part_of_a_name() {
+        for (path, name) in [
+            ("/a.B/C", "a.B/C"),
+            ("/a.B/C?key=x/y?z", "a.B/C"),
+            ("*", "*"),
+            ("/?x", ""),
+            ("/a#x", "a"),
+        ] {
+            assert_eq!(method(path.as_bytes()), name.as_bytes());
+        }
+        for (authority, name) in [
+            ("a:1", "a:1"),
+            ("u:p@a:1", "a:1"),
+            ("u@p@[::1]:1", "[::1]:1"),
+            ("u@", ""),
+            ("", ""),
+        ] {
+            assert_eq!(host(authority.as_bytes()), name.as_bytes());
+        }
     }
 
     #[test]

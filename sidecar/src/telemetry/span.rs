@@ -47,6 +47,8 @@ pub enum Event {
     },
     /// An endpoint is left alone for a while, since this RPC did not reach it.
     Backoff(SocketAddr),
+    /// An endpoint was ejected: for what this RPC met there, or while it waited there.
+    Ejected(SocketAddr),
     /// The caller's deadline passed.
     Deadline {
         /// What the caller had allowed.
@@ -90,7 +92,11 @@ impl Event {
         match self {
             // It is sent twice: the status of the span says it, too.
             Event::Failed { sentence, .. } => 2 * sentence.len(),
-            Event::EndpointChosen(_) | Event::Retry { .. } | Event::Backoff(_) | Event::Deadline { .. } => 0,
+            Event::EndpointChosen(_)
+            | Event::Retry { .. }
+            | Event::Backoff(_)
+            | Event::Ejected(_)
+            | Event::Deadline { .. } => 0,
         }
     }
 }
@@ -102,7 +108,7 @@ impl Span {
             kind,
             context,
             parent,
-            name: clean::limited(path.strip_prefix(b"/").unwrap_or(path), MAX_NAME),
+            name: clean::limited(clean::method(path), MAX_NAME),
             server: None,
             peer: None,
             identity: None,
@@ -125,7 +131,7 @@ impl Span {
 
     /// Whom the caller asked for: the value of `:authority`.
     pub fn server(&mut self, authority: &[u8]) {
-        self.server = Some(clean::limited(authority, MAX_TEXT));
+        self.server = Some(clean::limited(clean::host(authority), MAX_TEXT));
     }
 
     /// Who is at the other end of the connection in the network.

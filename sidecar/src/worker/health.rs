@@ -31,6 +31,7 @@ use crate::balance::health::{Finding, Lack, Says, Verdict};
 use crate::balance::{EndpointKey, State, Turn, TurnTo};
 use crate::health::{Mode, Settings};
 use crate::route::ServiceKey;
+use crate::telemetry::Event;
 use check::Checker;
 use usage::{IN_USE, Usage};
 
@@ -119,12 +120,14 @@ impl Worker {
                 service.balancer.sees(place, waited, self.now);
             }
         }
+        let mut ejected = Vec::new();
         for (key, service) in self.services.iter_mut() {
             let in_spite = service.balancer.looked(self.now, &mut self.rng);
             self.counts.unhealthy_picks.add(in_spite);
             for turn in service.balancer.take_turns() {
                 if let TurnTo::Ejected { cause, .. } = turn.to {
                     self.counts.ejected(cause);
+                    ejected.push((key, turn.addr));
                 }
                 log(&service.name, turn);
             }
@@ -150,6 +153,23 @@ impl Worker {
             }
         }
         self.stop_checks();
+        if !ejected.is_empty() {
+            self.tell_of_ejections(&ejected);
+        }
+    }
+
+    /// The spans of RPCs that are still at these endpoints say so.
+    fn tell_of_ejections(&mut self, ejected: &[(ServiceKey, SocketAddr)]) {
+        for (_, call) in self.calls.iter_mut() {
+            let Some(at) = call.choice.as_ref().map(|choice| (call.service, choice.addr)) else {
+                continue;
+            };
+            if ejected.contains(&at)
+                && let Some(span) = call.span()
+            {
+                span.event(self.now, Event::Ejected(at.1));
+            }
+        }
     }
 
     /// Ends the checks of endpoints that are not in use any more, or are to be checked otherwise.

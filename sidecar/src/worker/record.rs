@@ -3,6 +3,7 @@
 use std::time::SystemTime;
 
 use super::Worker;
+use crate::balance::Outcome;
 use crate::call::{Aside, Call, CallKey};
 use crate::connect::Side;
 use crate::failure::Failure;
@@ -117,6 +118,14 @@ impl Worker {
         let (requests, responses) = (call.exchange.asked.messages(), call.exchange.answered.messages());
         let trace_id = span.as_ref().map(|span| span.context().trace_id);
         if let (Some(mut span), Some(tracing)) = (span, &self.tracing) {
+            // What it says of its endpoint is judged when it is gone: whether that is the last straw is known now.
+            if call.outcome(code, self.tick) == Outcome::Failed
+                && let Some(choice) = &call.choice
+                && let (Some(place), Some(service)) = (&choice.place, self.services.get(call.service))
+                && service.balancer.one_more_ejects(place.key())
+            {
+                span.event(self.now, Event::Ejected(choice.addr));
+            }
             span.finish(self.now, code, requests, responses);
             tracing.end(span);
         }

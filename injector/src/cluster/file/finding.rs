@@ -3,6 +3,7 @@
 use std::fmt;
 use std::sync::Arc;
 
+use portunus_proto::masked;
 use serde::Serialize;
 
 use super::yaml::At;
@@ -86,6 +87,7 @@ impl Findings {
         self.add(Severity::Note, at, String::new(), message.into());
     }
 
+    /// Whatever of it may be a token or a key is left out, wherever it stood: somebody may have put it in the wrong place.
     fn add(&mut self, severity: Severity, at: At, field: String, message: String) {
         if self.found.len() < MOST {
             self.found.push(Finding {
@@ -93,9 +95,9 @@ impl Findings {
                 file: self.file.clone(),
                 line: (at.line > 0).then_some(at.line),
                 column: (at.column > 0).then_some(at.column),
-                object: self.object.clone(),
-                field,
-                message,
+                object: masked(&self.object).into_owned(),
+                field: masked(&field).into_owned(),
+                message: masked(&message).into_owned(),
             });
         } else if severity == Severity::Mistake && self.mistakes() == 0 {
             // A mistake is never lost behind notes.
@@ -137,7 +139,7 @@ impl fmt::Display for Severity {
 /// `FILE:LINE:COLUMN: mistake: Kind namespace/name: field: sentence`
 impl fmt::Display for Finding {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.file)?;
+        write!(f, "{}", self.file.escape_debug())?;
         for number in [self.line, self.column].into_iter().flatten() {
             write!(f, ":{number}")?;
         }

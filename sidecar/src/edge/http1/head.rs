@@ -50,7 +50,9 @@ pub(super) fn to_application(
     if head.method == Method::CONNECT {
         return Err(Refusal::Connect);
     }
-    codings(&head.headers).map_err(|coding| Refusal::TransferCoding { coding })?;
+    if !is_framed_here(&head.headers) {
+        return Err(Refusal::TransferCoding);
+    }
     settle_host(head)?;
     let (offered, upgrade_refused) = upgrades(&head.headers, head.version, has_body);
     let trailers = asks_for_trailers(&head.headers);
@@ -89,8 +91,10 @@ pub(super) fn to_application(
 }
 
 /// Makes the caller's response of the application's. True if the application ends the connection after it.
-pub(super) fn to_caller(head: &mut response::Parts) -> Result<bool, String> {
-    codings(&head.headers)?;
+pub(super) fn to_caller(head: &mut response::Parts) -> Result<bool, &'static str> {
+    if !is_framed_here(&head.headers) {
+        return Err("its transfer coding is not chunked, alone and once");
+    }
     let headers = &mut head.headers;
     let persists = match head.version {
         Version::HTTP_11 => !names(headers, CONNECTION, "close"),
@@ -141,12 +145,12 @@ fn end_hop(headers: &mut HeaderMap, kept: &[HeaderName]) {
 }
 
 /// A transfer coding other than chunked would be lost here, where bodies are framed anew.
-fn codings(headers: &HeaderMap) -> Result<(), String> {
+fn is_framed_here(headers: &HeaderMap) -> bool {
     let mut found = headers.get_all(TRANSFER_ENCODING).iter();
     match (found.next(), found.next()) {
-        (None, _) => Ok(()),
-        (Some(only), None) if only.as_bytes().trim_ascii().eq_ignore_ascii_case(b"chunked") => Ok(()),
-        (Some(first), _) => Err(first.as_bytes().escape_ascii().to_string()),
+        (None, _) => true,
+        (Some(only), None) => only.as_bytes().trim_ascii().eq_ignore_ascii_case(b"chunked"),
+        (Some(_), Some(_)) => false,
     }
 }
 

@@ -27,13 +27,8 @@ pub enum Refusal {
     #[error("the request has no valid Host field (RFC 9112, 3.2)")]
     NoHost,
     /// Only chunked is understood.
-    #[error(
-        "the request's transfer coding \"{coding}\" is not understood: chunked, alone and once, is (RFC 9112, 6.1)"
-    )]
-    TransferCoding {
-        /// What was said.
-        coding: String,
-    },
+    #[error("the request's transfer coding is not understood: chunked, alone and once, is (RFC 9112, 6.1)")]
+    TransferCoding,
     /// The port does not take it in the way in which it came; any more, if others came on this connection before.
     #[error("{0}")]
     NotAllowed(#[from] policy::Refusal),
@@ -85,7 +80,7 @@ impl Refusal {
             Refusal::Connect
             | Refusal::ManyHosts { .. }
             | Refusal::NoHost
-            | Refusal::TransferCoding { .. }
+            | Refusal::TransferCoding
             | Refusal::Body { .. } => "bad_request",
             Refusal::NotAllowed(refusal) => refusal.reason(),
             Refusal::Unreachable(_) => "unreachable",
@@ -96,7 +91,7 @@ impl Refusal {
 
     fn status(&self) -> StatusCode {
         match self {
-            Refusal::Connect | Refusal::TransferCoding { .. } => StatusCode::NOT_IMPLEMENTED,
+            Refusal::Connect | Refusal::TransferCoding => StatusCode::NOT_IMPLEMENTED,
             Refusal::ManyHosts { .. } | Refusal::NoHost | Refusal::Body { .. } => StatusCode::BAD_REQUEST,
             Refusal::NotAllowed(policy::Refusal::PolicyUnknown { .. }) => StatusCode::SERVICE_UNAVAILABLE,
             Refusal::NotAllowed(_) => StatusCode::FORBIDDEN,

@@ -122,7 +122,11 @@ fn encode(span: &Span, anchor: &Anchor) -> Encoded {
 fn sentence(span: &Span) -> Option<&str> {
     span.events.iter().find_map(|(_, event)| match event {
         Event::Failed { sentence, .. } => Some(&**sentence),
-        Event::EndpointChosen(_) | Event::Retry { .. } | Event::Backoff(_) | Event::Deadline { .. } => None,
+        Event::EndpointChosen(_)
+        | Event::Retry { .. }
+        | Event::Backoff(_)
+        | Event::Ejected(_)
+        | Event::Deadline { .. } => None,
     })
 }
 
@@ -132,6 +136,7 @@ fn encode_event(event: &Event, time_unix_nano: u64) -> proto::Event {
         Event::EndpointChosen(addr) => ("endpoint chosen", address(addr)),
         Event::Retry { reason } => ("retry", vec![string("portunus.reason", *reason)]),
         Event::Backoff(addr) => ("backoff", address(addr)),
+        Event::Ejected(addr) => ("ejection", address(addr)),
         Event::Deadline { timeout } => {
             let millis = i64::try_from(timeout.as_millis()).unwrap_or(i64::MAX);
             ("deadline", vec![int("portunus.timeout_ms", millis)])

@@ -16,7 +16,7 @@ use tracing::{info, warn};
 
 use super::batch::Batch;
 use super::call::{Collector, Refused};
-use super::{Settings, encode, metrics};
+use super::{Headers, Settings, Target, encode, metrics};
 use crate::telemetry::handover::Outlet;
 use crate::telemetry::{Counter, Registry, SPANS};
 
@@ -77,7 +77,7 @@ impl<'a> Spans<'a> {
             resource,
             outlets,
             sending: 0,
-            health: Health::new("spans", target.map(|target| target.endpoint.to_string())),
+            health: Health::new("spans", target, &settings.headers),
             exported: recorder.resolve(&SPANS, ["exported"]),
             dropped: recorder.resolve(&SPANS, ["dropped"]),
             failed: recorder.resolve(&SPANS, ["failed"]),
@@ -162,7 +162,7 @@ async fn export_metrics(settings: &Settings, registry: &Registry, resource: &Res
     let Some(target) = &settings.metrics else { return };
     let began = Instant::now();
     let mut collector = Collector::new(settings, target, METRICS);
-    let mut health = Health::new("metrics", Some(target.endpoint.to_string()));
+    let mut health = Health::new("metrics", Some(target), &settings.headers);
     let mut due = interval(settings.metric_interval);
     due.set_missed_tick_behavior(MissedTickBehavior::Delay);
     // The first is due at once, when there is nothing to say.
@@ -188,14 +188,17 @@ async fn export_metrics(settings: &Settings, registry: &Registry, resource: &Res
 struct Health {
     what: &'static str,
     collector: String,
+    /// What a collector may repeat, and we may not.
+    headers: Headers,
     is_failing: bool,
 }
 
 impl Health {
-    fn new(what: &'static str, collector: Option<String>) -> Health {
+    fn new(what: &'static str, target: Option<&Target>, headers: &Headers) -> Health {
         Health {
             what,
-            collector: collector.unwrap_or_default(),
+            collector: target.map_or_else(String::new, |target| target.endpoint.to_string()),
+            headers: headers.clone(),
             is_failing: false,
         }
     }
@@ -203,6 +206,8 @@ impl Health {
     fn refused(&mut self, why: &Refused) {
         let Health { what, collector, .. } = self;
         if !self.is_failing {
+            let why = self.headers.masked(&why.to_string());
+            let why = &why[..why.floor_char_boundary(MOST_SAID)];
             warn!(%collector, "{what} cannot be delivered, and calls go on as ever: {why}");
         }
         self.is_failing = true;
@@ -237,7 +242,8 @@ impl Health {
         }
         let Health { what, collector, .. } = self;
         if !self.is_failing {
-            let message = &message[..message.floor_char_boundary(200)];
+            let message = self.headers.masked(message);
+            let message = &message[..message.floor_char_boundary(MOST_SAID)];
             warn!(%collector, rejected, "the collector took only a part of the {what}: {message}");
         }
         self.is_failing = true;
@@ -269,6 +275,9 @@ impl Backoff {
         pause
     }
 }
+
+/// Bytes of a collector's complaint that are logged.
+const MOST_SAID: usize = 500;
 
 const TRACES: &str = "/opentelemetry.proto.collector.trace.v1.TraceService/Export";
 const METRICS: &str = "/opentelemetry.proto.collector.metrics.v1.MetricsService/Export";

@@ -54,6 +54,22 @@ impl fmt::Debug for Headers {
     }
 }
 
+impl Headers {
+    /// What a collector says, without what it repeats of these headers.
+    pub(super) fn masked(&self, text: &str) -> String {
+        // A key mostly stands behind a word: `Bearer ...`.
+        let words = self.0.iter().flat_map(|(_, value)| value.split_ascii_whitespace());
+        let mut words: Vec<_> = words.filter(|word| word.len() >= LEAST_SECRET).collect();
+        words.sort_by_key(|word| std::cmp::Reverse(word.len()));
+        words
+            .iter()
+            .fold(text.to_owned(), |text, word| text.replace(word, "(secret)"))
+    }
+}
+
+/// Bytes of the shortest word that is taken for a secret: shorter ones are part of too many other words.
+const LEAST_SECRET: usize = 7;
+
 impl Default for Settings {
     fn default() -> Self {
         Settings {
@@ -99,5 +115,31 @@ impl Target {
             endpoint.path.clone()
         };
         Target { endpoint, path }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_collector_repeats_of_our_headers_is_not_said() {
+        let headers = |all: &[(&str, &str)]| {
+            Headers(
+                all.iter()
+                    .map(|(key, value)| (key.to_string(), value.to_string()))
+                    .collect(),
+            )
+        };
+        let said = headers(&[
+            ("authorization", "Bearer abcdefgh"),
+            ("x-key", "abcdefghij"),
+            ("x-team", "a"),
+        ]);
+        assert_eq!(
+            said.masked("\"abcdefgh\" is no token of a team; abcdefghij"),
+            "\"(secret)\" is no token of a team; (secret)"
+        );
+        assert_eq!(headers(&[]).masked("as it is"), "as it is");
     }
 }
