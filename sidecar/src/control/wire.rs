@@ -13,8 +13,10 @@ use portunus_proto::{Invalid, SpiffeId, TrustDomain};
 use rustls_pki_types::CertificateDer;
 
 use crate::balance::Algorithm;
+use crate::health;
 use crate::policy::{Inbound, Mode};
-use crate::route::{Endpoint, HealthMode, HealthPolicy, Known, OutlierPolicy, Policy, Subject, View};
+use crate::route::{Endpoint, HealthPolicy, Known, OutlierPolicy, Policy, Subject, View};
+use crate::telemetry::cut;
 
 /// The most endpoints of one service.
 pub(super) const MOST_ENDPOINTS: usize = 10_000;
@@ -360,13 +362,13 @@ fn algorithm(number: i32) -> Result<Option<Algorithm>, Refused> {
     }
 }
 
-fn health_mode(number: i32) -> Result<Option<HealthMode>, Refused> {
+fn health_mode(number: i32) -> Result<Option<health::Mode>, Refused> {
     use v1::health_check::Mode as Wire;
     match Wire::try_from(number) {
         Ok(Wire::Unset) => Ok(None),
-        Ok(Wire::Check) => Ok(Some(HealthMode::Check)),
-        Ok(Wire::Watch) => Ok(Some(HealthMode::Watch)),
-        Ok(Wire::Off) => Ok(Some(HealthMode::Off)),
+        Ok(Wire::Check) => Ok(Some(health::Mode::Check)),
+        Ok(Wire::Watch) => Ok(Some(health::Mode::Watch)),
+        Ok(Wire::Off) => Ok(Some(health::Mode::Off)),
         Err(_) => Err(Refused::Unknown {
             what: "health_check.mode",
             number,
@@ -436,11 +438,6 @@ fn short(what: &'static str, text: String) -> Result<String, Refused> {
         });
     }
     Ok(text)
-}
-
-/// As much of a wrong text as a log line takes.
-fn cut(text: &str) -> String {
-    text.chars().take(100).collect()
 }
 
 #[cfg(test)]

@@ -20,7 +20,7 @@ use crate::connect::resolve::Answer;
 use crate::health;
 use crate::http2::slots::{Key, Slots};
 
-pub use known::{Endpoint, HealthMode, HealthPolicy, Known, OutlierPolicy, Policy, Subject, View};
+pub use known::{Endpoint, HealthPolicy, Known, OutlierPolicy, Policy, Subject, View};
 
 /// The key of a service.
 pub type ServiceKey = Key<Service>;
