@@ -1,8 +1,10 @@
 //! What both ends of a Portunus mesh must agree on, and nothing else: the ports, the user id, the names of identities,
-//! and the protocol between sidecars and control.
+//! the words for a port's protocol, and the protocol between sidecars and control.
 
+mod declared;
 mod spiffe;
 
+pub use declared::{Declared, PROTOCOLS, UnknownProtocol};
 pub use spiffe::{Invalid, SpiffeId, TrustDomain};
 
 /// The protocol between sidecars and control, generated from `proto/mesh`.

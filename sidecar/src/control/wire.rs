@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use portunus_proto::mesh::v1;
-use portunus_proto::{Invalid, SpiffeId, TrustDomain};
+use portunus_proto::{Declared, Invalid, SpiffeId, TrustDomain};
 use rustls_pki_types::CertificateDer;
 
 use crate::balance::Algorithm;
@@ -206,8 +206,21 @@ pub(super) fn inbound(wire: &v1::Inbound) -> Result<Inbound, Refused> {
             ports.insert(port(*number)?, mode);
         }
     }
-    let default = self::mode(wire.mtls)?;
-    Ok(Inbound { default, ports })
+    few("ports with a protocol", wire.protocols.len(), MOST_PORTS)?;
+    let mut protocols = BTreeMap::new();
+    for (number, word) in &wire.protocols {
+        let port = port(*number)?;
+        match Declared::from_app_protocol(word) {
+            Ok(declared) => drop(protocols.insert(port, declared)),
+            // A word of a later version is no reason to refuse what is said of mTLS.
+            Err(unknown) => tracing::warn!(port, "appProtocol {}", cut(&unknown.to_string())),
+        }
+    }
+    Ok(Inbound {
+        default: self::mode(wire.mtls)?,
+        ports,
+        protocols,
+    })
 }
 
 /// The roots of a bundle that is of our trust domain.
