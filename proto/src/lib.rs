@@ -1,8 +1,9 @@
 //! What both ends of a Portunus mesh must agree on, and nothing else: the ports, the user id, the names of identities,
-//! the words for a port's protocol, and the protocol between sidecars and control.
+//! the words for a port's protocol, what proves an identity, and the protocol between sidecars and control.
 
 mod declared;
 mod spiffe;
+pub mod svid;
 
 pub use declared::{Declared, PROTOCOLS, UnknownProtocol};
 pub use spiffe::{Invalid, SpiffeId, TrustDomain};
