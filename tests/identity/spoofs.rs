@@ -63,14 +63,7 @@ async fn keep(socket: TcpStream, lists: Arc<Mutex<Vec<Vec<Field>>>>) {
 type Spoof = (String, Vec<u8>);
 
 fn usual() -> Vec<u8> {
-    raw::block(&[
-        (":method", "POST"),
-        (":scheme", "http"),
-        (":path", "/a.B/C"),
-        (":authority", "127.0.0.1:50051"),
-        ("content-type", "application/grpc"),
-        ("te", "trailers"),
-    ])
+    raw::head("/a.B/C", &[])
 }
 
 fn with(more: &[u8]) -> Vec<u8> {
