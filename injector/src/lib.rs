@@ -8,6 +8,9 @@ pub mod cluster;
 pub mod control;
 
 #[cfg(test)]
+#[path = "../../sidecar/src/levels/read.rs"]
+mod read;
+#[cfg(test)]
 mod testing;
 
 #[cfg(test)]
@@ -15,29 +18,26 @@ mod levels {
     use std::fs;
     use std::path::Path;
 
+    use super::read;
+
     /// The one rule of the map above that a machine can check.
     #[test]
     fn control_and_cli_import_cluster_and_never_each_other() {
         let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
-        for (room, strangers) in [
+        let rooms = [
             ("cluster", &["control", "cli"][..]),
             ("control", &["cli"]),
             ("cli", &["control"]),
-        ] {
-            for stranger in strangers {
-                refuse(&source.join(room), &format!("crate::{stranger}"));
-            }
-        }
-    }
-
-    fn refuse(directory: &Path, path: &str) {
-        for entry in fs::read_dir(directory).expect("it is there") {
-            let entry = entry.expect("it can be read").path();
-            if entry.is_dir() {
-                refuse(&entry, path);
-            } else {
-                let text = fs::read_to_string(&entry).expect("it is text");
-                assert!(!text.contains(path), "{} names {path}", entry.display());
+        ];
+        for (room, strangers) in rooms {
+            let files = read::sources(&source.join(room));
+            assert!(!files.is_empty(), "{room} is not where it was");
+            for file in files {
+                let place = file.strip_prefix(&source).expect("it is below");
+                let text = fs::read_to_string(&file).expect("it is text");
+                for name in read::named(place, &text) {
+                    assert!(!strangers.contains(&&*name), "{} names {name}", place.display());
+                }
             }
         }
     }

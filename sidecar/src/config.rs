@@ -285,6 +285,7 @@ impl Config {
             mtls: policy::Inbound {
                 default: Some(said.read("mtls", mode)),
                 ports: said.read("mtls-ports", modes),
+                ..Default::default()
             },
             cut_expired: said.read("cut-expired-connections", word(SWITCH)),
             resolv_conf: said.read("resolv-conf", path),

@@ -1,7 +1,9 @@
-//! Who may import whom: downwards only (`docs/architecture.md`), read from the `crate::` paths of the source itself.
+//! Who may import whom: downwards only (`docs/architecture.md`), read from the paths of the source itself.
+
+mod read;
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 /// The house from the ground up. A module may name those of its own level and of the levels below.
 const LEVELS: [&[&str]; 5] = [
@@ -30,53 +32,10 @@ fn level(module: &str) -> usize {
     found.unwrap_or_else(|| panic!("{module} stands on no level: give it one in levels.rs"))
 }
 
-fn sources(folder: &Path, into: &mut Vec<PathBuf>) {
-    for entry in fs::read_dir(folder).unwrap().map(Result::unwrap) {
-        if entry.file_type().unwrap().is_dir() {
-            sources(&entry.path(), into);
-        } else if entry.path().extension().is_some_and(|ending| ending == "rs") {
-            into.push(entry.path());
-        }
-    }
-}
-
-/// The first words of the `crate::` paths in a text, also those in braces.
-fn named(text: &str) -> Vec<String> {
-    let word = |text: &str| {
-        text.chars()
-            .take_while(|c| c.is_alphanumeric() || *c == '_')
-            .collect::<String>()
-    };
-    let mut found = Vec::new();
-    for rest in text.split("crate::").skip(1) {
-        match rest.strip_prefix('{') {
-            None => found.push(word(rest)),
-            Some(list) => {
-                let mut depth = 0;
-                let mut item = String::new();
-                for c in list.chars() {
-                    match c {
-                        '{' => depth += 1,
-                        '}' if depth == 0 => break,
-                        '}' => depth -= 1,
-                        ',' if depth == 0 => found.push(word(std::mem::take(&mut item).trim())),
-                        c if depth == 0 => item.push(c),
-                        _ => {}
-                    }
-                }
-                found.push(word(item.trim()));
-            }
-        }
-    }
-    found.retain(|name| name.starts_with(|c: char| c.is_ascii_lowercase()));
-    found
-}
-
 #[test]
 fn nobody_imports_upwards() {
     let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
-    let mut files = Vec::new();
-    sources(&source, &mut files);
+    let files = read::sources(&source);
     assert!(files.len() > 50, "the source is not where it was");
     let mut wrong = Vec::new();
     for file in files {
@@ -86,15 +45,7 @@ fn nobody_imports_upwards() {
         if ["lib", "main", "levels"].contains(&module) || is_test {
             continue;
         }
-        // Tests at the end of a file may use what they like.
-        let text = fs::read_to_string(&file).unwrap();
-        let text = text.split("#[cfg(test)]\nmod tests").next().unwrap();
-        let code: String = text
-            .lines()
-            .filter(|line| !line.trim_start().starts_with("//"))
-            .collect::<Vec<_>>()
-            .join("\n");
-        for name in named(&code) {
+        for name in read::named(place, &fs::read_to_string(&file).unwrap()) {
             let is_room = LEVELS[1].contains(&module);
             if level(&name) > level(module) || (is_room && NOT_FOR_ROOMS.contains(&name.as_str())) {
                 wrong.push(format!("{} names {name}", place.display()));
@@ -102,10 +53,4 @@ fn nobody_imports_upwards() {
         }
     }
     assert!(wrong.is_empty(), "{wrong:#?}");
-}
-
-#[test]
-fn paths_are_read_in_all_their_forms() {
-    let text = "use crate::a::B; use crate::{b::{C, d}, e, f::G}; crate::h(); use crate::Upper;";
-    assert_eq!(named(text), ["a", "b", "e", "f", "h"]);
 }

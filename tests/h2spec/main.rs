@@ -6,68 +6,33 @@ use std::{
 };
 
 use anyhow::{Context, Result, ensure};
-use support::{Family, Member, Mesh, Pod, Sidecar, User, WayIn, nghttpd, tools, way_in};
+use support::{Conformance, Family, Mesh, Pod, User, tools};
 
 #[test]
 fn every_case_of_h2spec_passes_through_outbound_over_ipv4_and_ipv6() {
-    support::test(through_outbound);
+    every_case_passes(Conformance::through_outbound);
 }
 
 #[test]
 fn every_case_of_h2spec_passes_through_inbound_over_ipv4_and_ipv6() {
-    support::test(through_inbound);
+    every_case_passes(Conformance::through_inbound);
 }
 
 #[test]
 fn every_case_of_h2spec_passes_through_inbound_in_mtls_over_ipv4_and_ipv6() {
-    support::test(through_inbound_in_mtls);
+    every_case_passes(Conformance::through_inbound_in_mtls);
 }
 
-/// The application is h2spec; the backend knows nothing of a mesh.
-fn through_outbound(mesh: &Mesh) -> Result<()> {
-    let (client, server) = (mesh.pod("client")?, mesh.pod("server")?);
-    // Declared, so that what is no HTTP/2 is refused as such rather than tunnelled past the engine.
-    let sidecar = client.sidecar_with(&[("PORTUNUS_OUTBOUND_PROTOCOL", &format!("{PORT}=h2c"))])?;
-    let _backend = nghttpd::start(&server, PORT)?;
-    for family in Family::ALL {
-        let before = connections(&sidecar, "outbound")?;
-        let said = h2spec(&client, server.at(family, PORT)?)?;
-        judge(&said, connections(&sidecar, "outbound")? - before)?;
-    }
-    Ok(())
-}
-
-/// The caller is h2spec, from a pod without a sidecar.
-fn through_inbound(mesh: &Mesh) -> Result<()> {
-    let (client, server) = (mesh.pod("client")?, mesh.pod("server")?);
-    let sidecar = server.sidecar_with(&[("PORTUNUS_PROTOCOL", &format!("{PORT}=h2c"))])?;
-    let _backend = nghttpd::start(&server, PORT)?;
-    for family in Family::ALL {
-        let before = connections(&sidecar, "inbound")?;
-        let said = h2spec(&client, server.at(family, PORT)?)?;
-        judge(&said, connections(&sidecar, "inbound")? - before)?;
-    }
-    Ok(())
-}
-
-/// The same where nothing comes in plain. h2spec has no certificate to show: a relay of ours shows one for it.
-fn through_inbound_in_mtls(mesh: &Mesh) -> Result<()> {
-    let (client, server) = (mesh.pod("client")?, mesh.pod("server")?);
-    let control = mesh.control(&[])?;
-    let member = Member {
-        account: "server",
-        app: "server",
-        ports: &[PORT],
-    };
-    let sidecar = server.member(&control, &member, &[("PORTUNUS_MTLS", "strict")])?;
-    let _backend = nghttpd::start(&server, PORT)?;
-    let _way_in = WayIn::open(&client, &control, &server, "server", PORT)?;
-    for family in Family::ALL {
-        let before = connections(&sidecar, "inbound")?;
-        let said = h2spec(&client, way_in::loopback(family, PORT))?;
-        judge(&said, connections(&sidecar, "inbound")? - before)?;
-    }
-    Ok(())
+fn every_case_passes(way: impl FnOnce(&Mesh) -> Result<Conformance>) {
+    support::test(|mesh| {
+        let way = way(mesh)?;
+        for family in Family::ALL {
+            let before = way.connections()?;
+            let said = h2spec(&way.client, way.address(family)?)?;
+            judge(&said, way.connections()? - before)?;
+        }
+        Ok(())
+    });
 }
 
 /// Runs it in a pod, and returns what it wrote.
@@ -106,11 +71,3 @@ fn judge(said: &str, connections: f64) -> Result<()> {
     );
     Ok(())
 }
-
-/// Connections that the engine took in.
-fn connections(sidecar: &Sidecar, direction: &str) -> Result<f64> {
-    let labels = [("direction", direction), ("side", "downstream")];
-    Ok(sidecar.metrics()?.sum("portunus_connections_opened_total", &labels))
-}
-
-const PORT: u16 = 8080;

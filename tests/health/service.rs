@@ -237,6 +237,8 @@ impl Drop for Hosts {
 pub(crate) struct Calls {
     pub(crate) sent: u64,
     pub(crate) failed: Vec<String>,
+    /// Those that nobody had answered in the end.
+    pub(crate) unanswered: u64,
     took: Vec<Duration>,
 }
 
@@ -446,6 +448,7 @@ impl Service {
                 () = &mut soon => break,
             }
         }
+        calls.unanswered = running.len() as u64;
         // The rest is not cancelled: a caller without patience would be a help.
         running.detach_all();
         calls

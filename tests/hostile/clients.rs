@@ -306,29 +306,15 @@ async fn readers_that_grant_nothing_cost_what_the_budget_allows_and_no_neighbour
     };
     let world = World::before(listener.local_addr().expect("an address"), setup).await;
     // A server that answers each request at once, with as much as it may, and more whenever it may.
-    let server = tokio::spawn(async move {
-        loop {
-            let mut server = Raw::accept(&listener, &[]).await;
-            tokio::spawn(async move {
-                while let Some(event) = server.event().await {
-                    if event.kind != HEADERS {
-                        continue;
-                    }
-                    let fields = server.fields(&event).await;
-                    let mut answer = response(event.stream);
-                    if raw::text(&fields, ":path") == Some("/a.B/Stalled") {
-                        for _ in 0..4 {
-                            answer.extend(frame(DATA, 0, event.stream, &[1; 16_000]));
-                        }
-                    } else {
-                        answer.extend(raw::message(event.stream, &[2; 1_000], false));
-                        answer.extend(trailers(event.stream));
-                    }
-                    server.send(&answer).await;
-                }
-            });
-        }
-    });
+    let server = tokio::spawn(raw::serve(listener, |path, stream| match path {
+        "/a.B/Stalled" => [response(stream), frame(DATA, 0, stream, &[1; 16_000]).repeat(4)].concat(),
+        _ => [
+            response(stream),
+            raw::message(stream, &[2; 1_000], false),
+            trailers(stream),
+        ]
+        .concat(),
+    }));
     let before = resident();
     // 4 connections with 900 streams each: 240 MB if every answer were kept.
     let mut attackers = Vec::new();

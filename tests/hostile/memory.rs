@@ -25,34 +25,15 @@ async fn world() -> (World, JoinHandle<()>) {
         ..inbound()
     };
     let world = World::before(listener.local_addr().expect("an address"), setup).await;
-    let server = tokio::spawn(async move {
-        loop {
-            let mut server = Raw::accept(&listener, &[]).await;
-            tokio::spawn(async move {
-                while let Some(event) = server.event().await {
-                    if event.kind != HEADERS {
-                        continue;
-                    }
-                    let fields = server.fields(&event).await;
-                    let answer = match raw::text(&fields, ":path") {
-                        Some("/a.B/C") => [
-                            response(event.stream),
-                            message(event.stream, &[2; 1_000], false),
-                            trailers(event.stream),
-                        ]
-                        .concat(),
-                        Some("/a.B/Large") => {
-                            let mut list = block(&[(":status", "200"), ("content-type", "application/grpc")]);
-                            literal(&mut list, 0, b"x-large", &[b'l'; 15_000]);
-                            frame(HEADERS, END_HEADERS | END_STREAM, event.stream, &list)
-                        }
-                        _ => continue,
-                    };
-                    server.send(&answer).await;
-                }
-            });
+    let server = tokio::spawn(raw::serve(listener, |path, stream| match path {
+        "/a.B/C" => [response(stream), message(stream, &[2; 1_000], false), trailers(stream)].concat(),
+        "/a.B/Large" => {
+            let mut list = block(&[(":status", "200"), ("content-type", "application/grpc")]);
+            literal(&mut list, 0, b"x-large", &[b'l'; 15_000]);
+            frame(HEADERS, END_HEADERS | END_STREAM, stream, &list)
         }
-    });
+        _ => Vec::new(),
+    }));
     (world, server)
 }
 

@@ -6,72 +6,34 @@
 use std::{net::SocketAddr, time::Duration};
 
 use anyhow::{Context, Result, ensure};
-use support::{Family, Member, Mesh, Pod, Sidecar, User, WayIn, nghttpd, tools, way_in};
+use support::{Conformance, Family, Mesh, Pod, User, tools};
 
 #[test]
 fn every_case_of_httpwg_passes_through_outbound_over_ipv4_and_ipv6_in_the_median_of_three_runs() {
-    support::test(through_outbound);
+    every_case_passes(Conformance::through_outbound);
 }
 
 #[test]
 fn every_case_of_httpwg_passes_through_inbound_over_ipv4_and_ipv6_in_the_median_of_three_runs() {
-    support::test(through_inbound);
+    every_case_passes(Conformance::through_inbound);
 }
 
 #[test]
 fn every_case_of_httpwg_passes_through_inbound_in_mtls_over_ipv4_and_ipv6_in_the_median_of_three_runs() {
-    support::test(through_inbound_in_mtls);
+    every_case_passes(Conformance::through_inbound_in_mtls);
 }
 
-/// The application is httpwg-cli; the backend knows nothing of a mesh.
-fn through_outbound(mesh: &Mesh) -> Result<()> {
-    let (client, server) = (mesh.pod("client")?, mesh.pod("server")?);
-    // Declared, so that what is no HTTP/2 is refused as such rather than tunnelled past the engine.
-    let sidecar = client.sidecar_with(&[("PORTUNUS_OUTBOUND_PROTOCOL", &format!("{PORT}=h2c"))])?;
-    let _backend = nghttpd::start(&server, PORT)?;
-    every_case_passes(&client, |family| server.at(family, PORT), &sidecar, "outbound")
+fn every_case_passes(way: impl FnOnce(&Mesh) -> Result<Conformance>) {
+    support::test(|mesh| judge(&way(mesh)?));
 }
 
-/// The caller is httpwg-cli, from a pod without a sidecar.
-fn through_inbound(mesh: &Mesh) -> Result<()> {
-    let (client, server) = (mesh.pod("client")?, mesh.pod("server")?);
-    let sidecar = server.sidecar_with(&[("PORTUNUS_PROTOCOL", &format!("{PORT}=h2c"))])?;
-    let _backend = nghttpd::start(&server, PORT)?;
-    every_case_passes(&client, |family| server.at(family, PORT), &sidecar, "inbound")
-}
-
-/// The same where nothing comes in plain. httpwg-cli has no certificate to show: a relay of ours shows one for it.
-fn through_inbound_in_mtls(mesh: &Mesh) -> Result<()> {
-    let (client, server) = (mesh.pod("client")?, mesh.pod("server")?);
-    let control = mesh.control(&[])?;
-    let member = Member {
-        account: "server",
-        app: "server",
-        ports: &[PORT],
-    };
-    let sidecar = server.member(&control, &member, &[("PORTUNUS_MTLS", "strict")])?;
-    let _backend = nghttpd::start(&server, PORT)?;
-    let _way_in = WayIn::open(&client, &control, &server, "server", PORT)?;
-    every_case_passes(
-        &client,
-        |family| Ok(way_in::loopback(family, PORT)),
-        &sidecar,
-        "inbound",
-    )
-}
-
-fn every_case_passes(
-    client: &Pod,
-    server: impl Fn(Family) -> Result<SocketAddr>,
-    sidecar: &Sidecar,
-    direction: &str,
-) -> Result<()> {
+fn judge(way: &Conformance) -> Result<()> {
     for family in Family::ALL {
-        let before = connections(sidecar, direction)?;
+        let before = way.connections()?;
         let mut runs = (0..RUNS)
-            .map(|_| Run::of(client, server(family)?))
+            .map(|_| Run::of(&way.client, way.address(family)?))
             .collect::<Result<Vec<_>>>()?;
-        let taken = connections(sidecar, direction)? - before;
+        let taken = way.connections()? - before;
         ensure!(
             taken >= (RUNS * CASES) as f64,
             "{family}: the engine has had {taken} connections of {RUNS} times {CASES} cases: the rest went past it"
@@ -127,12 +89,5 @@ impl Run {
     }
 }
 
-/// Connections that the engine took in.
-fn connections(sidecar: &Sidecar, direction: &str) -> Result<f64> {
-    let labels = [("direction", direction), ("side", "downstream")];
-    Ok(sidecar.metrics()?.sum("portunus_connections_opened_total", &labels))
-}
-
-const PORT: u16 = 8080;
 const RUNS: usize = 3;
 const CASES: usize = 107;

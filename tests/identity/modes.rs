@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 
+use portunus_proto::Declared;
 use portunus_sidecar::policy::{Inbound, Mode};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
@@ -145,6 +146,7 @@ async fn a_mode_of_the_port_goes_before_that_of_all_and_both_may_change_at_any_t
         Arc::new(Inbound {
             default: Some(default),
             ports: BTreeMap::from_iter(ports.iter().copied()),
+            ..Default::default()
         })
     };
     let steps = [
@@ -181,7 +183,7 @@ fn unheard(root: &Authority) -> (Setup, watch::Sender<Arc<Inbound>>) {
 fn all(mode: Mode) -> Arc<Inbound> {
     Arc::new(Inbound {
         default: Some(mode),
-        ports: BTreeMap::new(),
+        ..Inbound::default()
     })
 }
 
@@ -237,6 +239,33 @@ async fn http_1_on_an_open_connection_is_refused_once_its_port_takes_mtls_alone(
         "{second}"
     );
     assert_eq!(requests.lock().len(), 1, "the application heard more");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_control_says_that_a_port_speaks_is_believed() {
+    let root = Authority::root("root");
+    // It would be parsed, and told from whom it came.
+    let words = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n";
+    for (declared, as_it_was) in [(Declared::Opaque, true), (Declared::Nothing, false)] {
+        let application = Ear::open().await;
+        let mut setup = ends::inbound(&root, Mode::Permissive);
+        let (_say, modes) = watch::channel(Arc::new(Inbound {
+            protocols: BTreeMap::from([(application.addr.port(), declared)]),
+            ..Inbound::default()
+        }));
+        if let Some(mesh) = &mut setup.mesh {
+            mesh.modes = modes;
+        }
+        let world = World::before(application.addr, setup).await;
+        let mut socket = TcpStream::connect(world.proxy).await.expect("it listens");
+        socket.write_all(words).await.expect("it is read");
+        let began = std::time::Instant::now();
+        while !application.heard.lock().ends_with(b"\r\n\r\n") {
+            assert!(began.elapsed() < PATIENCE, "{declared:?}: it does not arrive");
+            tokio::task::yield_now().await;
+        }
+        assert_eq!(*application.heard.lock() == words, as_it_was, "{declared:?}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -5,7 +5,7 @@
 //! the mesh is at fault. `cargo suite` never sets it.
 
 use anyhow::{Result, ensure};
-use support::{Capture, Control, Family, Member, Mesh, Peer, Pod, Sidecar, Stack, interop};
+use support::{Capture, Control, Family, Members, Mesh, Peer, Pod, Sidecar, Stack, interop};
 
 /// A test for each family of a pair.
 macro_rules! pairs {
@@ -95,8 +95,8 @@ struct Between {
 
 impl Way {
     fn asked_for() -> Way {
-        let says = |variable: &str| std::env::var_os(variable).is_some_and(|value| value == "1");
-        match (says("PORTUNUS_TEST_DIRECT"), says("PORTUNUS_TEST_MTLS")) {
+        let is_direct = std::env::var_os("PORTUNUS_TEST_DIRECT").is_some_and(|value| value == "1");
+        match (is_direct, Members::are_asked_for()) {
             (true, _) => Way::Direct,
             (false, true) => Way::Mtls,
             (false, false) => Way::Plain,
@@ -114,19 +114,11 @@ impl Way {
                 ..Between::default()
             }),
             Way::Mtls => {
-                let control = mesh.control(&[])?;
-                let member = |account, ports| Member {
-                    account,
-                    app: account,
-                    ports,
-                };
-                let strict = [("PORTUNUS_MTLS", "strict")];
-                let near = client.member(&control, &member("client", &[]), &strict)?;
-                let far = server.member(&control, &member("server", &[10000]), &strict)?;
+                let members = Members::join(mesh, client, server, &[10000], &[])?;
                 Ok(Between {
-                    sidecars: Some((near, far)),
+                    sidecars: Some((members.client, members.server)),
                     capture: Some(Capture::start(server, "eth0", "tcp port 10000")?),
-                    _control: Some(control),
+                    _control: Some(members.control),
                 })
             }
         }

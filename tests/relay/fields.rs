@@ -32,16 +32,7 @@ async fn cross(setup: Setup, block: &[u8], end: bool) -> (World, Raw, Raw, Vec<F
 }
 
 fn head(more: &[(&str, &str)]) -> Vec<u8> {
-    let mut all = vec![
-        (":method", "POST"),
-        (":scheme", "http"),
-        (":path", "/a.B/C"),
-        (":authority", "127.0.0.1:50051"),
-        ("content-type", "application/grpc"),
-        ("te", "trailers"),
-    ];
-    all.extend_from_slice(more);
-    raw::block(&all)
+    raw::head("/a.B/C", more)
 }
 
 #[tokio::test]

@@ -19,6 +19,7 @@
 pub mod build;
 pub mod cache;
 pub mod capture;
+pub mod conformance;
 pub mod control;
 pub mod distance;
 pub mod dns;
@@ -26,6 +27,7 @@ pub mod http;
 pub mod interop;
 pub mod interrupt;
 pub mod jaeger;
+pub mod members;
 pub mod mesh;
 pub mod metrics;
 pub mod needs;
@@ -43,10 +45,12 @@ pub mod wait;
 pub mod way_in;
 
 pub use capture::Capture;
+pub use conformance::Conformance;
 pub use control::{Control, Member, Token};
 pub use distance::Distance;
 pub use dns::Dns;
 pub use jaeger::Jaeger;
+pub use members::Members;
 pub use mesh::{Mesh, test};
 pub use metrics::Metrics;
 pub use netns::in_netns;

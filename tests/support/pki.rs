@@ -1,6 +1,5 @@
 //! A trust domain of a test's own: a root, an issuer under it, and certificates for whom the test likes.
 
-use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -137,7 +136,7 @@ pub fn mesh_of(
 ) -> Mesh {
     let (say, modes) = watch::channel(Arc::new(Inbound {
         default: Some(mode),
-        ports: BTreeMap::new(),
+        ..Default::default()
     }));
     let ask = move |subject: Subject| {
         // Whoever follows goes on hearing for as long as this lives.

@@ -10,7 +10,7 @@ use std::{
 use anyhow::{Context, Result, bail, ensure};
 use bytes::Bytes;
 use http::Request;
-use support::{Control, Member, Mesh, Pod, Sidecar, in_netns};
+use support::{Control, Members, Mesh, Pod, Sidecar, in_netns};
 
 /// Where the tests' servers listen.
 pub const PORT: u16 = 7000;
@@ -32,7 +32,7 @@ pub struct Pair {
 impl Pair {
     /// Both, ready.
     pub fn new(mesh: &Mesh) -> Result<Pair> {
-        if std::env::var_os("PORTUNUS_TEST_MTLS").is_some_and(|value| value == "1") {
+        if Members::are_asked_for() {
             return Pair::in_mtls(mesh, &[]);
         }
         let (client, server) = (mesh.pod("client")?, mesh.pod("server")?);
@@ -49,21 +49,13 @@ impl Pair {
     /// Both, ready, and members of a mesh; the server's sidecar with settings beside.
     pub fn in_mtls(mesh: &Mesh, settings: &[(&str, &str)]) -> Result<Pair> {
         let (client, server) = (mesh.pod("client")?, mesh.pod("server")?);
-        let control = mesh.control(&[])?;
-        let member = |account, ports| Member {
-            account,
-            app: account,
-            ports,
-        };
-        let strict = [("PORTUNUS_MTLS", "strict")];
-        let outbound = client.member(&control, &member("client", &[]), &strict)?;
-        let inbound = server.member(&control, &member("server", &PORTS), &[&strict, settings].concat())?;
+        let members = Members::join(mesh, &client, &server, &PORTS, settings)?;
         Ok(Pair {
             client,
             server,
-            outbound,
-            inbound,
-            control: Some(control),
+            outbound: members.client,
+            inbound: members.server,
+            control: Some(members.control),
         })
     }
 }

@@ -9,6 +9,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use portunus_proto::Declared;
 use tokio::sync::watch;
 
 pub use token::{JoinToken, NoToken};
@@ -62,8 +63,8 @@ pub struct ServicePort {
     pub port: u16,
     /// `targetPort`; the same as `port` if unsaid.
     pub target: TargetPort,
-    /// `appProtocol`, or what the prefix of the port's name says; empty if neither does.
-    pub app_protocol: String,
+    /// `appProtocol`, or what the prefix of the port's name says.
+    pub app_protocol: Declared,
 }
 
 /// Which port of a workload a service's port leads to.
@@ -86,8 +87,6 @@ pub struct Workload {
     pub addresses: Vec<IpAddr>,
     /// `spec.ports`.
     pub ports: Vec<WorkloadPort>,
-    /// `spec.zone`.
-    pub zone: String,
     /// `spec.weight`; 1 if unsaid.
     pub weight: u32,
     /// `spec.ready`: whether it is given new calls; it is if unsaid.
@@ -103,8 +102,8 @@ pub struct WorkloadPort {
     pub name: String,
     /// `port`.
     pub port: u16,
-    /// `appProtocol`; empty if unsaid.
-    pub app_protocol: String,
+    /// `appProtocol`, or what the prefix of the port's name says.
+    pub app_protocol: Declared,
 }
 
 /// The SHA-256 of a join token's 32 bytes.

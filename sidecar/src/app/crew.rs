@@ -1,7 +1,5 @@
 //! The worker threads as the main thread sees them: it tells them what to do, and hears when they listen and when they end.
 
-use std::any::Any;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::{io, thread};
@@ -109,9 +107,8 @@ impl Crew {
             };
             let (work, report) = (work.clone(), report.clone());
             thread::Builder::new().name(format!("worker-{index}")).spawn(move || {
-                // A worker that panics has left its connections in who knows what state. The process says so and ends.
-                let ended = catch_unwind(AssertUnwindSafe(|| work(seat))).unwrap_or_else(|panic| Err(panicked(panic)));
-                let _ = report.send(Report::Ended(index, ended));
+                // A panic ends the process (`main.rs`).
+                let _ = report.send(Report::Ended(index, work(seat)));
             })?;
         }
         Ok(crew)
@@ -182,14 +179,6 @@ impl Crew {
     }
 }
 
-fn panicked(panic: Box<dyn Any + Send>) -> anyhow::Error {
-    let text = panic
-        .downcast_ref::<&str>()
-        .copied()
-        .or_else(|| panic.downcast_ref::<String>().map(String::as_str));
-    anyhow!("panicked: {}", text.unwrap_or("it did not say why"))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -236,21 +225,5 @@ mod tests {
         .expect("threads can be made");
         let why = crew.listening().await.expect_err("one does not listen");
         assert_eq!(format!("{why:#}"), "worker 1 cannot start: port 4140 is taken");
-    }
-
-    #[tokio::test]
-    async fn a_worker_that_panics_is_heard_of() {
-        let mut crew = Crew::start(2, unheard, |mut seat| {
-            seat.listening();
-            assert_eq!(seat.index, 0, "the hull is leaking");
-            seat.commands.blocking_recv();
-            Ok(Cut::default())
-        })
-        .expect("threads can be made");
-        let why = format!("{:#}", crew.ended().await.expect_err("one panics"));
-        assert!(
-            why.starts_with("worker 1 failed: panicked: ") && why.contains("the hull is leaking"),
-            "{why}"
-        );
     }
 }

@@ -9,7 +9,7 @@ use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
-use portunus_proto::{SpiffeId, masked};
+use portunus_proto::{Declared, PROTOCOLS, SpiffeId, masked};
 use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject;
 use serde_json::{Value, json};
@@ -17,7 +17,6 @@ use tracing_subscriber::filter::Targets;
 
 use crate::balance::Algorithm;
 use crate::control::Address;
-use crate::detect::Declared;
 use crate::health;
 use crate::policy::Mode;
 use crate::redirect::{Ports, Subnets};
@@ -211,26 +210,13 @@ pub(super) fn word<T: Copy>(words: &'static [(&'static str, T)]) -> impl Fn(&str
     }
 }
 
-const PROTOCOLS: &[(&str, Declared)] = &[
-    ("h2c", Declared::Http2),
-    ("kubernetes.io/h2c", Declared::Http2),
-    ("grpc", Declared::Http2),
-    ("http2", Declared::Http2),
-    ("grpc-web", Declared::GrpcWeb),
-    ("http", Declared::Http),
-    ("tls", Declared::Tls),
-    ("https", Declared::Tls),
-    ("tcp", Declared::Opaque),
-    ("opaque", Declared::Opaque),
-];
-
 /// `PORT=PROTOCOL`, any number of them, each port once.
 pub(super) fn protocols(text: &str) -> Parsed<BTreeMap<u16, Declared>> {
     let pairs = list(|text| {
         let (port, protocol) = text
             .split_once('=')
             .ok_or("it must be PORT=PROTOCOL, such as 50051=h2c")?;
-        Ok((number(1..=u16::MAX)(port)?, word(PROTOCOLS)(protocol)?))
+        Ok((number(1..=u16::MAX)(port)?, protocol_word(protocol)?))
     })(text)?;
     let mut ports = BTreeMap::new();
     for (port, protocol) in pairs {
@@ -239,6 +225,14 @@ pub(super) fn protocols(text: &str) -> Parsed<BTreeMap<u16, Declared>> {
         }
     }
     Ok(ports)
+}
+
+/// A word of `appProtocol`, or that for ports whose bytes are not looked at.
+fn protocol_word(text: &str) -> Parsed<Declared> {
+    match text {
+        "opaque" => Ok(Declared::Opaque),
+        _ => word(&PROTOCOLS)(text),
+    }
 }
 
 const MODES: &[(&str, Mode)] = &[
@@ -411,7 +405,7 @@ show! {
     Ports => |it| it.to_string();
     Subnets => |it| it.to_string();
     SrvName => |it| format!("{}={}", it.host, it.record);
-    BTreeMap<u16, Declared> => |it| it.iter().map(|(port, of)| (port.to_string(), spelled(PROTOCOLS, *of))).collect::<BTreeMap<_, _>>();
+    BTreeMap<u16, Declared> => |it| it.iter().map(|(port, of)| (port.to_string(), spelled(&PROTOCOLS, *of))).collect::<BTreeMap<_, _>>();
     BTreeMap<u16, Mode> => |it| it.iter().map(|(port, of)| (port.to_string(), spelled(MODES, *of))).collect::<BTreeMap<_, _>>();
     Mode => |it| spelled(MODES, *it);
     Address => |it| it.to_string();

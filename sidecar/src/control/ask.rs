@@ -10,10 +10,10 @@ use tonic::Code;
 use tonic::transport::Channel;
 
 use super::pace::Came;
-use super::reach::{cut, sentence};
 use super::token::{NoToken, Token};
 use super::wire::{self, Refused};
 use crate::identity::{self, Key};
+use crate::telemetry::{cut, sentence};
 use crate::tls::{Bundle, Credential, Unusable};
 
 /// The longest answer, in bytes: a chain and a bundle at their longest.

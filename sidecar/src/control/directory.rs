@@ -145,7 +145,8 @@ impl Directory {
         self.0.news.notified().await;
     }
 
-    /// What control is to be told, who was told that we follow `told`.
+    /// What control is to be told, who was told that we follow `told`. What is given up comes first: control bounds how much
+    /// one sidecar follows, at any moment.
     pub(super) fn to_tell(&self, told: &mut HashSet<Subject>) -> Vec<Tell> {
         let mut followed = self.0.followed.lock();
         let Followed { subjects, untold, .. } = &mut *followed;
@@ -161,7 +162,9 @@ impl Directory {
             }
             (true, true) | (false, false) => None,
         };
-        changed.into_iter().filter_map(tell).collect()
+        let mut tells: Vec<_> = changed.into_iter().filter_map(tell).collect();
+        tells.sort_by_key(|tell| matches!(tell, Tell::Subscribe(_)));
+        tells
     }
 
     /// Takes an answer, whole or not at all.
@@ -374,6 +377,27 @@ mod tests {
             .follow(address("[::ffff:10.0.0.1]:80"))
             .expect("there is room");
         assert_eq!(directory.to_tell(&mut told), [Tell::Subscribe(address("10.0.0.1:80"))]);
+    }
+
+    #[test]
+    fn control_is_told_what_is_given_up_before_what_is_new() {
+        let mut directory = directory(100, 10);
+        Arc::get_mut(&mut directory.0).expect("nobody else has it").linger = Duration::ZERO;
+        let all = |letter: &str| (0..50).map(|n| name(&format!("{letter}{n}"))).collect::<Vec<_>>();
+        let old: Vec<_> = all("old")
+            .into_iter()
+            .map(|subject| directory.follow(subject))
+            .collect();
+        let mut told = directory.begin();
+        drop(old);
+        let _new: Vec<_> = all("new")
+            .into_iter()
+            .map(|subject| directory.follow(subject))
+            .collect();
+        directory.sweep(Instant::now());
+        let tells = directory.to_tell(&mut told);
+        assert!(tells[..50].iter().all(|tell| matches!(tell, Tell::Unsubscribe(_))));
+        assert!(tells[50..].iter().all(|tell| matches!(tell, Tell::Subscribe(_))));
     }
 
     #[test]

@@ -19,6 +19,7 @@ use super::Error;
 use super::pace::{Came, Pace};
 use super::settings::Settings;
 use crate::connect::resolve::{Answer, Names, Query, State};
+use crate::telemetry::sentence;
 use crate::tls::{self, Bundle, Credential};
 
 /// The credit of a stream and of the connection, in bytes: as much of control's words waits to be read.
@@ -263,23 +264,4 @@ impl<F: Future<Output = ()> + Send + 'static> hyper::rt::Executor<F> for Tracked
     fn execute(&self, future: F) {
         self.0.spawn(future);
     }
-}
-
-/// What an error says and what its causes say, each once, in as much as a line takes.
-pub(super) fn sentence(error: &(dyn std::error::Error + 'static)) -> String {
-    let mut all = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        let text = error.to_string();
-        if !all.contains(&text) {
-            all = format!("{all}: {text}");
-        }
-        cause = error.source();
-    }
-    cut(&all)
-}
-
-/// As much of a stranger's text as a line takes.
-pub(super) fn cut(text: &str) -> String {
-    text.chars().take(300).collect()
 }

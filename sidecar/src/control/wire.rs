@@ -9,12 +9,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use portunus_proto::mesh::v1;
-use portunus_proto::{Invalid, SpiffeId, TrustDomain};
+use portunus_proto::{Declared, Invalid, SpiffeId, TrustDomain};
 use rustls_pki_types::CertificateDer;
 
 use crate::balance::Algorithm;
+use crate::health;
 use crate::policy::{Inbound, Mode};
-use crate::route::{Endpoint, HealthMode, HealthPolicy, Known, OutlierPolicy, Policy, Subject, View};
+use crate::route::{Endpoint, HealthPolicy, Known, OutlierPolicy, Policy, Subject, View};
+use crate::telemetry::cut;
 
 /// The most endpoints of one service.
 pub(super) const MOST_ENDPOINTS: usize = 10_000;
@@ -207,8 +209,21 @@ pub(super) fn inbound(wire: &v1::Inbound) -> Result<Inbound, Refused> {
             ports.insert(port(*number)?, mode);
         }
     }
-    let default = self::mode(wire.mtls)?;
-    Ok(Inbound { default, ports })
+    few("ports with a protocol", wire.protocols.len(), MOST_PORTS)?;
+    let mut protocols = BTreeMap::new();
+    for (number, word) in &wire.protocols {
+        let port = port(*number)?;
+        match Declared::from_app_protocol(word) {
+            Ok(declared) => drop(protocols.insert(port, declared)),
+            // A word of a later version is no reason to refuse what is said of mTLS.
+            Err(unknown) => tracing::warn!(port, "appProtocol {}", cut(&unknown.to_string())),
+        }
+    }
+    Ok(Inbound {
+        default: self::mode(wire.mtls)?,
+        ports,
+        protocols,
+    })
 }
 
 /// The roots of a bundle that is of our trust domain.
@@ -377,13 +392,13 @@ fn algorithm(number: i32) -> Result<Option<Algorithm>, Refused> {
     }
 }
 
-fn health_mode(number: i32) -> Result<Option<HealthMode>, Refused> {
+fn health_mode(number: i32) -> Result<Option<health::Mode>, Refused> {
     use v1::health_check::Mode as Wire;
     match Wire::try_from(number) {
         Ok(Wire::Unset) => Ok(None),
-        Ok(Wire::Check) => Ok(Some(HealthMode::Check)),
-        Ok(Wire::Watch) => Ok(Some(HealthMode::Watch)),
-        Ok(Wire::Off) => Ok(Some(HealthMode::Off)),
+        Ok(Wire::Check) => Ok(Some(health::Mode::Check)),
+        Ok(Wire::Watch) => Ok(Some(health::Mode::Watch)),
+        Ok(Wire::Off) => Ok(Some(health::Mode::Off)),
         Err(_) => Err(Refused::Unknown {
             what: "health_check.mode",
             number,
@@ -453,11 +468,6 @@ fn short(what: &'static str, text: String) -> Result<String, Refused> {
         });
     }
     Ok(text)
-}
-
-/// As much of a wrong text as a log line takes.
-fn cut(text: &str) -> String {
-    text.chars().take(100).collect()
 }
 
 #[cfg(test)]

@@ -6,7 +6,6 @@
 
 mod classify;
 mod client_hello;
-mod declared;
 mod speaks_first;
 mod waiting;
 mod who_speaks;
@@ -15,9 +14,10 @@ use std::{io, time::Duration};
 
 use crate::connect::Stream;
 
+pub use portunus_proto::Declared;
+
 pub use classify::{MOST_FIRST_BYTES, PREFACE, ServerOpening, Verdict, classify, server_opening};
 pub use client_hello::ClientHello;
-pub use declared::{Declared, UnknownProtocol};
 pub use speaks_first::SpeaksFirst;
 pub use waiting::Waiting;
 pub use who_speaks::{Speaker, detect};

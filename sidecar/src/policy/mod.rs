@@ -4,6 +4,8 @@ mod permit;
 
 use std::collections::BTreeMap;
 
+use portunus_proto::Declared;
+
 pub use permit::{Caller, Permit, Refusal, authorize};
 
 /// What a port takes.
@@ -18,13 +20,15 @@ pub enum Mode {
     Disabled,
 }
 
-/// The modes of a workload's ports.
+/// The modes of a workload's ports, and what control says that they speak.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Inbound {
     /// What holds for a port that is not named; `None` where nobody has said it.
     pub default: Option<Mode>,
     /// Ports with a mode of their own.
     pub ports: BTreeMap<u16, Mode>,
+    /// Ports whose protocol is declared in the mesh.
+    pub protocols: BTreeMap<u16, Declared>,
 }
 
 impl Inbound {
@@ -32,6 +36,7 @@ impl Inbound {
     pub const PLAIN: Inbound = Inbound {
         default: Some(Mode::Disabled),
         ports: BTreeMap::new(),
+        protocols: BTreeMap::new(),
     };
 
     /// The mode of a port, if this says one.
@@ -50,6 +55,7 @@ impl Inbound {
                 .filter(|(_, mode)| is_strict(mode))
                 .map(|(port, mode)| (*port, *mode))
                 .collect(),
+            protocols: self.protocols.clone(),
         }
     }
 
@@ -64,6 +70,7 @@ impl Inbound {
         Inbound {
             default: self.default.or(settings.default),
             ports,
+            protocols: self.protocols.clone(),
         }
     }
 }
@@ -77,6 +84,7 @@ mod tests {
         let settings = Inbound {
             default: Some(Mode::Permissive),
             ports: BTreeMap::from([(1, Mode::Disabled), (2, Mode::Strict)]),
+            ..Default::default()
         };
         let before = settings.before_control();
         assert_eq!(
@@ -89,13 +97,14 @@ mod tests {
         let of_a_port = Inbound {
             default: None,
             ports: BTreeMap::from([(1, Mode::Strict)]),
+            ..Default::default()
         };
         let both = of_a_port.over(&settings);
         let modes = [1, 2, 3].map(|port| both.mode(port));
         assert_eq!(modes, [Some(Mode::Strict), Some(Mode::Strict), Some(Mode::Permissive)]);
         let of_all = Inbound {
             default: Some(Mode::Strict),
-            ports: BTreeMap::new(),
+            ..Default::default()
         };
         assert_eq!(of_all.over(&settings).mode(1), Some(Mode::Strict));
     }

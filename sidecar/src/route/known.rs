@@ -120,12 +120,7 @@ impl Policy {
     pub fn health(&self, own: &health::Settings) -> health::Settings {
         let said = &self.health;
         health::Settings {
-            mode: match said.mode {
-                Some(HealthMode::Check) => health::Mode::Check,
-                Some(HealthMode::Watch) => health::Mode::Watch,
-                Some(HealthMode::Off) => health::Mode::Off,
-                None => own.mode,
-            },
+            mode: said.mode.unwrap_or(own.mode),
             service: said.service.clone().unwrap_or_else(|| own.service.clone()),
             interval: said.interval.unwrap_or(own.interval).max(health::SHORTEST),
             timeout: said.timeout.unwrap_or(own.timeout).max(health::SHORTEST),
@@ -141,7 +136,7 @@ impl Policy {
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct HealthPolicy {
     /// By which method, if at all.
-    pub mode: Option<HealthMode>,
+    pub mode: Option<health::Mode>,
     /// The service that is asked for in `grpc.health.v1`; empty for the server as a whole.
     pub service: Option<String>,
     /// From one question to the next.
@@ -152,17 +147,6 @@ pub struct HealthPolicy {
     pub unhealthy_threshold: Option<u32>,
     /// Successes in a row that make it healthy again.
     pub healthy_threshold: Option<u32>,
-}
-
-/// By which method health is asked for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum HealthMode {
-    /// `Check`, again and again.
-    Check,
-    /// `Watch`, where it is served.
-    Watch,
-    /// None.
-    Off,
 }
 
 /// When an endpoint is left alone for its failures. What is `None` has the sidecar's own setting.
@@ -201,7 +185,7 @@ mod tests {
         );
         let some = Policy {
             health: HealthPolicy {
-                mode: Some(HealthMode::Watch),
+                mode: Some(health::Mode::Watch),
                 timeout: Some(Duration::ZERO),
                 ..Default::default()
             },

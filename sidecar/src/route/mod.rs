@@ -23,7 +23,7 @@ use crate::health;
 use crate::slots::{Key, Slots};
 
 use index::Index;
-pub use known::{Endpoint, HealthMode, HealthPolicy, Known, OutlierPolicy, Policy, Subject, View};
+pub use known::{Endpoint, HealthPolicy, Known, OutlierPolicy, Policy, Subject, View};
 pub use lookup::{Lack, Lookup, Turn};
 
 /// The key of a service.

@@ -45,6 +45,25 @@ pub(super) fn limited(bytes: &[u8], most: usize) -> Box<str> {
     text[..text.floor_char_boundary(most)].into()
 }
 
+/// What an error says and what its causes say, each once, in as much as a line takes.
+pub fn sentence(error: &(dyn std::error::Error + 'static)) -> String {
+    let mut all = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let text = error.to_string();
+        if !all.contains(&text) {
+            all = format!("{all}: {text}");
+        }
+        cause = error.source();
+    }
+    cut(&all)
+}
+
+/// As much of a stranger's text as a line takes.
+pub fn cut(text: &str) -> String {
+    text.chars().take(300).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

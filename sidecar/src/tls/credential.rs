@@ -4,6 +4,7 @@ use std::fmt;
 use std::sync::{Arc, LazyLock};
 use std::time::SystemTime;
 
+use portunus_proto::svid::{self, Leaf, NotSvid, Usage};
 use portunus_proto::{ALPN_H2, ALPN_TCP, SpiffeId, TrustDomain};
 use rustls::client::Resumption;
 use rustls::crypto::{CryptoProvider, aws_lc_rs};
@@ -12,7 +13,6 @@ use rustls::server::{ClientHello, NoServerSessionStorage, ResolvesServerCert};
 use rustls::sign::CertifiedKey;
 use rustls::{ClientConfig, ServerConfig};
 
-use super::judge::{Leaf, Usage, check_leaf};
 use super::refused::Refused;
 use super::verify::Verifier;
 
@@ -145,7 +145,8 @@ impl Credential {
         bundle: Bundle,
     ) -> Result<Credential, Unusable> {
         let leaf = chain.first().ok_or(Unusable::NoCertificate)?;
-        let leaf = check_leaf(leaf, &bundle, &[Usage::Client, Usage::Server]).map_err(Unusable::Refused)?;
+        let leaf = svid::judge(leaf, bundle.trust_domain(), &[Usage::Client, Usage::Server]);
+        let leaf = leaf.map_err(|why| Unusable::Refused(why.into()))?;
         let key = PROVIDER.key_provider.load_private_key(key);
         let key = key.map_err(|error| Unusable::Key(error.to_string()))?;
         let certified = CertifiedKey::new(chain, key);
@@ -162,10 +163,8 @@ impl Credential {
     /// When the bundle is another trust domain's than the certificate's.
     pub fn with_bundle(&self, bundle: Bundle) -> Result<Credential, Unusable> {
         if bundle.trust_domain().as_str() != self.id().trust_domain() {
-            return Err(Unusable::Refused(Refused::ForeignTrustDomain {
-                id: self.id().clone(),
-                ours: bundle.trust_domain().clone(),
-            }));
+            let (id, ours) = (self.id().clone(), bundle.trust_domain().clone());
+            return Err(Unusable::Refused(NotSvid::ForeignTrustDomain { id, ours }.into()));
         }
         Ok(Credential {
             own: self.own.clone(),

@@ -24,11 +24,12 @@ mod stream;
 mod tests;
 mod verify;
 
+pub use portunus_proto::svid::{NotSvid, SKEW, Usage};
+
 pub use control::call_control;
 pub use credential::{Bundle, Credential, Unusable};
 pub use error::{Alert, Error};
 pub use handshake::{accept, connect};
-pub use judge::{SKEW, Usage};
 pub use peer::{Peer, Shown};
 pub use refused::Refused;
 pub use session::{Alpn, LEAST_BUFFER, Opened, Session};

@@ -2,7 +2,8 @@
 
 use std::time::SystemTime;
 
-use portunus_proto::{SpiffeId, TrustDomain};
+use portunus_proto::SpiffeId;
+use portunus_proto::svid::NotSvid;
 use rustls::CertificateError;
 
 /// Why we refuse a peer. Each is a sentence for people and one word for counters.
@@ -17,14 +18,6 @@ pub enum Refused {
     /// A certificate that its own holder signed.
     #[error("the peer's certificate is signed by itself")]
     SelfSigned,
-    /// Certified by a root of ours, but not for our trust domain.
-    #[error("the peer is {id}, which is not of the trust domain {ours}")]
-    ForeignTrustDomain {
-        /// What it says it is.
-        id: SpiffeId,
-        /// Ours.
-        ours: TrustDomain,
-    },
     /// The peer's certificate, or an issuer's, ended more than 20 seconds ago.
     #[error("the peer's certificate, or its issuer's, ended {}", Utc(*at))]
     Expired {
@@ -37,27 +30,6 @@ pub enum Refused {
         /// When it begins.
         from: SystemTime,
     },
-    /// The peer showed the certificate of a certification authority as its own.
-    #[error("the peer's certificate is that of a certification authority")]
-    CaAsLeaf,
-    /// Its certificate names nobody in the form of a URI.
-    #[error("the peer's certificate has no URI name, so no SPIFFE id")]
-    NoUriName,
-    /// Its certificate names several: whom is it to be taken for?
-    #[error("the peer's certificate has {0} URI names; a SPIFFE certificate has one")]
-    SeveralUriNames(usize),
-    /// Its URI name is not a SPIFFE id as the standard writes them.
-    #[error("the peer's certificate names no SPIFFE id: {0}")]
-    BadId(portunus_proto::Invalid),
-    /// Its URI name has bytes that are no ASCII.
-    #[error("the peer's certificate names no SPIFFE id: it has bytes that are not ASCII")]
-    IdNotAscii,
-    /// Its key usage, or an issuer's, does not allow what it is used for.
-    #[error("the key usage of the peer's certificate chain is wrong: {0}")]
-    KeyUsage(&'static str),
-    /// Its extended key usage, or an issuer's, does not allow what it is used for.
-    #[error("the extended key usage of the peer's certificate chain does not allow {0}")]
-    ExtendedKeyUsage(&'static str),
     /// An issuer may not certify such a name; constraints of URI names allow none (rustls-webpki refuses all of them).
     #[error("a name constraint of an issuer forbids the peer's names (any constraint of URI names does, here)")]
     NameConstraints,
@@ -75,9 +47,9 @@ pub enum Refused {
     /// The chain breaks a rule of its own, such as its length.
     #[error("the peer's certificate chain is not acceptable: {0}")]
     Chain(String),
-    /// It is no certificate that can be read, or has a critical extension that is not known.
-    #[error("the peer's certificate cannot be read: {0}")]
-    Malformed(String),
+    /// The leaf is wrong in itself.
+    #[error(transparent)]
+    Leaf(#[from] NotSvid),
 }
 
 impl Refused {
@@ -87,20 +59,13 @@ impl Refused {
             Refused::NoCertificate => "no_certificate",
             Refused::UnknownIssuer => "unknown_issuer",
             Refused::SelfSigned => "self_signed",
-            Refused::ForeignTrustDomain { .. } => "foreign_trust_domain",
             Refused::Expired { .. } => "expired",
             Refused::NotYetValid { .. } => "not_yet_valid",
-            Refused::CaAsLeaf => "ca_as_leaf",
-            Refused::NoUriName => "no_uri_name",
-            Refused::SeveralUriNames(_) => "several_uri_names",
-            Refused::BadId(_) | Refused::IdNotAscii => "bad_spiffe_id",
-            Refused::KeyUsage(_) => "key_usage",
-            Refused::ExtendedKeyUsage(_) => "extended_key_usage",
             Refused::NameConstraints => "name_constraints",
             Refused::WrongIdentity { .. } => "wrong_identity",
             Refused::BadSignature => "bad_signature",
             Refused::Chain(_) => "chain",
-            Refused::Malformed(_) => "malformed",
+            Refused::Leaf(why) => why.reason(),
         }
     }
 
@@ -114,16 +79,20 @@ impl Refused {
                 CertificateError::UnknownIssuer
             }
             // unsupported_certificate
-            Refused::CaAsLeaf | Refused::KeyUsage(_) | Refused::ExtendedKeyUsage(_) => CertificateError::InvalidPurpose,
+            Refused::Leaf(NotSvid::CaAsLeaf | NotSvid::KeyUsage(_) | NotSvid::ExtendedKeyUsage(_)) => {
+                CertificateError::InvalidPurpose
+            }
             // bad_certificate
             Refused::NoCertificate
-            | Refused::NoUriName
-            | Refused::SeveralUriNames(_)
-            | Refused::BadId(_)
-            | Refused::IdNotAscii
-            | Refused::Malformed(_) => CertificateError::BadEncoding,
+            | Refused::Leaf(
+                NotSvid::NoUriName
+                | NotSvid::SeveralUriNames(_)
+                | NotSvid::BadId(_)
+                | NotSvid::IdNotAscii
+                | NotSvid::Malformed(_),
+            ) => CertificateError::BadEncoding,
             // access_denied
-            Refused::ForeignTrustDomain { .. } | Refused::WrongIdentity { .. } => {
+            Refused::Leaf(NotSvid::ForeignTrustDomain { .. }) | Refused::WrongIdentity { .. } => {
                 CertificateError::ApplicationVerificationFailure
             }
             // decrypt_error

@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use parking_lot::Mutex;
 use portunus_proto::SpiffeId;
+use portunus_proto::svid::{self, Usage};
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::{CryptoProvider, verify_tls13_signature};
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
@@ -15,7 +16,7 @@ use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
 use rustls::{DigitallySignedStruct, DistinguishedName, PeerMisbehaved, SignatureScheme};
 
 use super::credential::{Bundle, SHA256};
-use super::judge::{Usage, check_chain, check_leaf};
+use super::judge::check_chain;
 use super::peer::Peer;
 use super::refused::Refused;
 
@@ -51,7 +52,7 @@ impl Verifier {
         now: UnixTime,
     ) -> Result<(), rustls::Error> {
         let verdict = check_chain(leaf, intermediates, &self.bundle, usage, now)
-            .and_then(|()| check_leaf(leaf, &self.bundle, &[usage]))
+            .and_then(|()| Ok(svid::judge(leaf, self.bundle.trust_domain(), &[usage])?))
             .and_then(|leaf| match &self.expected {
                 Some(expected) if *expected != leaf.id => Err(Refused::WrongIdentity {
                     expected: expected.clone(),

@@ -155,7 +155,7 @@ impl Door {
                 return;
             }
         };
-        let declared = self.protocols.get(&meant.port()).copied().unwrap_or(Declared::Nothing);
+        let declared = self.declared(meant.port());
         let mode = self.mode(meant.port());
         let (listened_for, patience) = (self.listened_for(declared, mode), self.patience(mode));
         let Some(detected) = self.detect(&accepted.socket, listened_for, patience, meant).await else {
@@ -177,6 +177,16 @@ impl Door {
         };
         // Apart, or every connection would have room for a tunnel while it is looked at.
         Box::pin(self.carry(caller, detected)).await;
+    }
+
+    /// What the port was declared to speak: by a setting, else in the mesh, which knows the pod's own ports alone.
+    fn declared(&self, port: u16) -> Declared {
+        let of_mesh = || {
+            let mesh = self.mesh.as_ref().filter(|_| self.inbound)?;
+            mesh.modes.borrow().protocols.get(&port).copied()
+        };
+        let said = self.protocols.get(&port).copied();
+        said.or_else(of_mesh).unwrap_or_default()
     }
 
     /// What the port takes; nothing outbound, and where there is no mesh. Before that is known, nothing but mTLS.

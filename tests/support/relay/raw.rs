@@ -156,6 +156,11 @@ fn integer(out: &mut Vec<u8>, mut n: usize) {
 
 /// A request's HEADERS as gRPC says them.
 pub fn request(stream: u32, path: &str, fields: &[(&str, &str)], end: bool) -> Vec<u8> {
+    frame(HEADERS, END_HEADERS | end as u8, stream, &head(path, fields))
+}
+
+/// Its header block, and more fields behind the usual ones.
+pub fn head(path: &str, more: &[(&str, &str)]) -> Vec<u8> {
     let mut all = vec![
         (":method", "POST"),
         (":scheme", "http"),
@@ -164,8 +169,8 @@ pub fn request(stream: u32, path: &str, fields: &[(&str, &str)], end: bool) -> V
         ("content-type", "application/grpc"),
         ("te", "trailers"),
     ];
-    all.extend_from_slice(fields);
-    frame(HEADERS, END_HEADERS | end as u8, stream, &block(&all))
+    all.extend_from_slice(more);
+    block(&all)
 }
 
 /// A response's HEADERS as gRPC says them.
@@ -200,6 +205,23 @@ pub struct Raw {
     decoder: Decoder,
     interner: Interner,
     block: Vec<u8>,
+}
+
+/// A server that says to each request's head what `answer` gives for its path and stream, and nothing else.
+pub async fn serve(listener: TcpListener, answer: impl Fn(&str, u32) -> Vec<u8> + Clone + Send + Sync + 'static) {
+    loop {
+        let mut server = Raw::accept(&listener, &[]).await;
+        let answer = answer.clone();
+        tokio::spawn(async move {
+            while let Some(event) = server.event().await {
+                if event.kind == HEADERS {
+                    let fields = server.fields(&event).await;
+                    let answer = answer(text(&fields, ":path").unwrap_or_default(), event.stream);
+                    server.send(&answer).await;
+                }
+            }
+        });
+    }
 }
 
 impl Raw {

@@ -20,7 +20,6 @@ spec:
   addresses: [10.1.0.3, 'fd00::3']
   ports:
   - {name: api, port: 50051, appProtocol: grpc}
-  zone: a
   weight: 3
   joinTokenSha256: 9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08
 ---

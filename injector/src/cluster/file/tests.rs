@@ -3,6 +3,7 @@
 use std::fs;
 use std::time::Duration;
 
+use portunus_proto::Declared;
 use tokio_util::sync::CancellationToken;
 
 use super::mistakes::{GOOD, MISTAKES, whole};
@@ -22,10 +23,10 @@ fn every_kind_is_read() {
         ["10.96.0.10".parse::<std::net::IpAddr>().expect("an address")]
     );
     assert_eq!(service.ports[0].target, TargetPort::Named("api".to_owned()));
-    assert_eq!(service.ports[0].app_protocol, "grpc");
+    assert_eq!(service.ports[0].app_protocol, Declared::Http2);
     assert_eq!(service.ports[1].target, TargetPort::Number(9090));
     let workload = &snapshot.workloads[&Name::new("shop", "greeter-1")];
-    assert_eq!((workload.weight, workload.zone.as_str()), (3, "a"));
+    assert_eq!(workload.weight, 3);
     assert_eq!(workload.addresses.len(), 2);
     assert_eq!(
         workload.join_token.as_ref().map(|hash| hash.0[..2].to_vec()),
@@ -160,6 +161,8 @@ fn what_selects_nothing_is_a_warning() {
         whole("S  ports: [{port: 80, appProtocol: gopher}]\n"),
         whole("W  addresses: [10.0.0.1]\nstatus: {conditions: [{type: Ready, status: 'False'}]}\n"),
         whole("O  targetRefs: [{kind: Service, name: greeter}]\n  dns: {srv: _grpc._tcp}\n"),
+        whole("W  addresses: [10.0.0.9]\n  ports: [{port: 80, appProtocol: gopher}]\n"),
+        whole("W  addresses: [10.0.0.9]\n  zone: a\n"),
     ];
     for text in doubtful {
         let reading = read(&Directory::new().with("a.yaml", GOOD).with("b.yaml", &text).0);

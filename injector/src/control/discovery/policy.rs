@@ -64,6 +64,7 @@ impl Accepts {
             mtls: mtls(self.mode).into(),
             ports: ports.collect(),
             from: self.from.iter().map(Name::to_string).collect(),
+            protocols: Default::default(),
         }
     }
 }

@@ -243,6 +243,30 @@ fn a_narrow_policy_overrules_a_wide_one_and_hosts_have_policy_in_their_namespace
     assert_eq!(outside("default"), None);
 }
 
+#[test]
+fn a_workload_is_told_what_its_ports_speak_by_itself_or_else_by_the_services_that_lead_there() {
+    let services = "---\napiVersion: v1\nkind: Service\nmetadata: {name: a, namespace: shop}\n\
+                    spec: {selector: {app: web}, ports: [\
+                      {name: api, port: 1, targetPort: api, appProtocol: tcp},\
+                      {name: tcp-db, port: 2, targetPort: 3306},\
+                      {name: grpc-x, port: 3, targetPort: 7000}]}\n\
+                    ---\napiVersion: v1\nkind: Service\nmetadata: {name: b, namespace: shop}\n\
+                    spec: {selector: {app: web}, ports: [{name: http2, port: 3, targetPort: 7000},\
+                      {name: x, port: 4, targetPort: 3307, appProtocol: tls},\
+                      {name: y, port: 5, targetPort: 3307, appProtocol: tcp}]}\n\
+                    ---\napiVersion: portunus.dev/v1alpha1\nkind: Workload\n\
+                    metadata: {name: web-1, namespace: shop, labels: {app: web}}\n\
+                    spec: {addresses: [10.0.0.1], ports: [{name: api, port: 50051, appProtocol: kubernetes.io/h2c}]}\n";
+    let told = world(services).inbound(&Name::new("shop", "web-1")).protocols;
+    let expected = [(50051, "h2c"), (3306, "tcp"), (7000, "h2c")];
+    let expected = expected.map(|(port, word)| (port, word.to_owned()));
+    assert_eq!(
+        told,
+        expected.into(),
+        "what two Services do not agree about is left out"
+    );
+}
+
 fn id() -> SpiffeId {
     SpiffeId::of(&domain(), "shop", "web").expect("it is one")
 }

@@ -5,7 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use portunus_proto::mesh::v1::{self, subject, update};
-use portunus_proto::{SpiffeId, TrustDomain};
+use portunus_proto::{Declared, SpiffeId, TrustDomain};
 
 use super::policy::{self, Accepts};
 use crate::cluster::{Mtls, Name, OutboundPolicy, ServicePort, Snapshot, TargetPort, selects};
@@ -27,6 +27,8 @@ pub struct World {
     /// Which workloads a service selects.
     members: BTreeMap<Name, Vec<Name>>,
     accepts: BTreeMap<Name, Accepts>,
+    /// What each workload's ports are declared to speak.
+    protocols: BTreeMap<Name, BTreeMap<u16, Declared>>,
     services: HashMap<IpAddr, Name>,
     workloads: HashMap<SocketAddr, Name>,
     /// By service and port's name.
@@ -35,6 +37,9 @@ pub struct World {
     hosts: HashMap<(String, String), Name>,
 }
 
+/// To how many ports a workload is told what they speak: so many a sidecar takes.
+const MOST_PROTOCOLS: usize = 1_000;
+
 impl World {
     /// Arranges a state.
     pub fn of(snapshot: Arc<Snapshot>, realm: Realm) -> World {
@@ -42,6 +47,7 @@ impl World {
             realm,
             members: BTreeMap::new(),
             accepts: BTreeMap::new(),
+            protocols: BTreeMap::new(),
             services: HashMap::new(),
             workloads: HashMap::new(),
             policies: HashMap::new(),
@@ -72,6 +78,7 @@ impl World {
                 }
             }
         }
+        world.declare();
         // Of two for one target the first in the order of names wins.
         for (name, policy) in &snapshot.outbound_policies {
             for (service, section) in &policy.services {
@@ -98,7 +105,60 @@ impl World {
 
     /// What a workload accepts.
     pub fn inbound(&self, workload: &Name) -> v1::Inbound {
-        self.accepts.get(workload).map(Accepts::to_wire).unwrap_or_default()
+        let accepted = self.accepts.get(workload).map(Accepts::to_wire).unwrap_or_default();
+        let declared = self.protocols.get(workload).into_iter().flatten();
+        let words = declared.filter_map(|(port, declared)| Some((u32::from(*port), declared.word()?.to_owned())));
+        v1::Inbound {
+            protocols: words.take(MOST_PROTOCOLS).collect(),
+            ..accepted
+        }
+    }
+
+    /// What a Workload says of its port comes first. Where it says nothing, the Services that lead there do; where these
+    /// do not agree, nobody has said anything.
+    fn declare(&mut self) {
+        for (name, workload) in &self.snapshot.workloads {
+            let ports = workload.ports.iter().map(|port| (port.port, port.app_protocol));
+            let declared = ports.filter(|(_, declared)| *declared != Declared::Nothing);
+            self.protocols.insert(name.clone(), declared.collect());
+        }
+        let mut by_services = HashMap::<(&Name, u16), Declared>::new();
+        for (name, service) in &self.snapshot.services {
+            let ports = || {
+                service
+                    .ports
+                    .iter()
+                    .filter(|port| port.app_protocol != Declared::Nothing)
+            };
+            for workload in self.members.get(name).into_iter().flatten() {
+                for (port, number) in ports().filter_map(|port| Some((port, self.number(workload, port)?))) {
+                    by_services
+                        .entry((workload, number))
+                        .and_modify(|before| {
+                            if *before != port.app_protocol {
+                                *before = Declared::Nothing;
+                            }
+                        })
+                        .or_insert(port.app_protocol);
+                }
+            }
+        }
+        for ((workload, number), declared) in by_services {
+            let of_workload = self.protocols.entry(workload.clone()).or_default();
+            of_workload.entry(number).or_insert(declared);
+        }
+    }
+
+    /// Which port of a workload a service's leads to.
+    fn number(&self, workload: &Name, port: &ServicePort) -> Option<u16> {
+        match &port.target {
+            TargetPort::Number(number) => Some(*number),
+            TargetPort::Named(called) => {
+                let ports = &self.snapshot.workloads.get(workload)?.ports;
+                let found = ports.iter().find(|port| port.name == *called);
+                found.map(|port| port.port)
+            }
+        }
     }
 
     /// What there is under a name or an address, for a workload that asks.
@@ -164,7 +224,6 @@ impl World {
             addresses: service.addresses.iter().map(IpAddr::to_string).collect(),
             endpoints: self.endpoints(name, port),
             policy: self.policy_of(name, port),
-            app_protocol: port.app_protocol.clone(),
         }))
     }
 
@@ -174,14 +233,9 @@ impl World {
             let Some(workload) = self.snapshot.workloads.get(name) else {
                 continue;
             };
-            let number = match &port.target {
-                TargetPort::Number(number) => Some(*number),
-                TargetPort::Named(called) => {
-                    let found = workload.ports.iter().find(|port| port.name == *called);
-                    found.map(|port| port.port)
-                }
+            let Some(number) = self.number(name, port) else {
+                continue;
             };
-            let Some(number) = number else { continue };
             endpoints.extend(
                 workload
                     .addresses
@@ -201,7 +255,6 @@ impl World {
             ip: address.to_string(),
             port: port.into(),
             identity: identity.map(|id| id.to_string()).unwrap_or_default(),
-            zone: workload.map(|workload| workload.zone.clone()).unwrap_or_default(),
             weight: workload.map_or(1, |workload| workload.weight),
             ready: workload.is_some_and(|workload| workload.ready),
             workload: name.to_string(),

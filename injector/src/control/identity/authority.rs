@@ -74,6 +74,9 @@ pub enum Error {
     /// Its life is over, or nearly.
     #[error("the issuer's certificate has ended, or ends within a minute; give control a new issuer")]
     Ended,
+    /// No issuer can be made any more.
+    #[error("the root has ended, or ends within a minute, and no issuer can outlive it; give control a new root")]
+    RootEnded,
     /// It is not begun.
     #[error("the issuer's certificate is not valid yet; look at this machine's clock")]
     NotYet,
@@ -279,6 +282,10 @@ pub fn make_root(trust_domain: &TrustDomain, key: &str, now: SystemTime) -> Resu
 /// # Errors
 /// When the root cannot be read, has ended, or is not that of the key.
 pub fn make_issuer(trust_domain: &TrustDomain, root: &str, root_key: &str, now: SystemTime) -> Result<Made, Error> {
+    let ends = issuer_would_end(root, now)?;
+    if now + LEAST_LEFT > ends {
+        return Err(Error::RootEnded);
+    }
     let root = certificates("the root", root.as_bytes())?;
     let root = root.first().ok_or(Error::Missing("root"))?;
     let (_, parsed) = X509Certificate::from_der(root).map_err(|_| Error::Certificate("root"))?;
@@ -287,14 +294,23 @@ pub fn make_issuer(trust_domain: &TrustDomain, root: &str, root_key: &str, now: 
         return Err(Error::OtherKey);
     }
     let key = KeyPair::generate()?;
-    let (_, root_ends) = validity(&parsed);
-    let ends = (now + ISSUER_LIFETIME).min(root_ends);
     let params = authority_params(trust_domain, "issuer", BasicConstraints::Constrained(0), ends, now);
     let certificate = params.signed_by(&key, &Issuer::from_ca_cert_der(root, root_key)?)?;
     Ok(Made {
         certificate: certificate.pem(),
         key: key.serialize_pem(),
     })
+}
+
+/// When an issuer would end that is made now below a root: with the root at the latest.
+///
+/// # Errors
+/// When the root cannot be read.
+pub fn issuer_would_end(root: &str, now: SystemTime) -> Result<SystemTime, Error> {
+    let root = certificates("the root", root.as_bytes())?;
+    let root = root.first().ok_or(Error::Missing("root"))?;
+    let (_, root) = X509Certificate::from_der(root).map_err(|_| Error::Certificate("root"))?;
+    Ok((now + ISSUER_LIFETIME).min(validity(&root).1))
 }
 
 fn authority_params(

@@ -13,7 +13,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
-use super::authority::{self, Authority, make_issuer, make_key, make_root};
+use super::authority::{self, Authority, issuer_would_end, make_issuer, make_key, make_root};
 
 /// Where the authority's files are.
 #[derive(Clone, Debug)]
@@ -116,7 +116,10 @@ pub fn keep(files: Files, look: Duration, stop: CancellationToken) -> Result<Kep
                 continue;
             };
             match loaded {
-                Ok(_) if !changed && !files.can_renew() => {}
+                // It was due, and nothing better could be made.
+                Ok(_) if !changed && files.contents() == seen => {
+                    to_trouble.send_if_modified(|trouble| trouble.take().is_some());
+                }
                 Ok(authority) => {
                     seen = files.contents();
                     info!(
@@ -213,7 +216,12 @@ impl Files {
         }
         let authority = self.load_issuer(&state, now);
         let is_due = match &authority {
-            Ok(authority) => authority.is_old(now),
+            // One that ends with the root is as good as any that could be made.
+            Ok(authority) if authority.is_old(now) && state.root_key().exists() => {
+                let root = text(&state.path("roots/root.pem"))?;
+                issuer_would_end(&root, now).map_err(no_authority)? > authority.not_after()
+            }
+            Ok(_) => false,
             Err(Error::Authority { source, .. }) => match source {
                 authority::Error::Ended => true,
                 authority::Error::NotYet => unbegun == Unbegun::Replaced,
@@ -234,7 +242,6 @@ impl Files {
     }
 
     fn renew(&self, state: &State<'_>, now: SystemTime) -> Result<(), Error> {
-        let text = |path: &Path| Ok::<_, Error>(String::from_utf8_lossy(&read(path)?).into_owned());
         let root = text(&state.path("roots/root.pem"))?;
         let root_key = text(&state.root_key())?;
         let made = make_issuer(&self.trust_domain, &root, &root_key, now).map_err(|source| Error::Authority {
@@ -264,13 +271,6 @@ impl Files {
             place: place.to_owned(),
             source,
         })
-    }
-
-    fn can_renew(&self) -> bool {
-        match &self.origin {
-            Origin::State(directory) => State(directory).root_key().exists(),
-            Origin::Given { .. } => false,
-        }
     }
 
     /// All that `load` would read, to see whether it changed.
@@ -393,6 +393,10 @@ fn read(path: &Path) -> Result<Vec<u8>, Error> {
     let file = File::open(path).map_err(at(path))?;
     io::Read::read_to_end(&mut io::Read::take(file, MOST_BYTES), &mut bytes).map_err(at(path))?;
     Ok(bytes)
+}
+
+fn text(path: &Path) -> Result<String, Error> {
+    Ok(String::from_utf8_lossy(&read(path)?).into_owned())
 }
 
 fn at(path: &Path) -> impl FnOnce(io::Error) -> Error + '_ {

@@ -466,6 +466,25 @@ fn an_issuer_that_ends_is_made_anew_under_the_same_root() {
     assert!(last.to_string().contains("ended"), "{last}");
 }
 
+#[test]
+fn an_issuer_that_ends_with_its_root_is_not_made_anew() {
+    let directory = Directory::new();
+    let files = state_files(&directory.0);
+    let root_ends = files.load(SystemTime::now()).expect("it can be made").roots_not_after();
+    let issuer = || fs::read(directory.0.join("issuer.pem")).expect("it is there");
+    let last = files.load(root_ends - DAY / 2).expect("the root lives");
+    assert_eq!(last.not_after(), root_ends);
+    let made = issuer();
+    for left in [DAY / 2, HOUR, Duration::from_secs(61)] {
+        assert!(last.is_old(root_ends - left));
+        files.load(root_ends - left).expect("it signs still");
+        assert!(issuer() == made, "{left:?} before the root's end another was made");
+    }
+    let over = files.load(root_ends).expect_err("nothing can be signed");
+    assert!(over.to_string().contains("the root has ended"), "{over}");
+    assert!(issuer() == made, "and no issuer is made that nobody believes");
+}
+
 #[tokio::test]
 async fn an_issuer_that_was_made_while_the_clock_was_ahead_is_replaced_and_harms_no_control_that_has_a_good_one() {
     let directory = Directory::new();

@@ -13,7 +13,7 @@ use hyper::server::conn::http2;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use parking_lot::Mutex;
-use portunus_proto::SpiffeId;
+use portunus_proto::svid::{self, SKEW, Usage};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, sleep_until, timeout};
 use tokio_rustls::TlsAcceptor;
@@ -23,8 +23,8 @@ use tonic::body::Body;
 use tonic::codegen::Service;
 use tracing::{debug, info};
 
+use super::House;
 use super::limits::Full;
-use super::{House, tls};
 use crate::control::identity::Asker;
 use crate::control::numbers::Open;
 
@@ -77,7 +77,7 @@ pub async fn run(stream: TcpStream, from: SocketAddr, house: Arc<House>) {
     let domain = house.server.services.trust_domain();
     let leaf = tls.get_ref().1.peer_certificates().and_then(|chain| chain.first());
     // The verifier has judged it, so there is none without an identity.
-    match leaf.and_then(|leaf| tls::identity(leaf, &domain).ok()) {
+    match leaf.and_then(|leaf| svid::judge(leaf, &domain, &[Usage::Client]).ok()) {
         None => {
             let place = house.doorman.let_in(from.ip());
             let served = serve(tls, from, None, &house);
@@ -93,25 +93,21 @@ pub async fn run(stream: TcpStream, from: SocketAddr, house: Arc<House>) {
     }
 }
 
-async fn serve(
-    tls: TlsStream<TcpStream>,
-    from: SocketAddr,
-    proven: Option<(SpiffeId, SystemTime)>,
-    house: &Arc<House>,
-) {
+async fn serve(tls: TlsStream<TcpStream>, from: SocketAddr, proven: Option<svid::Leaf>, house: &Arc<House>) {
     let limits = &house.server.limits;
     let begun = Instant::now();
     let (idle, ends) = match &proven {
         None => (limits.stranger.0, begun + limits.stranger.1),
-        Some((_, not_after)) => {
-            let left = not_after.duration_since(SystemTime::now()).unwrap_or_default();
+        Some(leaf) => {
+            let left = (leaf.not_after + SKEW).duration_since(SystemTime::now());
+            let left = left.unwrap_or_default();
             (limits.idle, begun + left.min(LONGEST))
         }
     };
     let visitor = Visitor {
         asker: Asker {
             address: from.ip(),
-            identity: proven.map(|(id, _)| id),
+            identity: proven.map(|leaf| leaf.id),
         },
         leave: house.stop.child_token(),
     };

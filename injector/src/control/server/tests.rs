@@ -18,6 +18,7 @@ use portunus_proto::mesh::v1::{
     CertifyRequest, CertifyResponse, FollowRequest, FollowResponse, Hello, NamePort, Subject, follow_request::Ask,
     follow_response::Answer, subject, update,
 };
+use portunus_proto::svid::{self, Usage};
 use rcgen::{CertificateParams, KeyPair};
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::{ClientConfig, DigitallySignedStruct, SignatureScheme};
@@ -215,7 +216,9 @@ impl ServerCertVerifier for IsControl {
         let parsed = webpki::EndEntityCert::try_from(leaf).expect("it can be read");
         let chain = parsed.verify_for_usage(algorithms, &anchors, intermediates, now, usage, None, None);
         chain.map_err(|why| rustls::Error::General(why.to_string()))?;
-        let (id, _) = tls::identity(leaf, &domain()).expect("it is an SVID");
+        let id = svid::judge(leaf, &domain(), &[Usage::Server])
+            .expect("it is an SVID")
+            .id;
         assert_eq!(id.as_str(), "spiffe://mesh.test/ns/portunus/sa/control");
         Ok(ServerCertVerified::assertion())
     }
@@ -395,6 +398,33 @@ async fn without_proof_only_certify_answers_and_it_says_what_is_missing() {
         other.next().await.expect_err("it is not that one").code(),
         Code::PermissionDenied
     );
+    control.ends().await;
+}
+
+#[tokio::test]
+async fn a_certificate_counts_twenty_seconds_longer_than_its_life_as_it_does_among_sidecars() {
+    let token = JoinToken::generate();
+    let control = Control::over(&workload("a", "web", "10.0.0.1", Some(&token))).await;
+    control.page_says("/ready", "200 OK").await;
+    let ended = |ago: u64| {
+        let key = KeyPair::generate().expect("a key can be made");
+        let id = SpiffeId::of(&domain(), "shop", "web").expect("it is one");
+        let life = Duration::from_secs(3_600);
+        let issued = control
+            .authority()
+            .certify(&key, &id, life, SystemTime::now() - life - Duration::from_secs(ago));
+        Credential {
+            chain: issued.expect("the issuer was there").chain,
+            key: key.serialize_der(),
+        }
+    };
+    let (lately, long_ago) = (ended(5), ended(40));
+    control
+        .certify(Some(&lately), "", "shop/a")
+        .await
+        .expect("clocks may be apart so far");
+    let refused = control.certify(Some(&long_ago), "", "shop/a").await.map(|_| ());
+    refused.expect_err("it is over");
     control.ends().await;
 }
 

@@ -2,8 +2,9 @@
 
 use std::fmt;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime};
 
+use portunus_proto::svid::{self, SKEW, Usage};
 use portunus_proto::{SpiffeId, TrustDomain};
 use rcgen::KeyPair;
 use rustls::client::danger::HandshakeSignatureValid;
@@ -15,8 +16,6 @@ use rustls::{
     SignatureScheme,
 };
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, UnixTime};
-use x509_parser::extensions::GeneralName;
-use x509_parser::prelude::{FromDer, X509Certificate};
 
 use crate::control::identity::{Authority, AuthorityError};
 
@@ -35,29 +34,6 @@ pub enum Error {
     /// rustls does not take it.
     #[error("TLS: {0}")]
     Tls(String),
-}
-
-/// Why a certificate proves no identity.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum NoIdentity {
-    /// It cannot be parsed.
-    #[error("the client certificate cannot be read")]
-    Unreadable,
-    /// That of a CA.
-    #[error("the client certificate is that of a CA")]
-    Ca,
-    /// Not for signatures.
-    #[error("the client certificate's key usage is not digitalSignature alone")]
-    KeyUsage,
-    /// None, or several.
-    #[error("the client certificate has not exactly one URI name")]
-    Names,
-    /// Not a SPIFFE id.
-    #[error("the client certificate's URI name is no SPIFFE id: {0}")]
-    Spiffe(portunus_proto::Invalid),
-    /// Somebody else's domain.
-    #[error("the client certificate is of another trust domain")]
-    TrustDomain,
 }
 
 /// TLS as control serves it now.
@@ -110,49 +86,7 @@ fn provider() -> CryptoProvider {
     }
 }
 
-/// Who a certificate is, once its chain was judged; and when it ends.
-///
-/// # Errors
-/// When it is no X.509-SVID of this trust domain.
-pub fn identity(certificate: &[u8], domain: &TrustDomain) -> Result<(SpiffeId, SystemTime), NoIdentity> {
-    let (_, certificate) = X509Certificate::from_der(certificate).map_err(|_| NoIdentity::Unreadable)?;
-    if certificate
-        .basic_constraints()
-        .map_err(|_| NoIdentity::Unreadable)?
-        .is_some_and(|is| is.value.ca)
-    {
-        return Err(NoIdentity::Ca);
-    }
-    let usage = certificate.key_usage().map_err(|_| NoIdentity::Unreadable)?;
-    let fits = usage.is_some_and(|is| {
-        is.critical && is.value.digital_signature() && !is.value.key_cert_sign() && !is.value.crl_sign()
-    });
-    if !fits {
-        return Err(NoIdentity::KeyUsage);
-    }
-    let names = certificate
-        .subject_alternative_name()
-        .map_err(|_| NoIdentity::Unreadable)?;
-    let names = names
-        .map(|names| names.value.general_names.as_slice())
-        .unwrap_or_default();
-    let uris = names.iter().filter_map(|name| match name {
-        GeneralName::URI(uri) => Some(*uri),
-        _ => None,
-    });
-    let uris: Vec<_> = uris.collect();
-    let [uri] = uris.as_slice() else {
-        return Err(NoIdentity::Names);
-    };
-    let id = SpiffeId::parse(uri).map_err(NoIdentity::Spiffe)?;
-    if id.trust_domain() != domain.as_str() {
-        return Err(NoIdentity::TrustDomain);
-    }
-    let ends = u64::try_from(certificate.validity().not_after.timestamp()).unwrap_or(0);
-    Ok((id, UNIX_EPOCH + Duration::from_secs(ends)))
-}
-
-/// webpki judges the chain, we the name. A client may have no certificate; what it may then do is decided later.
+/// webpki judges the chain, [`svid`] the leaf, as sidecars do it. A client may have no certificate; what it may then do is decided later.
 struct Verifier {
     chain: Arc<dyn ClientCertVerifier>,
     domain: TrustDomain,
@@ -202,9 +136,23 @@ impl ClientCertVerifier for Verifier {
         intermediates: &[CertificateDer<'_>],
         now: UnixTime,
     ) -> Result<ClientCertVerified, rustls::Error> {
-        let verified = self.chain.verify_client_cert(leaf, intermediates, now)?;
-        let refused = |why| rustls::Error::InvalidCertificate(CertificateError::Other(OtherError(Arc::new(why))));
-        identity(leaf, &self.domain).map_err(refused)?;
+        use CertificateError as E;
+        let verify_at = |seconds| {
+            let time = UnixTime::since_unix_epoch(Duration::from_secs(seconds));
+            self.chain.verify_client_cert(leaf, intermediates, time)
+        };
+        let (now, skew) = (now.as_secs(), SKEW.as_secs());
+        let verified = match verify_at(now) {
+            Err(rustls::Error::InvalidCertificate(E::Expired | E::ExpiredContext { .. })) => {
+                verify_at(now.saturating_sub(skew))
+            }
+            Err(rustls::Error::InvalidCertificate(E::NotValidYet | E::NotValidYetContext { .. })) => {
+                verify_at(now.saturating_add(skew))
+            }
+            other => other,
+        }?;
+        let refused = |why| rustls::Error::InvalidCertificate(E::Other(OtherError(Arc::new(why))));
+        svid::judge(leaf, &self.domain, &[Usage::Client]).map_err(refused)?;
         Ok(verified)
     }
 

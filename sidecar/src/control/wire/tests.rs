@@ -7,7 +7,6 @@ fn endpoint_at(ip: &str, port: u32) -> v1::Endpoint {
         ip: ip.to_owned(),
         port,
         identity: "spiffe://mesh.test/ns/shop/sa/greeter".to_owned(),
-        zone: "a".to_owned(),
         weight: 0,
         ready: true,
         workload: "shop/greeter-1".to_owned(),
@@ -22,7 +21,6 @@ fn service(endpoints: Vec<v1::Endpoint>) -> v1::Service {
         addresses: vec!["10.96.0.1".to_owned()],
         endpoints,
         policy: None,
-        app_protocol: String::new(),
     }
 }
 
@@ -195,8 +193,11 @@ fn modes_are_read_by_port_and_what_is_unset_is_unsaid() {
         mtls: v1::Mtls::Strict.into(),
         ports: [(1, v1::Mtls::Disabled.into()), (2, v1::Mtls::Unset.into())].into(),
         from: vec![],
+        protocols: [(3, "tcp".to_owned()), (4, "gopher".to_owned())].into(),
     };
     let inbound = inbound(&wire).expect("it is good");
+    let known = BTreeMap::from([(3, Declared::Opaque)]);
+    assert_eq!(inbound.protocols, known, "of a word that is not known nothing follows");
     assert_eq!(inbound.default, Some(Mode::Strict));
     assert_eq!(inbound.ports, BTreeMap::from([(1, Mode::Disabled)]));
     for (mtls, ports) in [
@@ -208,7 +209,7 @@ fn modes_are_read_by_port_and_what_is_unset_is_unsaid() {
         let wire = v1::Inbound {
             mtls,
             ports: ports.into_iter().collect(),
-            from: vec![],
+            ..Default::default()
         };
         assert!(super::inbound(&wire).is_err(), "{wire:?}");
     }

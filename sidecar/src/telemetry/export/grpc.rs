@@ -10,6 +10,7 @@ use tonic::metadata::{MetadataKey, MetadataMap};
 use tonic::transport::Channel;
 use tonic::{Code, Request, Status};
 
+use super::super::clean::sentence;
 use super::call::{MAX_ANSWER, Refused};
 use super::{Endpoint, Headers};
 
@@ -126,17 +127,6 @@ mod rpc {
         #[prost(int32, tag = "2")]
         pub(super) nanos: i32,
     }
-}
-
-/// The error and what is behind it: tonic's own says no more than "transport error".
-fn sentence(error: &dyn std::error::Error) -> String {
-    let mut said = error.to_string();
-    let mut next = error.source();
-    while let Some(error) = next {
-        said = format!("{said}: {error}");
-        next = error.source();
-    }
-    said
 }
 
 /// Messages as bytes.

@@ -4,7 +4,7 @@ use rcgen::ExtendedKeyUsagePurpose as Eku;
 use tokio::net::{TcpListener, TcpStream};
 
 use super::super::credential::SHA256;
-use super::super::{Alpn, Credential, Error, Peer, Refused, Unusable, accept, connect};
+use super::super::{Alpn, Credential, Error, NotSvid, Peer, Refused, Unusable, accept, connect};
 use super::shapes::{right, wrong};
 use super::*;
 
@@ -163,11 +163,14 @@ fn a_credential_that_peers_would_refuse_is_not_made() {
     empty.chain.clear();
     assert!(matches!(make(&empty), Err(Unusable::NoCertificate)));
     let unnamed = root.leaf(|params| params.subject_alt_names.clear());
-    assert!(matches!(make(&unnamed), Err(Unusable::Refused(Refused::NoUriName))));
+    assert!(matches!(
+        make(&unnamed),
+        Err(Unusable::Refused(Refused::Leaf(NotSvid::NoUriName)))
+    ));
     let foreign = root.certify(&leaf_params("spiffe://elsewhere/a"));
     assert!(matches!(
         make(&foreign),
-        Err(Unusable::Refused(Refused::ForeignTrustDomain { .. }))
+        Err(Unusable::Refused(Refused::Leaf(NotSvid::ForeignTrustDomain { .. })))
     ));
     let domain = TrustDomain::parse("cluster.local").unwrap();
     assert!(matches!(Bundle::new(domain.clone(), &[]), Err(Unusable::NoRoots(_))));

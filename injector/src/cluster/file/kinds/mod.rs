@@ -5,6 +5,8 @@ mod outbound_policy;
 mod service;
 mod workload;
 
+use portunus_proto::Declared;
+
 use super::fields::{Field, Fields};
 use super::finding::Findings;
 use super::yaml::{Node, Value};
@@ -175,40 +177,19 @@ fn port_name(field: &Field<'_>, findings: &mut Findings) -> Option<String> {
     Some(name.to_owned())
 }
 
-/// `appProtocol`; one that is not known is a warning, and is passed on as it is.
-fn app_protocol(fields: &mut Fields<'_>, name: &str, findings: &mut Findings) -> String {
-    if let Some(field) = fields.get("appProtocol") {
-        let Some(said) = super::fields::text(&field, "a text", findings) else {
-            return String::new();
-        };
-        if !KNOWN_PROTOCOLS.contains(&said) {
-            let known = KNOWN_PROTOCOLS.join(", ");
-            let message =
-                format!("is {said:?}, which is not known: the protocol is told by the first bytes; known are {known}");
-            findings.warning(field.node.at, field.path, message);
+/// `appProtocol`, else what the port's name says. One that is not known is a warning, and as nothing said.
+fn app_protocol(fields: &mut Fields<'_>, name: &str, findings: &mut Findings) -> Declared {
+    let field = fields.get("appProtocol");
+    let said = field
+        .as_ref()
+        .and_then(|field| super::fields::text(field, "a text", findings));
+    Declared::of(said, Some(name)).unwrap_or_else(|unknown| {
+        if let Some(field) = field {
+            findings.warning(field.node.at, field.path, unknown.to_string());
         }
-        return said.to_owned();
-    }
-    let meant = PREFIXES.iter().find(|prefix| {
-        let rest = name.strip_prefix(**prefix);
-        rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('-'))
-    });
-    meant.map(|prefix| (*prefix).to_owned()).unwrap_or_default()
+        Declared::Nothing
+    })
 }
-
-const KNOWN_PROTOCOLS: [&str; 9] = [
-    "kubernetes.io/h2c",
-    "grpc",
-    "http2",
-    "h2c",
-    "grpc-web",
-    "http",
-    "tcp",
-    "https",
-    "tls",
-];
-/// Of a port's name. The longer ones first.
-const PREFIXES: [&str; 5] = ["grpc-web", "grpc", "http2", "h2c", "tcp"];
 
 /// The kind and name of a document, before it is read.
 pub fn title(document: &Node) -> String {

@@ -1,4 +1,5 @@
-//! What a port is declared to speak: `appProtocol` of a Service's port first, else the prefix of the port's name.
+//! What a port is declared to speak: `appProtocol` first, else the prefix of the port's name. The words are the same in a
+//! manifest, on the wire and in a sidecar's settings.
 
 /// The declared protocol of a port.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -6,22 +7,37 @@ pub enum Declared {
     /// Nothing: the connection itself has to tell.
     #[default]
     Nothing,
-    /// HTTP/2 with prior knowledge: `kubernetes.io/h2c`, `grpc`, `http2`, `h2c`.
+    /// HTTP/2 with prior knowledge.
     Http2,
-    /// HTTP of either version, which the client's first bytes tell apart: `http`.
+    /// HTTP of either version, which the client's first bytes tell apart.
     Http,
-    /// gRPC-Web over HTTP of either version: `grpc-web`.
+    /// gRPC-Web over HTTP of either version.
     GrpcWeb,
-    /// TLS of the application's own: `https`, `tls`.
+    /// TLS of the application's own.
     Tls,
-    /// Bytes: `tcp`.
+    /// Bytes.
     Opaque,
 }
+
+/// The words of `appProtocol`, the one that we use ourselves before others of its meaning. To add one is a change of the
+/// protocol: a sidecar that does not know it detects.
+pub const PROTOCOLS: [(&str, Declared); 9] = [
+    ("h2c", Declared::Http2),
+    ("kubernetes.io/h2c", Declared::Http2),
+    ("grpc", Declared::Http2),
+    ("http2", Declared::Http2),
+    ("grpc-web", Declared::GrpcWeb),
+    ("http", Declared::Http),
+    ("tls", Declared::Tls),
+    ("https", Declared::Tls),
+    ("tcp", Declared::Opaque),
+];
 
 /// A declared protocol that is not known here. The connection has to tell, as if nothing had been declared.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "appProtocol {value:?} is not known; known are kubernetes.io/h2c, grpc, http2, grpc-web, http, tcp, https and tls; the protocol is detected instead"
+    "is {value:?}, which is not known: the protocol is told by the first bytes; known are {}",
+    PROTOCOLS.map(|(word, _)| word).join(", ")
 )]
 pub struct UnknownProtocol {
     /// What was declared.
@@ -45,16 +61,10 @@ impl Declared {
     /// # Errors
     /// When it is not known.
     pub fn from_app_protocol(value: &str) -> Result<Declared, UnknownProtocol> {
-        match value.to_ascii_lowercase().as_str() {
-            "kubernetes.io/h2c" | "grpc" | "http2" | "h2c" => Ok(Declared::Http2),
-            "grpc-web" => Ok(Declared::GrpcWeb),
-            "http" => Ok(Declared::Http),
-            "https" | "tls" => Ok(Declared::Tls),
-            "tcp" => Ok(Declared::Opaque),
-            _ => Err(UnknownProtocol {
-                value: value.to_owned(),
-            }),
-        }
+        let known = PROTOCOLS.iter().find(|(word, _)| word.eq_ignore_ascii_case(value));
+        known.map(|(_, meaning)| *meaning).ok_or_else(|| UnknownProtocol {
+            value: value.to_owned(),
+        })
     }
 
     /// What a port's name declares: `grpc`, `http2`, `h2c`, `grpc-web` and `tcp`, alone or before a `-`.
@@ -72,6 +82,12 @@ impl Declared {
         } else {
             Declared::Nothing
         }
+    }
+
+    /// The word that says it; none for nothing.
+    pub fn word(self) -> Option<&'static str> {
+        let found = PROTOCOLS.iter().find(|(_, meaning)| *meaning == self);
+        found.map(|(word, _)| *word)
     }
 }
 
@@ -94,7 +110,10 @@ mod tests {
         ];
         for (value, meaning) in cases {
             assert_eq!(Declared::from_app_protocol(value), Ok(meaning), "{value}");
+            let word = meaning.word().expect("there is a word for everything but nothing");
+            assert_eq!(Declared::from_app_protocol(word), Ok(meaning), "{word}");
         }
+        assert_eq!(Declared::Nothing.word(), None);
     }
 
     #[test]
