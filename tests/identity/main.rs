@@ -4,7 +4,6 @@
 #[path = "../../sidecar/src/tls/tests/authority.rs"]
 mod authority;
 mod certificates;
-mod crowds;
 mod early;
 mod ending;
 mod ends;

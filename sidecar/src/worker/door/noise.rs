@@ -6,7 +6,7 @@ use std::net::{IpAddr, Ipv6Addr};
 use std::time::{Duration, Instant};
 
 /// Lines that a peer may cause within [`WHILE`].
-const MOST_LINES: u64 = 10;
+const MOST_LINES: u64 = 100;
 /// How long they are counted.
 const WHILE: Duration = Duration::from_secs(10);
 /// Peers that are remembered. With one more all are forgotten, which costs as many lines again.
@@ -74,7 +74,7 @@ mod tests {
         let later = noise.line(noisy, now + WHILE);
         assert_eq!(
             later,
-            Some(Line { left_out: Some(990) }),
+            Some(Line { left_out: Some(900) }),
             "it is said how many were left out"
         );
         assert_eq!(noise.line(noisy, now + WHILE), Some(Line { left_out: None }));
