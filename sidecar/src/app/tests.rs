@@ -177,12 +177,12 @@ async fn late_in_the_grace_period_outbound_drains_and_at_its_end_all_is_cut() {
 }
 
 #[tokio::test]
-async fn a_worker_that_panics_ends_the_process_with_an_error() {
+async fn a_worker_that_fails_ends_the_process_with_an_error() {
     let config = settings("25s");
     let (ask, asked) = channel(16);
     let work = |seat: Seat, _: &Config, _: &Arc<Registry>| -> anyhow::Result<Cut> {
         seat.listening();
-        panic!("the hull is leaking");
+        Err(anyhow::anyhow!("the hull is leaking"))
     };
     let why = carry(Arc::new(config), ask, asked, None, None, work)
         .await
