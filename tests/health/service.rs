@@ -437,7 +437,7 @@ impl Service {
             }
         }
         // Who answers at all answers soon.
-        let soon = tokio::time::sleep(Duration::from_millis(300));
+        let soon = tokio::time::sleep(Duration::from_secs(1));
         tokio::pin!(soon);
         loop {
             tokio::select! {

@@ -197,7 +197,8 @@ impl Told {
     }
 }
 
-/// Maps have no order of their own, but the only one in the protocol is that of `Inbound`, and to tell it twice does no harm.
+/// Maps have no order of their own, but the only ones in the protocol are those of `Inbound`, and to tell it twice does no
+/// harm.
 fn print(message: &impl Message) -> Print {
     Sha256::digest(message.encode_to_vec()).into()
 }
