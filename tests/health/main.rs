@@ -211,7 +211,7 @@ async fn only_endpoints_of_a_name_that_calls_went_to_are_checked() {
 /// Calls leave an endpoint within two seconds, without any help of health checks, and are answered by the others as quickly as
 /// where nothing has happened.
 async fn is_left_within_two_seconds(well: Duration, bad: Does) {
-    let service = Service::start(3, unchecked()).await;
+    let service = Service::start(3, Settings::off()).await;
     service.peers.iter().for_each(|peer| peer.does(Does::Answers(well)));
     service.load_beside(100, Duration::from_secs(2)).await;
     service.peers[2].does(bad);
@@ -255,7 +255,7 @@ async fn calls_leave_an_endpoint_that_is_a_hundred_times_slower() {
 
 /// Five calls there fail, one after the other, and then there are none for a while.
 async fn is_ejected_after_five_failures(bad: Does) {
-    let service = Service::start(3, unchecked()).await;
+    let service = Service::start(3, Settings::off()).await;
     service.peers[0].does(bad);
     let calls = service.load_until(100, || service.state(0) == "ejected").await;
     assert_eq!(service.world.metric("portunus_ejections_total", &["failures"]), 1.0);
