@@ -250,6 +250,7 @@ async fn what_control_says_that_a_port_speaks_is_believed() {
         let application = Ear::open().await;
         let mut setup = ends::inbound(&root, Mode::Permissive);
         let (_say, modes) = watch::channel(Arc::new(Inbound {
+            default: Some(Mode::Permissive),
             protocols: BTreeMap::from([(application.addr.port(), declared)]),
             ..Inbound::default()
         }));
