@@ -139,6 +139,7 @@ impl Call {
     }
 
     /// What its endpoint is to be judged by, when the call ends with `code`.
+    #[inline(always)]
     pub(crate) fn outcome(&self, code: Code, now: Tick) -> Outcome {
         let answered = self.exchange.http_status != 0;
         match code {

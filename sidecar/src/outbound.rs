@@ -6,7 +6,11 @@
 //! is recorded.
 
 use std::net::SocketAddr;
+use std::time::Instant;
 
+use rand::Rng;
+
+use crate::accept::PodAddresses;
 use crate::balance::{EndpointKey, NoEndpoint};
 use crate::call::{Call, CallKey, Choice};
 use crate::connect::{PoolKey, Via};
@@ -83,48 +87,19 @@ pub(crate) fn again(worker: &mut Worker, key: CallKey) {
 /// Pick an endpoint, take a place there, reach it, carry the call there.
 #[inline(always)]
 fn go(worker: &mut Worker, key: CallKey) -> Result<(), Failure> {
-    let Some(endpoint) = pick(worker, key)? else {
+    let now = worker.now;
+    let call = worker.calls.get_mut(key).ok_or_else(gone)?;
+    let service = worker.services.get_mut(call.service).ok_or_else(gone)?;
+    let Some(endpoint) = pick(call, service, key, now, &mut worker.rng)? else {
         return Ok(());
     };
-    let (pool, addr) = place(worker, key, endpoint)?;
-    worker.reach(key, pool, addr)
-}
-
-/// Pick: the better of two endpoints, among those that this call has not tried. Nothing if the call has to wait until it is
-/// known who is there.
-#[inline(always)]
-fn pick(worker: &mut Worker, key: CallKey) -> Result<Option<EndpointKey>, Failure> {
-    let call = worker.calls.get(key).ok_or(Failure::Stopping)?;
-    let service = worker.services.get_mut(call.service).ok_or(Failure::Stopping)?;
-    let picked = match call.checks {
-        // It asks one endpoint, whatever is held of it.
-        true => service.balancer.at(call.meant).ok_or(NoEndpoint::NoneKnown),
-        false => service.balancer.pick(worker.now, &mut worker.rng, call.tried()),
-    };
-    match picked {
-        Ok(endpoint) => Ok(Some(endpoint)),
-        Err(_) if waits(service, key)? => Ok(None),
-        Err(why) => Err(no_endpoint(service, why, call)),
-    }
-}
-
-/// Take a place: from now on the call is load there, and its connection is one of the endpoint's pool.
-#[inline(always)]
-fn place(worker: &mut Worker, key: CallKey, endpoint: EndpointKey) -> Result<(PoolKey, SocketAddr), Failure> {
-    let call = worker.calls.get_mut(key).ok_or(Failure::Stopping)?;
-    let service = worker.services.get_mut(call.service).ok_or(Failure::Stopping)?;
-    // A check is no load.
-    let begun = service.balancer.begin(endpoint, !call.checks);
-    let begun = begun.ok_or(Failure::Stopping)?;
+    // From here on the call is load there. A check is none.
+    let begun = service.balancer.begin(endpoint, !call.checks).ok_or_else(gone)?;
     let (addr, marked) = (begun.addr, PoolKey::from_bits(begun.mark));
     let (pool, is_own) = match worker.pools.get(marked) {
         Some(known) => (marked, matches!(known.via, Via::Own)),
         None => {
-            let via = match service.identity(addr) {
-                // The kernel does not turn what the pod sends to itself: there is nobody to speak TLS with.
-                _ if worker.own.contains(addr.ip(), worker.now) => Via::Own,
-                identity => Via::of(identity.cloned()),
-            };
+            let via = via(&worker.own, service, addr, now);
             let is_own = matches!(via, Via::Own);
             let pool = worker.pools.of(addr, via);
             service.balancer.set_mark(endpoint, pool.to_bits());
@@ -146,7 +121,43 @@ fn place(worker: &mut Worker, key: CallKey, endpoint: EndpointKey) -> Result<(Po
     if call.aside.is_some() {
         worker.note_endpoint(key);
     }
-    Ok((pool, addr))
+    worker.reach(key, pool, addr)
+}
+
+/// Pick: the better of two endpoints, among those that this call has not tried. Nothing if the call has to wait until it is
+/// known who is there.
+#[inline(always)]
+fn pick(
+    call: &Call,
+    service: &mut Service,
+    key: CallKey,
+    now: Instant,
+    rng: &mut impl Rng,
+) -> Result<Option<EndpointKey>, Failure> {
+    let picked = match call.checks {
+        // It asks one endpoint, whatever is held of it.
+        true => service.balancer.at(call.meant).ok_or(NoEndpoint::NoneKnown),
+        false => service.balancer.pick(now, rng, call.tried()),
+    };
+    match picked {
+        Ok(endpoint) => Ok(Some(endpoint)),
+        Err(_) if waits(service, key)? => Ok(None),
+        Err(why) => Err(no_endpoint(service, why, call)),
+    }
+}
+
+/// In which way an endpoint is reached that no call has reached yet.
+fn via(own: &PodAddresses, service: &Service, addr: SocketAddr, now: Instant) -> Via {
+    match service.identity(addr) {
+        // The kernel does not turn what the pod sends to itself: there is nobody to speak TLS with.
+        _ if own.contains(addr.ip(), now) => Via::Own,
+        identity => Via::of(identity.cloned()),
+    }
+}
+
+/// The call is over, or what it needs: its caller hears nothing of this any more.
+fn gone() -> Failure {
+    Failure::Stopping
 }
 
 /// Whether the call has to wait for more to be known of the service; else it goes on with what is.

@@ -84,14 +84,11 @@ impl Encoder {
         }
         let begins = out.len();
         let mut rest = &fields.items[put..];
-        loop {
-            let indexed = put_ids(rest, &self.places, self.inserted, out);
-            if put == 0 && rest.len() == fields.items.len() {
-                self.learn(fields, &out[begins..]);
-            }
-            let Some((item, after)) = rest[indexed..].split_first() else {
-                break;
-            };
+        let mut indexed = put_ids(rest, &self.places, self.inserted, out);
+        if put == 0 {
+            self.learn(fields, &out[begins..]);
+        }
+        while let Some((item, after)) = rest[indexed..].split_first() {
             rest = after;
             match item {
                 Item::Interned { id, .. } => match self.places.find(*id) {
@@ -100,6 +97,7 @@ impl Encoder {
                 },
                 Item::Literal(literal) => put_literal(literal, &fields.text, out),
             }
+            indexed = put_ids(rest, &self.places, self.inserted, out);
         }
     }
 

@@ -241,6 +241,14 @@ fn usages(root: &Authority, issuer: &Authority) -> Vec<Shape> {
     };
     vec![
         ("no key usage", "key_usage", key_usages(&[])),
+        ("a key usage that nobody has to heed", "key_usage", {
+            issuer.leaf(|params| {
+                params.key_usages.clear();
+                // digitalSignature, and not critical.
+                let usage = CustomExtension::from_oid_content(&[2, 5, 29, 15], vec![3, 2, 7, 0x80]);
+                params.custom_extensions.push(usage);
+            })
+        }),
         ("encipherment alone", "key_usage", key_usages(&[Ku::KeyEncipherment])),
         (
             "may certify, too",
