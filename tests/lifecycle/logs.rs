@@ -2,13 +2,14 @@
 
 use std::{
     io::{self, PipeReader, PipeWriter, Read, Write},
-    net::{Ipv4Addr, SocketAddr, TcpStream},
+    net::{Ipv4Addr, SocketAddr},
     thread,
     time::Duration,
 };
 
 use anyhow::{Context, Result, ensure};
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
+use socket2::{Domain, Socket, Type};
 use support::{
     Dns, Mesh, Metrics, Pod, Program, User, build, http, in_netns,
     traffic::{Endpoint, NAME, Traffic, addresses, alone},
@@ -25,11 +26,12 @@ fn calls_go_on_and_probes_are_answered_while_nobody_reads_the_log_and_its_reader
             let scraped = Metrics::parse(&http::get(&caller, ADMIN, "/metrics")?.body);
             Ok(scraped.sum("portunus_log_dropped_total", &[]))
         };
-        // A worker writes a line about each connection that leads nowhere: more of them come than the queue holds.
+        // A worker writes a line about each connection that leads nowhere, up to a hundred about one peer: more of them come
+        // than the queue holds.
+        let mut peers = (1..=250).flat_map(|third| (1..=250).map(move |last| Ipv4Addr::new(127, 1, third, last)));
         while dropped()? == 0.0 {
-            in_netns(&caller, || {
-                (0..500).try_for_each(|_| TcpStream::connect((Ipv4Addr::LOCALHOST, OUTBOUND)).map(drop))
-            })??;
+            let peer = peers.next().context("the log takes all that is said")?;
+            in_netns(&caller, || (0..100).try_for_each(|_| lead_nowhere(peer)))??;
         }
         call(&caller)?;
         for page in ["/ready", "/live"] {
@@ -83,6 +85,16 @@ fn carry_with_errors_to(mesh: &Mesh, errors: PipeWriter) -> Result<(Pod, Program
     })?;
     call(&caller)?;
     Ok((caller, sidecar, (dns, endpoints)))
+}
+
+/// A connection to the proxy itself. It is reset, perhaps before it is made.
+fn lead_nowhere(peer: Ipv4Addr) -> io::Result<()> {
+    let socket = Socket::new(Domain::IPV4, Type::STREAM, None)?;
+    socket.bind(&SocketAddr::from((peer, 0)).into())?;
+    match socket.connect(&SocketAddr::from((Ipv4Addr::LOCALHOST, OUTBOUND)).into()) {
+        Err(error) if error.kind() != io::ErrorKind::ConnectionReset => Err(error),
+        Ok(()) | Err(_) => Ok(()),
+    }
 }
 
 fn call(caller: &Pod) -> Result<()> {
