@@ -6,7 +6,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, ensure};
 use hyper_util::rt::TokioIo;
 use support::traffic::PORT;
-use support::{Family, Member, Peer, Pod, Stack, in_netns};
+use support::{Family, Member, Peer, Pod, Stack, in_netns, wait_until};
 use tokio::runtime::Runtime;
 use tokio::sync::mpsc;
 use tokio::time::timeout;
@@ -43,6 +43,9 @@ pub(crate) fn talk(shop: &Shop) -> Result<Vec<Peer>> {
              spec:\n  clusterIP: None\n  selector: {{app: hello}}\n  ports: [{{name: grpc, port: {TALK}}}]\n"
         ),
     )?;
+    // Before that it is a name outside the mesh, and called in plain.
+    let taken = || shop.control.output().contains("a state was taken services=2 ");
+    wait_until(SOON, "control has taken the service that talks", taken)?;
     let pods = shop.greeters.iter().map(|greeter| &greeter.pod);
     pods.map(|pod| Peer::start(pod, Stack::Tonic, TALK)).collect()
 }
