@@ -34,6 +34,10 @@ const STRICTER: &[(&str, &str)] = &[
         "SPIFFE-ID, 2.3 allows 2,048 bytes; py-spiffe does not count",
     ),
     (
+        "a key usage that nobody has to heed",
+        "X509-SVID, 4.3 wants it critical; neither of the others asks",
+    ),
+    (
         "constrained to URIs that it fits",
         "rustls-webpki takes no constraint of URIs for fulfilled",
     ),

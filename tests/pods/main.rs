@@ -40,8 +40,8 @@ fn a_pod_of_one_family_has_no_address_of_the_other() {
             mesh.pod_of("v6", &[Family::V6])?,
             mesh.pod("both")?,
         );
+        let _listener = in_netns(&both, || TcpListener::bind("[::]:7000"))??;
         for (pod, family, other) in [(&only_v4, Family::V4, Family::V6), (&only_v6, Family::V6, Family::V4)] {
-            let _listener = in_netns(&both, || TcpListener::bind("[::]:7000"))??;
             let (reached, unreachable) = (both.at(family, 7000)?, both.at(other, 7000)?);
             in_netns(pod, || TcpStream::connect_timeout(&reached, SOON))?.with_context(|| format!("by {family}"))?;
             let error = in_netns(pod, || TcpStream::connect_timeout(&unreachable, SOON))?;
