@@ -22,7 +22,7 @@ use crate::world::{World, collect, request};
 const AT_MOST: Duration = Duration::from_secs(15);
 
 /// They would disturb each other's figures.
-static ALONE: Mutex<()> = Mutex::const_new(());
+pub static ALONE: Mutex<()> = Mutex::const_new(());
 
 /// A hello, in a record of its own.
 pub fn hello(shown: &Shown) -> Vec<u8> {
@@ -35,7 +35,7 @@ pub fn hello(shown: &Shown) -> Vec<u8> {
 }
 
 /// The resident memory of this process, in MiB.
-fn resident() -> u64 {
+pub fn resident() -> u64 {
     let status = std::fs::read_to_string("/proc/self/status").expect("Linux says it");
     let line = status
         .lines()
@@ -50,13 +50,13 @@ fn resident() -> u64 {
 }
 
 /// Somebody who calls all the while, in mTLS, on one connection.
-struct Innocent {
+pub struct Innocent {
     stop: Arc<AtomicBool>,
     calling: tokio::task::JoinHandle<Vec<Duration>>,
 }
 
 impl Innocent {
-    async fn start(world: &World, shown: &Shown) -> Innocent {
+    pub async fn start(world: &World, shown: &Shown) -> Innocent {
         let veil = ends::veil(world.proxy, client_config(Some(shown))).await;
         let socket = TcpStream::connect(veil).await.expect("it listens");
         let (sender, connection) = h2::client::handshake(socket).await.expect("a handshake");
@@ -66,7 +66,7 @@ impl Innocent {
         let told = stop.clone();
         let calling = tokio::spawn(async move {
             let mut took = Vec::new();
-            while !told.load(Relaxed) {
+            while !told.load(Relaxed) || took.len() < 100 {
                 let began = Instant::now();
                 let (response, _) = sender.send_request(request("/a.B/C", &[]), true).expect("it is open");
                 let answer = collect(response.await.expect("an answer"), 0)
@@ -81,8 +81,9 @@ impl Innocent {
         Innocent { stop, calling }
     }
 
-    /// How many calls there were, and the 99th percentile of what they took. That none failed is part of it.
-    async fn stop(self) -> (usize, Duration) {
+    /// How many calls there were, at least a hundred, and the 99th percentile of what they took. That none failed is
+    /// part of it.
+    pub async fn stop(self) -> (usize, Duration) {
         self.stop.store(true, Relaxed);
         let mut took = self.calling.await.expect("no call failed");
         took.sort();

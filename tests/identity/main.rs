@@ -3,6 +3,7 @@
 #[cfg(test)]
 #[path = "../../sidecar/src/tls/tests/authority.rs"]
 mod authority;
+mod behind;
 mod certificates;
 mod early;
 mod ending;

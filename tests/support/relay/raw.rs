@@ -39,7 +39,8 @@ pub const PADDED: u8 = 8;
 /// The flag PRIORITIZED.
 pub const PRIORITIZED: u8 = 32;
 
-const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+/// The first words of a client (RFC 9113, 3.4).
+pub const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 /// What the other side may take for any answer, on a machine that is busy with other things.
 const PATIENCE: Duration = Duration::from_secs(30);
 
