@@ -40,6 +40,8 @@ use crate::control::identity::Authority;
 use crate::control::{Error, Settings, run};
 use crate::testing::{Directory, domain, state_files, workload};
 
+mod hostile;
+
 const SOON: Duration = Duration::from_secs(15);
 const DAY: Duration = Duration::from_secs(24 * 3_600);
 
