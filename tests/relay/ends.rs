@@ -5,12 +5,14 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes as Buf;
 use h2::Reason;
+use http::Response;
 use portunus_sidecar::worker::Command;
 use tokio::net::TcpListener;
+use tokio::time::timeout;
 
 use crate::bytes::Bytes;
 use crate::raw::{self, DATA, END_STREAM, GOAWAY, HEADERS, PING, RST_STREAM, Raw};
-use crate::world::{Begun, Setup, World, collect, request, send_bytes};
+use crate::world::{Begun, PATIENCE, Setup, World, collect, request, send_bytes};
 
 /// What "within 50 ms" may be on a machine that is busy with other things.
 const SOON: Duration = Duration::from_millis(400);
@@ -322,6 +324,69 @@ async fn cancels_of_one_caller_cost_no_call_of_another_on_the_shared_connection(
     assert_eq!((answer.bytes, answer.grpc_status.as_deref()), (50_000, Some("0")));
     drop(hasty);
     world.until_all_ended().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn callers_who_leave_a_server_that_hangs_cost_no_call_of_another_on_the_shared_connection() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+    let world = World::before(listener.local_addr().expect("an address"), Setup::default()).await;
+    let mut innocent = world.caller().await;
+    let Begun {
+        response, body: _asks, ..
+    } = innocent.begin(request("/a.B/Innocent", &[])).await.expect("begun");
+    let (socket, _) = listener.accept().await.expect("the proxy comes");
+    let mut server = h2::server::handshake(socket).await.expect("a handshake");
+    let (_, mut respond) = server.accept().await.expect("a call").expect("a good one");
+    let mut body = respond.send_response(Response::new(()), false).expect("it is there");
+    let response = tokio::select! {
+        response = response => response.expect("an answer"),
+        _ = server.accept() => panic!("nobody else calls"),
+    };
+
+    // From here on it reads nothing. Calls come, are old, and their callers leave all at once.
+    let mut leaving = Vec::new();
+    for _ in 0..4 {
+        let mut caller = world.caller().await;
+        for _ in 0..15 {
+            leaving.push(caller.begin(request("/a.B/C", &[])).await.expect("begun"));
+        }
+    }
+    world
+        .until("grpc_client_started_total", &["C"], |now| now == 60.0)
+        .await;
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    drop(leaving);
+    world
+        .until("grpc_client_handled_total", &["Canceled"], |now| now == 60.0)
+        .await;
+
+    // It goes on. It takes every call up, hears of each that nobody wants it, and answers the innocent.
+    let mut taken = Vec::new();
+    while taken.len() < 60 {
+        let call = timeout(PATIENCE, server.accept()).await.expect("soon");
+        let call = call.expect("the connection lasts");
+        taken.push(call.expect("nobody is called an attacker"));
+    }
+    let cancelled = async {
+        for (_, respond) in &mut taken {
+            let reason = std::future::poll_fn(|cx| respond.poll_reset(cx)).await;
+            assert_eq!(reason.expect("it is told"), Reason::CANCEL);
+        }
+    };
+    tokio::select! {
+        () = cancelled => {}
+        () = tokio::time::sleep(PATIENCE) => panic!("some are never told"),
+        ended = server.accept() => panic!("{:?}", ended.map(|call| call.map(drop))),
+    }
+    let ok =
+        [("grpc-status", "0")].map(|(name, value)| (name.parse().expect("a name"), value.parse().expect("a value")));
+    body.send_trailers(ok.into_iter().collect()).expect("it is open");
+    let answer = tokio::select! {
+        answer = collect(response, 0) => answer.expect("a whole one"),
+        _ = server.accept() => panic!("the connection ends"),
+        () = tokio::time::sleep(PATIENCE) => panic!("it is not answered"),
+    };
+    assert_eq!(answer.grpc_status.as_deref(), Some("0"));
 }
 
 #[tokio::test]

@@ -42,11 +42,13 @@ pub struct Wire {
     pub pinged: Option<Instant>,
     /// Since when a header block has been coming.
     pub inside_headers: Option<Instant>,
-    /// Resets that followed close behind their requests, since a response came to a later one.
-    pub hasty_resets: u32,
+    /// Resets of requests that the server may not have taken up: since a response came to a later one.
+    pub unproven_resets: u32,
     /// The last stream of these.
-    pub hasty_last: u32,
-    /// Whether the server has read the requests that were reset so soon.
+    pub unproven_last: u32,
+    /// Those of them that followed close behind their requests.
+    pub hasty_resets: u32,
+    /// Whether the server has read the requests that were reset.
     pub took_up: TookUp,
     /// Bytes of output that have left since the beginning: in TLS, counted before they were sealed.
     pub flushed: u64,
@@ -338,6 +340,12 @@ impl Wire {
         }
     }
 
+    /// The server has taken up every request that was reset so far.
+    pub fn took_up_all(&mut self) {
+        (self.unproven_resets, self.hasty_resets) = (0, 0);
+        self.took_up = TookUp::Unknown;
+    }
+
     /// Bytes of output since the beginning, those that wait included: where the next byte will stand.
     pub fn position(&self) -> u64 {
         self.flushed + self.sealed + self.engine.output().len() as u64
@@ -497,8 +505,9 @@ impl Wires {
             born: now,
             pinged: None,
             inside_headers: None,
+            unproven_resets: 0,
+            unproven_last: 0,
             hasty_resets: 0,
-            hasty_last: 0,
             took_up: TookUp::Unknown,
             flushed: 0,
             is_proven: !(is_tls && matches!(side, Side::Server { .. })),

@@ -25,6 +25,9 @@ use crate::{inbound, outbound};
 const DEADLINE_IS_NEAR: Duration = Duration::from_millis(5);
 /// A server that did not even take a request up may not have seen it within this time.
 const HASTE: Duration = Duration::from_millis(100);
+/// How many requests may be reset at once of which nobody knows whether the server has taken them up. Servers on the `h2`
+/// crate cut a connection for 21 that they had not.
+const UNPROVEN_AT_ONCE: u32 = 16;
 /// How often it is looked whether a server has taken up requests that were cancelled at once, so that it can be told.
 pub(super) const SPARED: Duration = Duration::from_millis(10);
 /// The payload of the PING whose answer says that a server has read the requests before it.
@@ -220,27 +223,34 @@ impl Worker {
         self.settle(key);
     }
 
-    /// A call that was sent a moment ago is about to be reset: many of these look like an attack to the server.
+    /// A call is about to be reset that has no answer yet. Many of these look like an attack to the server, the more so those
+    /// of requests that it has not even taken up.
     pub(super) fn note_haste(&mut self, key: CallKey) {
         let Some(call) = self.calls.get(key) else { return };
-        if let (Phase::Asked, Some(up), Some(choice)) = (call.exchange.phase, call.exchange.up, &call.choice)
-            && self.tick.since(choice.at) < HASTE
-            && let Some(wire) = self.wires.slots.get_mut(up.wire)
-        {
+        let (Phase::Asked, Some(up), Some(choice)) = (call.exchange.phase, call.exchange.up, &call.choice) else {
+            return;
+        };
+        let was_sent_now = self.tick.since(choice.at) < HASTE;
+        let Some(wire) = self.wires.slots.get_mut(up.wire) else {
+            return;
+        };
+        wire.unproven_resets += 1;
+        wire.unproven_last = wire.unproven_last.max(wire.engine.id(up.stream));
+        if was_sent_now {
             wire.hasty_resets += 1;
-            wire.hasty_last = wire.hasty_last.max(wire.engine.id(up.stream));
-            if !pool::is_worn(wire) {
-                return;
+        }
+        if !pool::is_worn(wire) && wire.unproven_resets <= UNPROVEN_AT_ONCE {
+            return;
+        }
+        // One PING asks for all of them.
+        if wire.took_up == TookUp::Unknown || wire.unproven_resets == UNPROVEN_AT_ONCE + 1 {
+            wire.took_up = TookUp::Asked;
+            if let Some((wire, shared)) = self.wires.touch(up.wire) {
+                wire.engine.ping(WORN_PING, shared);
             }
-            if wire.took_up == TookUp::Unknown {
-                wire.took_up = TookUp::Asked;
-                if let Some((wire, shared)) = self.wires.touch(up.wire) {
-                    wire.engine.ping(WORN_PING, shared);
-                }
-            }
-            if let Some(call) = self.calls.get_mut(key) {
-                call.exchange.reset_late = Some(self.now + SPARED);
-            }
+        }
+        if let Some(call) = self.calls.get_mut(key) {
+            call.exchange.reset_late = Some(self.now + SPARED);
         }
     }
 
@@ -304,11 +314,11 @@ impl Worker {
             Head::Response(status) => {
                 if let Some(up) = call.exchange.up
                     && let Some(wire) = self.wires.slots.get_mut(up.wire)
-                    && wire.hasty_resets > 0
-                    && wire.engine.id(up.stream) > wire.hasty_last
+                    && wire.unproven_resets > 0
+                    && wire.engine.id(up.stream) > wire.unproven_last
                 {
                     // Requests are taken up in order: so were those that were reset.
-                    wire.hasty_resets = 0;
+                    wire.took_up_all();
                 }
                 call.exchange.response_head(status, false, end, &mut self.wires);
                 let unavailable = call.exchange.code == Some(Code::Unavailable);

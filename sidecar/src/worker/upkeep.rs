@@ -54,9 +54,13 @@ impl Worker {
             };
             let has_read = match wire.took_up {
                 TookUp::Read(since) => self.now.saturating_duration_since(since) >= TAKES_UP_WITHIN,
-                TookUp::Unknown | TookUp::Asked => false,
+                TookUp::Asked => false,
+                // An answer has shown it.
+                TookUp::Unknown => true,
             };
             if has_read {
+                // Those that come next are asked for again.
+                wire.unproven_resets = 0;
                 wire.engine.say_reset(reset.stream, reset.reason, shared);
             } else {
                 // A server that does not even answer its PING is closed for that, sooner or later.
