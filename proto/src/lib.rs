@@ -1,14 +1,11 @@
 //! What both ends of a Portunus mesh must agree on, and nothing else: the ports, the user id, the names of identities,
-//! the words for a port's protocol, what proves an identity, the protocol between sidecars and control, and what neither may
-//! say.
+//! the words for a port's protocol, what proves an identity, and the protocol between sidecars and control.
 
 mod declared;
-mod masked;
 mod spiffe;
 pub mod svid;
 
 pub use declared::{Declared, PROTOCOLS, UnknownProtocol};
-pub use masked::masked;
 pub use spiffe::{Invalid, SpiffeId, TrustDomain};
 
 /// The protocol between sidecars and control, generated from `proto/mesh`.

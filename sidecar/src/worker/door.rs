@@ -1,7 +1,6 @@
 //! A door: a listener, and what becomes of each connection until it is a wire or a tunnel.
 
 mod ending;
-mod noise;
 mod reach;
 
 use std::cell::RefCell;
@@ -13,6 +12,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use http::HeaderValue;
+use portunus_logbook::{Line, Noise};
 use portunus_proto::{ALPN_H2, ALPN_TCP};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_util::sync::CancellationToken;
@@ -29,7 +29,6 @@ use crate::telemetry::Recorder;
 use crate::tls::{self, Alpn};
 use crate::tunnel::{self, Carried, Stream};
 use ending::{Counts, Ending};
-use noise::{Line, Noise};
 use reach::Unreached;
 
 /// One direction's listeners on one worker.
@@ -57,7 +56,7 @@ pub(super) struct Door {
     routes: RefCell<Routes>,
     dialler: Dialler,
     counts: Counts,
-    noise: Noise,
+    noise: RefCell<Noise>,
 }
 
 /// A connection whose other end is known as far as it can be.
@@ -112,7 +111,7 @@ impl Door {
                 tunnels: tunnels.clone(),
                 deaf: deaf.clone(),
                 counts: Counts::new(recorder, inbound),
-                noise: Noise::default(),
+                noise: RefCell::default(),
             });
             let addresses = if inbound { &parts.inbound } else { &parts.outbound };
             let closes = if inbound { &stop.inbound } else { &stop.cut };
@@ -341,7 +340,7 @@ impl Door {
 
     /// Whether a line of the log may be about this peer, who has failed perhaps more often than anybody wants to read.
     fn line(&self, peer: SocketAddr) -> Option<Line> {
-        self.noise.line(peer.ip(), Instant::now())
+        self.noise.borrow_mut().line(peer.ip(), Instant::now())
     }
 
     /// Hands a connection of HTTP/2 to the worker.

@@ -4,11 +4,12 @@
 //! token that was refused already costs next to nothing, for as long as it is among the last that were.
 
 use std::collections::{HashMap, VecDeque};
-use std::net::{IpAddr, Ipv6Addr};
+use std::net::IpAddr;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
+use portunus_logbook::network;
 
 /// How many addresses are remembered.
 const MOST_ADDRESSES: usize = 10_000;
@@ -133,17 +134,6 @@ impl Bucket {
 
     fn take(&mut self, cost: f64) {
         self.left = (self.left - cost).max(0.0);
-    }
-}
-
-/// Whom an address is counted for: a host of IPv6 has a whole network of 2⁶⁴ addresses.
-pub fn network(address: IpAddr) -> IpAddr {
-    match address.to_canonical() {
-        IpAddr::V6(address) => {
-            let [a, b, c, d, ..] = address.segments();
-            Ipv6Addr::new(a, b, c, d, 0, 0, 0, 0).into()
-        }
-        v4 => v4,
     }
 }
 

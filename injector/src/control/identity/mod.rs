@@ -19,7 +19,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tonic::Code;
 
-pub use attempts::{Attempts, Guess, network};
+pub use attempts::{Attempts, Guess};
 pub use authority::{Authority, Error as AuthorityError, Issued};
 pub use keeper::{Error as KeeperError, Files, Kept, Origin, keep};
 
