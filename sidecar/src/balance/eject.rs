@@ -166,11 +166,6 @@ impl Conduct {
         settings.consecutive_failures > 0 && self.failed >= self.needed(settings)
     }
 
-    /// Whether it is to be ejected once it has failed once more.
-    pub(super) fn one_more_fails(&self, settings: &Settings) -> bool {
-        settings.consecutive_failures > 0 && self.failed.saturating_add(1) >= self.needed(settings)
-    }
-
     fn needed(&self, settings: &Settings) -> u32 {
         if self.probation {
             1
