@@ -150,6 +150,8 @@ pub struct Cut {
 pub struct EndpointView {
     /// What its service is called.
     pub service: String,
+    /// The OutboundPolicies that say how that is reached, as `namespace/name`; empty when there is none.
+    pub policy: String,
     /// Where it listens.
     pub addr: SocketAddr,
     /// Ready, backoff, ejected, unhealthy or draining.
@@ -503,13 +505,19 @@ impl Worker {
     fn endpoints(&self) -> Vec<EndpointView> {
         let mut views = Vec::new();
         for (_, service) in self.services.iter() {
-            views.extend(service.balancer.endpoints(self.now).map(|view| EndpointView {
-                service: service.name.clone(),
-                addr: view.addr,
-                state: state(view.state).to_owned(),
-                in_flight: view.in_flight,
-                latency_ms: view.latency.map_or(0.0, |latency| latency.as_secs_f64() * 1e3),
-                picked: view.picked,
+            views.extend(service.balancer.endpoints(self.now).map(|view| {
+                EndpointView {
+                    service: service.name.clone(),
+                    policy: service
+                        .known
+                        .policy()
+                        .map_or_else(String::new, |policy| policy.from.clone()),
+                    addr: view.addr,
+                    state: state(view.state).to_owned(),
+                    in_flight: view.in_flight,
+                    latency_ms: view.latency.map_or(0.0, |latency| latency.as_secs_f64() * 1e3),
+                    picked: view.picked,
+                }
             }));
         }
         views
