@@ -202,6 +202,14 @@ mod tests {
         fn read(&self) -> String {
             String::from_utf8(self.read.lock().clone()).expect("text")
         }
+
+        /// Waits until all that was logged is being written, and nothing waits.
+        fn until_taken(&self) {
+            let is_taken = |queue: &Queue| queue.is_writing && queue.waiting.is_empty();
+            while !is_taken(&self.lines.0.queue.lock()) {
+                thread::yield_now();
+            }
+        }
     }
 
     #[test]
@@ -222,6 +230,8 @@ mod tests {
     fn a_reader_that_stops_holds_nobody_up_and_what_was_dropped_is_counted_and_said_in_its_place() {
         let mut log = log();
         log.lines.write_all(b"first\n").expect("it never fails");
+        // Else a thread that begins late finds the queue full, and says so before the rest is dropped.
+        log.until_taken();
         let line = [&[b'x'; 1023][..], b"\n"].concat();
         let began = Instant::now();
         for _ in 0..5_000 {
