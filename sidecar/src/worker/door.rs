@@ -423,13 +423,7 @@ impl Door {
                 }
             },
         };
-        let open = if self.inbound {
-            &self.tunnels.inbound
-        } else {
-            &self.tunnels.outbound
-        };
-        open.set(open.get() + 1);
-        let held = self.counts.tunnels.hold();
+        let open = (self.tunnels.open(self.inbound), self.counts.tunnels.hold());
         let carried = Carried::default();
         let summary = tunnel::carry(
             client,
@@ -441,8 +435,7 @@ impl Door {
             &self.cut,
         )
         .await;
-        drop(held);
-        open.set(open.get() - 1);
+        drop(open);
         self.counts.up.add(summary.bytes_up);
         self.counts.down.add(summary.bytes_down);
         tracing::debug!(%meant, up = summary.bytes_up, down = summary.bytes_down, end = ?summary.end, "tunnel ended");
@@ -484,17 +477,10 @@ impl Door {
             meant,
             admits: &|| self.admit(meant.port(), proven.as_ref()),
         };
-        let open = if self.inbound {
-            &self.tunnels.inbound
-        } else {
-            &self.tunnels.outbound
-        };
-        open.set(open.get() + 1);
-        let held = self.counts.tunnels.hold();
+        let open = (self.tunnels.open(self.inbound), self.counts.tunnels.hold());
         let first = detected.client_bytes;
         let summary = http1::serve(stream, first, &facts, dial, &self.http1, &self.drain, &self.cut).await;
-        drop(held);
-        open.set(open.get() - 1);
+        drop(open);
         self.counts.up.add(summary.bytes_up);
         self.counts.down.add(summary.bytes_down);
         for (counter, times) in self.counts.refusals.iter().zip(summary.refusals) {

@@ -332,6 +332,24 @@ pub(super) struct Tunnels {
     pub(super) outbound: std::rc::Rc<std::cell::Cell<u64>>,
 }
 
+/// One that is open, until it is dropped.
+pub(super) struct OneOpen(std::rc::Rc<std::cell::Cell<u64>>);
+
+impl Tunnels {
+    /// One more is open.
+    pub(super) fn open(&self, inbound: bool) -> OneOpen {
+        let open = if inbound { &self.inbound } else { &self.outbound };
+        open.set(open.get() + 1);
+        OneOpen(open.clone())
+    }
+}
+
+impl Drop for OneOpen {
+    fn drop(&mut self) {
+        self.0.set(self.0.get() - 1);
+    }
+}
+
 struct Loop {
     worker: Worker,
     ready: Arc<Ready>,
