@@ -1,7 +1,7 @@
 //! A log that nobody reads holds nobody up.
 
 use std::{
-    io::PipeWriter,
+    io::{self, PipeWriter},
     net::{Ipv4Addr, SocketAddr},
     thread,
     time::Duration,

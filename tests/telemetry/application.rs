@@ -117,7 +117,8 @@ fn listen(pod: &Pod, runtime: &Runtime, port: u16, take: impl Fn(TcpStream) + Se
     runtime.spawn(async move {
         let listener = TcpListener::from_std(listener)?;
         loop {
-            take(listener.accept().await?.0);
+            let (socket, _) = listener.accept().await?;
+            take(socket);
         }
         #[expect(unreachable_code, reason = "it gives the block its type")]
         Ok::<_, std::io::Error>(())
