@@ -117,7 +117,7 @@ fn endpoints_come_and_go_and_policy_changes_within_a_second_and_without_a_failed
         timed(SOON, "its sidecar says which policy that is", || {
             shop.sidecar
                 .admin("/endpoints")
-                .is_ok_and(|page| page.body.contains("\"policy\":\"shop/hello\""))
+                .is_ok_and(|page| page.body.contains("\"policy\": \"shop/hello\""))
         })?;
         let balanced = now();
         traffic.flow(Duration::from_secs(2));
