@@ -110,7 +110,7 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     };
-    log::flush();
+    portunus_logbook::flush();
     code
 }
 

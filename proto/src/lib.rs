@@ -1,14 +1,14 @@
 //! What both ends of a Portunus mesh must agree on, and nothing else: the ports, the user id, the names of identities,
-//! the words for a port's protocol, what proves an identity, the protocol between sidecars and control, and what neither may
-//! say.
+//! the words for a port's protocol, what proves an identity, how keys are exchanged, and the protocol between sidecars and
+//! control.
 
 mod declared;
-mod masked;
+mod exchanges;
 mod spiffe;
 pub mod svid;
 
 pub use declared::{Declared, PROTOCOLS, UnknownProtocol};
-pub use masked::masked;
+pub use exchanges::key_exchanges;
 pub use spiffe::{Invalid, SpiffeId, TrustDomain};
 
 /// The protocol between sidecars and control, generated from `proto/mesh`.

@@ -17,6 +17,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, anyhow};
 use arc_swap::ArcSwapOption;
 use parking_lot::Mutex;
+use portunus_logbook as logbook;
 use serde_json::json;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc::{Receiver, Sender, channel};
@@ -82,7 +83,7 @@ pub fn run(config: Config) -> Result<(), Error> {
                     open: seat.open,
                     listening: Box::new(move |_| listening()),
                     tracing: seat.intake.map(|intake| (config.traces.clone(), intake)),
-                    access_log: config.access_log.map(|form| (form, Box::new(log::put) as Box<_>)),
+                    access_log: config.access_log.map(|form| (form, Box::new(logbook::put) as Box<_>)),
                     deaf,
                 },
             )
@@ -105,7 +106,7 @@ async fn carry(
         show_names(&registry, names);
     }
     registry.observe(&telemetry::LOG_DROPPED, |samples| {
-        samples.push([], log::dropped() as f64)
+        samples.push([], logbook::dropped() as f64)
     });
     let (liveness, readiness) = (Conditions::new(), Conditions::new());
     let listening = readiness.condition("workers", "the workers do not listen yet");

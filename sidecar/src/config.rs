@@ -17,7 +17,8 @@ use std::time::Duration;
 
 use clap::parser::ValueSource;
 use clap::{Arg, ArgAction, ArgMatches, Command as Clap};
-use portunus_proto::{SpiffeId, masked};
+use portunus_logbook::masked;
+use portunus_proto::SpiffeId;
 use serde_json::{Map, Value, json};
 use tracing_subscriber::filter::Targets;
 

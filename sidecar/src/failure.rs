@@ -9,6 +9,7 @@ use crate::exchange::Answer;
 use crate::grpc::Code;
 use crate::http2::{self, hpack::Fields};
 use crate::policy;
+use crate::words::reasons;
 
 /// Why an RPC was ended by the proxy.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -162,6 +163,27 @@ pub enum Fault {
     Sidecar,
 }
 
+reasons! {
+    Failure {
+        Failure::RequestHeadersTooLarge { .. } => "request_headers_too_large",
+        Failure::ResponseHeadersTooLarge { .. } => "response_headers_too_large",
+        Failure::NextHopHeaders { .. } => "next_hop_headers",
+        Failure::CallerHeaders { .. } => "caller_headers",
+        Failure::MemoryBudget { .. } => "memory_budget",
+        Failure::Stalled { .. } => "stalled",
+        Failure::NoEndpoint { .. } => "no_endpoint",
+        Failure::ControlSilent { .. } => "control_silent",
+        Failure::Unreachable { .. } => "unreachable",
+        Failure::TooManyWaiting { .. } => "too_many_waiting",
+        Failure::ConnectionLost { .. } => "connection_lost",
+        Failure::Refused { .. } => "refused",
+        Failure::BadResponse { .. } => "bad_response",
+        Failure::Deadline { .. } => "deadline",
+        Failure::Stopping => "stopping",
+    }
+    NotAllowed: policy::Refusal,
+}
+
 impl Failure {
     /// A request's headers, or its trailers, are over our limits.
     pub fn request_too_large(fields: &Fields, limits: &http2::Settings) -> Failure {
@@ -172,50 +194,6 @@ impl Failure {
             max_fields: limits.max_header_fields,
         }
     }
-
-    /// One word, for metrics and `portunus-error`.
-    pub fn reason(&self) -> &'static str {
-        match self {
-            Failure::RequestHeadersTooLarge { .. } => "request_headers_too_large",
-            Failure::ResponseHeadersTooLarge { .. } => "response_headers_too_large",
-            Failure::NextHopHeaders { .. } => "next_hop_headers",
-            Failure::CallerHeaders { .. } => "caller_headers",
-            Failure::MemoryBudget { .. } => "memory_budget",
-            Failure::Stalled { .. } => "stalled",
-            Failure::NoEndpoint { .. } => "no_endpoint",
-            Failure::ControlSilent { .. } => "control_silent",
-            Failure::NotAllowed(refusal) => refusal.reason(),
-            Failure::Unreachable { .. } => "unreachable",
-            Failure::TooManyWaiting { .. } => "too_many_waiting",
-            Failure::ConnectionLost { .. } => "connection_lost",
-            Failure::Refused { .. } => "refused",
-            Failure::BadResponse { .. } => "bad_response",
-            Failure::Deadline { .. } => "deadline",
-            Failure::Stopping => "stopping",
-        }
-    }
-
-    /// Every reason there is.
-    pub const REASONS: [&'static str; 18] = [
-        "request_headers_too_large",
-        "response_headers_too_large",
-        "next_hop_headers",
-        "caller_headers",
-        "memory_budget",
-        "stalled",
-        "no_endpoint",
-        "control_silent",
-        "mtls_required",
-        "mtls_disabled",
-        "policy_unknown",
-        "unreachable",
-        "too_many_waiting",
-        "connection_lost",
-        "refused",
-        "bad_response",
-        "deadline",
-        "stopping",
-    ];
 
     /// Whether a `portunus-error` of another sidecar says that nothing was sent to its application.
     pub fn is_unsent(reason: &[u8]) -> bool {

@@ -61,7 +61,7 @@ fn proxy(config: Config) -> ExitCode {
             ExitCode::from(why.exit_code())
         }
     };
-    app::log::flush();
+    portunus_logbook::flush();
     code
 }
 
@@ -101,7 +101,7 @@ fn redirect(said: &Redirect) -> ExitCode {
 fn end_on_panic() {
     std::panic::set_hook(Box::new(|panic| {
         error!("this is a fault in the proxy, which ends: {panic}");
-        app::log::flush();
+        portunus_logbook::flush();
         std::process::exit(i32::from(SOFTWARE));
     }));
 }

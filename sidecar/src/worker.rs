@@ -29,7 +29,7 @@ use std::time::{Duration, Instant};
 use rand::rngs::StdRng;
 
 use crate::accept::PodAddresses;
-use crate::balance::Outcome;
+use crate::balance::{Left, Outcome};
 use crate::call::{Call, CallKey, Deadline};
 use crate::connect::resolve::Routes;
 use crate::connect::{Dialler, PoolKey, Pools, Reach, Side, Transport, WireKey, Wires};
@@ -316,7 +316,10 @@ impl Worker {
         let at = call.service;
         self.pools.forget(choice.pool, key.to_bits());
         if let (Some(place), Some(service)) = (choice.place, self.services.get_mut(at))
-            && let Some(gone) = service.balancer.finished(place, Outcome::Unsent, self.now)
+            && let Some(gone) = service
+                .balancer
+                .finished(place, Outcome::Unsent, self.now, &mut self.rng)
+                .gone
         {
             self.retire(at, gone.addr);
         }
@@ -330,11 +333,6 @@ impl Worker {
         if !call.exchange.is_finished(&self.wires) {
             return;
         }
-        if call.aside.is_some() {
-            self.end_record(key);
-            let Some(again) = self.calls.get_mut(key) else { return };
-            call = again;
-        }
         let code = call.code();
         if let Some(method) = call.method {
             let elapsed = self.tick.since(call.began);
@@ -344,16 +342,26 @@ impl Worker {
             self.counts.request(Counts::in_plain(call.inbound));
         }
         let outcome = call.outcome(code, self.tick);
-        let (at, choice) = (call.service, call.choice.take());
+        let at = call.service;
+        let mut left = Left::default();
+        if let Some(place) = call.choice.as_mut().and_then(|choice| choice.place.take())
+            && let Some(service) = self.services.get_mut(at)
+        {
+            left = service.balancer.finished(place, outcome, self.now, &mut self.rng);
+        }
+        if call.aside.is_some() {
+            self.end_record(key, left);
+            let Some(again) = self.calls.get_mut(key) else { return };
+            call = again;
+        }
+        let choice = call.choice.take();
         call.exchange.release(&mut self.wires);
         if self.spare.len() < SPARE_LISTS {
             self.spare.push(mem::take(&mut call.exchange.head));
         }
         self.calls.discard(key);
         let Some(choice) = choice else { return };
-        if let (Some(place), Some(service)) = (choice.place, self.services.get_mut(at))
-            && let Some(gone) = service.balancer.finished(place, outcome, self.now)
-        {
+        if let Some(gone) = left.gone {
             self.retire(at, gone.addr);
         }
         if self.pools.is_awaited(choice.pool) {

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
-use support::{Control, Member, Sidecar};
+use support::{Control, Member, Pod, Sidecar};
 
 use crate::shop::timed;
 
@@ -14,29 +14,16 @@ fn a_sidecar_that_starts_before_its_workload_is_written_is_ready_within_two_seco
         let mut times = Vec::new();
         // Soon after its first question, while a question of its is held back, and after several of them.
         for (number, pause) in [(1, 0), (2, 5), (3, 12)] {
-            let pod = mesh.pod(&format!("late-{number}"))?;
-            let member = Member {
-                account: "late",
-                app: "late",
-                ports: &[],
-            };
-            let settings = control.enrol(&pod, &member)?;
-            let workload = control.source().join(format!("workload-late-{number}.yaml"));
-            let text = std::fs::read_to_string(&workload)?;
-            std::fs::remove_file(&workload)?;
-            control.until_known()?;
-            let settings: Vec<_> = settings
-                .iter()
-                .map(|(key, value)| (key.as_str(), value.as_str()))
-                .collect();
-            let sidecar = pod.sidecar_unready(&settings)?;
+            let name = format!("late-{number}");
+            let pod = mesh.pod(&name)?;
+            let (sidecar, workload) = begin_without_workload(&control, &pod)?;
             timed(SOON, "it says what it lacks", || {
                 sidecar
                     .admin("/ready")
                     .is_ok_and(|ready| ready.status == 503 && ready.body.contains("is that of no Workload"))
             })?;
             std::thread::sleep(Duration::from_secs(pause));
-            control.apply(&format!("workload-late-{number}"), &text)?;
+            control.apply(&format!("workload-{name}"), &workload)?;
             let took = timed(SOON, "it is ready", || is_ready(&sidecar))?;
             times.push(took);
             let asked = refused(&control, "unknown_token")?;
@@ -64,19 +51,7 @@ fn a_sidecar_that_waits_for_its_workload_does_not_keep_control_from_stopping() {
     support::test(|mesh| {
         let mut control = mesh.control(&[])?;
         let pod = mesh.pod("late")?;
-        let member = Member {
-            account: "late",
-            app: "late",
-            ports: &[],
-        };
-        let settings = control.enrol(&pod, &member)?;
-        control.remove("workload-late")?;
-        control.until_known()?;
-        let settings: Vec<_> = settings
-            .iter()
-            .map(|(key, value)| (key.as_str(), value.as_str()))
-            .collect();
-        let sidecar = pod.sidecar_unready(&settings)?;
+        let (sidecar, _) = begin_without_workload(&control, &pod)?;
         timed(SOON, "its second question is held back", || {
             let open = control
                 .metrics()
@@ -92,12 +67,32 @@ fn a_sidecar_that_waits_for_its_workload_does_not_keep_control_from_stopping() {
             told.elapsed()
         );
         control.launch()?;
-        control.revise(&pod, &member)?;
+        control.revise(&pod, &LATE)?;
         let took = timed(SOON, "it is ready", || is_ready(&sidecar))?;
         ensure!(took < Duration::from_secs(4), "that took {took:?}");
         Ok(())
     });
 }
+
+/// A pod's sidecar, started with a token of a `Workload` that is not written; and that, to be written later.
+fn begin_without_workload(control: &Control, pod: &Pod) -> Result<(Sidecar, String)> {
+    let settings = control.enrol(pod, &LATE)?;
+    let name = format!("workload-{}", pod.name());
+    let workload = std::fs::read_to_string(control.source().join(format!("{name}.yaml")))?;
+    control.remove(&name)?;
+    control.until_known()?;
+    let settings: Vec<_> = settings
+        .iter()
+        .map(|(key, value)| (key.as_str(), value.as_str()))
+        .collect();
+    Ok((pod.sidecar_unready(&settings)?, workload))
+}
+
+const LATE: Member<'_> = Member {
+    account: "late",
+    app: "late",
+    ports: &[],
+};
 
 fn is_ready(sidecar: &Sidecar) -> bool {
     sidecar.admin("/ready").is_ok_and(|ready| ready.status == 200)

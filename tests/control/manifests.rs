@@ -114,7 +114,11 @@ fn endpoints_come_and_go_and_policy_changes_within_a_second_and_without_a_failed
             "apiVersion: portunus.dev/v1alpha1\nkind: OutboundPolicy\nmetadata: {name: hello, namespace: shop}\n\
              spec: {targetRefs: [{kind: Service, name: hello}], balancer: {algorithm: RoundRobin}}\n",
         )?;
-        traffic.flow(Duration::from_secs(1));
+        timed(SOON, "its sidecar says which policy that is", || {
+            shop.sidecar
+                .admin("/endpoints")
+                .is_ok_and(|page| page.body.contains("\"policy\": \"shop/hello\""))
+        })?;
         let balanced = now();
         traffic.flow(Duration::from_secs(2));
         let calls = traffic.calls().between(balanced, f64::MAX);

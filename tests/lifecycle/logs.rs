@@ -1,18 +1,18 @@
 //! A log that nobody reads holds nobody up.
 
 use std::{
-    io::{self, PipeReader, PipeWriter, Read, Write},
+    io::{self, PipeWriter},
     net::{Ipv4Addr, SocketAddr},
     thread,
     time::Duration,
 };
 
 use anyhow::{Context, Result, ensure};
-use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use socket2::{Domain, Socket, Type};
 use support::{
     Dns, Mesh, Metrics, Pod, Program, User, build, http, in_netns,
     traffic::{Endpoint, NAME, Traffic, addresses, alone},
+    unread::{full_pipe, read_all},
     wait_until,
 };
 
@@ -101,23 +101,6 @@ fn call(caller: &Pod) -> Result<()> {
     let calls = Traffic::start(caller, 200, SECOND)?.end(SECOND)?;
     ensure!(calls.failed().is_empty(), "calls failed:{}", calls.failed());
     Ok(())
-}
-
-/// A pipe that takes not one byte more.
-fn full_pipe() -> Result<(PipeReader, PipeWriter)> {
-    let (reader, mut writer) = io::pipe()?;
-    fcntl(&writer, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;
-    for piece in [&[b'.'; 4096][..], b"."] {
-        while writer.write(piece).is_ok() {}
-    }
-    fcntl(&writer, FcntlArg::F_SETFL(OFlag::empty()))?;
-    Ok((reader, writer))
-}
-
-fn read_all(mut reader: PipeReader) -> Result<String> {
-    let mut log = Vec::new();
-    reader.read_to_end(&mut log).context("a pipe can be read")?;
-    Ok(String::from_utf8_lossy(&log).into_owned())
 }
 
 const OUTBOUND: u16 = 4140;

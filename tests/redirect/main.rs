@@ -15,7 +15,7 @@ use std::{
 use portunus_sidecar::redirect::{self, Layout, Missing, Outcome, Removal, Settings};
 use socket2::{Domain, Protocol, Socket, Type};
 
-use pods::{NEIGHBOUR, NEIGHBOUR_V6, POD, POD_AGAIN, POD_V6, Pair, User, v4, v6};
+use pods::{Door, NEIGHBOUR, NEIGHBOUR_V6, Namespace, POD, POD_AGAIN, POD_V6, Pair, User, v4, v6};
 
 /// Settings that use every part of the rules.
 fn with_skips() -> Settings {
@@ -106,12 +106,22 @@ fn skipped_outbound_ports_are_left_alone_and_their_neighbours_are_not() {
         (2001, false),
     ] {
         let target = pair.neighbour.listen(port);
-        for address in [v4(NEIGHBOUR, port), v6(NEIGHBOUR_V6, port)] {
-            let client = pair.pod.dial(User::Application, address).unwrap();
-            let (taken, untouched) = if skipped { (&target, &proxy) } else { (&proxy, &target) };
-            taken.take(&client);
-            untouched.assert_untouched();
-        }
+        let (taken, untouched) = if skipped { (&target, &proxy) } else { (&proxy, &target) };
+        leads(
+            &pair.pod,
+            [v4(NEIGHBOUR, port), v6(NEIGHBOUR_V6, port)],
+            taken,
+            untouched,
+        );
+    }
+}
+
+/// Whoever dials one of the addresses from there reaches one listener, and not the other.
+fn leads(from: &Namespace, addresses: [SocketAddr; 2], taken: &Door, untouched: &Door) {
+    for address in addresses {
+        let client = from.dial(User::Application, address).unwrap();
+        taken.take(&client);
+        untouched.assert_untouched();
     }
 }
 
@@ -253,12 +263,8 @@ fn the_admin_port_and_skipped_inbound_ports_are_reached_directly() {
         (9003, false),
     ] {
         let target = pair.pod.listen(port);
-        for address in [v4(POD, port), v6(POD_V6, port)] {
-            let client = pair.neighbour.dial(User::Application, address).unwrap();
-            let (taken, untouched) = if direct { (&target, &proxy) } else { (&proxy, &target) };
-            taken.take(&client);
-            untouched.assert_untouched();
-        }
+        let (taken, untouched) = if direct { (&target, &proxy) } else { (&proxy, &target) };
+        leads(&pair.neighbour, [v4(POD, port), v6(POD_V6, port)], taken, untouched);
     }
 }
 

@@ -16,6 +16,7 @@
 //! A pod is a network namespace on a bridge of its own mesh: nothing of it appears in the machine's own network, and
 //! two meshes with the same addresses do not know of each other. Whatever a test starts ends when its handle drops.
 
+pub mod anybody;
 pub mod build;
 pub mod cache;
 pub mod capture;
@@ -41,9 +42,11 @@ pub mod relay;
 pub mod sidecar;
 pub mod tools;
 pub mod traffic;
+pub mod unread;
 pub mod wait;
 pub mod way_in;
 
+pub use anybody::Anybody;
 pub use capture::Capture;
 pub use conformance::Conformance;
 pub use control::{Control, Member, Token};

@@ -2,16 +2,16 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::io::{self, PipeReader, PipeWriter, Read as _, Write as _};
+use std::io::PipeWriter;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
-use nix::fcntl::{FcntlArg, OFlag, fcntl};
-use portunus_sidecar::telemetry::is_control;
+use portunus_logbook::is_control;
 use serde_json::Value;
+use support::unread::{full_pipe, read_all};
 use support::{Control, Family, Member, Mesh, Metrics, Pod, Program, User, build, http, wait_until};
 
 use crate::application::{Answer, Application, Call, Choose, Reply, call, flood, say};
@@ -353,23 +353,6 @@ fn resident(program: &Program) -> Result<u64> {
     let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
     let digits = line.and_then(|line| line.split_whitespace().next());
     Ok(digits.context("it has a size")?.parse()?)
-}
-
-/// A pipe that takes not one byte more.
-fn full_pipe() -> Result<(PipeReader, PipeWriter)> {
-    let (reader, mut writer) = io::pipe()?;
-    fcntl(&writer, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;
-    for piece in [&[b'\n'; 4096][..], b"\n"] {
-        while writer.write(piece).is_ok() {}
-    }
-    fcntl(&writer, FcntlArg::F_SETFL(OFlag::empty()))?;
-    Ok((reader, writer))
-}
-
-fn read_all(mut reader: PipeReader) -> Result<String> {
-    let mut log = Vec::new();
-    reader.read_to_end(&mut log).context("a pipe can be read")?;
-    Ok(String::from_utf8_lossy(&log).into_owned())
 }
 
 const ADMIN: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 4191);

@@ -85,47 +85,15 @@ impl Application {
             .enable_all()
             .build()?;
         let heard = Heard::default();
-        let listen = |port: u16| -> Result<std::net::TcpListener> {
-            in_netns(pod, || {
-                let listener = std::net::TcpListener::bind((std::net::Ipv6Addr::UNSPECIFIED, port))?;
-                listener.set_nonblocking(true)?;
-                anyhow::Ok(listener)
-            })?
-        };
         let ears = heard.clone();
-        let listener = listen(h2)?;
-        runtime.spawn(async move {
-            let listener = TcpListener::from_std(listener)?;
-            loop {
-                let (socket, _) = listener.accept().await?;
-                tokio::spawn(serve(socket, choose.clone(), ears.clone()));
-            }
-            #[expect(unreachable_code, reason = "it gives the block its type")]
-            Ok::<_, std::io::Error>(())
-        });
+        listen(pod, &runtime, h2, move |socket| {
+            tokio::spawn(serve(socket, choose.clone(), ears.clone()));
+        })?;
         for (port, says) in others {
-            let (listener, says, ears) = (listen(port)?, Arc::new(says), heard.clone());
-            runtime.spawn(async move {
-                let listener = TcpListener::from_std(listener)?;
-                loop {
-                    let (mut socket, _) = listener.accept().await?;
-                    let (says, ears) = (says.clone(), ears.clone());
-                    tokio::spawn(async move {
-                        let mut buffer = vec![0; 16 << 10];
-                        let read = socket.read(&mut buffer).await.unwrap_or(0);
-                        ears.bytes(&buffer[..read]);
-                        let _ = socket.write_all(&says).await;
-                        let _ = socket.shutdown().await;
-                        while let Ok(read) = socket.read(&mut buffer).await
-                            && read > 0
-                        {
-                            ears.bytes(&buffer[..read]);
-                        }
-                    });
-                }
-                #[expect(unreachable_code, reason = "it gives the block its type")]
-                Ok::<_, std::io::Error>(())
-            });
+            let (says, ears) = (Arc::new(says), heard.clone());
+            listen(pod, &runtime, port, move |socket| {
+                tokio::spawn(answer_bytes(socket, says.clone(), ears.clone()));
+            })?;
         }
         Ok(Application {
             heard,
@@ -136,6 +104,39 @@ impl Application {
     /// All that it was sent.
     pub(crate) fn heard(&self) -> Vec<u8> {
         self.heard.all()
+    }
+}
+
+/// Listens at all addresses, and hands out who comes.
+fn listen(pod: &Pod, runtime: &Runtime, port: u16, take: impl Fn(TcpStream) + Send + 'static) -> Result<()> {
+    let listener = in_netns(pod, || {
+        let listener = std::net::TcpListener::bind((std::net::Ipv6Addr::UNSPECIFIED, port))?;
+        listener.set_nonblocking(true)?;
+        anyhow::Ok(listener)
+    })??;
+    runtime.spawn(async move {
+        let listener = TcpListener::from_std(listener)?;
+        loop {
+            let (socket, _) = listener.accept().await?;
+            take(socket);
+        }
+        #[expect(unreachable_code, reason = "it gives the block its type")]
+        Ok::<_, std::io::Error>(())
+    });
+    Ok(())
+}
+
+/// Says the same to whoever has said something, and hears the rest.
+async fn answer_bytes(mut socket: TcpStream, says: Arc<Vec<u8>>, ears: Heard) {
+    let mut buffer = vec![0; 16 << 10];
+    let read = socket.read(&mut buffer).await.unwrap_or(0);
+    ears.bytes(&buffer[..read]);
+    let _ = socket.write_all(&says).await;
+    let _ = socket.shutdown().await;
+    while let Ok(read) = socket.read(&mut buffer).await
+        && read > 0
+    {
+        ears.bytes(&buffer[..read]);
     }
 }
 

@@ -150,6 +150,7 @@ impl Admin {
             issuer_ends: Some(authority.not_after()),
             root_ends: Some(authority.roots_not_after()),
             own_ends: Some(self.serving.borrow().life.1),
+            log_dropped: portunus_logbook::dropped(),
         }
     }
 }

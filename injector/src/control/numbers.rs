@@ -42,6 +42,8 @@ pub struct Facts {
     pub root_ends: Option<SystemTime>,
     /// When control's own certificate ends.
     pub own_ends: Option<SystemTime>,
+    /// Lines of the log that were dropped.
+    pub log_dropped: u64,
 }
 
 /// One that is open, until it is dropped.
@@ -160,6 +162,13 @@ impl Numbers {
                 page.line(name, &format!("{{certificate=\"{which}\"}}"), seconds(ends));
             }
         }
+        page.one(
+            "portunus_log_dropped_total",
+            "counter",
+            "Lines of the log that were dropped, because standard error took no more.",
+            "",
+            facts.log_dropped,
+        );
         page.0
     }
 }

@@ -11,7 +11,7 @@ use tracing::{error, info};
 
 use super::Admin;
 use super::discovery::{Realm, World};
-use super::identity::{Attempts, Authority, Certifier, Files, KeeperError, keep};
+use super::identity::{Attempts, Authority, Certifier, Files, KeeperError, Renewals, keep};
 use super::numbers::Numbers;
 use super::server::tls::{self, Serving, serving};
 use super::server::{Limits, Server, Services, listen};
@@ -111,12 +111,14 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> Result<(), Erro
                 authorities: kept.authorities.clone(),
                 lifetime: settings.lifetime,
                 attempts: Attempts::default(),
+                renewals: Renewals::default(),
             }),
             worlds,
             authorities: kept.authorities.clone(),
             numbers: numbers.clone(),
             streams: tasks.clone(),
             followers: Arc::default(),
+            noise: Arc::default(),
         };
         let server = Server {
             serving,

@@ -9,6 +9,8 @@
 
 use std::time::{Duration, Instant};
 
+use crate::words::words;
+
 /// Whom to eject, and for how long. Names and defaults are Envoy's, where it has them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Settings {
@@ -47,26 +49,15 @@ impl Settings {
     }
 }
 
-/// Why an endpoint was ejected.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Cause {
-    /// Its RPCs failed.
-    Failures,
-    /// Its RPCs are not answered, or only in part.
-    Silent,
-}
-
-impl Cause {
-    /// One word, for metrics.
-    pub fn word(self) -> &'static str {
-        match self {
-            Cause::Failures => "failures",
-            Cause::Silent => "silent",
-        }
+words! {
+    /// Why an endpoint was ejected.
+    #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+    pub enum Cause, word {
+        /// Its RPCs failed.
+        Failures = "failures",
+        /// Its RPCs are not answered, or only in part.
+        Silent = "silent",
     }
-
-    /// Every cause there is.
-    pub const ALL: [Cause; 2] = [Cause::Failures, Cause::Silent];
 }
 
 /// What speaks against an endpoint since an RPC succeeded there last.
@@ -164,11 +155,6 @@ impl Conduct {
     /// Whether it has failed so often that it is to be ejected.
     pub(super) fn fails(&self, settings: &Settings) -> bool {
         settings.consecutive_failures > 0 && self.failed >= self.needed(settings)
-    }
-
-    /// Whether it is to be ejected once it has failed once more.
-    pub(super) fn one_more_fails(&self, settings: &Settings) -> bool {
-        settings.consecutive_failures > 0 && self.failed.saturating_add(1) >= self.needed(settings)
     }
 
     fn needed(&self, settings: &Settings) -> u32 {

@@ -139,6 +139,15 @@ pub struct Gone {
     pub addr: SocketAddr,
 }
 
+/// What the end of an RPC did to its endpoint.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Left {
+    /// The endpoint was draining, and this was the last: its connections can be closed.
+    pub gone: Option<Gone>,
+    /// That it failed was the last straw: the endpoint is ejected now.
+    pub ejected: bool,
+}
+
 /// An RPC that begins at an endpoint.
 #[derive(Debug)]
 pub struct Begun {
@@ -213,8 +222,6 @@ pub struct Balancer {
     well: u64,
     /// The same when they were looked at last.
     well_at_look: u64,
-    /// Endpoints that have earned an ejection, which begins with the next pick or look: it takes dice.
-    outliers: Vec<(EndpointKey, Cause)>,
     /// RPCs that went to endpoints in spite of their health, beside those that the next look will see.
     in_spite: u64,
     turns: Vec<Turn>,
@@ -240,7 +247,6 @@ impl Balancer {
             last_resort_at: None,
             well: 0,
             well_at_look: 0,
-            outliers: Vec::new(),
             in_spite: 0,
             turns: Vec::new(),
             turned: Vec::new(),
@@ -321,7 +327,6 @@ impl Balancer {
     #[inline(always)]
     pub fn pick(&mut self, now: Instant, rng: &mut impl Rng, tried: &Tried) -> Result<EndpointKey, NoEndpoint> {
         if self.stale || self.ready_until.is_some_and(|until| until <= now) {
-            self.eject_outliers(now, rng);
             self.ready_until = self.ready.fill(&self.slots, &self.named, &Tried::default(), now);
             self.stale = false;
         }
@@ -376,10 +381,13 @@ impl Balancer {
         }
     }
 
-    /// An RPC has ended. Returns the endpoint if it was draining and this was the last: its connections can be closed.
+    /// An RPC has ended. Where it is the failure that ejects its endpoint, that begins now.
     #[inline(always)]
-    pub fn finished(&mut self, call: Call, outcome: Outcome, now: Instant) -> Option<Gone> {
-        let endpoint = self.slots.get_mut(call.key)?;
+    pub fn finished(&mut self, call: Call, outcome: Outcome, now: Instant, rng: &mut impl Rng) -> Left {
+        let Some(endpoint) = self.slots.get_mut(call.key) else {
+            return Left::default();
+        };
+        let mut ejected = false;
         let count = if call.answered {
             &mut endpoint.streaming
         } else {
@@ -396,8 +404,7 @@ impl Balancer {
                 endpoint.latency.failed(&self.norm, now, self.settings.decay);
                 endpoint.conduct.failed();
                 if endpoint.conduct.fails(&self.settings.outlier) {
-                    self.outliers.push((call.key, Cause::Failures));
-                    self.stale = true;
+                    ejected = self.eject(call.key, Cause::Failures, now, rng);
                 }
             }
             Outcome::Abandoned { .. } if call.answered => {}
@@ -410,10 +417,11 @@ impl Balancer {
                 }
             }
         }
-        if endpoint.draining && endpoint.in_flight() == 0 {
-            self.forget(call.key)
-        } else {
-            None
+        let is_last = |endpoint: &Endpoint| endpoint.draining && endpoint.in_flight() == 0;
+        let gone = self.slots.get(call.key).is_some_and(is_last);
+        Left {
+            gone: if gone { self.forget(call.key) } else { None },
+            ejected,
         }
     }
 
@@ -435,6 +443,7 @@ impl Balancer {
     pub fn looked(&mut self, now: Instant, rng: &mut impl Rng) -> u64 {
         let lately = self.well - std::mem::replace(&mut self.well_at_look, self.well);
         let mut picked_unhealthy = std::mem::take(&mut self.in_spite);
+        let mut silent = Vec::new();
         for key in &self.named {
             let Some(endpoint) = self.slots.get_mut(*key) else {
                 continue;
@@ -445,10 +454,12 @@ impl Balancer {
                 endpoint.latency.waits(longest, &self.norm, now, self.settings.decay);
             }
             if endpoint.conduct.is_silent(&self.settings.outlier, self.well, lately) {
-                self.outliers.push((*key, Cause::Silent));
+                silent.push(*key);
             }
         }
-        self.eject_outliers(now, rng);
+        for key in silent {
+            self.eject(key, Cause::Silent, now, rng);
+        }
         picked_unhealthy
     }
 
@@ -528,7 +539,9 @@ impl Balancer {
                     };
                 }
                 Standing::Ejected { .. } => {}
-                Standing::Probe { cause, .. } => self.eject(key, cause, now, rng),
+                Standing::Probe { cause, .. } => {
+                    self.eject(key, cause, now, rng);
+                }
             }
             self.stale = true;
         }
@@ -626,22 +639,17 @@ impl Balancer {
         }
     }
 
-    fn eject_outliers(&mut self, now: Instant, rng: &mut impl Rng) {
-        while let Some((key, cause)) = self.outliers.pop() {
-            self.eject(key, cause, now, rng);
-        }
-    }
-
-    /// Leaves the endpoint alone for a while, if it is not already, and enough others are left.
-    fn eject(&mut self, key: EndpointKey, cause: Cause, now: Instant, rng: &mut impl Rng) {
+    /// Leaves the endpoint alone for a while, if it is not already, and enough others are left. Whether that begins.
+    #[cold]
+    fn eject(&mut self, key: EndpointKey, cause: Cause, now: Instant, rng: &mut impl Rng) -> bool {
         let settings = self.settings.outlier;
         let others = self.ejected().filter(|ejected| *ejected != key).count();
         let Some(endpoint) = self.slots.get_mut(key) else {
-            return;
+            return false;
         };
         let is_ejected = matches!(endpoint.standing, Standing::Ejected { .. });
         if is_ejected || endpoint.draining || others >= settings.most(self.named.len()) {
-            return;
+            return false;
         }
         let lasts = endpoint.conduct.eject(&settings, now, rng.random_range(0.5..=1.0));
         endpoint.standing = Standing::Ejected {
@@ -655,18 +663,7 @@ impl Balancer {
             to: TurnTo::Ejected { cause, lasts },
         };
         self.tell(turn);
-    }
-
-    /// Whether one failure more ejects the endpoint: who is about to tell of one, and has a story to tell, asks before.
-    pub fn one_more_ejects(&self, key: EndpointKey) -> bool {
-        let settings = self.settings.outlier;
-        let others = || self.ejected().filter(|ejected| *ejected != key).count();
-        self.slots.get(key).is_some_and(|endpoint| {
-            !matches!(endpoint.standing, Standing::Ejected { .. })
-                && !endpoint.draining
-                && endpoint.conduct.one_more_fails(&settings)
-                && others() < settings.most(self.named.len())
-        })
+        true
     }
 
     fn ejected(&self) -> impl Iterator<Item = EndpointKey> {

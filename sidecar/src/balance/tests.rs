@@ -376,8 +376,8 @@ fn a_removed_endpoint_takes_no_new_call_and_is_gone_after_its_last() {
         );
     }
     assert_eq!(town.view(0).state, State::Draining);
-    assert_eq!(town.balancer.finished(one, Outcome::Done, town.now), None);
-    let gone = town.balancer.finished(other, Outcome::Done, town.now);
+    assert_eq!(town.finished(one, Outcome::Done).gone, None);
+    let gone = town.finished(other, Outcome::Done).gone;
     assert_eq!(
         gone,
         Some(Gone {
@@ -402,7 +402,7 @@ fn an_address_that_returns_while_it_drains_is_the_same_endpoint() {
             ..Changes::default()
         }
     );
-    assert_eq!(town.balancer.finished(call, Outcome::Done, town.now), None);
+    assert_eq!(town.finished(call, Outcome::Done).gone, None);
     assert_eq!(town.balancer.addr(key), Some(addr(0)));
 }
 
@@ -417,7 +417,7 @@ fn a_key_of_a_gone_endpoint_never_means_its_successor() {
     let mut call = town.balancer.started(old);
     town.balancer.answered(&mut call, Duration::from_secs(9), town.now);
     town.balancer.dial_failed(old, town.now, &mut town.rng);
-    assert_eq!(town.balancer.finished(call, Outcome::Failed, town.now), None);
+    assert_eq!(town.finished(call, Outcome::Failed).gone, None);
     let view = town.view(7);
     assert_eq!((view.in_flight, view.state, view.latency), (0, State::Ready, None));
     assert_eq!(town.balancer.addr(old), None);
@@ -442,7 +442,7 @@ fn a_stream_that_lives_for_hours_leaves_the_estimate_alone() {
             "the first headers count, once"
         );
         town.now += Duration::from_secs(4 * 3600);
-        town.balancer.finished(call, outcome, town.now);
+        town.finished(call, outcome);
         assert_eq!(town.view(0).latency, Some(Duration::from_millis(2)));
     }
 }
@@ -480,28 +480,18 @@ fn having_given_up_says_that_it_is_at_least_that_slow() {
     for _ in 0..2 {
         let mut call = town.balancer.started(key);
         town.balancer.answered(&mut call, Duration::from_millis(1), town.now);
-        town.balancer.finished(call, Outcome::Done, town.now);
+        town.finished(call, Outcome::Done);
     }
     for _ in 0..3 {
         let call = town.balancer.started(key);
-        town.balancer.finished(
-            call,
-            Outcome::Abandoned {
-                waited: Duration::from_millis(100),
-            },
-            town.now,
-        );
+        let waited = Duration::from_millis(100);
+        town.finished(call, Outcome::Abandoned { waited });
     }
     let slow = town.view(0).latency.expect("it was heard of");
     assert!(slow > Duration::from_millis(10), "{slow:?}");
     let call = town.balancer.started(key);
-    town.balancer.finished(
-        call,
-        Outcome::Abandoned {
-            waited: Duration::from_micros(10),
-        },
-        town.now,
-    );
+    let waited = Duration::from_micros(10);
+    town.finished(call, Outcome::Abandoned { waited });
     assert_eq!(town.view(0).latency, Some(slow), "giving up early says nothing");
 }
 
@@ -607,7 +597,7 @@ proptest! {
                         Outcome::Done, Outcome::Failed, Outcome::Unsent,
                         Outcome::Abandoned { waited: Duration::from_micros(u64::from(a)) },
                     ][usize::from(b / 2) % 4];
-                    let gone = balancer.finished(call, outcome, now);
+                    let gone = balancer.finished(call, outcome, now, &mut rng).gone;
                     if calls.is_empty() {
                         running.remove(&addr);
                     }
@@ -621,7 +611,8 @@ proptest! {
                     balancer.answered(&mut call, Duration::from_secs(1), now);
                     balancer.dial_failed(key, now, &mut rng);
                     balancer.dial_ok(key, now);
-                    prop_assert_eq!(balancer.finished(call, Outcome::Failed, now), None);
+                    let left = balancer.finished(call, Outcome::Failed, now, &mut rng);
+                    prop_assert_eq!(left, Left::default());
                     let after: Vec<View> = balancer.endpoints(now).collect();
                     prop_assert_eq!(&after, &known);
                 }
@@ -757,7 +748,7 @@ impl Town {
                     self.balancer.answered(&mut call, took, at);
                     Outcome::Done
                 };
-                self.balancer.finished(call, outcome, at);
+                self.balancer.finished(call, outcome, at, &mut self.rng);
                 *self.calls.entry(endpoint).or_default() += 1;
                 pending.push(Reverse((at + self.gap, caller)));
                 continue;
@@ -796,9 +787,13 @@ impl Town {
             self.connected.remove(&key);
             self.dials += 1;
             self.balancer.dial_failed(key, self.now, &mut self.rng);
-            self.balancer.finished(call, Outcome::Unsent, self.now);
+            self.finished(call, Outcome::Unsent);
             tried.insert(key);
         }
+    }
+
+    fn finished(&mut self, call: Call, outcome: Outcome) -> Left {
+        self.balancer.finished(call, outcome, self.now, &mut self.rng)
     }
 
     /// A stream that is answered after a millisecond and goes on.

@@ -9,7 +9,8 @@ use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
-use portunus_proto::{Declared, PROTOCOLS, SpiffeId, masked};
+use portunus_logbook::masked;
+use portunus_proto::{Declared, PROTOCOLS, SpiffeId};
 use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject;
 use serde_json::{Value, json};

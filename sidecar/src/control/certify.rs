@@ -18,6 +18,7 @@ use super::settings::Settings;
 use super::status::{Certificate, Shown};
 use super::token::Token;
 use crate::identity::{Next, Renewal};
+use crate::words::words;
 
 /// How often the clock, the file of the token, and what there is to do are looked at.
 const LOOK: Duration = Duration::from_secs(2);
@@ -28,53 +29,30 @@ const LEAST_PAUSE: Duration = Duration::from_secs(1);
 /// So much more or less than went by on the steady clock means that the wall clock was set.
 const SET: Duration = Duration::from_secs(5);
 
-/// What came of asking for a certificate.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Outcome {
-    /// There is one.
-    Certified,
-    /// There is no join token to ask with. Counted once, until that changes.
-    NoToken,
-    /// Control cannot be reached. Counted once, until that changes.
-    Unreachable,
-    /// The token, or the certificate, proves nothing (UNAUTHENTICATED).
-    Unproven,
-    /// The workload is gone, or is somebody else (PERMISSION_DENIED).
-    Denied,
-    /// Too many attempts (RESOURCE_EXHAUSTED).
-    Limited,
-    /// Control failed in another way, or not in time, or the connection broke.
-    Failed,
-    /// The answer cannot be used.
-    Unusable,
+words! {
+    /// What came of asking for a certificate.
+    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+    pub enum Outcome, as_str {
+        /// There is one.
+        Certified = "certified",
+        /// There is no join token to ask with. Counted once, until that changes.
+        NoToken = "no_token",
+        /// Control cannot be reached. Counted once, until that changes.
+        Unreachable = "unreachable",
+        /// The token, or the certificate, proves nothing (UNAUTHENTICATED).
+        Unproven = "unproven",
+        /// The workload is gone, or is somebody else (PERMISSION_DENIED).
+        Denied = "denied",
+        /// Too many attempts (RESOURCE_EXHAUSTED).
+        Limited = "limited",
+        /// Control failed in another way, or not in time, or the connection broke.
+        Failed = "failed",
+        /// The answer cannot be used.
+        Unusable = "unusable",
+    }
 }
 
 impl Outcome {
-    const ALL: [Outcome; 8] = [
-        Outcome::Certified,
-        Outcome::NoToken,
-        Outcome::Unreachable,
-        Outcome::Unproven,
-        Outcome::Denied,
-        Outcome::Limited,
-        Outcome::Failed,
-        Outcome::Unusable,
-    ];
-
-    /// The word for counters.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Outcome::Certified => "certified",
-            Outcome::NoToken => "no_token",
-            Outcome::Unreachable => "unreachable",
-            Outcome::Unproven => "unproven",
-            Outcome::Denied => "denied",
-            Outcome::Limited => "limited",
-            Outcome::Failed => "failed",
-            Outcome::Unusable => "unusable",
-        }
-    }
-
     fn of(failed: &Failed) -> Outcome {
         match (failed, failed.code()) {
             (Failed::NoToken(_), _) => Outcome::NoToken,

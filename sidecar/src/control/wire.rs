@@ -363,6 +363,7 @@ fn policy(wire: Option<v1::OutboundPolicy>) -> Result<Policy, Refused> {
             is_off: outlier.off,
         },
         srv: srv(wire.srv)?,
+        from: cut(&wire.from),
     })
 }
 

@@ -13,6 +13,7 @@ mod who_speaks;
 use std::{io, time::Duration};
 
 use crate::connect::Stream;
+use crate::words::words;
 
 pub use portunus_proto::Declared;
 
@@ -86,52 +87,26 @@ pub enum Protocol {
     Opaque,
 }
 
-/// On what ground a protocol was decided.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Guess {
-    /// It was declared; nothing was read.
-    Declared,
-    /// The client's first bytes say it, before an upstream connection was open.
-    ClientFirst,
-    /// The client's first bytes say it; the server, listened to as well, was silent.
-    ClientAfterSilence,
-    /// The client's first bytes say it, after the server had opened with SETTINGS.
-    ClientAfterSettings,
-    /// The server spoke first, and not HTTP/2.
-    ServerFirst,
-    /// The server ended its side before the client had said enough.
-    ServerClosed,
-    /// The client ended its side before it had said enough.
-    ClientClosed,
-    /// What was said first stayed incomplete, but can be carried as bytes whatever it is.
-    Incomplete,
-}
-
-impl Guess {
-    /// Every ground.
-    pub const ALL: [Guess; 8] = [
-        Guess::Declared,
-        Guess::ClientFirst,
-        Guess::ClientAfterSilence,
-        Guess::ClientAfterSettings,
-        Guess::ServerFirst,
-        Guess::ServerClosed,
-        Guess::ClientClosed,
-        Guess::Incomplete,
-    ];
-
-    /// One word for a metric.
-    pub fn name(&self) -> &'static str {
-        match self {
-            Guess::Declared => "declared",
-            Guess::ClientFirst => "client_first",
-            Guess::ClientAfterSilence => "client_after_silence",
-            Guess::ClientAfterSettings => "client_after_settings",
-            Guess::ServerFirst => "server_first",
-            Guess::ServerClosed => "server_closed",
-            Guess::ClientClosed => "client_closed",
-            Guess::Incomplete => "incomplete",
-        }
+words! {
+    /// On what ground a protocol was decided.
+    #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+    pub enum Guess, name {
+        /// It was declared; nothing was read.
+        Declared = "declared",
+        /// The client's first bytes say it, before an upstream connection was open.
+        ClientFirst = "client_first",
+        /// The client's first bytes say it; the server, listened to as well, was silent.
+        ClientAfterSilence = "client_after_silence",
+        /// The client's first bytes say it, after the server had opened with SETTINGS.
+        ClientAfterSettings = "client_after_settings",
+        /// The server spoke first, and not HTTP/2.
+        ServerFirst = "server_first",
+        /// The server ended its side before the client had said enough.
+        ServerClosed = "server_closed",
+        /// The client ended its side before it had said enough.
+        ClientClosed = "client_closed",
+        /// What was said first stayed incomplete, but can be carried as bytes whatever it is.
+        Incomplete = "incomplete",
     }
 }
 

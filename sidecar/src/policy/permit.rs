@@ -2,6 +2,7 @@
 
 use super::{Inbound, Mode};
 use crate::tls;
+use crate::words::reasons;
 
 /// Who calls.
 #[derive(Clone, Copy, Debug)]
@@ -45,18 +46,12 @@ pub enum Refusal {
     },
 }
 
-impl Refusal {
-    /// One word, for metrics and `portunus-error`; one of [`Refusal::REASONS`].
-    pub fn reason(&self) -> &'static str {
-        match self {
-            Refusal::MtlsRequired { .. } => "mtls_required",
-            Refusal::MtlsDisabled { .. } => "mtls_disabled",
-            Refusal::PolicyUnknown { .. } => "policy_unknown",
-        }
+reasons! {
+    Refusal {
+        Refusal::MtlsRequired { .. } => "mtls_required",
+        Refusal::MtlsDisabled { .. } => "mtls_disabled",
+        Refusal::PolicyUnknown { .. } => "policy_unknown",
     }
-
-    /// Every reason there is.
-    pub const REASONS: [&'static str; 3] = ["mtls_required", "mtls_disabled", "policy_unknown"];
 }
 
 /// Whether `caller` may come in at this port.

@@ -39,6 +39,17 @@ pub enum Known {
     Outside(Arc<Policy>),
 }
 
+impl Known {
+    /// How it is reached, if control says so.
+    pub fn policy(&self) -> Option<&Policy> {
+        match self {
+            Known::Service(view) => Some(&view.policy),
+            Known::Outside(policy) => Some(policy),
+            Known::Pending | Known::Endpoint(_) => None,
+        }
+    }
+}
+
 /// A service of the mesh, as this sidecar sees it.
 #[derive(Clone, Debug, PartialEq)]
 pub struct View {
@@ -93,6 +104,8 @@ pub struct Policy {
     pub outlier: OutlierPolicy,
     /// Of a name outside: the SRV records that name its endpoints.
     pub srv: Option<String>,
+    /// The resources that say this, as `namespace/name`, for people; empty when there is none.
+    pub from: String,
 }
 
 impl Policy {

@@ -446,11 +446,7 @@ impl Service {
     /// checked unless a policy says how.
     pub fn apply_policy(&mut self, balance: &balance::Settings, health: &Arc<health::Settings>) {
         let none = Policy::default();
-        let policy = match &*self.known {
-            Known::Service(view) => &view.policy,
-            Known::Outside(policy) => policy,
-            Known::Pending | Known::Endpoint(_) => &none,
-        };
+        let policy = self.known.policy().unwrap_or(&none);
         self.balancer.set(policy.balance(balance));
         let is_checked = self.is_name() || policy.health.mode.is_some();
         let checks = match is_checked {

@@ -7,6 +7,8 @@ use std::fmt::Write as _;
 use std::net::SocketAddr;
 use std::time::{Duration, SystemTime};
 
+use portunus_logbook::is_control;
+
 use super::{Direction, clean};
 use crate::grpc::Code;
 
@@ -112,7 +114,7 @@ impl Fields<'_> {
             match char {
                 '"' => self.line.push_str("\\\""),
                 '\\' => self.line.push_str("\\\\"),
-                char if clean::is_control(char) => {
+                char if is_control(char) => {
                     let _ = write!(self.line, "\\u{:04x}", u32::from(char));
                 }
                 char => self.line.push(char),
@@ -216,7 +218,7 @@ mod tests {
         for form in [Form::Text, Form::Json] {
             let line = line(form, evil.as_bytes(), &[0xff; 9_000]);
             let line = line.strip_suffix('\n').expect("a line ends");
-            assert!(!line.contains(clean::is_control), "{line:?}");
+            assert!(!line.contains(is_control), "{line:?}");
             assert!(
                 line.contains("\\\" code=OK\\u000d") && line.contains('\u{e9}'),
                 "{line}"

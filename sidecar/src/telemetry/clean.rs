@@ -1,27 +1,6 @@
 //! What a stranger wrote, made fit for a line, a terminal and a backend.
 
-/// Control characters, and those that end a line or turn the direction of writing.
-pub fn is_control(char: char) -> bool {
-    char.is_control()
-        || matches!(char, '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{2028}' | '\u{2029}')
-        || matches!(char, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{feff}')
-}
-
-/// The text with its control characters escaped as JSON does, if it has any.
-pub fn escape(text: &str) -> Option<String> {
-    if !text.contains(is_control) {
-        return None;
-    }
-    let mut escaped = String::with_capacity(text.len() + 16);
-    for char in text.chars() {
-        if is_control(char) {
-            escaped.push_str(&format!("\\u{:04x}", u32::from(char)));
-        } else {
-            escaped.push(char);
-        }
-    }
-    Some(escaped)
-}
+use portunus_logbook::escape;
 
 /// The method that a `:path` names, without its slash. A query is none of it: what stands there may be a secret.
 pub(super) fn method(path: &[u8]) -> &[u8] {
@@ -66,6 +45,8 @@ pub fn cut(text: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    use portunus_logbook::is_control;
+
     use super::*;
 
     #[test]

@@ -23,7 +23,7 @@ mod text;
 pub mod trace;
 
 pub use catalogue::*;
-pub use clean::{cut, escape, is_control, sentence};
+pub use clean::{cut, sentence};
 pub use family::{Family, Measure};
 pub use handover::{Intake, Queue};
 pub use method::{Direction, GrpcType};

@@ -5,7 +5,7 @@ use std::sync::{Arc, LazyLock};
 use std::time::SystemTime;
 
 use portunus_proto::svid::{self, Leaf, NotSvid, Usage};
-use portunus_proto::{ALPN_H2, ALPN_TCP, SpiffeId, TrustDomain};
+use portunus_proto::{ALPN_H2, ALPN_TCP, SpiffeId, TrustDomain, key_exchanges};
 use rustls::client::Resumption;
 use rustls::crypto::{CryptoProvider, aws_lc_rs};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, TrustAnchor};
@@ -32,11 +32,7 @@ pub(super) static PROVIDER: LazyLock<Arc<CryptoProvider>> = LazyLock::new(|| {
             aws_lc_rs::cipher_suite::TLS13_AES_256_GCM_SHA384,
             aws_lc_rs::cipher_suite::TLS13_CHACHA20_POLY1305_SHA256,
         ],
-        kx_groups: vec![
-            aws_lc_rs::kx_group::X25519MLKEM768,
-            aws_lc_rs::kx_group::X25519,
-            aws_lc_rs::kx_group::SECP256R1,
-        ],
+        kx_groups: key_exchanges(),
         ..aws_lc_rs::default_provider()
     })
 });

@@ -1,7 +1,6 @@
 //! A door: a listener, and what becomes of each connection until it is a wire or a tunnel.
 
 mod ending;
-mod noise;
 mod reach;
 
 use std::cell::RefCell;
@@ -13,6 +12,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use http::HeaderValue;
+use portunus_logbook::{Line, Noise};
 use portunus_proto::{ALPN_H2, ALPN_TCP};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_util::sync::CancellationToken;
@@ -29,7 +29,6 @@ use crate::telemetry::Recorder;
 use crate::tls::{self, Alpn};
 use crate::tunnel::{self, Carried, Stream};
 use ending::{Counts, Ending};
-use noise::{Line, Noise};
 use reach::Unreached;
 
 /// One direction's listeners on one worker.
@@ -57,7 +56,7 @@ pub(super) struct Door {
     routes: RefCell<Routes>,
     dialler: Dialler,
     counts: Counts,
-    noise: Noise,
+    noise: RefCell<Noise>,
 }
 
 /// A connection whose other end is known as far as it can be.
@@ -112,7 +111,7 @@ impl Door {
                 tunnels: tunnels.clone(),
                 deaf: deaf.clone(),
                 counts: Counts::new(recorder, inbound),
-                noise: Noise::default(),
+                noise: RefCell::default(),
             });
             let addresses = if inbound { &parts.inbound } else { &parts.outbound };
             let closes = if inbound { &stop.inbound } else { &stop.cut };
@@ -341,7 +340,7 @@ impl Door {
 
     /// Whether a line of the log may be about this peer, who has failed perhaps more often than anybody wants to read.
     fn line(&self, peer: SocketAddr) -> Option<Line> {
-        self.noise.line(peer.ip(), Instant::now())
+        self.noise.borrow_mut().line(peer.ip(), Instant::now())
     }
 
     /// Hands a connection of HTTP/2 to the worker.
@@ -424,13 +423,7 @@ impl Door {
                 }
             },
         };
-        let open = if self.inbound {
-            &self.tunnels.inbound
-        } else {
-            &self.tunnels.outbound
-        };
-        open.set(open.get() + 1);
-        let held = self.counts.tunnels.hold();
+        let open = (self.tunnels.open(self.inbound), self.counts.tunnels.hold());
         let carried = Carried::default();
         let summary = tunnel::carry(
             client,
@@ -442,8 +435,7 @@ impl Door {
             &self.cut,
         )
         .await;
-        drop(held);
-        open.set(open.get() - 1);
+        drop(open);
         self.counts.up.add(summary.bytes_up);
         self.counts.down.add(summary.bytes_down);
         tracing::debug!(%meant, up = summary.bytes_up, down = summary.bytes_down, end = ?summary.end, "tunnel ended");
@@ -485,17 +477,10 @@ impl Door {
             meant,
             admits: &|| self.admit(meant.port(), proven.as_ref()),
         };
-        let open = if self.inbound {
-            &self.tunnels.inbound
-        } else {
-            &self.tunnels.outbound
-        };
-        open.set(open.get() + 1);
-        let held = self.counts.tunnels.hold();
+        let open = (self.tunnels.open(self.inbound), self.counts.tunnels.hold());
         let first = detected.client_bytes;
         let summary = http1::serve(stream, first, &facts, dial, &self.http1, &self.drain, &self.cut).await;
-        drop(held);
-        open.set(open.get() - 1);
+        drop(open);
         self.counts.up.add(summary.bytes_up);
         self.counts.down.add(summary.bytes_down);
         for (counter, times) in self.counts.refusals.iter().zip(summary.refusals) {

@@ -3,7 +3,7 @@
 use std::time::SystemTime;
 
 use super::Worker;
-use crate::balance::Outcome;
+use crate::balance::Left;
 use crate::call::{Aside, Call, CallKey};
 use crate::connect::Side;
 use crate::failure::Failure;
@@ -109,7 +109,7 @@ impl Worker {
 
     /// The call is over: its span goes to the collector, its line to the log.
     #[cold]
-    pub(super) fn end_record(&mut self, key: CallKey) {
+    pub(super) fn end_record(&mut self, key: CallKey, left: Left) {
         let Some(call) = self.calls.get_mut(key) else { return };
         let Some(aside) = call.aside.take() else { return };
         let Aside { span, asked, .. } = *aside;
@@ -118,12 +118,7 @@ impl Worker {
         let (requests, responses) = (call.exchange.asked.messages(), call.exchange.answered.messages());
         let trace_id = span.as_ref().map(|span| span.context().trace_id);
         if let (Some(mut span), Some(tracing)) = (span, &self.tracing) {
-            // What it says of its endpoint is judged when it is gone: whether that is the last straw is known now.
-            if call.outcome(code, self.tick) == Outcome::Failed
-                && let Some(choice) = &call.choice
-                && let (Some(place), Some(service)) = (&choice.place, self.services.get(call.service))
-                && service.balancer.one_more_ejects(place.key())
-            {
+            if let (true, Some(choice)) = (left.ejected, &call.choice) {
                 span.event(self.now, Event::Ejected(choice.addr));
             }
             span.finish(self.now, code, requests, responses);

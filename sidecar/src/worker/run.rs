@@ -150,6 +150,8 @@ pub struct Cut {
 pub struct EndpointView {
     /// What its service is called.
     pub service: String,
+    /// The OutboundPolicies that say how that is reached, as `namespace/name`; empty when there is none.
+    pub policy: String,
     /// Where it listens.
     pub addr: SocketAddr,
     /// Ready, backoff, ejected, unhealthy or draining.
@@ -330,6 +332,24 @@ pub(super) struct Tunnels {
     pub(super) outbound: std::rc::Rc<std::cell::Cell<u64>>,
 }
 
+/// One that is open, until it is dropped.
+pub(super) struct OneOpen(std::rc::Rc<std::cell::Cell<u64>>);
+
+impl Tunnels {
+    /// One more is open.
+    pub(super) fn open(&self, inbound: bool) -> OneOpen {
+        let open = if inbound { &self.inbound } else { &self.outbound };
+        open.set(open.get() + 1);
+        OneOpen(open.clone())
+    }
+}
+
+impl Drop for OneOpen {
+    fn drop(&mut self) {
+        self.0.set(self.0.get() - 1);
+    }
+}
+
 struct Loop {
     worker: Worker,
     ready: Arc<Ready>,
@@ -503,13 +523,19 @@ impl Worker {
     fn endpoints(&self) -> Vec<EndpointView> {
         let mut views = Vec::new();
         for (_, service) in self.services.iter() {
-            views.extend(service.balancer.endpoints(self.now).map(|view| EndpointView {
-                service: service.name.clone(),
-                addr: view.addr,
-                state: state(view.state).to_owned(),
-                in_flight: view.in_flight,
-                latency_ms: view.latency.map_or(0.0, |latency| latency.as_secs_f64() * 1e3),
-                picked: view.picked,
+            views.extend(service.balancer.endpoints(self.now).map(|view| {
+                EndpointView {
+                    service: service.name.clone(),
+                    policy: service
+                        .known
+                        .policy()
+                        .map_or_else(String::new, |policy| policy.from.clone()),
+                    addr: view.addr,
+                    state: state(view.state).to_owned(),
+                    in_flight: view.in_flight,
+                    latency_ms: view.latency.map_or(0.0, |latency| latency.as_secs_f64() * 1e3),
+                    picked: view.picked,
+                }
             }));
         }
         views

@@ -9,7 +9,7 @@ mod world;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
-use portunus_sidecar::telemetry::is_control;
+use portunus_logbook::is_control;
 use support::{Mesh, wait_until};
 
 use crate::collector::Export;

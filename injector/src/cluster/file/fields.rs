@@ -1,5 +1,6 @@
 //! Reads the fields of a map one by one: each is what it should be or a mistake, and the rest are unknown.
 
+use std::fmt::Display;
 use std::net::IpAddr;
 use std::time::Duration;
 
@@ -236,6 +237,15 @@ pub fn number(field: &Field<'_>, least: u32, most: u32, findings: &mut Findings)
         wrong(field, &format!("a whole number from {least} to {most}"), findings);
     }
     number
+}
+
+/// Keeps what an item of a list says, unless it stands in the list already. `name` is how a sentence calls it.
+pub fn once<T: PartialEq>(list: &mut Vec<T>, said: T, name: impl Display, item: Field<'_>, findings: &mut Findings) {
+    if list.contains(&said) {
+        findings.mistake(item.node.at, item.path, format!("is {name} a second time"));
+    } else {
+        list.push(said);
+    }
 }
 
 /// An IP address that a machine can have.

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::sync::Arc;
 
-use portunus_proto::masked;
+use portunus_logbook::masked;
 use serde::Serialize;
 
 use super::yaml::At;

@@ -505,6 +505,12 @@ pub(crate) const MISTAKES: &[(&str, u32, &str, &str)] = &[
         "expected one of srv",
     ),
     ("O  hosts: [a.example]\nextra: 1\n", 6, "extra", "is no field here"),
+    (
+        "O  hosts: [a.example]\n  from: [shop/caller]\n",
+        6,
+        "spec.from",
+        "is no field here",
+    ),
 ];
 
 /// The first letter of a text stands for the lines before its `spec`.

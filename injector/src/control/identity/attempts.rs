@@ -4,18 +4,23 @@
 //! token that was refused already costs next to nothing, for as long as it is among the last that were.
 
 use std::collections::{HashMap, VecDeque};
-use std::net::{IpAddr, Ipv6Addr};
+use std::net::IpAddr;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
+use portunus_logbook::network;
+
+use super::Mark;
+use super::bucket::{Bucket, Size};
 
 /// How many addresses are remembered.
 const MOST_ADDRESSES: usize = 10_000;
-/// How many failures may come at once.
-const BURST: f64 = 20.0;
-/// How long it takes until one more may fail.
-const REFILL: Duration = Duration::from_secs(3);
+/// How many failures may come at once, and how long it takes until one more may.
+const SIZE: Size = Size {
+    burst: 20.0,
+    refill: Duration::from_secs(3),
+};
 /// What an attempt costs that succeeds: signing is work, and a token may be stolen.
 const SUCCESS: f64 = 0.05;
 /// What one costs that was refused before: it proves nothing now either, and teaches nobody anything.
@@ -28,7 +33,7 @@ const MOST_WAITING: usize = 256;
 /// What is remembered of those that tried.
 #[derive(Debug, Default)]
 pub struct Attempts {
-    table: Mutex<HashMap<IpAddr, Bucket>>,
+    table: Mutex<HashMap<IpAddr, Tried>>,
     waiting: AtomicUsize,
 }
 
@@ -37,14 +42,10 @@ pub struct Attempts {
 pub struct Waiting<'a>(&'a AtomicUsize);
 
 #[derive(Clone, Debug)]
-struct Bucket {
-    left: f64,
-    at: Instant,
+struct Tried {
+    bucket: Bucket,
     refused: VecDeque<Mark>,
 }
-
-/// The first bytes of a token's hash: what is remembered is no use to whoever reads it.
-pub type Mark = [u8; 8];
 
 /// Whether a token that failed is a guess.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -61,31 +62,32 @@ impl Attempts {
         let table = self.table.lock();
         table
             .get(&network(address))
-            .is_none_or(|bucket| bucket.left(now) >= 1.0)
+            .is_none_or(|tried| tried.bucket.has_one(now))
     }
 
     /// An attempt failed, by a token with this mark; what is no token at all has none.
     pub fn failed(&self, address: IpAddr, mark: Option<Mark>, now: Instant) -> Guess {
-        self.with(address, now, |bucket| {
+        self.with(address, now, |tried| {
             let guess = match mark {
-                Some(mark) if bucket.refused.contains(&mark) => Guess::Again,
+                Some(mark) if tried.refused.contains(&mark) => Guess::Again,
                 Some(_) | None => Guess::New,
             };
             if let (Some(mark), Guess::New) = (mark, guess) {
-                bucket.refused.truncate(MOST_REFUSED - 1);
-                bucket.refused.push_front(mark);
+                tried.refused.truncate(MOST_REFUSED - 1);
+                tried.refused.push_front(mark);
             }
-            bucket.take(match guess {
+            let cost = match guess {
                 Guess::New => 1.0,
                 Guess::Again => AGAIN,
-            });
+            };
+            tried.bucket.take(cost, now);
             guess
         })
     }
 
     /// An attempt succeeded.
     pub fn succeeded(&self, address: IpAddr, now: Instant) {
-        self.with(address, now, |bucket| bucket.take(SUCCESS));
+        self.with(address, now, |tried| tried.bucket.take(SUCCESS, now));
     }
 
     /// A place to wait for a Workload in, if there is one.
@@ -94,56 +96,32 @@ impl Attempts {
         (self.waiting.fetch_add(1, Relaxed) < MOST_WAITING).then_some(waiting)
     }
 
-    fn with<T>(&self, address: IpAddr, now: Instant, change: impl FnOnce(&mut Bucket) -> T) -> T {
+    fn with<T>(&self, address: IpAddr, now: Instant, change: impl FnOnce(&mut Tried) -> T) -> T {
         let mut table = self.table.lock();
         let address = network(address);
         if table.len() >= MOST_ADDRESSES && !table.contains_key(&address) {
-            table.retain(|_, bucket| bucket.left(now) < BURST);
+            table.retain(|_, tried| !tried.bucket.is_full(now));
         }
         if table.len() >= MOST_ADDRESSES
             && !table.contains_key(&address)
             && let Some(oldest) = table
                 .iter()
-                .min_by_key(|(_, bucket)| bucket.at)
+                .min_by_key(|(_, tried)| tried.bucket.taken())
                 .map(|(address, _)| *address)
         {
             table.remove(&oldest);
         }
-        let bucket = table.entry(address).or_insert_with(|| Bucket {
-            left: BURST,
-            at: now,
+        let tried = table.entry(address).or_insert_with(|| Tried {
+            bucket: Bucket::full(SIZE, now),
             refused: VecDeque::new(),
         });
-        (bucket.left, bucket.at) = (bucket.left(now), now);
-        change(bucket)
+        change(tried)
     }
 }
 
 impl Drop for Waiting<'_> {
     fn drop(&mut self) {
         self.0.fetch_sub(1, Relaxed);
-    }
-}
-
-impl Bucket {
-    fn left(&self, now: Instant) -> f64 {
-        let gained = now.saturating_duration_since(self.at).as_secs_f64() / REFILL.as_secs_f64();
-        (self.left + gained).min(BURST)
-    }
-
-    fn take(&mut self, cost: f64) {
-        self.left = (self.left - cost).max(0.0);
-    }
-}
-
-/// Whom an address is counted for: a host of IPv6 has a whole network of 2⁶⁴ addresses.
-pub fn network(address: IpAddr) -> IpAddr {
-    match address.to_canonical() {
-        IpAddr::V6(address) => {
-            let [a, b, c, d, ..] = address.segments();
-            Ipv6Addr::new(a, b, c, d, 0, 0, 0, 0).into()
-        }
-        v4 => v4,
     }
 }
 
@@ -162,7 +140,7 @@ mod tests {
         }
         assert!(!attempts.may(bad, now));
         assert!(attempts.may(IpAddr::from([10, 0, 0, 2]), now));
-        assert!(attempts.may(bad, now + REFILL));
+        assert!(attempts.may(bad, now + SIZE.refill));
         let same = ["fd00::1", "fd00::ffff:1"].map(|text| text.parse::<IpAddr>().expect("an address"));
         for _ in 0..20 {
             attempts.failed(same[0], None, now);
@@ -190,11 +168,11 @@ mod tests {
         }
         assert!(heard < 20, "{heard} guesses were heard");
         // Who guesses on makes himself forgotten, and is then new.
-        let later = now + REFILL * 1_000;
+        let later = now + SIZE.refill * 1_000;
         for number in 100..100 + MOST_REFUSED as u64 {
-            attempts.failed(waiting, mark(number), later + REFILL * number as u32);
+            attempts.failed(waiting, mark(number), later + SIZE.refill * number as u32);
         }
-        assert_eq!(attempts.failed(waiting, mark(0), later + REFILL * 200), Guess::New);
+        assert_eq!(attempts.failed(waiting, mark(0), later + SIZE.refill * 200), Guess::New);
         assert_eq!(attempts.table.lock()[&waiting].refused.len(), MOST_REFUSED);
     }
 

@@ -2,8 +2,10 @@
 
 mod attempts;
 mod authority;
+mod bucket;
 pub mod csr;
 mod keeper;
+mod renewals;
 
 #[cfg(test)]
 mod tests;
@@ -14,14 +16,16 @@ use std::time::{Duration, Instant, SystemTime};
 
 use portunus_proto::SpiffeId;
 use portunus_proto::mesh::v1::{CertifyRequest, CertifyResponse};
+use sha2::{Digest, Sha256};
 use subtle::{Choice, ConditionallySelectable, ConstantTimeEq};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tonic::Code;
 
-pub use attempts::{Attempts, Guess, network};
+pub use attempts::{Attempts, Guess};
 pub use authority::{Authority, Error as AuthorityError, Issued};
 pub use keeper::{Error as KeeperError, Files, Kept, Origin, keep};
+pub use renewals::Renewals;
 
 use crate::cluster::{JoinToken, Name, Snapshot, States, TokenHash, Workload};
 
@@ -35,7 +39,12 @@ pub struct Certifier {
     pub lifetime: Duration,
     /// Who tried.
     pub attempts: Attempts,
+    /// Who renewed.
+    pub renewals: Renewals,
 }
+
+/// The first bytes of a hash, of a token or a certificate: what is remembered is no use to whoever reads it.
+pub type Mark = [u8; 8];
 
 /// Who asks, as the connection tells it.
 #[derive(Clone, Debug)]
@@ -43,7 +52,24 @@ pub struct Asker {
     /// From where.
     pub address: IpAddr,
     /// Who it proved to be in the handshake, if it did.
-    pub identity: Option<SpiffeId>,
+    pub proven: Option<Proven>,
+}
+
+/// What a client certificate proved.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Proven {
+    /// Who holds it.
+    pub id: SpiffeId,
+    /// Which it is.
+    pub certificate: Mark,
+}
+
+impl Proven {
+    /// By a certificate in DER that was judged.
+    pub fn by(id: SpiffeId, certificate: &[u8]) -> Proven {
+        let certificate = mark(certificate);
+        Proven { id, certificate }
+    }
 }
 
 /// What was certified, for whom.
@@ -77,6 +103,9 @@ pub enum Refusal {
     /// Too many have failed from there.
     #[error("too many attempts from this address; wait some seconds")]
     TooManyAttempts,
+    /// It was renewed, or one that it came from, by too many others.
+    #[error("too many renewals by this certificate and by those that it came from; wait some seconds")]
+    TooManyRenewals,
     /// The request is not one that is certified.
     #[error(transparent)]
     Request(#[from] csr::Error),
@@ -116,14 +145,24 @@ impl Certifier {
         let snapshot = self.states.borrow().clone().ok_or(Refusal::NotReady)?;
         let authority = self.authorities.borrow().clone();
         let by_token = !request.join_token.is_empty();
-        let (name, workload) = match (&asker.identity, by_token) {
+        let (name, workload) = match (&asker.proven, by_token) {
             (_, true) => self.joins(asker.address, &request.join_token, &snapshot)?,
-            (Some(identity), false) => renews(identity, &request.workload, &snapshot, &authority)?,
+            (Some(proven), false) => {
+                let found = renews(&proven.id, &request.workload, &snapshot, &authority)?;
+                // Before the request is looked at: to verify its signature is work, too.
+                if !self.renewals.may(proven.certificate, Instant::now()) {
+                    return Err(Refusal::TooManyRenewals);
+                }
+                found
+            }
             (None, false) => return Err(Refusal::NoProof),
         };
         let key = csr::public_key(&request.csr)?;
         let id = identity(&authority, name, workload)?;
         let issued = authority.certify(&key, &id, self.lifetime, now)?;
+        if let (Some(proven), false, Some(leaf)) = (&asker.proven, by_token, issued.chain.first()) {
+            self.renewals.renewed(proven.certificate, mark(leaf), Instant::now());
+        }
         Ok(Certified {
             response: CertifyResponse {
                 chain: issued.chain.iter().map(|certificate| certificate.to_vec()).collect(),
@@ -240,6 +279,11 @@ fn renews<'s>(
     Ok((name, workload))
 }
 
+fn mark(certificate: &[u8]) -> Mark {
+    let hash: [u8; 32] = Sha256::digest(certificate).into();
+    hash.first_chunk().copied().unwrap_or_default()
+}
+
 /// A name that a stranger sent, fit for a sentence.
 fn shortened(name: &Name) -> Name {
     let short = |text: &str| {
@@ -262,7 +306,7 @@ impl Refusal {
         match self {
             Refusal::NotReady => Code::Unavailable,
             Refusal::NoProof | Refusal::NoToken | Refusal::UnknownToken(_) => Code::Unauthenticated,
-            Refusal::TooManyAttempts => Code::ResourceExhausted,
+            Refusal::TooManyAttempts | Refusal::TooManyRenewals => Code::ResourceExhausted,
             Refusal::Request(_) | Refusal::NoWorkload => Code::InvalidArgument,
             Refusal::Gone(_) | Refusal::NoSidecar(_) | Refusal::OtherIdentity { .. } => Code::PermissionDenied,
             Refusal::NoIdentity(..) => Code::FailedPrecondition,
@@ -278,6 +322,7 @@ impl Refusal {
             Refusal::NoToken => "no_token",
             Refusal::UnknownToken(_) => "unknown_token",
             Refusal::TooManyAttempts => "too_many_attempts",
+            Refusal::TooManyRenewals => "too_many_renewals",
             Refusal::Request(_) => "bad_request",
             Refusal::NoWorkload => "no_workload",
             Refusal::Gone(_) => "gone",

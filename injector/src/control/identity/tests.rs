@@ -39,6 +39,7 @@ impl Desk {
             authorities,
             lifetime: DAY,
             attempts: Attempts::default(),
+            renewals: Renewals::default(),
         };
         Desk {
             certifier,
@@ -58,7 +59,7 @@ impl Desk {
     fn asks(&self, identity: Option<SpiffeId>, request: CertifyRequest) -> Result<Certified, Refusal> {
         let asker = Asker {
             address: Ipv4Addr::LOCALHOST.into(),
-            identity,
+            proven: identity.map(|id| Proven::by(id, b"one of it")),
         };
         self.certifier.certify(&asker, &request, SystemTime::now())
     }
@@ -124,7 +125,7 @@ fn what_proves_nothing_gets_nothing_and_too_many_attempts_are_stopped() {
     );
     let elsewhere = Asker {
         address: Ipv4Addr::new(10, 0, 0, 9).into(),
-        identity: None,
+        proven: None,
     };
     let fine = desk
         .certifier
@@ -138,7 +139,7 @@ async fn a_token_that_is_shown_again_waits_for_its_workload_and_is_certified_onc
     let desk = Desk::over("# nobody\n");
     let asker = Asker {
         address: Ipv4Addr::LOCALHOST.into(),
-        identity: None,
+        proven: None,
     };
     let leave = CancellationToken::new();
     let asked = request(&token.reveal(), "");
@@ -206,6 +207,42 @@ fn a_certificate_renews_for_its_own_workload_as_long_as_that_is_there() {
     assert_eq!(why(desk.renews(&id, "shop/a")), (Code::PermissionDenied, "gone"));
     desk.to_states.send_replace(None);
     assert_eq!(why(desk.renews(&id, "shop/a")), (Code::Unavailable, "not_ready"));
+}
+
+#[test]
+fn renewals_by_one_certificate_and_by_what_it_got_are_limited_and_replicas_of_one_identity_are_not() {
+    let token = JoinToken::generate();
+    let desk = Desk::over(&workload("a", "web", "10.0.0.1", Some(&token)));
+    let ask = |proven: &Proven| {
+        let asker = Asker {
+            address: Ipv4Addr::LOCALHOST.into(),
+            proven: Some(proven.clone()),
+        };
+        let asked = desk
+            .certifier
+            .certify(&asker, &request("", "shop/a"), SystemTime::now());
+        asked.map(|certified| Proven::by(certified.id, &certified.response.chain[0]))
+    };
+    let joined = || {
+        let certified = desk.joins(&token.reveal()).expect("it is proven");
+        Proven::by(certified.id, &certified.response.chain[0])
+    };
+    let greedy = joined();
+    let mut newest = greedy.clone();
+    for _ in 0..20 {
+        newest = ask(&newest).expect("it is within the budget");
+    }
+    for certificate in [&newest, &greedy] {
+        let refusal = ask(certificate).expect_err("the line has no budget left");
+        assert_eq!(
+            (refusal.code(), refusal.reason()),
+            (Code::ResourceExhausted, "too_many_renewals")
+        );
+        assert!(refusal.to_string().contains("wait some seconds"), "{refusal}");
+    }
+    for _ in 0..30 {
+        ask(&joined()).expect("each replica has a certificate of its own");
+    }
 }
 
 #[test]

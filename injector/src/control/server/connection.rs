@@ -13,6 +13,7 @@ use hyper::server::conn::http2;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use parking_lot::Mutex;
+use portunus_logbook::Line;
 use portunus_proto::svid::{self, SKEW, Usage};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, sleep_until, timeout};
@@ -25,7 +26,7 @@ use tracing::{debug, info};
 
 use super::House;
 use super::limits::Full;
-use crate::control::identity::Asker;
+use crate::control::identity::{Asker, Proven};
 use crate::control::numbers::Open;
 
 /// Who is at the other end, as services see it.
@@ -68,7 +69,9 @@ pub async fn run(stream: TcpStream, from: SocketAddr, house: Arc<House>) {
         Err(_) => return refused("handshake_timeout"),
         Ok(Err(why)) => {
             // rustls names what is wrong with a certificate, in its own words and ours.
-            info!(%from, %why, "a handshake failed");
+            if let Some(Line { left_out }) = house.server.services.line(from.ip()) {
+                info!(%from, %why, left_out, "a handshake failed");
+            }
             numbers.refused("connection", "handshake");
             return;
         }
@@ -77,7 +80,11 @@ pub async fn run(stream: TcpStream, from: SocketAddr, house: Arc<House>) {
     let domain = house.server.services.trust_domain();
     let leaf = tls.get_ref().1.peer_certificates().and_then(|chain| chain.first());
     // The verifier has judged it, so there is none without an identity.
-    match leaf.and_then(|leaf| svid::judge(leaf, &domain, &[Usage::Client]).ok()) {
+    let proven = leaf.and_then(|der| {
+        let leaf = svid::judge(der, &domain, &[Usage::Client]).ok()?;
+        Some((Proven::by(leaf.id, der), leaf.not_after))
+    });
+    match proven {
         None => {
             let place = house.doorman.let_in(from.ip());
             let served = serve(tls, from, None, &house);
@@ -93,21 +100,21 @@ pub async fn run(stream: TcpStream, from: SocketAddr, house: Arc<House>) {
     }
 }
 
-async fn serve(tls: TlsStream<TcpStream>, from: SocketAddr, proven: Option<svid::Leaf>, house: &Arc<House>) {
+async fn serve(tls: TlsStream<TcpStream>, from: SocketAddr, proven: Option<(Proven, SystemTime)>, house: &Arc<House>) {
     let limits = &house.server.limits;
     let begun = Instant::now();
-    let (idle, ends) = match &proven {
-        None => (limits.stranger.0, begun + limits.stranger.1),
-        Some(leaf) => {
-            let left = (leaf.not_after + SKEW).duration_since(SystemTime::now());
+    let (proven, idle, ends) = match proven {
+        None => (None, limits.stranger.0, begun + limits.stranger.1),
+        Some((proven, not_after)) => {
+            let left = (not_after + SKEW).duration_since(SystemTime::now());
             let left = left.unwrap_or_default();
-            (limits.idle, begun + left.min(LONGEST))
+            (Some(proven), limits.idle, begun + left.min(LONGEST))
         }
     };
     let visitor = Visitor {
         asker: Asker {
             address: from.ip(),
-            identity: proven.map(|leaf| leaf.id),
+            proven,
         },
         leave: house.stop.child_token(),
     };

@@ -5,9 +5,8 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use parking_lot::Mutex;
+use portunus_logbook::network;
 use tokio_util::sync::CancellationToken;
-
-use crate::control::identity::network;
 
 /// How much the door takes on.
 #[derive(Clone, Debug)]

@@ -1,10 +1,13 @@
 //! The two services of the protocol, between the wire and what answers.
 
+use std::net::IpAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use parking_lot::Mutex;
+use portunus_logbook::{Line, Noise};
 use portunus_proto::mesh::v1::discovery_server::Discovery;
 use portunus_proto::mesh::v1::identity_server::Identity;
 use portunus_proto::mesh::v1::{CertifyRequest, CertifyResponse, FollowRequest, FollowResponse};
@@ -35,6 +38,8 @@ pub struct Services {
     pub streams: TaskTracker,
     /// Whose they are.
     pub followers: Arc<Followers>,
+    /// Whose failures are logged.
+    pub noise: Arc<Mutex<Noise>>,
 }
 
 /// How long a stream may take to say hello.
@@ -46,6 +51,12 @@ impl Services {
     /// The trust domain that is served.
     pub fn trust_domain(&self) -> TrustDomain {
         self.authorities.borrow().trust_domain().clone()
+    }
+
+    /// Whether a line of the log may be about a failure of this peer's, who has failed perhaps more often than anybody wants
+    /// to read.
+    pub fn line(&self, peer: IpAddr) -> Option<Line> {
+        self.noise.lock().line(peer, Instant::now())
     }
 }
 
@@ -78,7 +89,9 @@ impl Identity for Services {
                 Ok(Response::new(certified.response))
             }
             Err(why) => {
-                warn!(%from, reason = why.reason(), %why, "a key was not certified");
+                if let Some(Line { left_out }) = self.line(from) {
+                    warn!(%from, reason = why.reason(), %why, left_out, "a key was not certified");
+                }
                 self.numbers.refused("certify", why.reason());
                 Err(Status::new(why.code(), why.to_string()))
             }
@@ -92,7 +105,7 @@ impl Discovery for Services {
 
     async fn follow(&self, request: Request<Streaming<FollowRequest>>) -> Result<Response<Self::FollowStream>, Status> {
         let visitor = visitor(&request)?;
-        let Some(proven) = visitor.asker.identity.clone() else {
+        let Some(proven) = visitor.asker.proven.clone().map(|proven| proven.id) else {
             self.numbers.refused("follow", "no_certificate");
             return Err(Status::unauthenticated(
                 "Follow needs a client certificate; get one by Identity/Certify",

@@ -590,6 +590,43 @@ async fn strangers_who_stay_keep_nobody_out() {
     control.ends().await;
 }
 
+/// A log that is kept.
+#[derive(Clone, Default)]
+struct Log(Arc<parking_lot::Mutex<Vec<u8>>>);
+
+impl io::Write for Log {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.lock().extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+#[tokio::test]
+async fn failed_handshakes_are_all_counted_and_a_hundred_of_one_peer_are_logged() {
+    let log = Log::default();
+    let writer = log.clone();
+    let subscriber = tracing_subscriber::fmt()
+        .with_ansi(false)
+        .with_writer(move || writer.clone());
+    let _logged = tracing::subscriber::set_default(subscriber.finish());
+    let control = Control::over("# nobody\n").await;
+    control.page_says("/ready", "200 OK").await;
+    for _ in 0..150 {
+        let mut stream = TcpStream::connect(control.address).await.expect("it is accepted");
+        let _ = stream.write_all(b"GET / HTTP/1.1\r\n\r\n").await;
+        let _ = stream.read_to_end(&mut Vec::new()).await;
+    }
+    let all = "portunus_control_refused_total{what=\"connection\",reason=\"handshake\"} 150";
+    control.page_says("/metrics", all).await;
+    let said = String::from_utf8(log.0.lock().clone()).expect("text");
+    assert_eq!(said.matches("a handshake failed").count(), 100);
+    control.ends().await;
+}
+
 #[tokio::test]
 async fn a_new_root_and_issuer_lose_no_call() {
     let token = JoinToken::generate();
@@ -609,11 +646,14 @@ async fn a_new_root_and_issuer_lose_no_call() {
     copy("issuer.pem", "issuer.pem");
     let mut newest = old;
     let switched = async {
+        let mut pace = tokio::time::interval(Duration::from_millis(10));
         loop {
+            pace.tick().await;
             let before = newest.chain[1].clone();
-            // Each of these is a call that may not fail, by a certificate of either root.
+            // Each of these is a call that may not fail, by a certificate of either root. The token proves more than renewals
+            // may be made.
             newest = control
-                .certify(Some(&newest), "", "shop/a")
+                .certify(Some(&newest), &token.reveal(), "")
                 .await
                 .expect("it is proven")
                 .0;

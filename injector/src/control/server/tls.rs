@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use portunus_proto::svid::{self, SKEW, Usage};
-use portunus_proto::{SpiffeId, TrustDomain};
+use portunus_proto::{SpiffeId, TrustDomain, key_exchanges};
 use rcgen::KeyPair;
 use rustls::client::danger::HandshakeSignatureValid;
 use rustls::crypto::{CryptoProvider, aws_lc_rs};
@@ -74,14 +74,10 @@ pub fn serving(authority: &Authority, namespace: &str, lifetime: Duration, now: 
     })
 }
 
-/// The exchanges that control takes, the post-quantum one first.
+/// The exchanges that control takes: those of sidecars.
 fn provider() -> CryptoProvider {
     CryptoProvider {
-        kx_groups: vec![
-            aws_lc_rs::kx_group::X25519MLKEM768,
-            aws_lc_rs::kx_group::X25519,
-            aws_lc_rs::kx_group::SECP256R1,
-        ],
+        kx_groups: key_exchanges(),
         ..aws_lc_rs::default_provider()
     }
 }

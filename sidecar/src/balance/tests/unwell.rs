@@ -110,7 +110,7 @@ impl Service {
         if outcome == Outcome::Done {
             self.balancer.answered(&mut call, MS, self.now);
         }
-        self.balancer.finished(call, outcome, self.now);
+        self.balancer.finished(call, outcome, self.now, &mut self.rng);
         self.look();
     }
 
@@ -180,7 +180,7 @@ impl Service {
             _ if self.now >= running.gives_up => Outcome::Abandoned { waited },
             _ => return self.running.push(running),
         };
-        self.balancer.finished(running.call, outcome, self.now);
+        self.balancer.finished(running.call, outcome, self.now, &mut self.rng);
     }
 
     fn p99(&self) -> Duration {
@@ -218,15 +218,17 @@ fn five_failures_in_a_row_eject_and_any_success_begins_anew() {
 }
 
 #[test]
-fn an_ejection_begins_with_the_next_pick() {
+fn the_failure_that_ejects_is_told_so_and_no_other_and_the_next_pick_goes_elsewhere() {
     let mut service = Service::new(2, 3);
     let key = service.key(0);
-    for _ in 0..5 {
+    let told = [(); 7].map(|()| {
         let call = service.balancer.started(key);
-        service.balancer.finished(call, Outcome::Failed, service.now);
-    }
-    assert_eq!(service.picked(), [1, 2]);
+        let Service { balancer, now, rng, .. } = &mut service;
+        balancer.finished(call, Outcome::Failed, *now, rng).ejected
+    });
+    assert_eq!(told, [false, false, false, false, true, false, false]);
     assert!(service.is_ejected(0));
+    assert_eq!(service.picked(), [1, 2]);
 }
 
 #[test]

@@ -40,6 +40,7 @@ fn a_service_is_taken_as_it_is_meant() {
             algorithm: v1::balancer::Algorithm::RoundRobin.into(),
             slow_start: Some(Default::default()),
         }),
+        from: "shop/steady".to_owned(),
         ..Default::default()
     });
     let Ok(Known::Service(view)) = known(Some(v1::update::What::Service(wire))) else {
@@ -51,6 +52,7 @@ fn a_service_is_taken_as_it_is_meant() {
     assert_eq!((&view.endpoints[1].identity, view.endpoints[1].weight), (&None, 7));
     assert_eq!(view.policy.algorithm, Some(Algorithm::RoundRobin));
     assert_eq!(view.policy.slow_start, Some(Duration::ZERO));
+    assert_eq!(view.policy.from, "shop/steady");
     assert_eq!(view.policy.health, HealthPolicy::default());
 }
 

@@ -7,6 +7,7 @@ use http::header::{CONNECTION, CONTENT_TYPE, HeaderName, HeaderValue};
 use http::{Response, StatusCode};
 use http_body_util::Full;
 
+use crate::words::reasons;
 use crate::{connect, policy};
 
 pub(super) const ERROR: HeaderName = HeaderName::from_static("portunus-error");
@@ -59,36 +60,21 @@ pub enum Refusal {
     },
 }
 
-impl Refusal {
-    /// Every reason there is.
-    pub const REASONS: [&'static str; 7] = {
-        let [required, disabled, unknown] = policy::Refusal::REASONS;
-        [
-            "bad_request",
-            required,
-            disabled,
-            unknown,
-            "unreachable",
-            "connection_lost",
-            "bad_response",
-        ]
-    };
-
-    /// One word, for `portunus-error` and metrics; one of [`Refusal::REASONS`].
-    pub fn reason(&self) -> &'static str {
-        match self {
-            Refusal::Connect
-            | Refusal::ManyHosts { .. }
-            | Refusal::NoHost
-            | Refusal::TransferCoding
-            | Refusal::Body { .. } => "bad_request",
-            Refusal::NotAllowed(refusal) => refusal.reason(),
-            Refusal::Unreachable(_) => "unreachable",
-            Refusal::ConnectionLost { .. } => "connection_lost",
-            Refusal::BadResponse { .. } => "bad_response",
-        }
+reasons! {
+    Refusal {
+        Refusal::Connect
+        | Refusal::ManyHosts { .. }
+        | Refusal::NoHost
+        | Refusal::TransferCoding
+        | Refusal::Body { .. } => "bad_request",
+        Refusal::Unreachable(_) => "unreachable",
+        Refusal::ConnectionLost { .. } => "connection_lost",
+        Refusal::BadResponse { .. } => "bad_response",
     }
+    NotAllowed: policy::Refusal,
+}
 
+impl Refusal {
     fn status(&self) -> StatusCode {
         match self {
             Refusal::Connect | Refusal::TransferCoding => StatusCode::NOT_IMPLEMENTED,

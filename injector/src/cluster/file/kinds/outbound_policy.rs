@@ -28,20 +28,13 @@ pub fn read(spec: &mut Fields<'_>, findings: &mut Findings) -> OutboundPolicy {
         let Some(target) = target(&item, findings) else {
             continue;
         };
-        if services.contains(&target) {
-            findings.mistake(item.node.at, item.path, "is the same target a second time");
-        } else {
-            services.push(target);
-        }
+        fields::once(&mut services, target, "the same target", item, findings);
     }
     let mut hosts = Vec::new();
     for item in spec.list("hosts", findings) {
         let Some(host) = host(&item, findings) else { continue };
-        if hosts.contains(&host) {
-            findings.mistake(item.node.at, item.path, format!("is {host:?} a second time"));
-        } else {
-            hosts.push(host);
-        }
+        let name = format!("{host:?}");
+        fields::once(&mut hosts, host, name, item, findings);
     }
     let said = |fields: &mut Fields<'_>, key| fields.get(key).is_some();
     if !said(spec, "targetRefs") && !said(spec, "hosts") {

@@ -70,11 +70,7 @@ fn addresses(spec: &mut Fields<'_>, findings: &mut Findings) -> Vec<std::net::Ip
         let Some(address) = fields::address(&field, findings) else {
             continue;
         };
-        if addresses.contains(&address) {
-            findings.mistake(field.node.at, field.path, format!("is {address} a second time"));
-        } else {
-            addresses.push(address);
-        }
+        fields::once(&mut addresses, address, address, field, findings);
     }
     addresses
 }

@@ -25,11 +25,7 @@ pub fn read(spec: &mut Fields<'_>, labels: Labels, findings: &mut Findings) -> W
             let Some(address) = fields::address(&field, findings) else {
                 continue;
             };
-            if addresses.contains(&address) {
-                findings.mistake(field.node.at, field.path, format!("is {address} a second time"));
-            } else {
-                addresses.push(address);
-            }
+            fields::once(&mut addresses, address, address, field, findings);
         }
     }
     let mut ports = Vec::<WorkloadPort>::new();

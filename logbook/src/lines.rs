@@ -18,10 +18,10 @@ use std::{
 use parking_lot::{Condvar, Mutex};
 
 /// Where lines are put, by any thread.
-#[derive(Clone)]
-pub(super) struct Lines(Arc<Shared>);
+#[derive(Clone, Debug)]
+pub struct Lines(Arc<Shared>);
 
-#[derive(Default)]
+#[derive(Debug, Default)]
 struct Shared {
     queue: Mutex<Queue>,
     /// Something waits.
@@ -31,7 +31,7 @@ struct Shared {
     dropped: AtomicU64,
 }
 
-#[derive(Default)]
+#[derive(Debug, Default)]
 struct Queue {
     waiting: Vec<u8>,
     is_writing: bool,
@@ -39,7 +39,10 @@ struct Queue {
 
 impl Lines {
     /// Starts the thread that writes to `out`. Whenever lines were dropped, `say` is to log how many so far.
-    pub(super) fn start(out: impl Write + Send + 'static, say: impl Fn(u64) + Send + 'static) -> io::Result<Lines> {
+    ///
+    /// # Errors
+    /// When there is no thread to write with.
+    pub fn start(out: impl Write + Send + 'static, say: impl Fn(u64) + Send + 'static) -> io::Result<Lines> {
         let lines = Lines(Arc::default());
         let shared = lines.0.clone();
         thread::Builder::new()
@@ -49,12 +52,12 @@ impl Lines {
     }
 
     /// How many lines were dropped so far.
-    pub(super) fn dropped(&self) -> u64 {
+    pub fn dropped(&self) -> u64 {
         self.0.dropped.load(Relaxed)
     }
 
     /// Waits until all is written, but no longer than `patience`.
-    pub(super) fn flush(&self, patience: Duration) {
+    pub fn flush(&self, patience: Duration) {
         let until = Instant::now() + patience;
         let mut queue = self.0.queue.lock();
         while queue.is_writing || !queue.waiting.is_empty() {
@@ -199,6 +202,14 @@ mod tests {
         fn read(&self) -> String {
             String::from_utf8(self.read.lock().clone()).expect("text")
         }
+
+        /// Waits until all that was logged is being written, and nothing waits.
+        fn until_taken(&self) {
+            let is_taken = |queue: &Queue| queue.is_writing && queue.waiting.is_empty();
+            while !is_taken(&self.lines.0.queue.lock()) {
+                thread::yield_now();
+            }
+        }
     }
 
     #[test]
@@ -219,6 +230,8 @@ mod tests {
     fn a_reader_that_stops_holds_nobody_up_and_what_was_dropped_is_counted_and_said_in_its_place() {
         let mut log = log();
         log.lines.write_all(b"first\n").expect("it never fails");
+        // Else a thread that begins late finds the queue full, and says so before the rest is dropped.
+        log.until_taken();
         let line = [&[b'x'; 1023][..], b"\n"].concat();
         let began = Instant::now();
         for _ in 0..5_000 {

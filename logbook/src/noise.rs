@@ -1,9 +1,10 @@
 //! How many lines of the log one peer may cause: whoever fails without end must not hide what is said of others.
 
-use std::cell::RefCell;
 use std::collections::HashMap;
-use std::net::{IpAddr, Ipv6Addr};
+use std::net::IpAddr;
 use std::time::{Duration, Instant};
+
+use crate::network;
 
 /// Lines that a peer may cause within [`WHILE`].
 const MOST_LINES: u64 = 100;
@@ -14,7 +15,7 @@ const MOST_PEERS: usize = 1_024;
 
 /// What peers have caused lately.
 #[derive(Debug, Default)]
-pub(super) struct Noise(RefCell<HashMap<IpAddr, Heard>>);
+pub struct Noise(HashMap<IpAddr, Heard>);
 
 #[derive(Debug)]
 struct Heard {
@@ -24,15 +25,15 @@ struct Heard {
 
 /// A line that may be written, and what is to be said in it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Line {
+pub struct Line {
     /// So many lines of this peer's were left out before it, if any were.
-    pub(super) left_out: Option<u64>,
+    pub left_out: Option<u64>,
 }
 
 impl Noise {
     /// Whether a line of the log may be about this peer now.
-    pub(super) fn line(&self, peer: IpAddr, now: Instant) -> Option<Line> {
-        let mut heard = self.0.borrow_mut();
+    pub fn line(&mut self, peer: IpAddr, now: Instant) -> Option<Line> {
+        let heard = &mut self.0;
         let peer = network(peer);
         if heard.len() >= MOST_PEERS && !heard.contains_key(&peer) {
             heard.clear();
@@ -48,24 +49,13 @@ impl Noise {
     }
 }
 
-/// A host of IPv6 has a whole network of 2⁶⁴ addresses.
-fn network(address: IpAddr) -> IpAddr {
-    match address.to_canonical() {
-        IpAddr::V6(address) => {
-            let [a, b, c, d, ..] = address.segments();
-            Ipv6Addr::new(a, b, c, d, 0, 0, 0, 0).into()
-        }
-        v4 => v4,
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
     fn a_noisy_peer_is_cut_short_and_others_are_heard() {
-        let noise = Noise::default();
+        let mut noise = Noise::default();
         let now = Instant::now();
         let [noisy, other] = [1, 2].map(|last| IpAddr::from([10, 0, 0, last]));
         let said = (0..1_000).filter_map(|_| noise.line(noisy, now)).count();
@@ -83,13 +73,13 @@ mod tests {
 
     #[test]
     fn all_addresses_of_a_network_of_ipv6_are_one_peer_and_the_table_does_not_grow() {
-        let noise = Noise::default();
+        let mut noise = Noise::default();
         let now = Instant::now();
         let said = (0..1_000_u16).filter_map(|last| noise.line([0xfd00, 0, 0, 0, 0, 0, 0, last].into(), now));
         assert_eq!(said.count() as u64, MOST_LINES);
         for number in 0..10_000_u32 {
             noise.line(IpAddr::from(number.to_be_bytes()), now);
         }
-        assert!(noise.0.borrow().len() <= MOST_PEERS);
+        assert!(noise.0.len() <= MOST_PEERS);
     }
 }
