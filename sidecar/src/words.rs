@@ -18,7 +18,7 @@ macro_rules! words {
             $vis const ALL: [$name; [$($text),+].len()] = [$($name::$variant),+];
 
             /// One word, for metrics.
-            $vis fn $word(self) -> &'static str {
+            $vis const fn $word(self) -> &'static str {
                 match self {
                     $($name::$variant => $text,)+
                 }

@@ -9,53 +9,38 @@ use super::OTHER;
 use super::numbers::bump;
 use super::sink::Sink;
 use crate::grpc::Code;
+use crate::words::words;
 
-/// Which way a call goes, seen from the application beside us.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-#[repr(u8)]
-pub enum Direction {
-    /// From the network to the application: the proxy records as the server does.
-    Inbound = 0,
-    /// From the application to the network: the proxy records as the client does.
-    Outbound = 1,
-}
-
-impl Direction {
-    /// Both, in the order of their numbers.
-    pub const ALL: [Direction; 2] = [Direction::Inbound, Direction::Outbound];
-
-    /// The value of a `direction` label.
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Direction::Inbound => "inbound",
-            Direction::Outbound => "outbound",
-        }
+words! {
+    /// Which way a call goes, seen from the application beside us.
+    #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+    #[repr(u8)]
+    pub enum Direction, as_str {
+        /// From the network to the application: the proxy records as the server does.
+        Inbound = "inbound",
+        /// From the application to the network: the proxy records as the client does.
+        Outbound = "outbound",
     }
 }
 
-/// Which sides of a method send more than one message; the values of the label `grpc_type`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-#[repr(u8)]
-pub enum GrpcType {
-    /// One message each way.
-    Unary = 0,
-    /// Several messages to the server, one back.
-    ClientStream = 1,
-    /// One message to the server, several back.
-    ServerStream = 2,
-    /// Several messages both ways.
-    BidiStream = 3,
+words! {
+    /// Which sides of a method send more than one message; the values of the label `grpc_type`, as go-grpc-prometheus spells
+    /// them.
+    #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+    #[repr(u8)]
+    pub enum GrpcType, as_str {
+        /// One message each way.
+        Unary = "unary",
+        /// Several messages to the server, one back.
+        ClientStream = "client_stream",
+        /// One message to the server, several back.
+        ServerStream = "server_stream",
+        /// Several messages both ways.
+        BidiStream = "bidi_stream",
+    }
 }
 
 impl GrpcType {
-    /// Every type, in the order of its number.
-    pub const ALL: [GrpcType; 4] = [
-        GrpcType::Unary,
-        GrpcType::ClientStream,
-        GrpcType::ServerStream,
-        GrpcType::BidiStream,
-    ];
-
     /// What a call looked like that carried so many messages. A stream of one message looks like no stream.
     pub const fn seen(requests: u64, responses: u64) -> GrpcType {
         match (requests > 1, responses > 1) {
@@ -63,16 +48,6 @@ impl GrpcType {
             (true, false) => GrpcType::ClientStream,
             (false, true) => GrpcType::ServerStream,
             (true, true) => GrpcType::BidiStream,
-        }
-    }
-
-    /// The value of the label, as go-grpc-prometheus spells it.
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            GrpcType::Unary => "unary",
-            GrpcType::ClientStream => "client_stream",
-            GrpcType::ServerStream => "server_stream",
-            GrpcType::BidiStream => "bidi_stream",
         }
     }
 }
