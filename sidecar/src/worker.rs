@@ -49,8 +49,9 @@ use counts::Counts;
 use health::Checks;
 use run::Inbox;
 
-/// Bytes that one connection may bring in a turn.
-const READ_BYTES: usize = 64 << 10;
+/// Bytes that one connection may bring in a turn: half of a window that bulk usually has, which is what its reader grants
+/// at a time.
+const READ_BYTES: usize = 128 << 10;
 /// Empty header lists that are kept for the next calls.
 const SPARE_LISTS: usize = 256;
 

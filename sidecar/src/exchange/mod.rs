@@ -450,7 +450,12 @@ fn refill(from: End, to: End, wires: &mut Wires) {
     };
     let first = sender.engine.settings().first_stream_window as i64;
     // A short message leaves most of the first window: who may send more will show it.
-    if window <= first && window * 4 > first * 3 {
+    let enough = if sender.engine.path_need() > 0 {
+        first - first / 4
+    } else {
+        first / 2
+    };
+    if window <= first && window > enough {
         return;
     }
     let Some(reader) = wires.slots.get(to.wire) else { return };
@@ -466,9 +471,17 @@ fn refill(from: End, to: End, wires: &mut Wires) {
 
 /// How much credit a sender gets now. `have` is what it has and what is held of it; small amounts wait, so that a
 /// stream does not cost an update for each of its frames.
+///
+/// A near sender is ahead of its reader by the first window, always: so it has something to send while the reader's
+/// grants are under way, and each of these is passed on as it came, in one piece.
 pub(crate) fn credit_due(settings: &Settings, room: i64, need: i64, have: i64) -> i64 {
-    let ceiling = need.clamp(settings.stream_window as i64, settings.stream_window_ceiling as i64);
-    let target = ceiling.min(room.max(need)).max(settings.first_stream_window as i64);
+    let first = settings.first_stream_window as i64;
+    let target = if need > 0 {
+        let ceiling = need.clamp(settings.stream_window as i64, settings.stream_window_ceiling as i64);
+        ceiling.min(room.max(need)).max(first)
+    } else {
+        room.clamp(0, settings.stream_window as i64) + first
+    };
     let missing = target - have;
     if missing > 0 && missing >= worth_giving(target, need) {
         missing
@@ -484,8 +497,9 @@ mod tests {
     #[test]
     fn credit_is_what_the_reader_granted_within_the_ceiling() {
         let settings = Settings::default();
-        assert_eq!(credit_due(&settings, 200_000, 0, 0), 200_000);
-        assert_eq!(credit_due(&settings, 1 << 30, 0, 0), 256 << 10);
+        let first = i64::from(settings.first_stream_window);
+        assert_eq!(credit_due(&settings, 200_000, 0, 0), 200_000 + first);
+        assert_eq!(credit_due(&settings, 1 << 30, 0, 0), (256 << 10) + first);
         assert_eq!(credit_due(&settings, 1 << 30, 2 << 20, 0), 2 << 20);
         assert_eq!(credit_due(&settings, 1 << 30, 1 << 30, 0), 4 << 20);
     }
@@ -506,8 +520,30 @@ mod tests {
     #[test]
     fn what_is_held_is_not_granted_again() {
         let settings = Settings::default();
-        assert_eq!(credit_due(&settings, 65_535, 0, 65_535), 0);
+        assert_eq!(credit_due(&settings, 65_535, 0, 2 * 65_535), 0);
         assert_eq!(credit_due(&settings, 0, 0, 65_535), 0);
-        assert_eq!(credit_due(&settings, 65_535, 0, 60_000), 0, "little is left to wait");
+        assert_eq!(credit_due(&settings, 65_535, 0, 70_000), 0, "little is left to wait");
+    }
+
+    #[test]
+    fn a_near_sender_costs_one_update_for_each_of_its_readers_grants() {
+        let settings = Settings::default();
+        let (window, piece) = (256 << 10, 16 << 10);
+        let (mut room, mut have) = (window, i64::from(settings.first_stream_window));
+        have += credit_due(&settings, room, 0, have);
+        let (mut grants, mut updates) = (0, 0);
+        for _ in 0..1_000 {
+            (room, have) = (room - piece, have - piece);
+            // The reader grants half of its window once it has read so much.
+            if room <= 0 {
+                room += window / 2;
+                grants += 1;
+            }
+            let due = credit_due(&settings, room, 0, have);
+            updates += i64::from(due > 0);
+            have += due;
+            assert!(have >= room, "the sender may send what the reader takes");
+        }
+        assert!(updates <= grants, "{updates} updates for {grants} grants");
     }
 }

@@ -294,6 +294,8 @@ pub struct Connection {
     pub(crate) out: Vec<u8>,
     /// How much of `out` the socket took.
     pub(crate) out_taken: usize,
+    /// What DATA may fill it up to: more while the socket takes all of it.
+    out_limit: usize,
     /// The DATA frame that `out` ends with.
     pub(crate) tail: Tail,
     /// The highest stream that the peer opened.
@@ -351,8 +353,15 @@ pub(crate) enum Going {
 pub(crate) const DRAIN_PING: [u8; 8] = *b"ptn-gone";
 /// The payload of the PING that measures the path.
 pub(crate) const PATH_PING: [u8; 8] = *b"ptn-path";
-/// Output that DATA may fill up to; headers and control frames may exceed it.
-pub(crate) const OUTPUT_BYTES: usize = 64 << 10;
+/// Output that DATA may fill up to while the socket takes all of it: what one read brings leaves in one write. Headers and
+/// control frames may exceed it.
+const BULK_OUTPUT_BYTES: usize = 128 << 10;
+/// The same while the socket does not: what stands here cannot be overtaken by a small call.
+const OUTPUT_BYTES: usize = 64 << 10;
+/// Output buffers larger than this are kept for the next only while there are few.
+const LARGE_OUTPUT: usize = 2 * OUTPUT_BYTES;
+/// How many of these are few.
+const LARGE_OUTPUTS: usize = 16;
 /// Output that a peer does not read, at which it is cut.
 const OUTPUT_CEILING: usize = 4 << 20;
 /// Turns of streams that are gone, which are not worth looking for.
@@ -399,6 +408,7 @@ impl Connection {
             ready: Default::default(),
             out: Vec::new(),
             out_taken: 0,
+            out_limit: BULK_OUTPUT_BYTES,
             tail: Tail::default(),
             last_theirs: 0,
             next_ours: 1,
@@ -560,6 +570,18 @@ impl Connection {
         }
     }
 
+    /// The turn's output was written: whether some of it is left, since the socket took no more.
+    #[inline(always)]
+    pub fn set_backed_up(&mut self, is_backed_up: bool) {
+        self.out_limit = if is_backed_up { OUTPUT_BYTES } else { BULK_OUTPUT_BYTES };
+    }
+
+    /// How many bytes of DATA the output has room for.
+    #[inline(always)]
+    pub(crate) fn output_room(&self) -> usize {
+        self.out_limit.saturating_sub(self.out.len() - self.out_taken)
+    }
+
     /// Whether the peer has left more unread than any peer needs to.
     pub fn output_overflows(&self) -> bool {
         self.out.len() - self.out_taken > OUTPUT_CEILING
@@ -591,7 +613,7 @@ impl Connection {
 
     /// Whether held bytes could be moved into the output now.
     pub fn wants_pump(&self) -> bool {
-        !self.ready.is_empty() && self.send_window > 0 && self.out.len() - self.out_taken < OUTPUT_BYTES
+        !self.ready.is_empty() && self.send_window > 0 && self.output_room() > 0
     }
 
     /// The owners' marks of all streams.
@@ -640,7 +662,8 @@ impl Connection {
         self.out.clear();
         let mut buffer = std::mem::take(&mut self.out);
         if buffer.capacity() > 0 && shared.outputs.len() < 64 {
-            if buffer.capacity() > 4 * OUTPUT_BYTES {
+            let is_large = buffer.capacity() > LARGE_OUTPUT;
+            if is_large && (buffer.capacity() > 2 * LARGE_OUTPUT || shared.outputs.len() >= LARGE_OUTPUTS) {
                 buffer.shrink_to(OUTPUT_BYTES);
             }
             shared.outputs.push(buffer);
@@ -736,7 +759,7 @@ impl Connection {
     }
 
     #[inline(never)]
-    fn give_window(&mut self, shared: &mut Shared) {
+    pub(crate) fn give_window(&mut self, shared: &mut Shared) {
         let wanted = (self.settings.connection_window as i64)
             .max(self.path.need().min(self.settings.connection_window_ceiling as i64));
         // A connection grows when it has used much of what it had, as one that is not idle.

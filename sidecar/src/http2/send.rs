@@ -3,7 +3,7 @@
 //! A block is encoded when it is written, never earlier: the peer's table follows the order of the bytes.
 
 use super::closed::How;
-use super::connection::{Connection, DRAIN_PING, Going, OUTPUT_BYTES, Role, Shared, Tail};
+use super::connection::{Connection, DRAIN_PING, Going, Role, Shared, Tail};
 use super::frame::{self, END_HEADERS, END_STREAM, HEADER_BYTES, MAX_PAYLOAD, MAX_STREAM_ID, Reason, kind};
 use super::hpack::{Fields, Interner};
 use super::stream::{Ending, Half, Stream, StreamKey};
@@ -80,6 +80,7 @@ impl Connection {
     /// Returns how much left at once. What is held leaves by [`Connection::pump`], which says so.
     pub fn send_data(&mut self, key: StreamKey, bytes: &[u8], end: bool, shared: &mut Shared) -> usize {
         self.borrow_output(shared);
+        let output = self.output_room();
         let Some(stream) = self.streams.get_mut(key) else {
             return 0;
         };
@@ -89,7 +90,6 @@ impl Connection {
         // Whoever waits for the output or the connection's window was first.
         let is_first = stream.held.is_empty() && self.ready.is_empty();
         let room = stream.send_window.min(self.send_window);
-        let output = OUTPUT_BYTES.saturating_sub(self.out.len() - self.out_taken);
         if !is_first || bytes.len() as i64 > room || bytes.len() > output {
             let fits = if is_first { output.min(room.max(0) as usize) } else { 0 };
             return self.hold_data(key, bytes.split_at(fits.min(bytes.len())), end, shared);
@@ -222,7 +222,8 @@ impl Connection {
         }
     }
 
-    /// Lets the peer send `n` bytes more on the stream.
+    /// Lets the peer send `n` bytes more on the stream; and on the connection, if a quarter of its window is used: what is
+    /// said now wakes nobody later.
     pub fn grant(&mut self, key: StreamKey, n: u32, shared: &mut Shared) {
         self.borrow_output(shared);
         let Some(stream) = self.streams.get_mut(key) else {
@@ -234,6 +235,9 @@ impl Connection {
         }
         stream.recv_window += n as i64;
         frame::put_window_update(&mut self.out, stream.id, n);
+        if (self.recv_target - self.recv_window) * 4 > self.recv_target {
+            self.give_window(shared);
+        }
     }
 
     /// Asks whether the peer is there.

@@ -620,6 +620,7 @@ impl Worker {
         };
         let flushed = wire.flush(&mut self.wires.shared);
         wire.engine.count_kept(&mut self.wires.shared);
+        wire.engine.set_backed_up(matches!(flushed, Ok(false)));
         match flushed {
             Ok(true) if wire.engine.wants_pump() => self.wants_another_turn(key),
             Ok(true) if wire.engine.is_drained() => self.close(key, "it was drained"),

@@ -263,7 +263,7 @@ impl Relay {
             }
         }
         for conn in [&self.down, &self.up] {
-            let waits_for_room = conn.send_window <= 0 || conn.output().len() >= 64 << 10;
+            let waits_for_room = conn.send_window <= 0 || conn.output_room() == 0;
             assert!(
                 conn.ready.is_empty() || conn.wants_pump() || waits_for_room,
                 "turns are due, and nobody takes them"
