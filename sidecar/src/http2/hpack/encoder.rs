@@ -66,9 +66,16 @@ impl Encoder {
     /// Appends the block of these fields to `out`. Blocks must be sent in the order in which they are encoded.
     #[inline(always)]
     pub fn encode(&mut self, fields: &Fields, interner: &mut Interner, out: &mut Vec<u8>) {
-        let known = fields.known.is_some_and(|list| self.blocks.put(list, out));
-        let put = if known { fields.known_len as usize } else { 0 };
-        if !known || put < fields.items.len() {
+        if !fields.known.is_some_and(|list| self.blocks.put(list, out)) {
+            return self.write(fields, 0, interner, out);
+        }
+        let mut put = fields.known_len as usize;
+        // What was appended is mostly a trace context.
+        while let Some(Item::Literal(literal)) = fields.items.get(put) {
+            put_literal(literal, &fields.text, out);
+            put += 1;
+        }
+        if put < fields.items.len() {
             self.write(fields, put, interner, out);
         }
     }

@@ -1,4 +1,4 @@
-//! Hexadecimal digits in lower case, by a table each way.
+//! Hexadecimal digits in lower case.
 
 const NO_DIGIT: u8 = 0xff;
 
@@ -13,17 +13,6 @@ static VALUES: [u8; 256] = {
 };
 
 const DIGITS: &[u8; 16] = b"0123456789abcdef";
-
-/// Both digits of each byte.
-static PAIRS: [[u8; 2]; 256] = {
-    let mut pairs = [[0; 2]; 256];
-    let mut byte = 0;
-    while byte < 256 {
-        pairs[byte] = [DIGITS[byte >> 4], DIGITS[byte & 15]];
-        byte += 1;
-    }
-    pairs
-};
 
 /// The number that up to 16 digits write; `None` if one of them is no digit in lower case.
 #[inline]
@@ -44,10 +33,32 @@ pub(super) fn read_wide(digits: &[u8]) -> Option<u128> {
     Some(u128::from(read(high)?) << 64 | u128::from(read(low)?))
 }
 
-/// Writes two digits a byte; `out` is twice as long as `bytes`.
+/// All digits of a number; those of a shorter one stand at the end.
+///
+/// Neither a table nor a way out: so the compiler makes sixteen digits at once. Each call without a trace pays for this.
 #[inline]
-pub(super) fn write(bytes: &[u8], out: &mut [u8]) {
-    for (byte, out) in bytes.iter().zip(out.as_chunks_mut().0) {
-        *out = PAIRS[usize::from(*byte)];
+pub(super) fn digits(number: u128) -> [u8; 32] {
+    let mut digits = [0; 32];
+    for (byte, pair) in number.to_be_bytes().iter().zip(digits.as_chunks_mut().0) {
+        *pair = [byte >> 4, byte & 15];
+    }
+    for digit in &mut digits {
+        *digit += b'0' + u8::from(*digit > 9) * (b'a' - b'9' - 1);
+    }
+    digits
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn digits_are_those_of_the_standard_library(number: u128) {
+            prop_assert_eq!(digits(number).to_vec(), format!("{number:032x}").into_bytes());
+            prop_assert_eq!(read_wide(&digits(number)), Some(number));
+        }
     }
 }

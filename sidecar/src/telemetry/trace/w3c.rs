@@ -37,8 +37,8 @@ pub fn parse(value: &[u8]) -> Option<Context> {
 #[inline]
 pub fn format(context: &Context) -> [u8; LEN] {
     let mut text = *b"00-00000000000000000000000000000000-0000000000000000-00";
-    hex::write(&context.trace_id.to_bytes(), &mut text[3..35]);
-    hex::write(&context.span_id.to_bytes(), &mut text[36..52]);
+    text[3..35].copy_from_slice(&hex::digits(context.trace_id.get()));
+    text[36..52].copy_from_slice(&hex::digits(context.span_id.get().into())[16..]);
     text[54] = b'0' + ((u8::from(context.sampled) * SAMPLED) | (u8::from(context.random) * RANDOM));
     text
 }
