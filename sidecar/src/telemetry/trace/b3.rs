@@ -121,7 +121,7 @@ impl Text {
     }
 
     fn put_span_id(&mut self, id: SpanId) {
-        self.put(&hex::digits(id.get().into())[LONG - SHORT..]);
+        self.put(&hex::digits(id.get()));
     }
 }
 
@@ -147,10 +147,12 @@ pub fn format_single(context: &Context, short: bool, decision: Decision, parent:
 /// Writes the value of `x-b3-traceid`.
 pub fn format_trace_id(id: TraceId, short: bool) -> Text {
     let mut text = EMPTY;
+    let [high, low] = id.halves();
     // An id of more than 64 bits is never cut, whatever came.
-    let short = short && id.get() >> 64 == 0;
-    let digits = hex::digits(id.get());
-    text.put(if short { &digits[LONG - SHORT..] } else { &digits });
+    if !short || high != 0 {
+        text.put(&hex::digits(high));
+    }
+    text.put(&hex::digits(low));
     text
 }
 
