@@ -360,23 +360,13 @@ impl Connection {
             self.tail.end = self.out.len();
             return;
         }
-        let last = if bytes.len() > MAX_PAYLOAD {
-            self.put_full_frames(id, bytes)
-        } else {
-            bytes
-        };
-        self.put_frame(id, last, if end { END_STREAM } else { 0 });
-    }
-
-    /// Frames as large as may be, and what is left for the last one.
-    #[inline(never)]
-    fn put_full_frames<'a>(&mut self, id: u32, mut bytes: &'a [u8]) -> &'a [u8] {
-        while bytes.len() > MAX_PAYLOAD {
-            let (now, later) = bytes.split_at(MAX_PAYLOAD);
+        let mut last = bytes;
+        while last.len() > MAX_PAYLOAD {
+            let (now, later) = last.split_at(MAX_PAYLOAD);
             self.put_frame(id, now, 0);
-            bytes = later;
+            last = later;
         }
-        bytes
+        self.put_frame(id, last, if end { END_STREAM } else { 0 });
     }
 
     #[inline(always)]

@@ -98,16 +98,11 @@ fn decode_into(src: &[u8], out: &mut [u8]) -> Result<(usize, Plain), Error> {
     }
 }
 
-/// The eight bytes at a place before the end; ones stand for those that are missing.
 #[inline]
 fn word_at(src: &[u8], at: usize) -> u64 {
-    match (src[at..].first_chunk::<8>(), src.last_chunk::<8>()) {
-        (Some(word), _) => u64::from_be_bytes(*word),
-        (None, Some(last)) => {
-            let missing = 8 * (at + 8 - src.len());
-            u64::from_be_bytes(*last) << missing | !(u64::MAX << missing)
-        }
-        (None, None) => {
+    match src[at..].first_chunk::<8>() {
+        Some(word) => u64::from_be_bytes(*word),
+        None => {
             let mut word = [0xff; 8];
             word[..src.len() - at].copy_from_slice(&src[at..]);
             u64::from_be_bytes(word)
