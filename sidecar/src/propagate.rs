@@ -83,7 +83,7 @@ impl Tracing {
             );
         }
         if self.parent_based && self.propagators.w3c {
-            let value = head.value_of(Name::Traceparent, interner);
+            let value = head.last_value_of(Name::Traceparent, interner);
             if value.is_some_and(w3c::is_plainly_unsampled) {
                 return None;
             }

@@ -89,9 +89,16 @@ impl Shared {
         fields.copy_to(other, interner);
     }
 
-    /// Takes that list, and leaves `empty` in its place.
-    pub fn take_fields(&mut self, empty: Fields) -> Fields {
-        std::mem::replace(self.fields_mut(), empty)
+    /// Takes that list, and leaves none in its place. `empty` is memory for the one or the other.
+    #[inline]
+    pub fn take_fields(&mut self, mut empty: Fields) -> Fields {
+        if self.known.is_none() {
+            return std::mem::replace(&mut self.fields, empty);
+        }
+        self.copy_fields(&mut empty);
+        self.fields.clear(&mut self.interner);
+        self.known = None;
+        empty
     }
 
     /// Whether the list that came last is one that comes again.
@@ -666,7 +673,13 @@ impl Connection {
             if is_large && (buffer.capacity() > 2 * LARGE_OUTPUT || shared.outputs.len() >= LARGE_OUTPUTS) {
                 buffer.shrink_to(OUTPUT_BYTES);
             }
-            shared.outputs.push(buffer);
+            // The largest stays on top: who has the most to say is mostly the next to speak, and finds room.
+            let under = shared
+                .outputs
+                .last()
+                .is_some_and(|top| top.capacity() > buffer.capacity());
+            let place = shared.outputs.len() - usize::from(under);
+            shared.outputs.insert(place, buffer);
         }
     }
 

@@ -18,10 +18,23 @@ pub(super) fn host(authority: &[u8]) -> &[u8] {
 /// Bytes as a text of at most `most` bytes, its control characters escaped.
 pub(super) fn limited(bytes: &[u8], most: usize) -> Box<str> {
     // Of a long text only the beginning is looked at.
-    let text = String::from_utf8_lossy(&bytes[..bytes.len().min(most)]);
+    let bytes = &bytes[..bytes.len().min(most)];
+    if is_plain(bytes)
+        && let Ok(text) = std::str::from_utf8(bytes)
+    {
+        return text.into();
+    }
+    let text = String::from_utf8_lossy(bytes);
     let escaped = escape(&text);
     let text = escaped.as_deref().unwrap_or(&text);
     text[..text.floor_char_boundary(most)].into()
+}
+
+/// Whether this is printable ASCII, as nearly all names are. It looks at all bytes, and so at many at a time.
+fn is_plain(bytes: &[u8]) -> bool {
+    bytes
+        .iter()
+        .fold(true, |plain, byte| plain & matches!(byte, b' '..=b'~'))
 }
 
 /// What an error says and what its causes say, each once, in as much as a line takes.

@@ -8,6 +8,7 @@ use super::{
     huffman, integer,
     intern::{FieldId, Interner},
     known::Blocks,
+    name::Name,
     static_table,
 };
 
@@ -66,9 +67,16 @@ impl Encoder {
     /// Appends the block of these fields to `out`. Blocks must be sent in the order in which they are encoded.
     #[inline(always)]
     pub fn encode(&mut self, fields: &Fields, interner: &mut Interner, out: &mut Vec<u8>) {
-        let known = fields.known.is_some_and(|list| self.blocks.put(list, out));
-        let put = if known { fields.known_len as usize } else { 0 };
-        if !known || put < fields.items.len() {
+        if !fields.known.is_some_and(|list| self.blocks.put(list, out)) {
+            return self.write(fields, 0, interner, out);
+        }
+        let mut put = fields.known_len as usize;
+        // What was appended is a literal, and mostly a trace context.
+        while let Some(Item::Literal(literal)) = fields.items.get(put) {
+            put_literal(literal, &fields.text, out);
+            put += 1;
+        }
+        if put < fields.items.len() {
             self.write(fields, put, interner, out);
         }
     }
@@ -286,15 +294,16 @@ impl Places {
 /// A text of the list's own.
 #[inline]
 fn put_literal(literal: &Literal, text: &[u8], out: &mut Vec<u8>) {
-    const SHORT: u32 = 0x7f;
     let (name_text, value) = literal.texts(text);
     let pattern = if literal.never_indexed { 0x10 } else { 0 };
-    if literal.static_index == 0 && literal.name_len < SHORT && literal.value_len < SHORT {
-        // As a trace context of ours is: three bytes between two texts.
-        out.reserve(3 + literal.text_len() as usize);
-        out.extend_from_slice(&[pattern, literal.name_len as u8]);
-        out.extend_from_slice(name_text);
-        out.push(literal.value_len as u8);
+    if literal.name == Name::Traceparent
+        && let Ok(value) = <&[u8; 55]>::try_from(value)
+    {
+        // What nearly every call has, new each time: of one length, and so copied without a loop.
+        let mut begins = *b"\0\x0btraceparent\x37";
+        begins[0] = pattern;
+        out.reserve(begins.len() + value.len());
+        out.extend_from_slice(&begins);
         out.extend_from_slice(value);
         return;
     }

@@ -139,6 +139,14 @@ impl Fields {
         self.place(name).and_then(|at| self.value(at, interner))
     }
 
+    /// The value of the last field of this name: what a library adds to all calls stands at the end, and is found sooner
+    /// from there.
+    #[inline]
+    pub fn last_value_of<'a>(&'a self, name: Name, interner: &'a Interner) -> Option<&'a [u8]> {
+        let item = self.items.iter().rfind(|item| item.name() == name)?;
+        Some(item.value(&self.text, interner))
+    }
+
     /// The values of all fields of this name, in order.
     pub fn values<'a>(&'a self, name: Name, interner: &'a Interner) -> impl Iterator<Item = &'a [u8]> {
         let here = self.items.iter().filter(move |item| item.name() == name);
@@ -158,11 +166,16 @@ impl Fields {
     }
 
     /// Takes out every field of this name and says how many there were.
+    #[inline]
     pub fn remove_all(&mut self, name: Name, interner: &mut Interner) -> usize {
-        let gone = Names::of(&[name]);
-        if !self.names.has_any(gone) {
+        if !self.names.has(name) {
             return 0;
         }
+        self.take_out(name, interner)
+    }
+
+    fn take_out(&mut self, name: Name, interner: &mut Interner) -> usize {
+        let gone = Names::of(&[name]);
         self.known = None;
         self.names = self.names.but(gone);
         self.misplaced = self.misplaced.but(gone);

@@ -9,7 +9,8 @@ use opentelemetry_proto::tonic::metrics::v1::{
 };
 use opentelemetry_proto::tonic::resource::v1::Resource;
 
-use super::encode::{Anchor, scope, string};
+use super::anchor::Anchor;
+use super::resource::{scope, string};
 use crate::telemetry::Registry;
 use crate::telemetry::sink::{Label, Sink};
 

@@ -3,13 +3,17 @@
 //! Nothing here is on the path of an RPC. Spans come by the workers' queues, which are bounded; a collector that is away,
 //! silent, slow or unwilling costs spans, which are counted, and nothing else. Whatever is waited for has a deadline.
 
+mod anchor;
+mod attribute;
 mod batch;
 mod call;
 mod encode;
 mod endpoint;
+mod field;
 mod grpc;
 mod http;
 mod metrics;
+mod protobuf;
 mod resource;
 mod run;
 mod settings;
@@ -29,7 +33,7 @@ use super::Registry;
 use super::handover::{self, Intake};
 
 /// Bytes of spans that may wait for the collector, all workers together. What is being sent counts among them, and stands
-/// beside them in its encoded form, once as a structure and once as bytes: all of it stays below 8 MiB.
+/// beside them in its encoded form, ours and the one that is on its way: all of it stays below 8 MiB.
 const MOST_WAITING: usize = 4 << 20;
 
 /// The thread that exports. It ends by itself, later, when this drops.

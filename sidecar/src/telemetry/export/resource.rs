@@ -1,10 +1,8 @@
 //! Whose spans and metrics these are: OpenTelemetry's resource.
 
-use opentelemetry_proto::tonic::common::v1::KeyValue;
+use opentelemetry_proto::tonic::common::v1::{AnyValue, InstrumentationScope, KeyValue, any_value::Value};
 use opentelemetry_proto::tonic::resource::v1 as proto;
 use rand::RngExt as _;
-
-use super::encode::string;
 
 /// The attributes of this process.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -56,6 +54,26 @@ impl Resource {
             attributes,
             ..Default::default()
         }
+    }
+}
+
+/// Who recorded.
+pub(super) fn scope() -> InstrumentationScope {
+    InstrumentationScope {
+        name: "portunus".to_owned(),
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        ..Default::default()
+    }
+}
+
+/// An attribute that is a text.
+pub(super) fn string(key: &str, value: impl Into<String>) -> KeyValue {
+    KeyValue {
+        key: key.to_owned(),
+        value: Some(AnyValue {
+            value: Some(Value::StringValue(value.into())),
+        }),
+        ..Default::default()
     }
 }
 

@@ -16,7 +16,8 @@ use tracing::{info, warn};
 
 use super::batch::Batch;
 use super::call::{Collector, Refused};
-use super::{Headers, Settings, Target, encode, metrics};
+use super::encode::Requests;
+use super::{Headers, Settings, Target, metrics};
 use crate::telemetry::handover::Outlet;
 use crate::telemetry::{Counter, Registry, SPANS};
 
@@ -58,7 +59,7 @@ pub(super) async fn run(
 
 struct Spans<'a> {
     collector: Option<Collector>,
-    resource: &'a Resource,
+    requests: Requests,
     outlets: &'a [Outlet],
     /// What is being sent, as long as it is.
     sending: u64,
@@ -69,12 +70,12 @@ struct Spans<'a> {
 }
 
 impl<'a> Spans<'a> {
-    fn new(settings: &Settings, registry: &Arc<Registry>, resource: &'a Resource, outlets: &'a [Outlet]) -> Spans<'a> {
+    fn new(settings: &Settings, registry: &Arc<Registry>, resource: &Resource, outlets: &'a [Outlet]) -> Spans<'a> {
         let recorder = registry.recorder();
         let target = settings.traces.as_ref();
         Spans {
             collector: target.map(|target| Collector::new(settings, target, TRACES)),
-            resource,
+            requests: Requests::new(resource),
             outlets,
             sending: 0,
             health: Health::new("spans", target, &settings.headers),
@@ -113,7 +114,7 @@ impl<'a> Spans<'a> {
             return;
         };
         self.sending = batch.count();
-        let message = Bytes::from(encode::request(&batch.spans, self.resource).encode_to_vec());
+        let message = Bytes::from(self.requests.encode(&batch.spans));
         batch.spans = Vec::new();
         let began = Instant::now();
         let mut pause = Backoff::default();

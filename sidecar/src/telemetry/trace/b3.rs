@@ -120,9 +120,8 @@ impl Text {
         self.len += bytes.len();
     }
 
-    fn put_hex(&mut self, bytes: &[u8]) {
-        hex::write(bytes, &mut self.bytes[self.len..][..2 * bytes.len()]);
-        self.len += 2 * bytes.len();
+    fn put_span_id(&mut self, id: SpanId) {
+        self.put(&hex::digits(id.get()));
     }
 }
 
@@ -136,11 +135,11 @@ impl AsRef<[u8]> for Text {
 pub fn format_single(context: &Context, short: bool, decision: Decision, parent: Option<SpanId>) -> Text {
     let mut text = format_trace_id(context.trace_id, short);
     text.put(b"-");
-    text.put_hex(&context.span_id.to_bytes());
+    text.put_span_id(context.span_id);
     text.put(&[b'-', decision.letter()]);
     if let Some(parent) = parent {
         text.put(b"-");
-        text.put_hex(&parent.to_bytes());
+        text.put_span_id(parent);
     }
     text
 }
@@ -148,17 +147,19 @@ pub fn format_single(context: &Context, short: bool, decision: Decision, parent:
 /// Writes the value of `x-b3-traceid`.
 pub fn format_trace_id(id: TraceId, short: bool) -> Text {
     let mut text = EMPTY;
+    let [high, low] = id.halves();
     // An id of more than 64 bits is never cut, whatever came.
-    let short = short && id.get() >> 64 == 0;
-    let bytes = id.to_bytes();
-    text.put_hex(if short { &bytes[8..] } else { &bytes });
+    if !short || high != 0 {
+        text.put(&hex::digits(high));
+    }
+    text.put(&hex::digits(low));
     text
 }
 
 /// Writes the value of `x-b3-spanid` and `x-b3-parentspanid`.
 pub fn format_span_id(id: SpanId) -> Text {
     let mut text = EMPTY;
-    text.put_hex(&id.to_bytes());
+    text.put_span_id(id);
     text
 }
 

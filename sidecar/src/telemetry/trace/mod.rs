@@ -59,6 +59,12 @@ impl TraceId {
         self.0.get()
     }
 
+    /// Its upper and its lower 64 bits.
+    #[inline]
+    pub(super) fn halves(self) -> [u64; 2] {
+        [(self.get() >> 64) as u64, self.get() as u64]
+    }
+
     /// As it stands on the wire.
     pub fn to_bytes(self) -> [u8; 16] {
         self.get().to_be_bytes()

@@ -37,8 +37,10 @@ pub fn parse(value: &[u8]) -> Option<Context> {
 #[inline]
 pub fn format(context: &Context) -> [u8; LEN] {
     let mut text = *b"00-00000000000000000000000000000000-0000000000000000-00";
-    hex::write(&context.trace_id.to_bytes(), &mut text[3..35]);
-    hex::write(&context.span_id.to_bytes(), &mut text[36..52]);
+    let [high, low] = context.trace_id.halves();
+    text[3..19].copy_from_slice(&hex::digits(high));
+    text[19..35].copy_from_slice(&hex::digits(low));
+    text[36..52].copy_from_slice(&hex::digits(context.span_id.get()));
     text[54] = b'0' + ((u8::from(context.sampled) * SAMPLED) | (u8::from(context.random) * RANDOM));
     text
 }
