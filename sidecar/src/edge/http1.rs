@@ -84,6 +84,11 @@ pub struct Facts<'a> {
     pub admits: &'a dyn Fn() -> Result<Permit, policy::Refusal>,
 }
 
+/// Room for a count of each of [`Refusal::REASONS`]. Their number itself cannot stand in a type that a coroutine holds: rustc
+/// would have to know the one before the other.
+const PLACES: usize = 16;
+const _: () = assert!(Refusal::REASONS.len() <= PLACES);
+
 /// What a connection was, now that it has ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Summary {
@@ -98,7 +103,7 @@ pub struct Summary {
     /// Requests whose switch to a protocol that would carry requests past us (h2c) was not offered to the application.
     pub upgrades_refused: u64,
     /// What was answered here, by the place of [`Refusal::reason`] in [`Refusal::REASONS`].
-    pub refusals: [u64; Refusal::REASONS.len()],
+    pub refusals: [u64; PLACES],
     /// How it ended.
     pub end: End,
 }
@@ -285,7 +290,7 @@ struct Talk<'a, U: Stream, F> {
     switching: Cell<bool>,
     requests: Cell<u64>,
     upgrades_refused: Cell<u64>,
-    refusals: Cell<[u64; Refusal::REASONS.len()]>,
+    refusals: Cell<[u64; PLACES]>,
     pulse: Rc<Pulse>,
 }
 
