@@ -9,5 +9,6 @@ mod ends;
 mod fields;
 mod load;
 mod local;
+mod room;
 
 use support::relay::{bytes, raw, world};

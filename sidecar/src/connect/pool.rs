@@ -227,6 +227,16 @@ impl Pools {
         needs
     }
 
+    /// The calls that wait and are such a one: they wait here no longer.
+    pub fn take_waiting(&mut self, key: PoolKey, is_such: impl Fn(u64) -> bool) -> Vec<u64> {
+        let Some(pool) = self.pools.get_mut(key) else {
+            return Vec::new();
+        };
+        let (taken, left): (Vec<_>, _) = pool.waiting.drain(..).partition(|call| is_such(*call));
+        pool.waiting = left.into();
+        taken
+    }
+
     /// A call no longer waits.
     pub fn forget(&mut self, key: PoolKey, call: u64) {
         if let Some(pool) = self.pools.get_mut(key) {
