@@ -87,6 +87,9 @@ impl Worker {
             }
             self.attend(key);
         }
+        for (pool, addr) in self.pools.dial_again(&self.wires) {
+            self.dial(pool, addr);
+        }
         self.count_local();
         let budget = &self.wires.shared.budget;
         if budget.is_spent() {
