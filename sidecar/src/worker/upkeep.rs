@@ -6,7 +6,9 @@ use super::Worker;
 use super::events::SPARED;
 use crate::connect::wire::TookUp;
 use crate::connect::{Side, WireKey};
+use crate::exchange::Phase;
 use crate::failure::Failure;
+use crate::grpc::Code;
 use crate::http2::{Connection, Reason};
 use crate::slots::Key;
 
@@ -86,6 +88,7 @@ impl Worker {
                 continue;
             }
             self.attend(key);
+            self.end_watches(key);
         }
         for (pool, addr) in self.pools.dial_again(&self.wires) {
             self.dial(pool, addr);
@@ -195,6 +198,27 @@ impl Worker {
         if drained {
             self.write_last(key);
             self.close(key, "it was drained");
+        }
+    }
+
+    /// A server's connection that drains ends with its last stream, and the sidecar's own that watch its health would never
+    /// end: they are opened anew, by another connection.
+    fn end_watches(&mut self, key: WireKey) {
+        let Some(wire) = self.wires.slots.get(key) else { return };
+        if !matches!(wire.side, Side::Server { .. }) || !wire.engine.is_draining() {
+            return;
+        }
+        for user in wire.engine.users() {
+            let key = Key::from_bits(user);
+            // A `Check` that is not answered yet ends in its own time, which is short.
+            if let Some(call) = self.calls.get_mut(key)
+                && call.checks
+                && call.exchange.phase == Phase::Answering
+            {
+                call.ended = Some(Code::Cancelled);
+                call.exchange.cut(Reason::REFUSED_STREAM, &mut self.wires);
+                self.settle(key);
+            }
         }
     }
 
