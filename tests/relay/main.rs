@@ -9,6 +9,7 @@ mod ends;
 mod fields;
 mod load;
 mod local;
+mod refused;
 mod room;
 
 use support::relay::{bytes, raw, world};

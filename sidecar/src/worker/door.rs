@@ -439,17 +439,36 @@ impl Door {
         self.counts.up.add(summary.bytes_up);
         self.counts.down.add(summary.bytes_down);
         tracing::debug!(%meant, up = summary.bytes_up, down = summary.bytes_down, end = ?summary.end, "tunnel ended");
-        if let tunnel::End::Broken {
-            kind: ErrorKind::InvalidData,
-            ..
-        } = summary.end
-        {
-            tracing::info!(
-                %meant,
-                "connection ended: it began with an HTTP/1 request whose first line came in pieces; \
-                 declare the port's protocol as http"
-            );
-            self.counts.ended(Ending::HiddenRequest);
+        if let tunnel::End::Broken { side, kind, tls } = summary.end {
+            self.broken(meant, side, kind, tls);
+        }
+    }
+
+    /// A tunnel broke: what is not a peer's or the network's usual way to end is said, and counted.
+    fn broken(&self, meant: SocketAddr, side: tunnel::Side, kind: ErrorKind, tls: Option<&'static str>) {
+        match (kind, tls) {
+            // In TLS 1.3 a server may refuse our certificate after the handshake was well for us.
+            (ErrorKind::PermissionDenied, Some(reason)) => {
+                tracing::warn!(%meant, ?side, reason, "no mTLS: the peer ended the tunnel's TLS for that");
+                let inbound = self.inbound;
+                self.inbox.send(Message::ShookHands {
+                    inbound,
+                    result: reason,
+                });
+            }
+            (ErrorKind::InvalidData, Some(reason)) => {
+                tracing::info!(%meant, ?side, reason, "connection ended: its TLS was broken");
+                self.counts.ended(Ending::BrokenTls);
+            }
+            (ErrorKind::InvalidData, None) => {
+                tracing::info!(
+                    %meant,
+                    "connection ended: it began with an HTTP/1 request whose first line came in pieces; \
+                     declare the port's protocol as http"
+                );
+                self.counts.ended(Ending::HiddenRequest);
+            }
+            (_, Some(_) | None) => {}
         }
     }
 

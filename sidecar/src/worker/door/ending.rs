@@ -35,6 +35,7 @@ words! {
         PrefaceTimeout = "preface_timeout",
         Crowded = "crowded",
         HiddenRequest = "hidden_request",
+        BrokenTls = "broken_tls",
         SlowHead = "slow_head",
         MtlsRequired = "mtls_required",
         MtlsDisabled = "mtls_disabled",
