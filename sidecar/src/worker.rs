@@ -388,8 +388,9 @@ impl Worker {
                 let Reach::Wire(wire) = self.pools.reach(pool, mark, &self.wires) else {
                     break;
                 };
-                if let Err(failure) = self.carry(key, wire) {
-                    self.fail(key, failure);
+                match self.carry(key, wire) {
+                    Ok(()) => self.note_server(key),
+                    Err(failure) => self.fail(key, failure),
                 }
             }
             if self.pools.needs_dial(pool, &self.wires) {
