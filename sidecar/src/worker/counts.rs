@@ -196,3 +196,26 @@ impl Way {
         self.upstream.add(-1);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::telemetry::{Format, Registry, Settings};
+
+    #[test]
+    fn a_thousand_peers_are_told_apart_and_then_no_more() {
+        let registry = Registry::new(&Settings::default());
+        let recorder = registry.recorder();
+        let mut counts = Counts::new(&recorder, 0);
+        for n in 0..MOST_PEERS + 100 {
+            let id = format!("spiffe://mesh.test/ns/a/sa/s{n}");
+            let id = SpiffeId::parse(&id).expect("an identity");
+            let label = counts.label(n % 2 == 0, &id, &recorder);
+            counts.request(label);
+        }
+        let page = registry.scrape(Format::Prometheus);
+        let rows = page.lines().filter(|line| line.starts_with("portunus_requests_total{"));
+        let of_peers = rows.filter(|row| row.contains("spiffe://"));
+        assert_eq!(of_peers.count(), MOST_PEERS);
+    }
+}
