@@ -111,6 +111,8 @@ fn go(worker: &mut Worker, key: CallKey) -> Result<(), Failure> {
         call.exchange
             .head
             .remove_all(Name::ForwardedClientCert, &mut worker.wires.shared.interner);
+        call.exchange
+            .remove_from_trailers(Name::ForwardedClientCert, &mut worker.wires.shared);
     }
     call.choice = Some(Choice {
         place: begun.call,
