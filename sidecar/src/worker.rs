@@ -339,7 +339,7 @@ impl Worker {
             self.recorder.handled(method, call.kind(), code, elapsed);
         }
         if !call.is_counted {
-            self.counts.request(Counts::in_plain(call.inbound));
+            self.counts.request(Counts::UNSENT);
         }
         let outcome = call.outcome(code, self.tick);
         let at = call.service;

@@ -58,8 +58,9 @@ impl Counts {
     pub(crate) fn new(recorder: &Recorder, budget: u64) -> Counts {
         recorder.resolve(&MEMORY_BUDGET, []).set(budget as i64);
         let in_plain = |direction| recorder.resolve(&REQUESTS, [direction, "false", ""]);
+        let unsent = recorder.resolve(&REQUESTS, ["outbound", "none", ""]);
         Counts {
-            peers: vec![in_plain("outbound"), in_plain("inbound")],
+            peers: vec![in_plain("outbound"), in_plain("inbound"), unsent],
             labels: HashMap::new(),
             handshakes: HashMap::new(),
             inbound: Way::new(recorder, "inbound"),
@@ -115,6 +116,9 @@ impl Counts {
     pub(crate) fn in_plain(inbound: bool) -> u32 {
         u32::from(inbound)
     }
+
+    /// The label of requests that no wire carried.
+    pub(crate) const UNSENT: u32 = 2;
 
     /// A request to, or from, the other end of a wire with this label.
     #[inline]

@@ -97,8 +97,8 @@ impl Ending {
         use detect::Error;
         match error {
             Error::Client(_) => Ending::ClientGone,
-            Error::Dial(Unreached::ControlSilent(_)) => Ending::ControlSilent,
-            Error::Dial(_) => Ending::Dial,
+            Error::Dial(Unreached::ControlSilent(_) | Unreached::Full(..)) => Ending::ControlSilent,
+            Error::Dial(Unreached::Dial(_) | Unreached::NoEndpoint(_)) => Ending::Dial,
             Error::Upstream(_) => Ending::UpstreamReset,
             Error::Dribble { .. } => Ending::PrefaceTimeout,
             Error::Crowded => Ending::Crowded,
