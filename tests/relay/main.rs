@@ -9,7 +9,7 @@ mod ends;
 mod fields;
 mod load;
 mod local;
-mod refused;
 mod room;
+mod tunnels;
 
 use support::relay::{bytes, raw, world};

@@ -57,6 +57,13 @@ pub static DETECTED: Family<Counter, 2> = Family::counter(
     ["direction", "guess"],
 );
 
+/// Tunnels that were opened.
+pub static TUNNELS: Family<Counter, 2> = Family::counter(
+    "portunus_tunnels_total",
+    "Tunnels that were opened, and connections of HTTP/1; tls says whether the connection to the other sidecar is mTLS.",
+    ["direction", "tls"],
+);
+
 /// Bytes that tunnels carried.
 pub static TUNNEL_BYTES: Family<Counter, 2> = Family::counter(
     "portunus_tunnel_bytes_total",

@@ -5,7 +5,7 @@ use crate::accept;
 use crate::detect::{self, Guess};
 use crate::edge::http1;
 use crate::policy;
-use crate::telemetry::{CONNECTIONS, Counter, DETECTED, Gauge, PROXY_ERRORS, Recorder, TUNNEL_BYTES};
+use crate::telemetry::{CONNECTIONS, Counter, DETECTED, Gauge, PROXY_ERRORS, Recorder, TUNNEL_BYTES, TUNNELS};
 use crate::words::words;
 
 /// The numbers of one door.
@@ -18,6 +18,8 @@ pub(super) struct Counts {
     pub(super) up: Counter,
     pub(super) down: Counter,
     pub(super) tunnels: Gauge,
+    tunnels_in_plain: Counter,
+    tunnels_in_mtls: Counter,
 }
 
 words! {
@@ -58,12 +60,23 @@ impl Counts {
             up: recorder.resolve(&TUNNEL_BYTES, [direction, "to_upstream"]),
             down: recorder.resolve(&TUNNEL_BYTES, [direction, "to_downstream"]),
             tunnels: recorder.resolve(&CONNECTIONS, [direction, "tunnel"]),
+            tunnels_in_plain: recorder.resolve(&TUNNELS, [direction, "false"]),
+            tunnels_in_mtls: recorder.resolve(&TUNNELS, [direction, "true"]),
         }
     }
 
     pub(super) fn guess(&self, guess: Guess) {
         if let Some((_, counter)) = self.guesses.iter().find(|(known, _)| *known == guess) {
             counter.inc();
+        }
+    }
+
+    /// A tunnel, or a connection of HTTP/1, begins.
+    pub(super) fn begins(&self, in_mtls: bool) {
+        if in_mtls {
+            self.tunnels_in_mtls.inc();
+        } else {
+            self.tunnels_in_plain.inc();
         }
     }
 

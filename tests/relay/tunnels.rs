@@ -1,4 +1,4 @@
-//! What a peer says inside TLS once the handshake is over for us: that it does not take our certificate, after all.
+//! Tunnels before and behind the mesh's TLS: what is said of them where it is not seen inside.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -44,4 +44,27 @@ async fn a_tunnel_whose_certificate_is_refused_behind_the_handshake_is_counted_b
     })
     .await;
     assert_eq!(near.metric("portunus_proxy_errors_total", &["hidden_request"]), 0.0);
+}
+
+#[tokio::test]
+async fn what_is_no_call_is_counted_as_plain_too_where_a_port_takes_both() {
+    let pki = Pki::new("mesh.test");
+    let setup = Setup {
+        inbound: true,
+        pair: false,
+        mesh: Some(pki.mesh(&pki.id("server"), Mode::Permissive, |_| None)),
+        ..Setup::default()
+    };
+    let world = World::with(setup).await;
+    for first in [&b"\0\x01bytes"[..], b"GET / HTTP/1.1\r\nhost: a\r\n\r\n"] {
+        let mut peer = TcpStream::connect(world.proxy).await.expect("it takes connections");
+        peer.write_all(first).await.expect("it is open");
+        // Whatever the server makes of it, the connection has been carried by then.
+        let _ = peer.read_u8().await;
+    }
+    assert_eq!(
+        world.metric("portunus_tunnels_total", &["inbound", "tls=\"false\""]),
+        2.0
+    );
+    assert_eq!(world.metric("portunus_tunnels_total", &["tls=\"true\""]), 0.0);
 }
