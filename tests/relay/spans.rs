@@ -27,7 +27,7 @@ impl TraceService for Collector {
         for span in scopes.flat_map(|scope| scope.spans) {
             self.0.send(span).map_err(|gone| Status::internal(gone.to_string()))?;
         }
-        Ok(Response::default())
+        Ok(Response::new(ExportTraceServiceResponse::default()))
     }
 }
 
