@@ -158,6 +158,13 @@ impl Call {
                     waited: self.waited(now),
                 }
             }
+            // Our own word: of an endpoint that was not asked it says nothing, and nothing good of one where bytes stalled.
+            Code::ResourceExhausted if self.ended.is_some() => match self.stalled {
+                None if !answered => Outcome::Unsent,
+                None | Some(_) => Outcome::Abandoned {
+                    waited: self.waited(now),
+                },
+            },
             _ => Outcome::Done,
         }
     }
@@ -171,5 +178,72 @@ pub(crate) fn code_of_reset(reason: Reason) -> Code {
         Reason::ENHANCE_YOUR_CALM => Code::ResourceExhausted,
         Reason::INADEQUATE_SECURITY => Code::PermissionDenied,
         _ => Code::Internal,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::exchange::End;
+    use crate::http2::hpack::{Fields, Interner};
+
+    fn now() -> Tick {
+        let now = Instant::now();
+        Tick::new(now, now)
+    }
+
+    /// A call that is over and has had no answer.
+    fn unanswered(ended: Option<Code>) -> Call {
+        let end = End {
+            wire: Key::NONE,
+            stream: Key::NONE,
+        };
+        Call {
+            exchange: Exchange::new(end, Fields::new(), true, &Interner::new()),
+            inbound: false,
+            checks: false,
+            meant: SocketAddr::from(([127, 0, 0, 1], 1)),
+            method: None,
+            began: now(),
+            deadline: None,
+            service: Key::NONE,
+            choice: None,
+            resent: false,
+            stalled: None,
+            looked: 0,
+            ended,
+            is_reset: false,
+            is_counted: false,
+            aside: None,
+        }
+    }
+
+    fn outcome(call: &Call) -> Outcome {
+        call.outcome(call.code(), now())
+    }
+
+    const NO_WAIT: Outcome = Outcome::Abandoned { waited: Duration::ZERO };
+
+    #[test]
+    fn what_an_endpoint_was_never_asked_is_no_success_of_its() {
+        // Too many wait; the next hop takes no such header list.
+        assert_eq!(outcome(&unanswered(Some(Code::ResourceExhausted))), Outcome::Unsent);
+    }
+
+    #[test]
+    fn a_call_whose_bytes_stalled_is_no_success() {
+        let mut stalled = unanswered(Some(Code::ResourceExhausted));
+        stalled.stalled = Some(now());
+        assert_eq!(outcome(&stalled), NO_WAIT);
+        stalled.exchange.http_status = 200;
+        assert_eq!(outcome(&stalled), NO_WAIT);
+    }
+
+    #[test]
+    fn that_an_application_has_no_more_to_give_is_an_answer_like_others() {
+        let mut answered = unanswered(None);
+        answered.exchange.http_status = 200;
+        answered.exchange.code = Some(Code::ResourceExhausted);
+        assert_eq!(outcome(&answered), Outcome::Done);
     }
 }

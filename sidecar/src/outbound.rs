@@ -111,6 +111,8 @@ fn go(worker: &mut Worker, key: CallKey) -> Result<(), Failure> {
         call.exchange
             .head
             .remove_all(Name::ForwardedClientCert, &mut worker.wires.shared.interner);
+        call.exchange
+            .remove_from_trailers(Name::ForwardedClientCert, &mut worker.wires.shared);
     }
     call.choice = Some(Choice {
         place: begun.call,
@@ -119,9 +121,18 @@ fn go(worker: &mut Worker, key: CallKey) -> Result<(), Failure> {
         at: worker.tick,
     });
     if call.aside.is_some() {
-        worker.note_endpoint(key);
+        return reach_on_record(worker, key, pool, addr);
     }
     worker.reach(key, pool, addr)
+}
+
+/// Reaches the endpoint for a call of which a span may tell.
+#[inline(never)]
+fn reach_on_record(worker: &mut Worker, key: CallKey, pool: PoolKey, addr: SocketAddr) -> Result<(), Failure> {
+    worker.note_endpoint(key);
+    worker.reach(key, pool, addr)?;
+    worker.note_server(key);
+    Ok(())
 }
 
 /// Pick: the better of two endpoints, among those that this call has not tried. Nothing if the call has to wait until it is

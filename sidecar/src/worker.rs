@@ -340,7 +340,7 @@ impl Worker {
             self.recorder.handled(method, call.kind(), code, elapsed);
         }
         if !call.is_counted {
-            self.counts.request(Counts::in_plain(call.inbound));
+            self.counts.request(Counts::UNSENT);
         }
         let outcome = call.outcome(code, self.tick);
         let at = call.service;
@@ -389,8 +389,9 @@ impl Worker {
                 let Reach::Wire(wire) = self.pools.reach(pool, mark, &self.wires) else {
                     break;
                 };
-                if let Err(failure) = self.carry(key, wire) {
-                    self.fail(key, failure);
+                match self.carry(key, wire) {
+                    Ok(()) => self.note_server(key),
+                    Err(failure) => self.fail(key, failure),
                 }
             }
             if self.pools.needs_dial(pool, &self.wires) {

@@ -164,6 +164,30 @@ async fn a_watch_hears_at_once_and_where_it_is_not_served_check_is_asked() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_watch_keeps_no_connection_open_that_drains_and_goes_on_by_another() {
+    let settings = Settings {
+        mode: Mode::Watch,
+        interval: Duration::from_secs(30),
+        ..checked()
+    };
+    let service = Service::start(1, settings).await;
+    let peer = &service.peers[0];
+    peer.serves_watch();
+    service.load_until(50, || peer.checks() == 1).await;
+    peer.drain();
+    let began = Instant::now();
+    let calls = service
+        .load_until(50, || peer.checks() == 2 && peer.drained() == 1)
+        .await;
+    assert!(began.elapsed() < Duration::from_secs(5), "{:?}", began.elapsed());
+    assert_eq!(calls.failed, Vec::<String>::new());
+    assert_eq!(service.state(0), "ready", "that it drains says nothing of its health");
+    // What is watched there is heard.
+    peer.says(NOT_SERVING);
+    service.load_until(50, || service.state(0) == "unhealthy").await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn health_checks_are_counted_as_nothing_else_and_use_the_same_connections() {
     let service = Service::start(2, checked()).await;
     let calls = service

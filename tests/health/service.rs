@@ -58,6 +58,9 @@ pub(crate) struct Peer {
     last_call: Mutex<Instant>,
     /// Streams end when this is told.
     end_streams: tokio::sync::Notify,
+    /// Connections say GOAWAY when this is told, and end when their streams have.
+    drains: tokio::sync::Notify,
+    ended: AtomicU64,
 }
 
 impl Peer {
@@ -85,6 +88,16 @@ impl Peer {
         self.connections.load(Relaxed)
     }
 
+    /// Connections that have ended since they said GOAWAY.
+    pub(crate) fn drained(&self) -> u64 {
+        self.ended.load(Relaxed)
+    }
+
+    /// Says GOAWAY on the connections that are open.
+    pub(crate) fn drain(&self) {
+        self.drains.notify_waiters();
+    }
+
     pub(crate) fn last_call(&self) -> Instant {
         *self.last_call.lock()
     }
@@ -98,7 +111,21 @@ impl Peer {
                 let Ok(mut connection) = h2::server::handshake(socket).await else {
                     return;
                 };
-                while let Some(Ok((request, respond))) = connection.accept().await {
+                let drained = peer.drains.notified();
+                tokio::pin!(drained);
+                let mut drains = false;
+                loop {
+                    let (request, respond) = tokio::select! {
+                        () = &mut drained, if !drains => {
+                            drains = true;
+                            connection.graceful_shutdown();
+                            continue;
+                        }
+                        asked = connection.accept() => match asked {
+                            Some(Ok(asked)) => asked,
+                            Some(Err(_)) | None => break,
+                        },
+                    };
                     let peer = peer.clone();
                     if *peer.does.lock() == Does::Leaves && request.uri().path() == "/a.B/Call" {
                         peer.calls.fetch_add(1, Relaxed);
@@ -107,6 +134,7 @@ impl Peer {
                     // A caller that leaves ends its call here, too.
                     tokio::spawn(async move { peer.answer(request, respond).await });
                 }
+                peer.ended.fetch_add(u64::from(drains), Relaxed);
             });
         }
     }
@@ -296,6 +324,8 @@ impl Service {
                 connections: AtomicU64::new(0),
                 last_call: Mutex::new(Instant::now()),
                 end_streams: tokio::sync::Notify::new(),
+                drains: tokio::sync::Notify::new(),
+                ended: AtomicU64::default(),
             });
             tokio::spawn(peer.clone().serve(listener));
             hosts += &format!("{} greeter\n", addr.ip());

@@ -8,7 +8,7 @@ use bytes::Bytes as Buf;
 use tokio::net::TcpListener;
 
 use crate::raw::{self, HEADERS, Raw};
-use crate::world::{Answer, Begun, Caller, Setup, World, collect, request};
+use crate::world::{Answer, Begun, Caller, PATIENCE, Setup, World, collect, request};
 
 async fn before_raw() -> (World, TcpListener) {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
@@ -337,6 +337,58 @@ async fn a_server_that_answers_its_ping_may_be_silent_as_long_as_it_likes() {
     assert_eq!(pings, 1, "gRPC servers punish more");
     answer(&mut server, stream).await;
     is(&waits.await.expect("it held").expect("answered"), "0", "");
+}
+
+/// Answers one PING, with a call that waits.
+async fn until_pinged(server: &mut Raw) {
+    let ping = loop {
+        let frame = server.next().await.expect("the connection goes on");
+        match frame.kind {
+            raw::PING if !frame.has(raw::ACK) => break frame,
+            raw::SETTINGS if !frame.has(raw::ACK) => server.send(&raw::frame(raw::SETTINGS, raw::ACK, 0, &[])).await,
+            _ => {}
+        }
+    };
+    server.send(&raw::frame(raw::PING, raw::ACK, 0, &ping.payload)).await;
+}
+
+#[tokio::test]
+async fn a_server_that_freezes_after_it_answered_a_ping_is_noticed_by_the_next_call() {
+    let (world, listener) = before_raw_alone().await;
+    let caller = world.caller().await;
+    let stream = call(&caller, vec![1; 10]);
+    let mut server = Raw::accept(&listener, &[]).await;
+    until_pinged(&mut server).await;
+    // From here on it neither reads nor writes.
+    let next = call(&caller, vec![2; 10]);
+    let answer = tokio::time::timeout(PATIENCE, next)
+        .await
+        .expect("it does not wait for ever");
+    is(
+        &answer.expect("it held").expect("answered"),
+        "14",
+        "did not answer a PING",
+    );
+    is(
+        &stream.await.expect("it held").expect("answered"),
+        "14",
+        "did not answer a PING",
+    );
+}
+
+#[tokio::test]
+async fn a_server_that_takes_its_time_with_every_call_gets_no_more_pings_than_grpc_allows() {
+    let (world, listener) = before_raw_alone().await;
+    let caller = world.caller().await;
+    let mut waits = vec![call(&caller, vec![1; 10])];
+    let mut server = Raw::accept(&listener, &[]).await;
+    for _ in 0..3 {
+        until_pinged(&mut server).await;
+        waits.push(call(&caller, vec![2; 10]));
+    }
+    let fourth = tokio::time::timeout(Duration::from_secs(4), until_pinged(&mut server)).await;
+    assert!(fourth.is_err(), "grpc-go ends a connection for the fourth");
+    assert!(waits.iter().all(|call| !call.is_finished()));
 }
 
 #[tokio::test]

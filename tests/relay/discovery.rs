@@ -20,7 +20,7 @@ use crate::world::{Answer, Caller, PATIENCE, Setup, World, request};
 
 /// A control whose every word is the test's. It says nothing of what it was not told.
 #[derive(Clone, Default)]
-struct Control {
+pub(crate) struct Control {
     said: Arc<Mutex<HashMap<Subject, watch::Sender<Arc<Known>>>>>,
     /// So many subjects more are refused.
     full: Arc<AtomicUsize>,
@@ -28,7 +28,7 @@ struct Control {
 }
 
 impl Control {
-    fn says(&self, subject: Subject, known: Known) {
+    pub(crate) fn says(&self, subject: Subject, known: Known) {
         let mut said = self.said.lock();
         said.entry(subject).or_default().send_replace(Arc::new(known));
     }
@@ -38,7 +38,7 @@ impl Control {
         self.asked.load(Relaxed)
     }
 
-    fn mesh(&self) -> Mesh {
+    pub(crate) fn mesh(&self) -> Mesh {
         let pki = Pki::new("mesh.test");
         let credential = pki.credential(&pki.id("caller"), Duration::from_secs(3_600));
         let control = self.clone();
@@ -57,7 +57,7 @@ impl Control {
     }
 }
 
-fn outside() -> Known {
+pub(crate) fn outside() -> Known {
     Known::Outside(Arc::new(Policy::default()))
 }
 
@@ -73,10 +73,10 @@ async fn world(control: &Control, hosts: Option<&Hosts>) -> World {
 }
 
 /// A hosts file, gone at the end.
-struct Hosts(PathBuf);
+pub(crate) struct Hosts(pub(crate) PathBuf);
 
 impl Hosts {
-    fn of(test: &str, lines: &str) -> Hosts {
+    pub(crate) fn of(test: &str, lines: &str) -> Hosts {
         let file = std::env::temp_dir().join(format!("portunus-{test}-{}", std::process::id()));
         std::fs::write(&file, lines).expect("a file");
         Hosts(file)
@@ -91,7 +91,7 @@ impl Drop for Hosts {
 }
 
 /// A call to a name, on a task of its own.
-fn call_to(caller: &Caller, name: &str) -> tokio::task::JoinHandle<Answer> {
+pub(crate) fn call_to(caller: &Caller, name: &str) -> tokio::task::JoinHandle<Answer> {
     let request = Request::post(format!("http://{name}/a.B/C"))
         .header("content-type", "application/grpc")
         .header("te", "trailers");

@@ -2,6 +2,7 @@
 //! Every byte is checked.
 
 mod again;
+mod certificates;
 mod chaos;
 mod credit;
 mod discovery;
@@ -9,5 +10,8 @@ mod ends;
 mod fields;
 mod load;
 mod local;
+mod room;
+mod spans;
+mod tunnels;
 
 use support::relay::{bytes, raw, world};

@@ -429,7 +429,8 @@ impl Balancer {
     /// RPC, before [`Balancer::looked`]: one that never ends would never be heard of otherwise.
     pub fn sees(&mut self, call: &Call, waited: Duration, now: Instant) {
         let in_vain = in_vain(&self.norm);
-        if let Some(endpoint) = self.slots.get_mut(call.key)
+        // One that drains is judged by nobody, and begins anew if it is named again.
+        if let Some(endpoint) = self.slots.get_mut(call.key).filter(|endpoint| !endpoint.draining)
             && waited >= in_vain
             && endpoint.conduct.is_since_well(waited, now)
         {

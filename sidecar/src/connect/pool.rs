@@ -22,6 +22,9 @@ const RESETS_TO_REPLACE: u32 = 80;
 /// 20 streams that were reset before the application had taken them.
 const HASTY_RESETS_TO_REPLACE: u32 = 16;
 
+/// How often all dials may fail, while a connection stands that has no room, before the calls that wait for room are given up.
+/// Until then one of its streams may end, and a server that was short of something may be well again.
+const MOST_IN_VAIN: u32 = 2;
 /// Streams that a connection is expected to take, until the address has said how many.
 const STREAMS_EACH: u32 = 100;
 
@@ -34,6 +37,8 @@ pub struct Pool {
     wires: Vec<WireKey>,
     dialling: usize,
     waiting: VecDeque<u64>,
+    /// How often, in a row, all dials failed while a connection stood. It is dialled again in good time then, not at once.
+    in_vain: u32,
     /// Streams that its connections take at once, as one of them said.
     streams: Option<u32>,
 }
@@ -107,6 +112,7 @@ impl Pools {
             wires: Vec::new(),
             dialling: 0,
             waiting: VecDeque::new(),
+            in_vain: 0,
             streams: None,
         });
         keys.push(key);
@@ -141,7 +147,7 @@ impl Pools {
         // One connection serves many calls: so many are dialled as those who wait are likely to need.
         let each = pool.streams.unwrap_or(STREAMS_EACH).clamp(1, STREAMS_EACH);
         let wanted = pool.waiting.len().div_ceil(each as usize);
-        if pool.dialling < wanted && pool.lasting(wires) + pool.dialling < MOST_WIRES {
+        if pool.dialling < wanted && pool.may_dial(wires) {
             pool.dialling += 1;
             return Reach::Dial;
         }
@@ -160,6 +166,7 @@ impl Pools {
     pub fn learn_streams(&mut self, key: PoolKey, streams: u32) {
         if let Some(pool) = self.pools.get_mut(key) {
             pool.streams = Some(streams);
+            pool.in_vain = 0;
         }
     }
 
@@ -179,13 +186,20 @@ impl Pools {
         self.give_up(key, wires)
     }
 
-    /// The calls that wait, unless a dial or a wire may still serve them.
+    /// The calls that wait, unless a dial or a wire may still serve them. A wire without room may, once a stream there ends,
+    /// but nobody knows when that is: the calls wait for it until all dials have failed a second time.
     pub fn give_up(&mut self, key: PoolKey, wires: &Wires) -> Vec<u64> {
         let Some(pool) = self.pools.get_mut(key) else {
             return Vec::new();
         };
-        if pool.dialling > 0 || pool.lasting(wires) > 0 {
+        if pool.dialling > 0 {
             return Vec::new();
+        }
+        if pool.lasting(wires) > 0 {
+            pool.in_vain = pool.in_vain.saturating_add(1);
+            if pool.in_vain < MOST_IN_VAIN || pool.usable(wires).is_some() {
+                return Vec::new();
+            }
         }
         pool.waiting.drain(..).collect()
     }
@@ -209,22 +223,45 @@ impl Pools {
             return None;
         }
         pool.usable(wires)?;
+        // There is room from time to time: that is worth waiting for.
+        pool.in_vain = pool.in_vain.min(1);
         pool.waiting.pop_front()
     }
 
-    /// Whether calls wait while nobody dials and no wire could take them: a dial is due, and counted.
+    /// Whether calls wait while nobody dials and no wire could take them: a dial is due, and counted. Where the last one was
+    /// in vain, [`Pools::dial_again`] says when the next one is due.
     pub fn needs_dial(&mut self, key: PoolKey, wires: &Wires) -> bool {
         let Some(pool) = self.pools.get_mut(key) else {
             return false;
         };
-        let needs = !pool.waiting.is_empty()
-            && pool.dialling == 0
-            && pool.usable(wires).is_none()
-            && pool.lasting(wires) < MOST_WIRES;
+        let needs = pool.is_stuck(wires) && pool.may_dial(wires);
         if needs {
             pool.dialling += 1;
         }
         needs
+    }
+
+    /// The pools whose calls wait while nobody dials, since the last dial was in vain: another is due for each, and counted.
+    /// To be asked from time to time.
+    pub fn dial_again(&mut self, wires: &Wires) -> Vec<(PoolKey, SocketAddr)> {
+        let mut due = Vec::new();
+        for (key, pool) in self.pools.iter_mut() {
+            if pool.is_stuck(wires) && pool.lasting(wires) < MOST_WIRES {
+                pool.dialling += 1;
+                due.push((key, pool.addr));
+            }
+        }
+        due
+    }
+
+    /// The calls that wait and are such a one: they wait here no longer.
+    pub fn take_waiting(&mut self, key: PoolKey, is_such: impl Fn(u64) -> bool) -> Vec<u64> {
+        let Some(pool) = self.pools.get_mut(key) else {
+            return Vec::new();
+        };
+        let (taken, left): (Vec<_>, _) = pool.waiting.drain(..).partition(|call| is_such(*call));
+        pool.waiting = left.into();
+        taken
     }
 
     /// A call no longer waits.
@@ -269,6 +306,17 @@ impl Pool {
             Some(first) if usable(first) => Some(*first),
             _ => self.wires.iter().copied().find(usable),
         }
+    }
+
+    /// Whether calls wait while nobody dials and no wire could take them.
+    fn is_stuck(&self, wires: &Wires) -> bool {
+        !self.waiting.is_empty() && self.dialling == 0 && self.usable(wires).is_none()
+    }
+
+    /// Whether a further connection may be dialled now.
+    fn may_dial(&self, wires: &Wires) -> bool {
+        let lasting = self.lasting(wires);
+        lasting + self.dialling < MOST_WIRES && (self.in_vain == 0 || lasting == 0)
     }
 
     /// How many connections there are, without those that only wait for their last streams to end.

@@ -37,9 +37,9 @@ pub struct Wire {
     pub heard: Instant,
     /// When the wire was made.
     pub born: Instant,
-    /// When the peer was asked whether it lives. It is not asked again before it sends HEADERS or DATA: gRPC servers
-    /// count pings.
-    pub pinged: Option<Instant>,
+    /// How the peer was asked whether it lives, since it sent HEADERS or DATA last: gRPC servers count pings that come
+    /// between these.
+    pub pinged: Option<Pinged>,
     /// Since when a header block has been coming.
     pub inside_headers: Option<Instant>,
     /// Resets of requests that the server may not have taken up: since a response came to a later one.
@@ -381,6 +381,17 @@ fn read_tls(socket: &TcpStream, session: &mut Session, waker: &Waker, buffer: &m
             Read::Broken(error.into())
         }
     }
+}
+
+/// How a peer was asked whether it lives, the last time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Pinged {
+    /// When.
+    pub at: Instant,
+    /// How often by then.
+    pub times: u8,
+    /// Streams from this one on are younger.
+    pub before: u32,
 }
 
 /// Whether a server has read what it was sent.

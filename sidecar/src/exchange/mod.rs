@@ -344,6 +344,11 @@ impl Exchange {
         (of(self.down), self.up.map_or(0, of), kept)
     }
 
+    /// Takes a field out of the request's trailers, if they are kept.
+    pub fn remove_from_trailers(&mut self, name: Name, shared: &mut Shared) {
+        self.replay.remove_from_trailers(name, shared);
+    }
+
     /// Gives up that the request can be sent again, where it is under way already.
     pub fn forget_replay(&mut self, wires: &mut Wires) {
         if self.phase == Phase::Asked {

@@ -1,7 +1,7 @@
 //! The request as far as it came, kept while it may have to be sent (again): bounded, and gone as soon as it cannot.
 
 use crate::http2::Shared;
-use crate::http2::hpack::Fields;
+use crate::http2::hpack::{Fields, Name};
 
 /// Bytes of a request that are kept to be sent again.
 const REPLAY_BYTES: usize = 64 << 10;
@@ -37,6 +37,15 @@ impl Replay {
         self.trailers = Some(Box::new(trailers));
     }
 
+    /// Takes a field out of the trailers.
+    pub(crate) fn remove_from_trailers(&mut self, name: Name, shared: &mut Shared) {
+        if let Some(trailers) = &mut self.trailers {
+            let before = trailers.list_size();
+            trailers.remove_all(name, &mut shared.interner);
+            shared.budget.release((before - trailers.list_size()) as u64);
+        }
+    }
+
     pub(crate) fn trailers(&self) -> Option<&Fields> {
         self.trailers.as_deref()
     }
@@ -67,5 +76,26 @@ impl Replay {
         if let Some(trailers) = self.trailers.take() {
             shared.drop_trailers(*trailers);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_field_that_is_taken_out_of_kept_trailers_is_gone_and_not_counted_any_more() {
+        let mut shared = Shared::new(1 << 20);
+        let mut trailers = Fields::new();
+        for name in ["x-forwarded-client-cert", "X_Forwarded_Client_Cert", "x-fine"] {
+            trailers.push(name.as_bytes(), b"By=me", false);
+        }
+        let mut replay = Replay::default();
+        replay.keep_trailers(trailers, &mut shared);
+        replay.remove_from_trailers(Name::ForwardedClientCert, &mut shared);
+        let left = replay.trailers().map_or(0, |trailers| trailers.len());
+        assert_eq!(left, 1);
+        replay.forget(&mut shared);
+        assert_eq!(shared.budget.used(), 0);
     }
 }

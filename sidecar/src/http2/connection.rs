@@ -545,6 +545,16 @@ impl Connection {
         self.streams.get(key).map_or(0, |s| s.id)
     }
 
+    /// The identifier that the next stream of ours will have.
+    pub fn next_stream(&self) -> u32 {
+        self.next_ours
+    }
+
+    /// Whether any stream is open from this identifier on.
+    pub fn waits_since(&self, id: u32) -> bool {
+        self.streams.iter().any(|(_, stream)| stream.id >= id)
+    }
+
     /// Bytes of ours that the stream holds.
     pub fn held(&self, key: StreamKey) -> usize {
         self.streams.get(key).map_or(0, |s| s.held.len())

@@ -347,13 +347,8 @@ impl Services {
 
     /// Whether any service means, at `addr`, whoever is reached in this way.
     pub fn leads_to(&self, addr: SocketAddr, via: &Via) -> bool {
-        let means = |service: &Service| match via {
-            Via::Own => true,
-            Via::Plain => service.identity(addr).is_none(),
-            Via::Mesh(identity) => service.identity(addr) == Some(identity),
-        };
         let mut services = self.by_endpoint.at(addr).iter().filter_map(|key| self.slots.get(*key));
-        services.any(means)
+        services.any(|service| service.means(addr, via))
     }
 
     /// Every service.
@@ -500,6 +495,15 @@ impl Service {
     /// Who must be at an endpoint; `None` if it is called in plain.
     pub fn identity(&self, addr: SocketAddr) -> Option<&SpiffeId> {
         self.identities.get(&addr)
+    }
+
+    /// Whether it means, at `addr`, whoever is reached in this way.
+    pub fn means(&self, addr: SocketAddr, via: &Via) -> bool {
+        match via {
+            Via::Own => true,
+            Via::Plain => self.identity(addr).is_none(),
+            Via::Mesh(identity) => self.identity(addr) == Some(identity),
+        }
     }
 
     /// Takes the endpoints that there are now, each with who is there. Returns what became of the others, and the addresses

@@ -9,9 +9,11 @@ use super::{Counter, Family, Gauge};
 pub static REQUESTS: Family<Counter, 3> = Family::counter(
     "portunus_requests_total",
     "RPCs that came to the proxy; tls says whether the connection to the other sidecar was mTLS, peer_identity who was \
-     proven there. Outbound ones are counted when they are sent, or end unsent.",
+     proven there. Outbound ones are counted when they are sent; tls is none for those that end unsent.",
     ["direction", "tls", "peer_identity"],
-);
+)
+// Each worker tells 1,000 peers apart, and not all workers the same ones; beside these stand what is plain, and what is unsent.
+.at_most(2_100);
 
 /// TLS handshakes with other sidecars.
 pub static TLS_HANDSHAKES: Family<Counter, 2> = Family::counter(
@@ -53,6 +55,13 @@ pub static DETECTED: Family<Counter, 2> = Family::counter(
     "portunus_detected_total",
     "Connections whose protocol was not declared, by what they were taken for.",
     ["direction", "guess"],
+);
+
+/// Tunnels that were opened.
+pub static TUNNELS: Family<Counter, 2> = Family::counter(
+    "portunus_tunnels_total",
+    "Tunnels that were opened, and connections of HTTP/1; tls says whether the connection to the other sidecar is mTLS.",
+    ["direction", "tls"],
 );
 
 /// Bytes that tunnels carried.

@@ -139,6 +139,11 @@ impl Span {
         self.peer = Some(addr);
     }
 
+    /// Nobody has proven who that is, so far.
+    pub fn unproven(&mut self) {
+        self.identity = None;
+    }
+
     /// Who that is, proven by a certificate.
     pub fn identity(&mut self, spiffe_id: &str) {
         self.identity = Some(clean::limited(spiffe_id.as_bytes(), MAX_TEXT));

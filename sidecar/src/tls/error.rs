@@ -60,6 +60,11 @@ impl Error {
         }
     }
 
+    /// What went through a tunnel as an error of its connection.
+    pub fn within(error: &io::Error) -> Option<&Error> {
+        error.get_ref()?.downcast_ref()
+    }
+
     /// What rustls says, in our words. What the verifier said comes first, and is asked elsewhere.
     pub(super) fn of(error: rustls::Error) -> Error {
         match error {

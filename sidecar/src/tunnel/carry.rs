@@ -2,7 +2,7 @@
 
 use std::{
     future::poll_fn,
-    io::ErrorKind,
+    io,
     pin::pin,
     task::{Context, Poll},
 };
@@ -14,6 +14,7 @@ use super::{
     Carried, End, Settings, Side, Stream, Summary,
     direction::{Direction, Fault, Turn},
 };
+use crate::tls;
 
 /// Carries bytes both ways, those first that were read already, until the tunnel ends.
 ///
@@ -79,7 +80,7 @@ impl<C: Stream, U: Stream> Tunnel<'_, C, U> {
             let turns = poll_fn(|cx| Poll::Ready((self.turn(Side::Client, cx), self.turn(Side::Upstream, cx)))).await;
             let turns = match turns {
                 (Ok(up), Ok(down)) => [up, down],
-                (Err(end), _) | (_, Err(end)) => return self.broken.unwrap_or(end),
+                (Err(end), _) | (_, Err(end)) => return self.ended(end),
             };
             if turns == [Turn::Ended, Turn::Ended] {
                 return self.broken.unwrap_or(End::Finished);
@@ -94,13 +95,21 @@ impl<C: Stream, U: Stream> Tunnel<'_, C, U> {
             // What a side is told that is read, reading tells, after what was said before.
             let broken = tokio::select! {
                 () = &mut told_to_stop => return End::Cut,
-                kind = self.client.broken(), if !self.up.reads() => Some(Side::Client.broke(kind)),
-                kind = self.upstream.broken(), if !self.down.reads() => Some(Side::Upstream.broke(kind)),
+                kind = self.client.broken(), if !self.up.reads() => Some(Side::Client.broke(&kind.into())),
+                kind = self.upstream.broken(), if !self.down.reads() => Some(Side::Upstream.broke(&kind.into())),
                 () = woken() => None,
             };
             if let Some(end) = broken {
                 return self.broken.unwrap_or(end);
             }
+        }
+    }
+
+    /// What broke first is how it ended; but why a peer ended its TLS says more than that it had.
+    fn ended(&self, end: End) -> End {
+        match end {
+            End::Broken { tls: Some(_), .. } => end,
+            End::Broken { tls: None, .. } | End::Finished | End::Cut => self.broken.unwrap_or(end),
         }
     }
 
@@ -125,10 +134,10 @@ impl<C: Stream, U: Stream> Tunnel<'_, C, U> {
         };
         match turn {
             Ok(turn) => Ok(turn),
-            Err(Fault::From(error)) => Err(speaker.broke(error.kind())),
+            Err(Fault::From(error)) => Err(speaker.broke(&error)),
             Err(Fault::To(error)) => {
                 direction.give_up();
-                self.broken.get_or_insert(listener.broke(error.kind()));
+                self.broken.get_or_insert(listener.broke(&error));
                 Ok(Turn::Ended)
             }
         }
@@ -136,8 +145,12 @@ impl<C: Stream, U: Stream> Tunnel<'_, C, U> {
 }
 
 impl Side {
-    fn broke(self, kind: ErrorKind) -> End {
-        End::Broken { side: self, kind }
+    fn broke(self, error: &io::Error) -> End {
+        End::Broken {
+            side: self,
+            kind: error.kind(),
+            tls: tls::Error::within(error).map(tls::Error::reason),
+        }
     }
 }
 

@@ -78,6 +78,8 @@ pub enum End {
         side: Side,
         /// How it broke.
         kind: ErrorKind,
+        /// The word for what was wrong with its TLS, if that is why.
+        tls: Option<&'static str>,
     },
     /// It was told to stop; both were reset.
     Cut,

@@ -58,8 +58,9 @@ impl Counts {
     pub(crate) fn new(recorder: &Recorder, budget: u64) -> Counts {
         recorder.resolve(&MEMORY_BUDGET, []).set(budget as i64);
         let in_plain = |direction| recorder.resolve(&REQUESTS, [direction, "false", ""]);
+        let unsent = recorder.resolve(&REQUESTS, ["outbound", "none", ""]);
         Counts {
-            peers: vec![in_plain("outbound"), in_plain("inbound")],
+            peers: vec![in_plain("outbound"), in_plain("inbound"), unsent],
             labels: HashMap::new(),
             handshakes: HashMap::new(),
             inbound: Way::new(recorder, "inbound"),
@@ -115,6 +116,9 @@ impl Counts {
     pub(crate) fn in_plain(inbound: bool) -> u32 {
         u32::from(inbound)
     }
+
+    /// The label of requests that no wire carried.
+    pub(crate) const UNSENT: u32 = 2;
 
     /// A request to, or from, the other end of a wire with this label.
     #[inline]
@@ -194,5 +198,28 @@ impl Way {
 
     pub(crate) fn closed_upstream(&self) {
         self.upstream.add(-1);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::telemetry::{Format, Registry, Settings};
+
+    #[test]
+    fn a_thousand_peers_are_told_apart_and_then_no_more() {
+        let registry = Registry::new(&Settings::default());
+        let recorder = registry.recorder();
+        let mut counts = Counts::new(&recorder, 0);
+        for n in 0..MOST_PEERS + 100 {
+            let id = format!("spiffe://mesh.test/ns/a/sa/s{n}");
+            let id = SpiffeId::parse(&id).expect("an identity");
+            let label = counts.label(n % 2 == 0, &id, &recorder);
+            counts.request(label);
+        }
+        let page = registry.scrape(Format::Prometheus);
+        let rows = page.lines().filter(|line| line.starts_with("portunus_requests_total{"));
+        let of_peers = rows.filter(|row| row.contains("spiffe://"));
+        assert_eq!(of_peers.count(), MOST_PEERS);
     }
 }

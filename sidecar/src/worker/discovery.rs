@@ -202,6 +202,7 @@ impl Worker {
             self.retire(key, gone.addr);
         }
         for addr in changed {
+            self.recall(key, addr);
             self.retire_others(addr);
         }
         self.looked_up(key);
@@ -249,11 +250,41 @@ impl Worker {
         }
     }
 
+    /// Calls of a service that wait for a connection to whoever was at `addr` before are for the one who is there now: what
+    /// is dialled for them would lead to the wrong one, or in plain to one who proves itself.
+    fn recall(&mut self, service: ServiceKey, addr: SocketAddr) {
+        for key in self.pools.at(addr) {
+            let Some(pool) = self.pools.get(key) else { continue };
+            let means = |service: &route::Service| service.means(addr, &pool.via);
+            if self.services.get(service).is_none_or(means) {
+                continue;
+            }
+            let calls = &self.calls;
+            let is_its = |mark| {
+                calls
+                    .get(Key::from_bits(mark))
+                    .is_some_and(|call| call.service == service)
+            };
+            let waiting = self.pools.take_waiting(key, is_its);
+            self.send_elsewhere(waiting);
+        }
+    }
+
     fn drain(&mut self, pool: PoolKey) {
         for key in self.pools.wires(pool).to_vec() {
             if let Some((wire, _)) = self.wires.touch(key) {
                 wire.engine.begin_goaway();
             }
+        }
+        let waiting = self.pools.take_waiting(pool, |_| true);
+        self.send_elsewhere(waiting);
+    }
+
+    fn send_elsewhere(&mut self, calls: Vec<u64>) {
+        for mark in calls {
+            let key = Key::from_bits(mark);
+            self.leave_endpoint(key);
+            self.send_again(key);
         }
     }
 }

@@ -364,12 +364,16 @@ impl Door {
             Ok(permit) => permit,
             Err(refusal) => return self.turned_away(caller.stream, caller.peer, caller.meant, &refusal),
         };
+        let came_in_mtls = proven.is_some();
         match self.seen(&detected, caller.meant) {
             FirstLine::Request => self.http1(caller, detected).await,
-            FirstLine::Other => self.tunnel(caller.stream, detected, caller.meant, permit).await,
+            FirstLine::Other => {
+                self.tunnel(caller.stream, came_in_mtls, detected, caller.meant, permit)
+                    .await
+            }
             line @ (FirstLine::Blank | FirstLine::Method(_) | FirstLine::Line(_)) => {
                 let guarded = NoRequest::new(caller.stream, line);
-                self.tunnel(guarded, detected, caller.meant, permit).await;
+                self.tunnel(guarded, came_in_mtls, detected, caller.meant, permit).await;
             }
         }
     }
@@ -407,7 +411,14 @@ impl Door {
         }
     }
 
-    async fn tunnel(&self, client: impl Stream, detected: Detected, meant: SocketAddr, _permit: Permit) {
+    async fn tunnel(
+        &self,
+        client: impl Stream,
+        came_in_mtls: bool,
+        detected: Detected,
+        meant: SocketAddr,
+        _permit: Permit,
+    ) {
         let (upstream, server_bytes) = match detected.upstream {
             Some(opened) => (opened.socket, opened.server_bytes),
             None => match self.reach(meant).await {
@@ -424,6 +435,8 @@ impl Door {
             },
         };
         let open = (self.tunnels.open(self.inbound), self.counts.tunnels.hold());
+        self.counts
+            .begins(came_in_mtls || matches!(upstream, connect::Stream::Tls(_)));
         let carried = Carried::default();
         let summary = tunnel::carry(
             client,
@@ -439,17 +452,36 @@ impl Door {
         self.counts.up.add(summary.bytes_up);
         self.counts.down.add(summary.bytes_down);
         tracing::debug!(%meant, up = summary.bytes_up, down = summary.bytes_down, end = ?summary.end, "tunnel ended");
-        if let tunnel::End::Broken {
-            kind: ErrorKind::InvalidData,
-            ..
-        } = summary.end
-        {
-            tracing::info!(
-                %meant,
-                "connection ended: it began with an HTTP/1 request whose first line came in pieces; \
-                 declare the port's protocol as http"
-            );
-            self.counts.ended(Ending::HiddenRequest);
+        if let tunnel::End::Broken { side, kind, tls } = summary.end {
+            self.broken(meant, side, kind, tls);
+        }
+    }
+
+    /// A tunnel broke: what is not a peer's or the network's usual way to end is said, and counted.
+    fn broken(&self, meant: SocketAddr, side: tunnel::Side, kind: ErrorKind, tls: Option<&'static str>) {
+        match (kind, tls) {
+            // In TLS 1.3 a server may refuse our certificate after the handshake was well for us.
+            (ErrorKind::PermissionDenied, Some(reason)) => {
+                tracing::warn!(%meant, ?side, reason, "no mTLS: the peer ended the tunnel's TLS for that");
+                let inbound = self.inbound;
+                self.inbox.send(Message::ShookHands {
+                    inbound,
+                    result: reason,
+                });
+            }
+            (ErrorKind::InvalidData, Some(reason)) => {
+                tracing::info!(%meant, ?side, reason, "connection ended: its TLS was broken");
+                self.counts.ended(Ending::BrokenTls);
+            }
+            (ErrorKind::InvalidData, None) => {
+                tracing::info!(
+                    %meant,
+                    "connection ended: it began with an HTTP/1 request whose first line came in pieces; \
+                     declare the port's protocol as http"
+                );
+                self.counts.ended(Ending::HiddenRequest);
+            }
+            (_, Some(_) | None) => {}
         }
     }
 
@@ -478,6 +510,7 @@ impl Door {
             admits: &|| self.admit(meant.port(), proven.as_ref()),
         };
         let open = (self.tunnels.open(self.inbound), self.counts.tunnels.hold());
+        self.counts.begins(proven.is_some());
         let first = detected.client_bytes;
         let summary = http1::serve(stream, first, &facts, dial, &self.http1, &self.drain, &self.cut).await;
         drop(open);

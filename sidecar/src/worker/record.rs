@@ -83,12 +83,26 @@ impl Worker {
     #[cold]
     pub(crate) fn note_endpoint(&mut self, key: CallKey) {
         let Some(call) = self.calls.get_mut(key) else { return };
-        let (addr, service) = (call.server(), call.service);
+        let addr = call.server();
         let Some(span) = call.span() else { return };
         span.event(self.now, Event::EndpointChosen(addr));
         span.peer(addr);
-        if let Some(identity) = self.services.get(service).and_then(|service| service.identity(addr)) {
-            span.identity(identity.as_str());
+        span.unproven();
+    }
+
+    /// The call may have been carried to the endpoint: who is there has been proven then, if its connection is in mTLS.
+    #[cold]
+    pub(crate) fn note_server(&mut self, key: CallKey) {
+        let Some(call) = self.calls.get_mut(key) else { return };
+        let wire = call.exchange.up.and_then(|up| self.wires.slots.get(up.wire));
+        let Some(peer) = wire.and_then(|wire| wire.proven()) else {
+            return;
+        };
+        if let Some(aside) = &mut call.aside
+            && let Some(span) = &mut aside.span
+            && !call.inbound
+        {
+            span.identity(peer.id().as_str());
         }
     }
 

@@ -4,9 +4,11 @@ use std::time::{Duration, SystemTime};
 
 use super::Worker;
 use super::events::SPARED;
-use crate::connect::wire::TookUp;
+use crate::connect::wire::{Pinged, TookUp, Wire};
 use crate::connect::{Side, WireKey};
+use crate::exchange::Phase;
 use crate::failure::Failure;
+use crate::grpc::Code;
 use crate::http2::{Connection, Reason};
 use crate::slots::Key;
 
@@ -16,6 +18,11 @@ pub(super) const LOOK_EVERY: Duration = Duration::from_millis(500);
 pub(super) const TURN_EVERY: Duration = Duration::from_secs(1);
 /// A server's silence, while calls wait on it, after which it is asked whether it lives.
 const ASK_AFTER: Duration = Duration::from_millis(1_500);
+/// How often that may be asked of a server that sends no HEADERS and no DATA meanwhile: grpc-go, grpc-java and gRPC's core end
+/// a connection for the fourth PING that comes within five minutes of the one before.
+const MOST_PINGS: u8 = 3;
+/// How far apart PINGs are that nobody takes for too many.
+const PINGS_APART: Duration = Duration::from_secs(330);
 /// What is said of a server that has shown who it is, and then not whether it takes us for whom we are.
 pub(super) const NO_SETTINGS: &str =
     "the server finished the TLS handshake and said nothing more: no SETTINGS came in time";
@@ -90,6 +97,10 @@ impl Worker {
                 continue;
             }
             self.attend(key);
+            self.end_watches(key);
+        }
+        for (pool, addr) in self.pools.dial_again(&self.wires) {
+            self.dial(pool, addr);
         }
         self.count_local();
         let budget = &self.wires.shared.budget;
@@ -159,8 +170,8 @@ impl Worker {
         if inside.is_some_and(|inside| inside > settings.headers_timeout) {
             return Some((Reason::ENHANCE_YOUR_CALM, "a header block took too long"));
         }
-        let unanswered = wire.pinged.filter(|asked| wire.heard < *asked);
-        if unanswered.is_some_and(|asked| self.now.saturating_duration_since(asked) > ANSWER_WITHIN) {
+        let unanswered = wire.pinged.filter(|asked| wire.heard < asked.at);
+        if unanswered.is_some_and(|asked| self.now.saturating_duration_since(asked.at) > ANSWER_WITHIN) {
             return Some((Reason::NO_ERROR, "the peer did not answer a PING"));
         }
         None
@@ -171,7 +182,7 @@ impl Worker {
         let silence = self.now.saturating_duration_since(wire.heard);
         let engine = &wire.engine;
         let waits = engine.open_streams() > 0;
-        let ask = matches!(wire.side, Side::Server { .. }) && waits && silence > ASK_AFTER && wire.pinged.is_none();
+        let ask = matches!(wire.side, Side::Server { .. }) && waits && silence > ASK_AFTER && self.may_ask(wire);
         let idle = !waits && silence > engine.settings().idle_timeout && !engine.is_draining();
         let drained = engine.is_draining() && !waits && silence > Connection::GOAWAY_PATIENCE;
         let lingering = engine.is_draining() && silence > Connection::GOAWAY_PATIENCE;
@@ -183,7 +194,11 @@ impl Worker {
             return;
         };
         if ask {
-            wire.pinged = Some(now);
+            wire.pinged = Some(Pinged {
+                at: now,
+                times: wire.pinged.map_or(0, |last| last.times).saturating_add(1),
+                before: wire.engine.next_stream(),
+            });
             wire.engine.ping(Connection::KEEPALIVE_PAYLOAD, shared);
         }
         if idle {
@@ -196,6 +211,41 @@ impl Worker {
         if drained {
             self.write_last(key);
             self.close(key, "it was drained");
+        }
+    }
+
+    /// Whether a silent server may be asked whether it lives. One that has lived since is asked again only for requests that it
+    /// has got since, and so often as no gRPC server takes for an attack.
+    fn may_ask(&self, wire: &Wire) -> bool {
+        let Some(last) = wire.pinged else { return true };
+        let is_answered = wire.heard >= last.at;
+        let most = match wire.took_up {
+            TookUp::Unknown => MOST_PINGS,
+            // That was a PING, too.
+            TookUp::Asked | TookUp::Read(_) => MOST_PINGS - 1,
+        };
+        let is_welcome = last.times < most || self.now.saturating_duration_since(last.at) > PINGS_APART;
+        is_answered && is_welcome && wire.engine.waits_since(last.before)
+    }
+
+    /// A server's connection that drains ends with its last stream, and the sidecar's own that watch its health would never
+    /// end: they are opened anew, by another connection.
+    fn end_watches(&mut self, key: WireKey) {
+        let Some(wire) = self.wires.slots.get(key) else { return };
+        if !matches!(wire.side, Side::Server { .. }) || !wire.engine.is_draining() {
+            return;
+        }
+        for user in wire.engine.users() {
+            let key = Key::from_bits(user);
+            // A `Check` that is not answered yet ends in its own time, which is short.
+            if let Some(call) = self.calls.get_mut(key)
+                && call.checks
+                && call.exchange.phase == Phase::Answering
+            {
+                call.ended = Some(Code::Cancelled);
+                call.exchange.cut(Reason::REFUSED_STREAM, &mut self.wires);
+                self.settle(key);
+            }
         }
     }
 

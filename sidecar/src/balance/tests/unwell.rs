@@ -232,6 +232,27 @@ fn the_failure_that_ejects_is_told_so_and_no_other_and_the_next_pick_goes_elsewh
 }
 
 #[test]
+fn a_call_that_waited_while_its_endpoint_drained_is_one_call_when_that_is_named_again() {
+    let mut service = Service::new(3, 3);
+    let (second, long) = (Duration::from_secs(1), Duration::from_secs(3_600));
+    service.load(second, 100, second, |_| WELL);
+    let call = service.balancer.started(service.key(2));
+    service.running.push(Running {
+        call,
+        began: service.now,
+        does: Does::Hangs,
+        gives_up: service.now + long,
+    });
+    service.load(10 * second, 100, second, |_| WELL);
+    assert!(!service.is_ejected(2));
+    service.scale(2);
+    service.load(10 * second, 100, second, |_| WELL);
+    service.scale(3);
+    service.load(second, 100, second, |_| WELL);
+    assert!(!service.is_ejected(2));
+}
+
+#[test]
 fn at_most_half_are_ejected_and_never_the_only_one() {
     for (endpoints, most) in [(1, 0), (2, 1), (3, 1), (4, 2), (5, 2)] {
         let mut service = Service::new(3, endpoints);

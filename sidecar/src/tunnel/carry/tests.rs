@@ -2,6 +2,7 @@
 
 use std::{
     future::Future,
+    io::ErrorKind,
     sync::atomic::{AtomicU64, Ordering::Relaxed},
     task::Poll,
     time::Duration,
@@ -209,6 +210,7 @@ async fn a_reset_of_the_client_reaches_the_server() {
         let broken = End::Broken {
             side: Side::Client,
             kind: ErrorKind::ConnectionReset,
+            tls: None,
         };
         assert_eq!(tunnel.await.expect("ends").end, broken);
     })
@@ -229,6 +231,7 @@ async fn a_reset_of_the_server_reaches_the_client() {
         let broken = End::Broken {
             side: Side::Upstream,
             kind: ErrorKind::ConnectionReset,
+            tls: None,
         };
         assert_eq!(tunnel.await.expect("ends").end, broken);
     })
@@ -309,6 +312,7 @@ async fn a_last_answer_before_a_reset_is_delivered() {
         let broken = End::Broken {
             side: Side::Upstream,
             kind: ErrorKind::ConnectionReset,
+            tls: None,
         };
         assert_eq!(tunnel.await.expect("ends").end, broken);
         assert_eq!(kind_of_break(&mut client).await, ErrorKind::ConnectionReset);

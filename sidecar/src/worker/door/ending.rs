@@ -5,7 +5,7 @@ use crate::accept;
 use crate::detect::{self, Guess};
 use crate::edge::http1;
 use crate::policy;
-use crate::telemetry::{CONNECTIONS, Counter, DETECTED, Gauge, PROXY_ERRORS, Recorder, TUNNEL_BYTES};
+use crate::telemetry::{CONNECTIONS, Counter, DETECTED, Gauge, PROXY_ERRORS, Recorder, TUNNEL_BYTES, TUNNELS};
 use crate::words::words;
 
 /// The numbers of one door.
@@ -18,6 +18,8 @@ pub(super) struct Counts {
     pub(super) up: Counter,
     pub(super) down: Counter,
     pub(super) tunnels: Gauge,
+    tunnels_in_plain: Counter,
+    tunnels_in_mtls: Counter,
 }
 
 words! {
@@ -35,6 +37,7 @@ words! {
         PrefaceTimeout = "preface_timeout",
         Crowded = "crowded",
         HiddenRequest = "hidden_request",
+        BrokenTls = "broken_tls",
         SlowHead = "slow_head",
         MtlsRequired = "mtls_required",
         MtlsDisabled = "mtls_disabled",
@@ -57,12 +60,23 @@ impl Counts {
             up: recorder.resolve(&TUNNEL_BYTES, [direction, "to_upstream"]),
             down: recorder.resolve(&TUNNEL_BYTES, [direction, "to_downstream"]),
             tunnels: recorder.resolve(&CONNECTIONS, [direction, "tunnel"]),
+            tunnels_in_plain: recorder.resolve(&TUNNELS, [direction, "false"]),
+            tunnels_in_mtls: recorder.resolve(&TUNNELS, [direction, "true"]),
         }
     }
 
     pub(super) fn guess(&self, guess: Guess) {
         if let Some((_, counter)) = self.guesses.iter().find(|(known, _)| *known == guess) {
             counter.inc();
+        }
+    }
+
+    /// A tunnel, or a connection of HTTP/1, begins.
+    pub(super) fn begins(&self, in_mtls: bool) {
+        if in_mtls {
+            self.tunnels_in_mtls.inc();
+        } else {
+            self.tunnels_in_plain.inc();
         }
     }
 
@@ -96,8 +110,8 @@ impl Ending {
         use detect::Error;
         match error {
             Error::Client(_) => Ending::ClientGone,
-            Error::Dial(Unreached::ControlSilent(_)) => Ending::ControlSilent,
-            Error::Dial(_) => Ending::Dial,
+            Error::Dial(Unreached::ControlSilent(_) | Unreached::Full(..)) => Ending::ControlSilent,
+            Error::Dial(Unreached::Dial(_) | Unreached::NoEndpoint(_)) => Ending::Dial,
             Error::Upstream(_) => Ending::UpstreamReset,
             Error::Dribble { .. } => Ending::PrefaceTimeout,
             Error::Crowded => Ending::Crowded,

@@ -15,6 +15,7 @@ use crate::balance::EndpointKey;
 use crate::balance::health::{Finding, Lack};
 use crate::connect::local::{Caller, Error, Heard};
 use crate::health::{Ended, Mode, Pieces, Rpc, Settings};
+use crate::http2::Reason;
 use crate::route::ServiceKey;
 use crate::worker::local::Local;
 use crate::worker::run::Message;
@@ -30,6 +31,9 @@ pub(super) struct Checker {
     pub(super) authority: Authority,
     pub(super) settings: Arc<Settings>,
 }
+
+/// The worker itself ended the call, since its connection drains. (A server's own REFUSED_STREAM does not come through.)
+const TAKEN_BACK: Error = Error::Reset(Reason::REFUSED_STREAM);
 
 /// How a `Watch` ended.
 enum Watched {
@@ -91,7 +95,7 @@ impl Checker {
         let answer = self.ask(caller, Rpc::Check, &mut pieces, |found| said = Some(found));
         match answer.await {
             Ok(()) => pieces.ended(said),
-            Err(Error::Draining | Error::AfterEnd) => Ended::NotAsked,
+            Err(Error::Draining | Error::AfterEnd | TAKEN_BACK) => Ended::NotAsked,
             Err(Error::Reset(_) | Error::Closed) => Ended::Found(Finding::Failed(Lack::Failed)),
         }
     }
@@ -125,7 +129,7 @@ impl Checker {
                 Ended::Found(Finding::Alive) if last.is_some() => Ended::Found(Finding::Failed(Lack::Failed)),
                 ended => ended,
             }),
-            Err(Error::Draining | Error::AfterEnd) => Watched::Ended(Ended::NotAsked),
+            Err(Error::Draining | Error::AfterEnd | TAKEN_BACK) => Watched::Ended(Ended::NotAsked),
             Err(Error::Reset(_) | Error::Closed) => Watched::Ended(Ended::Found(Finding::Failed(Lack::Failed))),
         }
     }
