@@ -37,6 +37,7 @@ impl Desk {
         let certifier = Certifier {
             states,
             authorities,
+            namespace: "portunus".to_owned(),
             lifetime: DAY,
             attempts: Attempts::default(),
             renewals: Renewals::default(),
@@ -207,6 +208,42 @@ fn a_certificate_renews_for_its_own_workload_as_long_as_that_is_there() {
     assert_eq!(why(desk.renews(&id, "shop/a")), (Code::PermissionDenied, "gone"));
     desk.to_states.send_replace(None);
     assert_eq!(why(desk.renews(&id, "shop/a")), (Code::Unavailable, "not_ready"));
+}
+
+#[test]
+fn nobody_is_certified_as_control() {
+    let token = JoinToken::generate();
+    let there = workload("a", "control", "10.0.0.1", Some(&token));
+    let desk = Desk::over(&there);
+    assert!(desk.joins(&token.reveal()).is_ok(), "it is of another namespace");
+    let there = there.replace("namespace: shop", "namespace: portunus");
+    desk.to_states.send_replace(Some(state(&there)));
+    assert_eq!(
+        why(desk.joins(&token.reveal())),
+        (Code::FailedPrecondition, "is_control")
+    );
+    let control = SpiffeId::of(&domain(), "portunus", "control").expect("it is one");
+    assert_eq!(
+        why(desk.renews(&control, "portunus/a")),
+        (Code::FailedPrecondition, "is_control")
+    );
+}
+
+#[test]
+fn a_token_that_is_sent_in_place_of_a_name_is_not_repeated() {
+    let token = JoinToken::generate();
+    let desk = Desk::over(&workload("a", "web", "10.0.0.1", Some(&token)));
+    let id = desk.joins(&token.reveal()).expect("it is proven").id;
+    let secret = token.reveal();
+    for workload in [
+        format!("shop/{secret}"),
+        format!("{secret}/a"),
+        format!("shop/x{secret}{secret}"),
+    ] {
+        let said = desk.renews(&id, &workload).expect_err("there is none").to_string();
+        let shows = |part: &str| said.contains(part);
+        assert!(!(0..56).any(|at| shows(&secret[at..at + 8])), "{said}");
+    }
 }
 
 #[test]
