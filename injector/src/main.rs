@@ -9,7 +9,7 @@ use clap::{Args, Parser, Subcommand};
 use portunus_injector::cluster::file::{Source, duration};
 use portunus_injector::control::identity::{Files, Origin};
 use portunus_injector::control::{self, Settings, log, server::Limits};
-use portunus_proto::{CONTROL_ADMIN_PORT, CONTROL_PORT, TrustDomain};
+use portunus_proto::{CONTROL_ADMIN_PORT, CONTROL_NAMESPACE, CONTROL_PORT, TrustDomain};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info};
@@ -63,7 +63,7 @@ struct Control {
     #[arg(long, default_value = "cluster.local")]
     cluster_domain: String,
     /// Control's own namespace: its SPIFFE id is spiffe://TRUST-DOMAIN/ns/NAMESPACE/sa/control
-    #[arg(long, default_value = "portunus")]
+    #[arg(long, default_value = CONTROL_NAMESPACE)]
     namespace: String,
     /// How long certificates last, such as 24h; sidecars renew at 70 %
     #[arg(long, default_value = "24h", value_parser = lifetime)]
@@ -100,9 +100,12 @@ fn main() -> ExitCode {
         stop.cancel();
         Ok(ended.await?)
     };
-    let done = runtime
-        .map_err(anyhow::Error::from)
-        .and_then(|runtime| runtime.block_on(run));
+    let done = runtime.map_err(anyhow::Error::from).and_then(|runtime| {
+        let ended = runtime.block_on(run);
+        // A disk that hangs keeps nobody.
+        runtime.shutdown_timeout(PATIENCE);
+        ended
+    });
     let code = match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(why) => {
@@ -113,6 +116,9 @@ fn main() -> ExitCode {
     portunus_logbook::flush();
     code
 }
+
+/// How long files that are being read or written are waited for at the end.
+const PATIENCE: Duration = Duration::from_secs(2);
 
 /// Waits for a signal to stop.
 async fn stopped() -> anyhow::Result<()> {

@@ -1,9 +1,10 @@
 //! What both ends of a Portunus mesh must agree on, and nothing else: the ports, the user id, the names of identities,
-//! the words for a port's protocol, what proves an identity, how keys are exchanged, and the protocol between sidecars and
-//! control.
+//! the words for a port's protocol, what proves an identity, how keys are exchanged, the protocol between sidecars and
+//! control, and how much may be said in it.
 
 mod declared;
 mod exchanges;
+pub mod limits;
 mod spiffe;
 pub mod svid;
 
@@ -26,6 +27,10 @@ pub const OUTBOUND_PORT: u16 = 4140;
 pub const INBOUND_PORT: u16 = 4143;
 /// The admin port: `/live`, `/ready`, `/metrics` and, on loopback alone, `/config`, `/endpoints`, `/drain`.
 pub const ADMIN_PORT: u16 = 4191;
+/// The namespace of control's own SPIFFE id, if control is not told another.
+pub const CONTROL_NAMESPACE: &str = "portunus";
+/// The service account of control's own SPIFFE id: no workload of that namespace may have it.
+pub const CONTROL_ACCOUNT: &str = "control";
 /// Where control serves sidecars, in mTLS.
 pub const CONTROL_PORT: u16 = 8080;
 /// Control's admin port.

@@ -7,9 +7,9 @@ use std::time::Duration;
 use anyhow::{Result, ensure};
 use support::pki::Pki;
 use support::traffic::{Traffic, now};
-use support::{Control, Mesh, Sidecar, wait_until};
+use support::{Control, Member, Mesh, Sidecar, wait_until};
 
-use crate::shop::{Shop, certified, none_failed, timed};
+use crate::shop::{Shop, certified, member, none_failed, timed};
 
 #[test]
 fn certificates_are_renewed_without_a_failed_call_and_once_they_end_without_control_nothing_passes_until_it_is_back() {
@@ -136,6 +136,40 @@ fn another_issuer_and_then_another_root_cost_no_call() {
         );
         let lost: f64 = shop.sidecars().map(certifications_that_failed).sum();
         ensure!(lost == 0.0, "{lost} certifications failed");
+        Ok(())
+    });
+}
+
+#[test]
+fn another_service_account_of_a_running_workload_is_its_own_within_seconds() {
+    support::test(|mesh| {
+        let shop = Shop::open(mesh, mesh.control(&[])?, 1, &[], &[])?;
+        let traffic = shop.calls(50, Duration::from_secs(100))?;
+        timed(SOON, "it is called", || !traffic.calls().answered_by().is_empty())?;
+        let greeter = &shop.greeters[0];
+        let renamed = Member {
+            account: "renamed",
+            ..member("hello")
+        };
+        shop.control.revise(&greeter.pod, &renamed)?;
+        timed(SOON, "its sidecar has another certificate", || {
+            certified(&greeter.sidecar) >= 2.0
+        })?;
+        let last_ok = || traffic.calls().0.last().is_some_and(|call| call.is_ok());
+        timed(SOON, "it is called as who it is now", last_ok)?;
+        let since = now();
+        traffic.flow(Duration::from_secs(2));
+        let since = traffic.calls().between(since, f64::MAX);
+        none_failed(&since, 50, "under the new identity")?;
+        let wrong = [("direction", "outbound"), ("result", "wrong_identity")];
+        let wrong = || {
+            shop.sidecar
+                .metrics()
+                .map(|metrics| metrics.sum("portunus_tls_handshakes_total", &wrong))
+        };
+        let before = wrong()?;
+        traffic.flow(Duration::from_secs(1));
+        ensure!(wrong()? == before, "somebody is still taken for another");
         Ok(())
     });
 }

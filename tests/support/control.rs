@@ -53,7 +53,7 @@ impl Control {
         let (source, state) = (pod.folder().join("source"), pod.folder().join("state"));
         open_folder(&source)?;
         // A directory without any manifest is taken for a mistake.
-        fs::write(source.join("nothing.yaml"), "")?;
+        fs::write(source.join("nothing.yaml"), "# nothing\n")?;
         Ok(Control {
             pod,
             arguments: arguments.iter().map(ToString::to_string).collect(),

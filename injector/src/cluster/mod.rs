@@ -219,6 +219,19 @@ pub struct Outlier {
     pub off: Option<bool>,
 }
 
+impl ServicePort {
+    /// Which port of a workload this one leads to; `None` if that has none of this name.
+    pub fn number(&self, workload: &Workload) -> Option<u16> {
+        match &self.target {
+            TargetPort::Number(number) => Some(*number),
+            TargetPort::Named(called) => {
+                let found = workload.ports.iter().find(|port| port.name == *called);
+                found.map(|port| port.port)
+            }
+        }
+    }
+}
+
 impl Srv {
     /// The name of the records that name a host's endpoints.
     pub fn record(&self, host: &str) -> String {

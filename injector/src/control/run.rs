@@ -109,6 +109,7 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> Result<(), Erro
             certifier: Arc::new(Certifier {
                 states: watching.states.clone(),
                 authorities: kept.authorities.clone(),
+                namespace: settings.namespace.clone(),
                 lifetime: settings.lifetime,
                 attempts: Attempts::default(),
                 renewals: Renewals::default(),

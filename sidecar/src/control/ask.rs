@@ -76,11 +76,13 @@ impl Failed {
         }
     }
 
-    /// What that means for the next call, if it came after so long.
-    pub(super) fn came(&self, took: Duration) -> Came {
+    /// What that means for the next call, if it came after so long; `by_token` if that was to prove us.
+    pub(super) fn came(&self, took: Duration, by_token: bool) -> Came {
         match self {
             Failed::Status(status) if is_broken(status) => Came::Broken,
             Failed::Status(status) if status.code() == Code::Unauthenticated => Came::Unproven(took),
+            // Many join from behind one address, and each is about to be known.
+            Failed::Status(status) if by_token && status.code() == Code::ResourceExhausted => Came::Unproven(took),
             _ => Came::Failed,
         }
     }

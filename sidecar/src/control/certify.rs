@@ -12,7 +12,7 @@ use tracing::{info, warn};
 use super::Wall;
 use super::ask::{Certified, Failed, Proof, ask};
 use super::holder::{Current, Holder, serves};
-use super::pace::Came;
+use super::pace::{Came, Pace};
 use super::reach::{Controls, Nobody};
 use super::settings::Settings;
 use super::status::{Certificate, Shown};
@@ -26,6 +26,8 @@ const LOOK: Duration = Duration::from_secs(2);
 const LOOK_FOR_TOKEN: Duration = Duration::from_millis(500);
 /// From one certificate to the next question, whatever its life is.
 const LEAST_PAUSE: Duration = Duration::from_secs(1);
+/// After so much time without a word of disbelief the next one is a new one.
+const BELIEVED: Duration = Duration::from_secs(5 * 60);
 /// So much more or less than went by on the steady clock means that the wall clock was set.
 const SET: Duration = Duration::from_secs(5);
 
@@ -99,11 +101,20 @@ impl Certifying {
         let mut clock = Clock::new((self.wall)());
         // Control may have lost its belief in the certificate that we have; then the token must do.
         let mut by_token = false;
+        let mut urged = Urged::new();
         loop {
             let wall = (self.wall)();
             clock.look(wall);
             self.show(wall, Why::Same);
-            let wait = match renewal.next(self.within_life(wall), Instant::now().into_std()) {
+            let next = if urged.may(Instant::now()) && self.holder.take_disbelief() {
+                warn!("control does not believe our certificate any more; asking by the join token");
+                by_token = true;
+                urged.asks(Instant::now());
+                Next::Ask
+            } else {
+                renewal.next(self.within_life(wall), Instant::now().into_std())
+            };
+            let wait = match next {
                 Next::LookAgain(wait) => wait.min(LOOK),
                 Next::Ask => match self.certify(by_token).await {
                     Ok(certified) => {
@@ -123,7 +134,10 @@ impl Certifying {
                     }
                 },
             };
-            sleep(wait).await;
+            tokio::select! {
+                () = sleep(wait) => {}
+                () = self.holder.disbelief(), if urged.may(Instant::now()) => {}
+            }
         }
     }
 
@@ -175,13 +189,18 @@ impl Certifying {
             }
             other => other,
         };
-        let came = certified.as_ref().err();
-        let came = came.map_or(Came::Left, |failed| failed.came(asked.elapsed()));
+        let came = match &certified {
+            Ok(_) => Came::Left,
+            Err(failed) => {
+                self.controls.says_no(reached.addr, failed.to_string());
+                failed.came(asked.elapsed(), held.is_none())
+            }
+        };
         self.controls.came(reached.addr, came);
         certified
     }
 
-    /// Uses what was certified from now on.
+    /// Uses what was certified from now on, unless it does not serve and what is held does.
     fn take(&mut self, certified: Certified) -> Renewal {
         let wall = (self.wall)();
         let Certified {
@@ -200,8 +219,12 @@ impl Certifying {
                 .as_secs();
             info!(identity = %credential.id(), workload = ?workload, seconds, "certified");
         }
-        // The bundle that came with it is a part of it already.
-        self.holder.hold(credential, workload, wall);
+        // By a clock that is wrong, here or there, one that serves would be given away for one that does not.
+        let held_serves = self.holder.held().is_some_and(|held| serves(&held.credential, wall));
+        if serves(&credential, wall) || !held_serves {
+            // The bundle that came with it is a part of it already.
+            self.holder.hold(credential, workload, wall);
+        }
         match self.holder.believe(roots, bundle, wall) {
             Ok(true) => info!("the trust bundle changed"),
             Ok(false) => {}
@@ -278,6 +301,27 @@ impl Certifying {
             }
         };
         self.status.certificate(certificate)
+    }
+}
+
+/// When control, which does not believe our certificate, may be asked for another before that is due.
+struct Urged(Pace);
+
+impl Urged {
+    fn new() -> Urged {
+        Urged(Pace::new(Instant::now()))
+    }
+
+    fn may(&self, now: Instant) -> bool {
+        self.0.not_before() <= now
+    }
+
+    /// Those who are believed for a while, and then not, are not those who never are.
+    fn asks(&mut self, now: Instant) {
+        if now.duration_since(self.0.not_before()) > BELIEVED {
+            self.0 = Pace::new(now);
+        }
+        self.0.came(Came::Failed, now);
     }
 }
 

@@ -160,7 +160,9 @@ impl Directory {
                 told.remove(&subject);
                 Some(Tell::Unsubscribe(subject))
             }
-            (true, true) | (false, false) => None,
+            // What control said of it was forgotten in between, or had no room: it is told once more.
+            (true, true) => Some(Tell::Subscribe(subject)),
+            (false, false) => None,
         };
         let mut tells: Vec<_> = changed.into_iter().filter_map(tell).collect();
         tells.sort_by_key(|tell| matches!(tell, Tell::Subscribe(_)));
@@ -186,6 +188,7 @@ impl Directory {
             Ok(known) => {
                 one.refused = None;
                 *endpoints = others + wire::weight(&known);
+                let is_less = wire::weight(&known) < wire::weight(&one.known.borrow());
                 let is_news = one.known.send_if_modified(|before| {
                     let is_news = **before != known;
                     if is_news {
@@ -193,12 +196,34 @@ impl Directory {
                     }
                     is_news
                 });
+                if is_less {
+                    self.ask_for_what_had_no_room(&mut followed);
+                }
                 if is_news { Learned::News } else { Learned::Same }
             }
             Err(why) if one.refused.as_ref() == Some(&why) => Learned::Refused(None),
             Err(why) => {
                 one.refused = Some(why.clone());
                 Learned::Refused(Some(why))
+            }
+        }
+    }
+
+    /// There is more room than before: control is asked again for as much of what was refused as there is room for. While
+    /// there is no stream nobody is: the next one asks for everything.
+    fn ask_for_what_had_no_room(&self, followed: &mut Followed) {
+        let Some(untold) = &mut followed.untold else { return };
+        let mut room = self.0.max_endpoints.saturating_sub(followed.endpoints);
+        for (subject, one) in &mut followed.subjects {
+            let Some(Refused::TooManyInAll { found, .. }) = one.refused else {
+                continue;
+            };
+            let more = found.saturating_sub(wire::weight(&one.known.borrow()));
+            if more <= room {
+                room -= more;
+                one.refused = None;
+                untold.insert(subject.clone());
+                self.0.news.notify_one();
             }
         }
     }
@@ -229,12 +254,17 @@ impl Directory {
             }
             now.duration_since(*one.idle.get_or_insert(now)) >= linger
         };
+        let mut is_less = false;
         for (subject, one) in subjects.extract_if(over) {
+            is_less = true;
             *endpoints -= wire::weight(&one.known.borrow());
             if let Some(untold) = untold {
                 untold.insert(subject);
                 self.0.news.notify_one();
             }
+        }
+        if is_less {
+            self.ask_for_what_had_no_room(&mut followed);
         }
     }
 }
@@ -350,6 +380,47 @@ mod tests {
             Learned::News,
             "now there is room"
         );
+    }
+
+    #[test]
+    fn what_had_no_room_is_asked_for_again_when_there_is_room() {
+        let mut directory = directory(10, 10);
+        Arc::get_mut(&mut directory.0).expect("nobody else has it").linger = Duration::ZERO;
+        let mut told = directory.begin();
+        let [big, _small, _other] =
+            ["big", "small", "other"].map(|host| directory.follow(name(host)).expect("there is room"));
+        directory.to_tell(&mut told);
+        assert_eq!(directory.learn(&name("big"), Ok(service(9))), Learned::News);
+        for host in ["small", "other"] {
+            let refused = directory.learn(&name(host), Ok(service(4)));
+            assert!(matches!(refused, Learned::Refused(Some(_))), "{refused:?}");
+        }
+        assert_eq!(directory.to_tell(&mut told), [], "there is no room yet");
+        directory.learn(&name("big"), Ok(service(5)));
+        let tells = directory.to_tell(&mut told);
+        let [Tell::Subscribe(again)] = &tells[..] else {
+            panic!("there is room for one: {tells:?}")
+        };
+        assert_eq!(directory.learn(again, Ok(service(4))), Learned::News);
+        drop(big);
+        directory.sweep(Instant::now());
+        let tells = directory.to_tell(&mut told);
+        assert_eq!(tells.len(), 2, "big is given up, the other is asked for: {tells:?}");
+        assert_eq!(tells[0], Tell::Unsubscribe(name("big")));
+    }
+
+    #[test]
+    fn what_is_given_up_and_wanted_again_between_two_words_to_control_is_asked_for_again() {
+        let mut directory = directory(10, 10);
+        Arc::get_mut(&mut directory.0).expect("nobody else has it").linger = Duration::ZERO;
+        let first = directory.follow(name("a"));
+        let mut told = directory.begin();
+        directory.learn(&name("a"), Ok(service(1)));
+        drop(first);
+        directory.sweep(Instant::now());
+        let again = directory.follow(name("a")).expect("there is room");
+        assert_eq!(**again.borrow(), Known::Pending);
+        assert_eq!(directory.to_tell(&mut told), [Tell::Subscribe(name("a"))]);
     }
 
     #[test]

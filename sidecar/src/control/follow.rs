@@ -12,7 +12,7 @@ use portunus_proto::mesh::v1::follow_response::Answer;
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep_until, timeout};
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::Streaming;
+use tonic::{Code, Streaming};
 use tracing::{debug, info, warn};
 
 use super::Wall;
@@ -67,9 +67,22 @@ enum End {
     Stalled(Duration),
 }
 
+impl End {
+    /// Whether control says that we are not who our certificate says, or not any more.
+    fn is_disbelief(&self) -> bool {
+        match self {
+            End::Status(status) if !is_broken(status) => {
+                matches!(status.code(), Code::Unauthenticated | Code::PermissionDenied)
+            }
+            End::Status(_) | End::Renewed | End::Ended | End::Silent(_) | End::Stalled(_) => false,
+        }
+    }
+}
+
 impl Following {
     /// Follows for as long as the process lives.
     pub(super) async fn run(mut self) {
+        let mut last = None;
         loop {
             let current = match self.current.wait_for(Option::is_some).await {
                 Ok(current) => current.clone(),
@@ -77,6 +90,10 @@ impl Following {
                 Err(_) => return,
             };
             let Some(current) = current else { continue };
+            // What was said to another certificate is not said to this one.
+            if last.replace(current.serial) != Some(current.serial) {
+                self.controls.forgive();
+            }
             let until = Instant::now() + LOOK;
             let trust = self.holder.bundle();
             match self.controls.reach(&trust, Some(&current.credential), until).await {
@@ -87,7 +104,8 @@ impl Following {
         }
     }
 
-    async fn stream(&mut self, Reached { addr, channel }: Reached, current: &Current) {
+    async fn stream(&mut self, reached: Reached, current: &Current) {
+        let Reached { addr, channel, refusal } = reached;
         let client = DiscoveryClient::new(channel).max_decoding_message_size(MOST_ANSWER);
         let mut session = Session {
             addr,
@@ -96,14 +114,25 @@ impl Following {
             told: HashSet::new(),
             to_tell: VecDeque::new(),
         };
+        let asked = Instant::now();
         let end = self.live(client, &mut session).await;
         self.directory.end();
+        let is_disbelieved = end.is_disbelief() || refusal.came();
+        if is_disbelieved {
+            self.holder.disbelieve(current.serial);
+        }
         let came = match (&end, session.began) {
             (End::Renewed, _) => Came::Left,
             (_, Some(began)) => Came::Served(began.elapsed()),
+            // Our `Workload` may be about to be written anew, as when we join.
+            (_, None) if is_disbelieved => Came::Unproven(asked.elapsed()),
             (End::Status(status), None) if is_broken(status) => Came::Broken,
             (_, None) => Came::Failed,
         };
+        match &end {
+            End::Renewed => {}
+            end => self.controls.says_no(addr, end.to_string()),
+        }
         self.controls.came(addr, came);
         match end {
             End::Renewed => debug!("the stream from control begins anew with the new certificate"),

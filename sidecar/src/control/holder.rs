@@ -6,7 +6,7 @@ use std::time::SystemTime;
 use arc_swap::ArcSwapOption;
 use parking_lot::Mutex;
 use rustls_pki_types::CertificateDer;
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 
 use crate::tls::{Bundle, Credential, SKEW, Unusable};
 
@@ -15,12 +15,15 @@ pub(super) struct Holder {
     held: Mutex<Held>,
     published: Arc<ArcSwapOption<Credential>>,
     current: watch::Sender<Option<Current>>,
+    disbelief: Notify,
 }
 
 struct Held {
     roots: Vec<CertificateDer<'static>>,
     bundle: Bundle,
     credential: Option<Current>,
+    /// Control does not believe it.
+    is_disbelieved: bool,
 }
 
 /// A certificate that serves, for calls to control.
@@ -39,11 +42,13 @@ impl Holder {
             roots,
             bundle,
             credential: None,
+            is_disbelieved: false,
         };
         Holder {
             held: Mutex::new(held),
             published: Arc::default(),
             current: watch::Sender::new(None),
+            disbelief: Notify::new(),
         }
     }
 
@@ -98,7 +103,27 @@ impl Holder {
             workload,
             serial,
         });
+        held.is_disbelieved = false;
         self.publish(&held, wall);
+    }
+
+    /// Control does not believe the certificate of this serial, though it serves. It may have been replaced since.
+    pub(super) fn disbelieve(&self, serial: u64) {
+        let mut held = self.held.lock();
+        if held.credential.as_ref().is_some_and(|current| current.serial == serial) {
+            held.is_disbelieved = true;
+            self.disbelief.notify_one();
+        }
+    }
+
+    /// Waits until that is said.
+    pub(super) async fn disbelief(&self) {
+        self.disbelief.notified().await;
+    }
+
+    /// Whether it was said of the certificate that is held; once for each time.
+    pub(super) fn take_disbelief(&self) -> bool {
+        std::mem::take(&mut self.held.lock().is_disbelieved)
     }
 
     /// Looks at the clock: a certificate whose life is over serves nobody, until the clock is set back.

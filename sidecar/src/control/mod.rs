@@ -15,6 +15,7 @@
 //! Control is a peer as any other: it must prove the one SPIFFE id that we were told, under the roots that we have; and
 //! what it says is judged before it is taken ([`Refused`]).
 
+mod alert;
 mod ask;
 mod certify;
 mod directory;

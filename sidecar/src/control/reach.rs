@@ -16,6 +16,7 @@ use tokio_util::task::TaskTracker;
 use tonic::transport::{Channel, Endpoint};
 
 use super::Error;
+use super::alert::{Noting, Refusal};
 use super::pace::{Came, Pace};
 use super::settings::Settings;
 use crate::connect::resolve::{Answer, Names, Query, State};
@@ -45,6 +46,8 @@ pub(super) struct Controls {
     turn: usize,
     /// Why each address was not reached.
     unreached: BTreeMap<SocketAddr, String>,
+    /// What those said who were reached, and answered no.
+    noes: BTreeMap<SocketAddr, String>,
 }
 
 /// One of the settings' addresses.
@@ -60,6 +63,8 @@ enum Found {
 pub(super) struct Reached {
     pub(super) addr: SocketAddr,
     pub(super) channel: Channel,
+    /// Whether our certificate is refused there.
+    pub(super) refusal: Refusal,
 }
 
 /// Why nobody is reached.
@@ -102,6 +107,7 @@ impl Controls {
             paces: HashMap::new(),
             turn: rand::rng().random_range(0..1_000),
             unreached: BTreeMap::new(),
+            noes: BTreeMap::new(),
         })
     }
 
@@ -121,6 +127,7 @@ impl Controls {
             let addrs = self.addresses();
             self.paces.retain(|addr, _| addrs.contains(addr));
             self.unreached.retain(|addr, _| addrs.contains(addr));
+            self.noes.retain(|addr, _| addrs.contains(addr));
             let due = |addr: &SocketAddr| self.paces.get(addr).map_or(now, |pace| pace.not_before());
             // The earliest; of several that may be called, whose turn it is.
             let next = addrs
@@ -129,9 +136,9 @@ impl Controls {
                 .min_by_key(|(at, _)| *at);
             match next {
                 Some((at, addr)) if at <= now => match self.open(addr, bundle, credential).await {
-                    Ok(channel) => {
+                    Ok((channel, refusal)) => {
                         self.unreached.clear();
-                        return Ok(Reached { addr, channel });
+                        return Ok(Reached { addr, channel, refusal });
                     }
                     Err(why) => {
                         let came = match &why {
@@ -162,9 +169,19 @@ impl Controls {
     pub(super) fn came(&mut self, addr: SocketAddr, came: Came) {
         let now = Instant::now();
         self.paces.entry(addr).or_insert_with(|| Pace::new(now)).came(came, now);
+        match came {
+            Came::Served(_) | Came::Left => drop(self.noes.remove(&addr)),
+            Came::Away | Came::Broken | Came::Failed | Came::Unproven(_) => {}
+        }
         if came != Came::Left {
             self.turn = self.turn.wrapping_add(1);
         }
+    }
+
+    /// Keeps why one that was reached answered no, for as long as it is not called again: while others cannot be reached, that
+    /// is what an operator must know.
+    pub(super) fn says_no(&mut self, addr: SocketAddr, why: String) {
+        self.noes.insert(addr, why);
     }
 
     /// Every address may be called at once: what is asked next is something else.
@@ -198,14 +215,19 @@ impl Controls {
         addr: SocketAddr,
         bundle: &Bundle,
         credential: Option<&Credential>,
-    ) -> Result<Channel, Unreached> {
+    ) -> Result<(Channel, Refusal), Unreached> {
         let settings = &self.settings;
         let socket = timeout(settings.connect_timeout, TcpStream::connect(addr)).await;
         let socket = socket.map_err(|_| Unreached::Silent(settings.connect_timeout))??;
         socket.set_nodelay(true)?;
         let within = settings.handshake_timeout;
         let stream = tls::call_control(socket, bundle, credential, &settings.identity, within).await?;
-        let mut once = Some(TokioIo::new(stream));
+        let refusal = Refusal::default();
+        let noting = Noting {
+            stream,
+            refusal: refusal.clone(),
+        };
+        let mut once = Some(TokioIo::new(noting));
         let connector = tower::service_fn(move |_: Uri| {
             let stream = once.take();
             // A new connection is a new decision, and made above.
@@ -221,13 +243,14 @@ impl Controls {
             .keep_alive_timeout(settings.keepalive)
             .keep_alive_while_idle(true)
             .executor(Tracked(self.tracker.clone()));
-        Ok(endpoint.connect_with_connector(connector).await?)
+        Ok((endpoint.connect_with_connector(connector).await?, refusal))
     }
 
     /// Why nobody is reached.
     fn why(&self) -> Nobody {
         if !self.unreached.is_empty() {
-            let each = self.unreached.iter().take(MOST_NAMED);
+            let noes = self.noes.iter().filter(|(addr, _)| !self.unreached.contains_key(addr));
+            let each = noes.chain(&self.unreached).take(MOST_NAMED);
             let each: Vec<_> = each.map(|(addr, why)| format!("{addr}: {why}")).collect();
             return Nobody::Because(format!("control cannot be reached: {}", each.join("; ")));
         }

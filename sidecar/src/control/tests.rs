@@ -533,7 +533,7 @@ async fn another_bundle_is_believed_at_once_and_a_wrong_one_never() {
 #[tokio::test]
 async fn a_stream_that_control_refuses_is_not_asked_for_again_at_once() {
     let fake = Fake::new();
-    fake.say(|said| said.no_stream = Some(Refusal::permission_denied("not you")));
+    fake.say(|said| said.no_stream = Some(Refusal::resource_exhausted("not you")));
     let control = fake.listen().await;
     let sidecar = sidecar(&fake, &[control.addr]);
     let refused = |status: &Status| matches!(&status.stream, Stream::Away { why, .. } if why.contains("not you"));
@@ -544,6 +544,110 @@ async fn a_stream_that_control_refuses_is_not_asked_for_again_at_once() {
         refused(&sidecar.control.status()),
         "what control said holds while it rests"
     );
+}
+
+#[tokio::test]
+async fn a_certificate_that_control_does_not_believe_any_more_is_replaced_by_the_token_at_once() {
+    for denied in [
+        Refusal::permission_denied("another identity"),
+        Refusal::unauthenticated("who?"),
+    ] {
+        let fake = Fake::new();
+        fake.say(|said| said.no_stream = Some(denied));
+        let control = fake.listen().await;
+        let sidecar = sidecar(&fake, &[control.addr]);
+        let seen = timeout(Duration::from_secs(5), fake.until(|seen| seen.by_token.len() == 2)).await;
+        assert_eq!(seen.expect("at once").by_token, [true, true]);
+        // Nobody is asked without end, and what is good again is used.
+        let storm = fake.until(|seen| seen.by_token.len() > 2 || seen.hellos.len() > 6);
+        assert!(
+            timeout(Duration::from_secs(4), storm).await.is_err(),
+            "{:?}",
+            fake.seen()
+        );
+        assert!(
+            sidecar.control.credential().load().is_some(),
+            "what is held serves still"
+        );
+        fake.say(|said| said.no_stream = None);
+        sidecar
+            .until(Duration::from_secs(16), |status| status.stream.is_connected())
+            .await;
+    }
+}
+
+#[tokio::test]
+async fn a_certificate_that_control_refuses_in_the_handshake_is_replaced_by_the_token_at_once() {
+    let fake = Fake::new();
+    let control = fake.listen().await;
+    let sidecar = sidecar(&fake, &[control.addr]);
+    sidecar.connected().await;
+    let addr = control.addr;
+    fake.say(|said| said.believes_nobody = true);
+    drop(control);
+    sidecar
+        .until(Duration::from_secs(2), |status| !status.stream.is_connected())
+        .await;
+    let _control = fake.listen_at(addr).await;
+    let again = timeout(Duration::from_secs(5), fake.until(|seen| seen.by_token.len() == 2)).await;
+    assert_eq!(again.expect("at once").by_token, [true, true]);
+    fake.say(|said| said.believes_nobody = false);
+    sidecar
+        .until(Duration::from_secs(16), |status| status.stream.is_connected())
+        .await;
+}
+
+#[tokio::test]
+async fn a_renewed_certificate_that_is_not_valid_yet_replaces_none_that_is() {
+    let fake = Fake::new();
+    // By our clock, which is an hour behind, three quarters of its life are over: it is due.
+    fake.say(|said| said.life = (20 * HOUR, 5 * HOUR));
+    let control = fake.listen().await;
+    let sidecar = sidecar(&fake, &[control.addr]);
+    sidecar.ahead.store(-3_600, Relaxed);
+    sidecar.connected().await;
+    fake.say(|said| said.life = (Duration::ZERO, 24 * HOUR));
+    let overdue = |status: &Status| matches!(&status.certificate, Certificate::Valid { overdue: Some(why), .. } if why.contains("clock"));
+    sidecar.until(Duration::from_secs(10), overdue).await;
+    let held = sidecar.control.credential().load_full().expect("one is held still");
+    assert!(
+        held.not_after() < SystemTime::now() + 6 * HOUR,
+        "{:?}",
+        held.not_after()
+    );
+}
+
+#[tokio::test]
+async fn many_who_join_from_behind_one_address_are_not_sent_away_for_long() {
+    let fake = Fake::new();
+    fake.say(|said| said.no_token = Some(Refusal::resource_exhausted("too many attempts")));
+    let control = fake.listen().await;
+    let sidecar = sidecar(&fake, &[control.addr]);
+    timeout(Duration::from_secs(5), fake.until(|seen| seen.by_token.len() == 2))
+        .await
+        .expect("it asks again within seconds");
+    fake.say(|said| said.no_token = None);
+    sidecar.connected().await;
+    assert!(sidecar.count(Outcome::Limited) >= 2);
+}
+
+#[tokio::test]
+async fn while_one_control_is_down_what_another_says_is_told() {
+    let fake = Fake::new();
+    fake.say(|said| said.no_token = Some(Refusal::internal("not today")));
+    let control = fake.listen().await;
+    let nobody = fake.listen().await;
+    let down = nobody.addr;
+    drop(nobody);
+    let sidecar = sidecar(&fake, &[control.addr, down]);
+    timeout(Duration::from_secs(5), fake.until(|seen| !seen.by_token.is_empty()))
+        .await
+        .expect("one is asked");
+    let told = |status: &Status| {
+        let missing = status.certificate.missing();
+        missing.is_some_and(|why| why.contains("not today") && why.contains("refused"))
+    };
+    sidecar.until(Duration::from_secs(6), told).await;
 }
 
 #[tokio::test]

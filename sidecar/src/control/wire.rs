@@ -3,11 +3,16 @@
 //! Control is believed about the mesh, and not about sizes: a list that is too long, a number that makes no sense or an
 //! address that nobody can have is refused here, once, and nothing behind this door checks again.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::hash_map::Entry;
+use std::collections::{BTreeMap, HashMap};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
+use portunus_proto::limits::{
+    LONGEST_CERTIFICATE, LONGEST_HOST, MOST_ADDRESSES, MOST_CHAIN, MOST_ENDPOINTS, MOST_PORTS, MOST_ROOTS,
+    can_be_called,
+};
 use portunus_proto::mesh::v1;
 use portunus_proto::{Declared, Invalid, SpiffeId, TrustDomain};
 use rustls_pki_types::CertificateDer;
@@ -18,20 +23,6 @@ use crate::policy::{Inbound, Mode};
 use crate::route::{Endpoint, HealthPolicy, Known, OutlierPolicy, Policy, Subject, View};
 use crate::telemetry::cut;
 
-/// The most endpoints of one service.
-pub(super) const MOST_ENDPOINTS: usize = 10_000;
-/// The most addresses of a service's own.
-const MOST_ADDRESSES: usize = 64;
-/// The most ports with a mode of their own.
-const MOST_PORTS: usize = 1_000;
-/// The most roots of a trust bundle.
-const MOST_ROOTS: usize = 32;
-/// The most certificates of a chain.
-const MOST_CHAIN: usize = 8;
-/// The longest certificate, in bytes.
-const LONGEST_CERTIFICATE: usize = 16 << 10;
-/// The longest name of DNS, in bytes.
-const LONGEST_HOST: usize = 253;
 /// The longest `namespace/name`, or name that is followed, in bytes.
 const LONGEST_NAME: usize = 320;
 /// The largest weight: beside one of these, one of 1 is next to nothing.
@@ -77,9 +68,6 @@ pub enum Refused {
     /// A port that does not exist.
     #[error("{0} is not a port")]
     Port(u32),
-    /// An endpoint that stands there twice.
-    #[error("the endpoint {0} stands there twice")]
-    Twice(SocketAddr),
     /// An identity that is none.
     #[error("the identity {id:?} of {endpoint} is not a SPIFFE id: {source}")]
     Identity {
@@ -267,15 +255,29 @@ fn view(wire: v1::Service) -> Result<View, Refused> {
     few("endpoints", wire.endpoints.len(), MOST_ENDPOINTS)?;
     few("the service's addresses", wire.addresses.len(), MOST_ADDRESSES)?;
     let name = format!("{}.{}:{}", wire.name, wire.namespace, port(wire.port)?);
-    let mut seen = HashSet::with_capacity(wire.endpoints.len());
+    let mut seen = HashMap::with_capacity(wire.endpoints.len());
     let mut identities = HashMap::new();
+    let mut twice = 0;
     let mut endpoints = Vec::with_capacity(wire.endpoints.len());
     for one in wire.endpoints {
         let one = endpoint(one, &mut identities)?;
-        if !seen.insert(one.addr) {
-            return Err(Refused::Twice(one.addr));
+        match seen.entry(one.addr) {
+            Entry::Vacant(place) => {
+                place.insert(endpoints.len());
+                endpoints.push(one);
+            }
+            Entry::Occupied(place) => {
+                twice += 1;
+                prefer(&mut endpoints[*place.get()], one);
+            }
         }
-        endpoints.push(one);
+    }
+    if twice > 0 {
+        tracing::warn!(
+            service = cut(&name),
+            twice,
+            "control names endpoints of a service twice; each is taken once"
+        );
     }
     Ok(View {
         name: short("the service's name", name)?,
@@ -283,6 +285,14 @@ fn view(wire: v1::Service) -> Result<View, Refused> {
         endpoints,
         policy: policy(wire.policy)?,
     })
+}
+
+/// An endpoint that stands there twice is one: a slip about one of them is no reason to know nothing of the others. It is the
+/// first, but never in plain where one of the two has an identity.
+fn prefer(first: &mut Endpoint, second: Endpoint) {
+    if first.identity.is_none() && second.identity.is_some() {
+        *first = second;
+    }
 }
 
 /// Endpoints of one service mostly have one identity: its text is kept once.
@@ -440,11 +450,6 @@ fn ip(text: &str) -> Result<IpAddr, Refused> {
     ip.map(|ip| ip.to_canonical())
         .filter(|ip| can_be_called(*ip))
         .ok_or_else(|| Refused::Address(cut(text)))
-}
-
-fn can_be_called(ip: IpAddr) -> bool {
-    let is_broadcast = matches!(ip, IpAddr::V4(ip) if ip.is_broadcast());
-    !ip.is_unspecified() && !ip.is_multicast() && !is_broadcast
 }
 
 fn port(number: u32) -> Result<u16, Refused> {

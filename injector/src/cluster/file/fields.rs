@@ -4,6 +4,8 @@ use std::fmt::Display;
 use std::net::IpAddr;
 use std::time::Duration;
 
+use portunus_proto::limits::can_be_called;
+
 use super::duration;
 use super::finding::Findings;
 use super::yaml::{At, Node, Value};
@@ -80,6 +82,32 @@ impl<'n> Fields<'n> {
         field
     }
 
+    /// Warns of a field that stands there and holds nothing: whoever wrote it meant to say something.
+    pub fn warn_if_empty(&self, key: &str, message: &str, findings: &mut Findings) -> bool {
+        let Some(node) = self.node.get(key) else { return false };
+        let is_empty = match &node.value {
+            Value::Null => true,
+            Value::List(items) => items.is_empty(),
+            Value::Map(entries) => entries.is_empty(),
+            Value::Bool(_) | Value::Integer(_) | Value::Float(_) | Value::Text(_) => false,
+        };
+        if is_empty {
+            findings.warning(node.at, self.path(key), message);
+        }
+        is_empty
+    }
+
+    /// Warns of fields that are neither read nor among those that the mesh does not need: they are slips.
+    pub fn warn_of_others(&self, passed_over: &[&str], findings: &mut Findings) {
+        let Value::Map(entries) = &self.node.value else { return };
+        for (key, _) in entries {
+            let name = key.text.as_str();
+            if !self.asked.contains(&name) && !passed_over.contains(&name) {
+                findings.warning(key.at, self.path(name), "is no field here, and is not read");
+            }
+        }
+    }
+
     /// A map.
     pub fn map(&mut self, key: &'static str, findings: &mut Findings) -> Option<Fields<'n>> {
         Fields::of(&self.get(key)?, findings)
@@ -101,7 +129,16 @@ impl<'n> Fields<'n> {
         match field.node.value {
             Value::Bool(is) => Some(is),
             _ => {
-                wrong(&field, "true or false", findings);
+                let quoted = matches!(&field.node.value, Value::Text(said) if said == "true" || said == "false");
+                wrong(
+                    &field,
+                    if quoted {
+                        "true or false, without quotes"
+                    } else {
+                        "true or false"
+                    },
+                    findings,
+                );
                 None
             }
         }
@@ -192,6 +229,11 @@ pub fn text<'n>(field: &Field<'n>, expected: &str, findings: &mut Findings) -> O
             wrong(field, "a text: put it in quotes", findings);
             None
         }
+        // A name may be all digits; YAML takes it for a number.
+        Value::Bool(_) | Value::Integer(_) if expected == DNS_LABEL => {
+            wrong(field, &format!("{expected}; put it in quotes"), findings);
+            None
+        }
         _ => {
             wrong(field, expected, findings);
             None
@@ -234,7 +276,15 @@ pub fn number(field: &Field<'_>, least: u32, most: u32, findings: &mut Findings)
     };
     let number = number.filter(|number| (least..=most).contains(number));
     if number.is_none() {
-        wrong(field, &format!("a whole number from {least} to {most}"), findings);
+        let quotes = match &field.node.value {
+            Value::Text(said) if said.parse::<u32>().is_ok() => ", without quotes",
+            _ => "",
+        };
+        wrong(
+            field,
+            &format!("a whole number from {least} to {most}{quotes}"),
+            findings,
+        );
     }
     number
 }
@@ -248,11 +298,11 @@ pub fn once<T: PartialEq>(list: &mut Vec<T>, said: T, name: impl Display, item: 
     }
 }
 
-/// An IP address that a machine can have.
+/// An IP address that a machine can have, in its canonical form: an IPv4 address that is mapped into IPv6 is the IPv4 one.
 pub fn address(field: &Field<'_>, findings: &mut Findings) -> Option<IpAddr> {
     let said = text(field, ADDRESS, findings)?;
-    let address = said.parse::<IpAddr>().ok();
-    let address = address.filter(|address| !address.is_unspecified() && !address.is_multicast());
+    let address = said.parse::<IpAddr>().ok().map(|address| address.to_canonical());
+    let address = address.filter(|address| can_be_called(*address));
     if address.is_none() {
         wrong(field, ADDRESS, findings);
     }

@@ -48,12 +48,14 @@ pub enum Severity {
 #[derive(Debug, Default)]
 pub struct Findings {
     found: Vec<Finding>,
+    mistakes: usize,
+    left_out: usize,
     file: Arc<str>,
     object: String,
 }
 
-/// How many findings are kept; a directory of noise shall not fill the memory.
-const MOST: usize = 1_000;
+/// How many findings are kept, beside the one that says that there are more; a directory of noise shall not fill the memory.
+const MOST: usize = 999;
 
 impl Findings {
     /// From now on findings are about this file.
@@ -89,27 +91,32 @@ impl Findings {
 
     /// Whatever of it may be a token or a key is left out, wherever it stood: somebody may have put it in the wrong place.
     fn add(&mut self, severity: Severity, at: At, field: String, message: String) {
-        if self.found.len() < MOST {
-            self.found.push(Finding {
-                severity,
-                file: self.file.clone(),
-                line: (at.line > 0).then_some(at.line),
-                column: (at.column > 0).then_some(at.column),
-                object: masked(&self.object).into_owned(),
-                field: masked(&field).into_owned(),
-                message: masked(&message).into_owned(),
-            });
-        } else if severity == Severity::Mistake && self.mistakes() == 0 {
-            // A mistake is never lost behind notes.
-            self.found.pop();
-            self.add(severity, at, field, message);
+        self.mistakes += usize::from(severity == Severity::Mistake);
+        if self.found.len() == MOST {
+            self.left_out += 1;
+            // A mistake is never lost behind others.
+            if severity != Severity::Mistake || self.mistakes > MOST {
+                return;
+            }
+            let is_lesser = |finding: &Finding| finding.severity != Severity::Mistake;
+            if let Some(lesser) = self.found.iter().rposition(is_lesser) {
+                self.found.remove(lesser);
+            }
         }
+        self.found.push(Finding {
+            severity,
+            file: self.file.clone(),
+            line: (at.line > 0).then_some(at.line),
+            column: (at.column > 0).then_some(at.column),
+            object: masked(&self.object).into_owned(),
+            field: masked(&field).into_owned(),
+            message: masked(&message).into_owned(),
+        });
     }
 
-    /// How many mistakes there are.
+    /// How many mistakes there are, be they kept or not.
     pub fn mistakes(&self) -> usize {
-        let is_mistake = |finding: &&Finding| finding.severity == Severity::Mistake;
-        self.found.iter().filter(is_mistake).count()
+        self.mistakes
     }
 
     /// All of them, by file and line.
@@ -118,6 +125,19 @@ impl Findings {
             let key = |finding: &Finding| (finding.file.clone(), finding.line, finding.column, finding.severity);
             key(a).cmp(&key(b))
         });
+        if self.left_out > 0 {
+            let (kept, left_out) = (self.found.len(), self.left_out);
+            self.enter_file("(all files)".into());
+            self.found.push(Finding {
+                severity: Severity::Warning,
+                file: self.file.clone(),
+                line: None,
+                column: None,
+                object: String::new(),
+                field: String::new(),
+                message: format!("{left_out} findings more are not told; mend these {kept} first"),
+            });
+        }
         self.found
     }
 }

@@ -1,24 +1,34 @@
 //! Judges what objects say of each other: names that come twice, references that lead nowhere, rules that contradict.
 
-use std::collections::{BTreeMap, HashMap};
-use std::net::IpAddr;
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::net::{IpAddr, SocketAddr};
+
+use portunus_proto::limits::{MOST_ENDPOINTS, MOST_PORTS};
+use portunus_proto::{CONTROL_ACCOUNT, CONTROL_NAMESPACE};
 
 use super::finding::Findings;
 use super::{Object, Objects, kinds};
-use crate::cluster::{InboundPolicy, Name, Snapshot, TargetPort, Workload, selects};
+use crate::cluster::{InboundPolicy, Name, Service, ServicePort, Snapshot, TargetPort, Workload, selects};
 
 /// Makes the state of all objects. It is only good if no mistake was found.
 pub fn judge(objects: Objects, findings: &mut Findings) -> Snapshot {
     service_addresses(&objects, findings);
     workload_addresses(&objects, findings);
     tokens(&objects, findings);
+    controls(&objects, findings);
+    many_ports(&objects, findings);
     let snapshot = Snapshot {
         services: unique(&objects.services, findings),
         workloads: unique(&objects.workloads, findings),
         inbound_policies: unique(&objects.inbound, findings),
         outbound_policies: unique(&objects.outbound, findings),
     };
-    selectors(&objects, &snapshot, findings);
+    endpoints(&objects, &snapshot, findings);
+    // What could not be read may be what is looked for.
+    if objects.are_all {
+        selectors(&objects, &snapshot, findings);
+        policy_ports(&objects, &snapshot, findings);
+    }
     contradictions(&objects, &snapshot, findings);
     targets(&objects, &snapshot, findings);
     hosts(&objects, findings);
@@ -91,7 +101,7 @@ fn workload_addresses(objects: &Objects, findings: &mut Findings) {
                 if let Some(other) = owners.insert((*address, port.port), workload)
                     && other.name != workload.name
                 {
-                    let socket = std::net::SocketAddr::new(*address, port.port);
+                    let socket = SocketAddr::new(*address, port.port);
                     let message = format!("{socket} is served by another Workload, too: {}", other.place());
                     workload.mistake(&format!("spec.ports[{index}].port"), message, findings);
                 }
@@ -116,23 +126,51 @@ fn tokens(objects: &Objects, findings: &mut Findings) {
     }
 }
 
+/// Nobody is certified as control, of which only control itself knows the namespace.
+fn controls(objects: &Objects, findings: &mut Findings) {
+    for workload in &objects.workloads {
+        let account = &workload.value.service_account;
+        if workload.name.namespace == CONTROL_NAMESPACE && account == CONTROL_ACCOUNT {
+            let message = format!(
+                "is control's own in namespace {CONTROL_NAMESPACE}, where control is if it is not told another: \
+                 it then gives this Workload no certificate"
+            );
+            workload.warning("spec.serviceAccount", message, findings);
+        }
+    }
+}
+
+/// Policies may name so many ports of one workload, all of them together.
+fn many_ports(objects: &Objects, findings: &mut Findings) {
+    for workload in &objects.workloads {
+        let policies = objects.inbound.iter();
+        let policies: Vec<_> = policies
+            .filter(|policy| policy.selects(&workload.name, &workload.value))
+            .collect();
+        let ports: BTreeSet<_> = policies.iter().flat_map(|policy| policy.value.ports.keys()).collect();
+        if let Some(last) = policies.last().filter(|_| ports.len() > MOST_PORTS) {
+            let message = format!(
+                "makes, with other policies, {} ports of Workload {} that have a mode; expected at most {MOST_PORTS}",
+                ports.len(),
+                workload.name
+            );
+            last.mistake("spec.mtls.ports", message, findings);
+        }
+    }
+}
+
 /// Selectors that select nothing are allowed: what they are for may come later.
 fn selectors(objects: &Objects, snapshot: &Snapshot, findings: &mut Findings) {
     for service in &objects.services {
         if service.value.selector.is_empty() {
             continue;
         }
-        let in_namespace = |name: &Name| name.namespace == service.name.namespace;
-        let selected = snapshot
-            .workloads
-            .iter()
-            .filter(|(name, workload)| in_namespace(name) && selects(&service.value.selector, &workload.labels));
-        let selected: Vec<_> = selected.map(|(_, workload)| workload).collect();
+        let selected = selected(service, snapshot);
         if selected.is_empty() {
             service.warning("spec.selector", "selects no Workload of its namespace", findings);
             continue;
         }
-        if !selected.iter().any(|workload| workload.ready) {
+        if !selected.iter().any(|(_, workload)| workload.ready) {
             let message = "selects no Workload that is ready (spec.ready): calls to this Service fail";
             service.warning("spec.selector", message, findings);
         }
@@ -142,7 +180,7 @@ fn selectors(objects: &Objects, snapshot: &Snapshot, findings: &mut Findings) {
             };
             if !selected
                 .iter()
-                .any(|workload| workload.ports.iter().any(|port| port.name == *name))
+                .any(|(_, workload)| workload.ports.iter().any(|port| port.name == *name))
             {
                 let message = format!("no Workload that is selected has a port called {name:?}");
                 service.warning("spec.ports", message, findings);
@@ -158,6 +196,85 @@ fn selectors(objects: &Objects, snapshot: &Snapshot, findings: &mut Findings) {
             policy.warning("spec.selector", "selects no Workload of its namespace", findings);
         }
     }
+}
+
+/// The workloads that a service selects.
+fn selected<'s>(service: &Object<Service>, snapshot: &'s Snapshot) -> Vec<(&'s Name, &'s Workload)> {
+    let in_namespace = |name: &Name| name.namespace == service.name.namespace;
+    let workloads = snapshot.workloads.iter();
+    let selected =
+        workloads.filter(|(name, workload)| in_namespace(name) && selects(&service.value.selector, &workload.labels));
+    selected.collect()
+}
+
+fn endpoints(objects: &Objects, snapshot: &Snapshot, findings: &mut Findings) {
+    for service in &objects.services {
+        let selected = selected(service, snapshot);
+        for port in &service.value.ports {
+            if let Some(message) = wrong_endpoints(port, &selected) {
+                let message = format!("port {} {message}", port.port);
+                service.mistake("spec.ports", message, findings);
+            }
+        }
+    }
+}
+
+/// A port that none of the workloads has is most often another than was meant. One that says nothing of its ports may have
+/// any, and so may one to which a service leads there.
+fn policy_ports(objects: &Objects, snapshot: &Snapshot, findings: &mut Findings) {
+    for policy in objects.inbound.iter().filter(|policy| !policy.value.ports.is_empty()) {
+        let selected = snapshot.workloads.iter();
+        let selected: Vec<_> = selected
+            .filter(|(name, workload)| policy.selects(name, workload))
+            .collect();
+        let may_have_any = |(_, workload): &(&Name, &Workload)| workload.ports.is_empty();
+        if selected.is_empty() || selected.iter().any(may_have_any) {
+            continue;
+        }
+        let mut ports: HashSet<u16> = selected
+            .iter()
+            .flat_map(|(_, workload)| workload.ports.iter().map(|port| port.port))
+            .collect();
+        for (name, service) in &snapshot.services {
+            let led_to = selected.iter().filter(|(workload, says)| {
+                workload.namespace == name.namespace && selects(&service.selector, &says.labels)
+            });
+            ports.extend(led_to.flat_map(|(_, says)| service.ports.iter().filter_map(|port| port.number(says))));
+        }
+        let strange = policy.value.ports.keys().filter(|port| !ports.contains(port));
+        let strange: Vec<_> = strange.map(u16::to_string).collect();
+        if !strange.is_empty() {
+            let (named, more) = strange.split_at(strange.len().min(MOST_NAMED));
+            let more = match more.len() {
+                0 => String::new(),
+                more => format!(" and {more} more"),
+            };
+            let message = format!(
+                "names port {}{more}, which no Workload that is selected has",
+                named.join(", ")
+            );
+            policy.warning("spec.mtls.ports", message, findings);
+        }
+    }
+}
+
+/// How many ports a sentence names.
+const MOST_NAMED: usize = 5;
+
+/// What no sidecar would take: of one port, too many endpoints, or one of them twice.
+fn wrong_endpoints(port: &ServicePort, selected: &[(&Name, &Workload)]) -> Option<String> {
+    let mut owners = HashMap::<SocketAddr, &Name>::new();
+    for (name, workload) in selected {
+        let Some(number) = port.number(workload) else { continue };
+        for address in &workload.addresses {
+            let socket = SocketAddr::new(*address, number);
+            if let Some(other) = owners.insert(socket, name) {
+                return Some(format!("leads to {socket} twice: of Workload {other}, and of {name}"));
+            }
+        }
+    }
+    let found = owners.len();
+    (found > MOST_ENDPOINTS).then(|| format!("leads to {found} endpoints; expected at most {MOST_ENDPOINTS}"))
 }
 
 impl Object<InboundPolicy> {
@@ -219,6 +336,9 @@ fn targets(objects: &Objects, snapshot: &Snapshot, findings: &mut Findings) {
             let field = format!("spec.targetRefs[{index}]");
             let name = Name::new(policy.name.namespace.clone(), service.clone());
             let Some(found) = snapshot.services.get(&name) else {
+                if !objects.are_all {
+                    continue;
+                }
                 let elsewhere = snapshot.services.keys().find(|other| other.name == *service);
                 let message = match elsewhere {
                     Some(other) => {
@@ -230,6 +350,7 @@ fn targets(objects: &Objects, snapshot: &Snapshot, findings: &mut Findings) {
                 continue;
             };
             if let Some(section) = section
+                && objects.are_all
                 && !found.ports.iter().any(|port| port.name == *section)
             {
                 let message = format!("Service {name} has no port called {section:?}");

@@ -89,6 +89,31 @@ pub(crate) const MISTAKES: &[(&str, u32, &str, &str)] = &[
         "expected v1",
     ),
     ("apiVersion: v1\nkind: List\nitems: 3\n", 3, "items", "a list"),
+    ("apiVersion: v1\nkind: List\n", 1, "items", "is missing"),
+    (
+        "apiVersion: v1alpha1\nkind: Workload\nmetadata: {name: a}\n",
+        1,
+        "apiVersion",
+        "expected portunus.dev/v1alpha1",
+    ),
+    (
+        "apiVersion: Portunus.Dev/v1alpha1\nkind: InboundPolicy\nmetadata: {name: a}\n",
+        1,
+        "apiVersion",
+        "expected portunus.dev/v1alpha1",
+    ),
+    (
+        "apiVersion: protunus.dev/v1alpha1\nkind: InboundPolicy\nmetadata: {name: a}\n",
+        1,
+        "apiVersion",
+        "expected portunus.dev/v1alpha1",
+    ),
+    (
+        "apiVersion: v1beta1\nkind: Service\nmetadata: {name: a}\n",
+        1,
+        "apiVersion",
+        "expected v1",
+    ),
     ("apiVersion: v1\nkind: Service\nspec: {}\n", 1, "metadata", "is missing"),
     (
         "apiVersion: v1\nkind: Service\nmetadata: {}\n",
@@ -112,7 +137,7 @@ pub(crate) const MISTAKES: &[(&str, u32, &str, &str)] = &[
         "apiVersion: v1\nkind: Service\nmetadata:\n  name: 7\n",
         4,
         "metadata.name",
-        "DNS label",
+        "put it in quotes",
     ),
     (
         "apiVersion: v1\nkind: Service\nmetadata:\n  name: a\n  namespace: a.b\n",
@@ -145,6 +170,25 @@ pub(crate) const MISTAKES: &[(&str, u32, &str, &str)] = &[
     ("S  ports:\n  - port: 65536\n", 6, "spec.ports[0].port", "1 to 65535"),
     ("S  ports:\n  - port: -1\n", 6, "spec.ports[0].port", "1 to 65535"),
     ("S  ports:\n  - port: '80'\n", 6, "spec.ports[0].port", "whole number"),
+    ("S  ports:\n  - port: '80'\n", 6, "spec.ports[0].port", "without quotes"),
+    (
+        "S  ports:\n  - port: 80\n    targetPort: '8080'\n",
+        7,
+        "spec.ports[0].targetPort",
+        "a whole number without quotes",
+    ),
+    (
+        "W  addresses: ['::ffff:0.0.0.0']\n",
+        5,
+        "spec.addresses[0]",
+        "IP address",
+    ),
+    (
+        "W  addresses: [10.0.0.1, '::ffff:10.0.0.1']\n",
+        5,
+        "spec.addresses[1]",
+        "second time",
+    ),
     ("S  ports:\n  - port: 80.5\n", 6, "spec.ports[0].port", "whole number"),
     (
         "S  ports:\n  - port: 80\n    targetPort: 99999\n",

@@ -56,8 +56,9 @@ struct Object<T> {
 }
 
 /// The objects of all files, not yet judged.
-#[derive(Default)]
 struct Objects {
+    /// Whether all that the files say stands here: what is missing may be in what could not be read.
+    are_all: bool,
     services: Vec<Object<super::Service>>,
     workloads: Vec<Object<super::Workload>>,
     inbound: Vec<Object<super::InboundPolicy>>,
@@ -68,7 +69,13 @@ struct Objects {
 /// and none in folders below. Everything that is wrong in any of them is told at once.
 pub fn read(directory: &Path) -> Reading {
     let mut findings = Findings::default();
-    let mut objects = Objects::default();
+    let mut objects = Objects {
+        are_all: true,
+        services: Vec::new(),
+        workloads: Vec::new(),
+        inbound: Vec::new(),
+        outbound: Vec::new(),
+    };
     match list(directory, &mut findings) {
         Err(why) => {
             findings.enter_file(directory.display().to_string().into());
@@ -82,7 +89,8 @@ pub fn read(directory: &Path) -> Reading {
         }
         Ok(files) if files.is_empty() => {
             findings.enter_file(directory.display().to_string().into());
-            let message = "has no manifest; expected files that end in .yaml, .yml or .json (an empty one will do)";
+            let message =
+                "has no manifest; expected files that end in .yaml, .yml or .json (one with a comment will do)";
             findings.mistake(At::default(), "", message);
         }
         Ok(files) => {
@@ -108,6 +116,11 @@ fn list(directory: &Path, findings: &mut Findings) -> io::Result<Vec<PathBuf>> {
         let Some(name) = path.file_name() else { continue };
         let name = name.to_string_lossy();
         let is_manifest = [".yaml", ".yml", ".json"].iter().any(|ending| name.ends_with(ending));
+        if !name.starts_with('.') && !is_manifest && is_meant_as_manifest(&name) {
+            findings.enter_file(name.clone().into_owned().into());
+            let message = "is left out by its name; expected one that ends in .yaml, .yml or .json";
+            findings.warning(At::default(), "", message);
+        }
         if name.starts_with('.') || !is_manifest {
             continue;
         }
@@ -126,13 +139,28 @@ fn list(directory: &Path, findings: &mut Findings) -> io::Result<Vec<PathBuf>> {
     Ok(files)
 }
 
+/// Whether a name ends nearly as those of manifests do: in capitals, or with letters in another order.
+fn is_meant_as_manifest(name: &str) -> bool {
+    let sorted = |text: &str| {
+        let mut letters = text.to_ascii_lowercase().into_bytes();
+        letters.sort_unstable();
+        letters
+    };
+    let ending = name.rsplit_once('.').map(|(_, ending)| sorted(ending));
+    ending.is_some_and(|ending| ["yaml", "yml", "json"].into_iter().any(|meant| sorted(meant) == ending))
+}
+
 fn read_file(path: &Path, total: &mut u64, objects: &mut Objects, findings: &mut Findings) {
     let name = path.file_name().map(|name| name.to_string_lossy().into_owned());
     findings.enter_file(name.unwrap_or_default().into());
     let text = match text(path, total) {
         Ok(text) => text,
-        Err(why) => return findings.mistake(At::default(), "", why),
+        Err(why) => {
+            objects.are_all = false;
+            return findings.mistake(At::default(), "", why);
+        }
     };
+    let before = findings.mistakes();
     let (documents, trouble) = yaml::documents(&text);
     for document in &documents {
         for object in kinds::objects(document, findings) {
@@ -148,6 +176,7 @@ fn read_file(path: &Path, total: &mut u64, objects: &mut Objects, findings: &mut
             format!("this is no YAML that can be read: {}", trouble.sentence),
         );
     }
+    objects.are_all &= findings.mistakes() == before;
 }
 
 fn text(path: &Path, total: &mut u64) -> Result<String, String> {
@@ -171,6 +200,12 @@ fn text(path: &Path, total: &mut u64) -> Result<String, String> {
     let mut bytes = Vec::new();
     file.take(most + 1).read_to_end(&mut bytes).map_err(cannot)?;
     let length = bytes.len() as u64;
+    if length == 0 {
+        return Err(
+            "is empty, as a file is that is just being written; expected manifests (a comment will do where there are none)"
+                .to_owned(),
+        );
+    }
     if length > MOST_FILE {
         return Err(format!("is too long; expected at most {MOST_FILE} bytes"));
     }

@@ -47,7 +47,8 @@ fn every_kind_is_read() {
 #[test]
 fn json_and_lists_are_read_and_other_kinds_are_noted() {
     let json = r#"{"apiVersion": "v1", "kind": "List", "items": [
-        {"apiVersion": "v1", "kind": "Service", "metadata": {"name": "a"}, "spec": {"ports": [{"port": 80}]}},
+        {"apiVersion": "v1", "kind": "Service", "metadata": {"name": "a"}, "spec": {"ports": [{"port": 80}], "selector": {"app": "a"}}},
+        {"apiVersion": "portunus.dev/v1alpha1", "kind": "Workload", "metadata": {"name": "a", "labels": {"app": "a"}}, "spec": {"addresses": ["10.0.0.1"]}},
         {"apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": "a"}, "spec": {"replicas": 3}}
     ]}"#;
     let reading = read(
@@ -97,7 +98,10 @@ fn every_mistake_names_its_file_line_and_field_and_stops_the_state() {
 #[test]
 fn the_mistakes_of_all_files_are_told_together() {
     let directory = Directory::new()
-        .with("a.yaml", &whole("S  clusterIP: x\n  ports: [{port: 0}, {port: x}]\n"))
+        .with(
+            "a.yaml",
+            &whole("S  clusterIP: x\n  selector: {app: a}\n  ports: [{port: 0}, {port: x}]\n"),
+        )
         .with("b.yaml", "kind: [\n")
         .with("c.yaml", &whole("W  addresses: [x, y]\n  weight: -1\n"));
     let reading = read(&directory.0);
@@ -135,6 +139,158 @@ fn what_is_no_file_of_manifests_is_a_mistake() {
 }
 
 #[test]
+fn a_file_of_no_bytes_is_one_that_is_being_written() {
+    let reading = read(&Directory::new().with("a.yaml", GOOD).with("b.yaml", "").0);
+    assert!(reading.snapshot.is_none());
+    let only = &reading.findings[0].message;
+    assert!(
+        reading.findings.len() == 1 && only.contains("a comment will do"),
+        "{only}"
+    );
+    let reading = read(&Directory::new().with("a.yaml", GOOD).with("b.yaml", "# none\n").0);
+    assert!(reading.snapshot.is_some_and(|snapshot| snapshot.services.len() == 1));
+}
+
+#[test]
+fn a_name_that_is_nearly_that_of_a_manifest_is_a_warning() {
+    for name in ["b.YAML", "b.ymal", "b.Json", "b.yLm"] {
+        let reading = read(&Directory::new().with("a.yaml", GOOD).with(name, GOOD).0);
+        let told: Vec<_> = reading
+            .findings
+            .iter()
+            .map(|found| (&*found.file, found.severity))
+            .collect();
+        assert_eq!(told, [(name, Severity::Warning)]);
+    }
+    let reading = read(
+        &Directory::new()
+            .with("a.yaml", GOOD)
+            .with("notes.txt", "x")
+            .with("README", "y")
+            .0,
+    );
+    assert_eq!(reading.findings, []);
+}
+
+#[test]
+fn what_may_stand_in_a_file_that_was_not_read_is_not_said_to_be_missing() {
+    let policy = whole("O  targetRefs: [{kind: Service, name: greeter, sectionName: grpc-api}]\n");
+    let (without_policy, _) = GOOD.rsplit_once("---").expect("it has several parts");
+    let broken = without_policy.replacen("port: 80", "port: 0", 1);
+    for text in ["", "kind: [\n", &broken] {
+        let reading = read(&Directory::new().with("a.yaml", text).with("b.yaml", &policy).0);
+        assert_eq!(reading.findings.len(), 1, "{:#?}", reading.findings);
+        assert_eq!(&*reading.findings[0].file, "a.yaml");
+    }
+}
+
+#[test]
+fn findings_that_are_too_many_are_counted_and_no_mistake_is_lost_behind_warnings() {
+    let doubtful = whole("W  addresses: [10.0.0.9]\n  zone: a\n");
+    let many: String = (0..1_200)
+        .map(|n| doubtful.replace("name: bad", &format!("name: w{n}")) + "---\n")
+        .collect();
+    let wrong = whole("W  addresses: [x, y]\n");
+    let reading = read(&Directory::new().with("a.yaml", &many).with("b.yaml", &wrong).0);
+    let mistakes = reading
+        .findings
+        .iter()
+        .filter(|found| found.severity == Severity::Mistake);
+    assert_eq!((mistakes.count(), reading.findings.len()), (2, 1_000));
+    let last = reading.findings.last().expect("there are many").to_string();
+    assert!(last.contains("203 findings more are not told"), "{last}");
+}
+
+#[test]
+fn an_ipv4_address_that_is_mapped_into_ipv6_is_that_address() {
+    let text = whole("W  addresses: ['::ffff:10.0.0.1']\n")
+        + "---\n"
+        + &whole("S  clusterIP: '::ffff:10.0.0.2'\n").replace("bad", "b");
+    let snapshot = read(&Directory::new().with("a.yaml", &text).0)
+        .snapshot
+        .expect("it is right");
+    let of = |text: &str| vec![text.parse::<std::net::IpAddr>().expect("an address")];
+    assert_eq!(snapshot.workloads[&Name::new("shop", "bad")].addresses, of("10.0.0.1"));
+    assert_eq!(snapshot.services[&Name::new("shop", "b")].addresses, of("10.0.0.2"));
+}
+
+/// A service of `count` endpoints, 1,000 addresses a Workload.
+fn crowd(count: usize) -> String {
+    let workload = |number: usize| {
+        let here = (count - number * 1_000).min(1_000);
+        let addresses = (0..here).map(|host| format!("'fd00::{number:x}:{:x}'", host + 1));
+        let addresses: Vec<_> = addresses.collect();
+        let text = whole(&format!("W  addresses: [{}]\n", addresses.join(", ")));
+        text.replace("name: bad", &format!("name: w{number}, labels: {{app: crowd}}")) + "---\n"
+    };
+    let workloads: String = (0..count.div_ceil(1_000)).map(workload).collect();
+    workloads + &whole("S  selector: {app: crowd}\n  ports: [{port: 80}]\n")
+}
+
+#[test]
+fn what_every_sidecar_would_refuse_is_a_mistake() {
+    let addresses = |count: usize| (0..count).map(|n| format!("10.9.0.{n}")).collect::<Vec<_>>().join(", ");
+    let twice = |port: &str| {
+        let workload = |name: &str| {
+            whole("W  addresses: [10.0.0.1]\n").replace("name: bad", &format!("name: {name}, labels: {{app: t}}"))
+                + "---\n"
+        };
+        workload("a") + &workload("b") + &whole(&format!("S  selector: {{app: t}}\n  ports: [{port}]\n"))
+    };
+    let modes = |from: u16| {
+        let ports: Vec<_> = (from..from + 999)
+            .map(|port| format!("{{port: {port}, mode: strict}}"))
+            .collect();
+        whole(&format!("I  mtls: {{ports: [{}]}}\n", ports.join(", "))).replace("bad", &format!("p{from}"))
+    };
+    let host = format!("{0}.{0}.{0}.{1}", "a".repeat(62), "b".repeat(53));
+    let srv = |host: &str| whole(&format!("O  hosts: [{host}]\n  dns: {{srv: _grpc._tcp}}\n"));
+    for (fine, wrong, sentence) in [
+        (
+            whole(&format!(
+                "S  selector: {{app: greeter}}\n  clusterIPs: [{}]\n",
+                addresses(64)
+            )),
+            whole(&format!(
+                "S  selector: {{app: greeter}}\n  clusterIPs: [{}]\n",
+                addresses(65)
+            )),
+            "are 65; expected at most 64",
+        ),
+        (
+            twice("{port: 80, targetPort: api}"),
+            twice("{port: 80}"),
+            "leads to 10.0.0.1:80 twice: of Workload shop/a, and of shop/b",
+        ),
+        (crowd(10_000), crowd(10_001), "leads to 10001 endpoints"),
+        (srv(&host), srv(&format!("a{host}")), "more than 253 bytes"),
+        (
+            modes(1_000),
+            modes(1_000) + "---\n" + &modes(2_000),
+            "1999 ports of Workload shop/greeter-1",
+        ),
+        (
+            whole("W  addresses: [255.255.255.254]\n"),
+            whole("W  addresses: [255.255.255.255]\n"),
+            "expected an IP address",
+        ),
+    ] {
+        let told = |text: &str| read(&Directory::new().with("a.yaml", GOOD).with("b.yaml", text).0);
+        assert!(told(&fine).snapshot.is_some(), "{:#?}", told(&fine).findings);
+        let reading = told(&wrong);
+        let mistakes = reading
+            .findings
+            .iter()
+            .filter(|found| found.severity == Severity::Mistake);
+        let mistakes: Vec<_> = mistakes.map(|found| found.message.as_str()).collect();
+        assert!(
+            reading.snapshot.is_none() && mistakes.len() == 1 && mistakes[0].contains(sentence),
+            "{mistakes:?}"
+        );
+    }
+}
+
+#[test]
 fn a_name_that_comes_twice_says_where_the_other_is() {
     let reading = read(&Directory::new().with("a.yaml", GOOD).with("b.yaml", GOOD).0);
     let twice = reading.findings.iter().filter(|found| found.field == "metadata.name");
@@ -158,7 +314,18 @@ fn what_selects_nothing_is_a_warning() {
         whole("I  selector: {matchLabels: {app: nobody}}\n  mtls: {mode: strict}\n"),
         whole("I  selector: {matchLabels: {app: greeter}}\n"),
         whole("O  targetRefs: [{kind: Service, name: greeter, sectionName: grpc-api}]\n"),
-        whole("S  ports: [{port: 80, appProtocol: gopher}]\n"),
+        whole("S  selector: {app: greeter}\n  ports: [{port: 80, targetPort: api, appProtocol: gopher}]\n"),
+        whole("S  ports: [{port: 80}]\n"),
+        whole("S  selector: {app: greeter}\n"),
+        whole("S  selector: {app: greeter}\n  ports: [{port: 80, targetport: api}]\n"),
+        whole("S  selector: {app: greeter}\n  port: 80\n  ports: [{port: 80}]\n"),
+        whole("I  mtls: {}\n"),
+        whole("I  mtls: {mode: }\n"),
+        whole("I  mtls: {mode: strict, ports: []}\n"),
+        whole("I  mtls: {mode: strict, ports: [{port: 4711, mode: strict}]}\n"),
+        whole("I  mtls: {mode: strict}\n  selector: {matchLabels: {}}\n"),
+        whole("W  addresses: [10.0.0.9]\n  joinTokenSha256:\n"),
+        whole("W  addresses: [10.0.0.9]\n  serviceAccount: control\n").replace("shop", "portunus"),
         whole("W  addresses: [10.0.0.1]\nstatus: {conditions: [{type: Ready, status: 'False'}]}\n"),
         whole("O  targetRefs: [{kind: Service, name: greeter}]\n  dns: {srv: _grpc._tcp}\n"),
         whole("W  addresses: [10.0.0.9]\n  ports: [{port: 80, appProtocol: gopher}]\n"),

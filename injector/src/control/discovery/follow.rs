@@ -9,6 +9,7 @@
 use std::collections::{BTreeSet, HashMap};
 
 use portunus_proto::SpiffeId;
+use portunus_proto::limits::LONGEST_HOST;
 use portunus_proto::mesh::v1::{
     Bundle, FollowRequest, FollowResponse, Subject, follow_request::Ask, follow_response::Answer, subject,
 };
@@ -20,8 +21,6 @@ use crate::cluster::Name;
 
 /// How many things one sidecar may follow.
 pub const MOST_SUBSCRIPTIONS: usize = 4_096;
-/// The longest name that is followed.
-const MOST_HOST: usize = 253;
 /// The longest text of an address.
 const MOST_IP: usize = 45;
 
@@ -211,7 +210,7 @@ impl Key {
     fn of(subject: Subject) -> Result<Key, Mistake> {
         let is_port = |port: u32| (1..=65_535).contains(&port);
         match subject.what {
-            Some(subject::What::Name(name)) if (1..=MOST_HOST).contains(&name.host.len()) && is_port(name.port) => {
+            Some(subject::What::Name(name)) if (1..=LONGEST_HOST).contains(&name.host.len()) && is_port(name.port) => {
                 Ok(Key::Name(name.host, name.port))
             }
             Some(subject::What::Address(address)) if address.ip.len() <= MOST_IP && is_port(address.port) => {

@@ -4,11 +4,12 @@ use std::collections::{BTreeMap, HashMap};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
+use portunus_proto::limits::MOST_PORTS;
 use portunus_proto::mesh::v1::{self, subject, update};
 use portunus_proto::{Declared, SpiffeId, TrustDomain};
 
 use super::policy::{self, Accepts};
-use crate::cluster::{Mtls, Name, OutboundPolicy, ServicePort, Snapshot, TargetPort, selects};
+use crate::cluster::{Mtls, Name, OutboundPolicy, ServicePort, Snapshot, selects};
 
 /// The names that do not stand in a state.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -36,9 +37,6 @@ pub struct World {
     /// By namespace and host.
     hosts: HashMap<(String, String), Name>,
 }
-
-/// To how many ports a workload is told what they speak: so many a sidecar takes.
-const MOST_PROTOCOLS: usize = 1_000;
 
 impl World {
     /// Arranges a state.
@@ -109,7 +107,7 @@ impl World {
         let declared = self.protocols.get(workload).into_iter().flatten();
         let words = declared.filter_map(|(port, declared)| Some((u32::from(*port), declared.word()?.to_owned())));
         v1::Inbound {
-            protocols: words.take(MOST_PROTOCOLS).collect(),
+            protocols: words.take(MOST_PORTS).collect(),
             ..accepted
         }
     }
@@ -151,14 +149,7 @@ impl World {
 
     /// Which port of a workload a service's leads to.
     fn number(&self, workload: &Name, port: &ServicePort) -> Option<u16> {
-        match &port.target {
-            TargetPort::Number(number) => Some(*number),
-            TargetPort::Named(called) => {
-                let ports = &self.snapshot.workloads.get(workload)?.ports;
-                let found = ports.iter().find(|port| port.name == *called);
-                found.map(|port| port.port)
-            }
-        }
+        port.number(self.snapshot.workloads.get(workload)?)
     }
 
     /// What there is under a name or an address, for a workload that asks.

@@ -3,6 +3,7 @@
 use std::fmt;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use portunus_proto::limits::{LONGEST_CERTIFICATE, MOST_CHAIN, MOST_ROOTS};
 use portunus_proto::mesh::v1::Bundle;
 use portunus_proto::{SpiffeId, TrustDomain};
 use rcgen::string::Ia5String;
@@ -59,6 +60,19 @@ pub enum Error {
     /// A certificate that cannot be parsed.
     #[error("the certificate of the {0} cannot be read")]
     Certificate(&'static str),
+    /// No sidecar would take so many.
+    #[error("there are {found} {what}; sidecars take at most {most}")]
+    TooMany {
+        /// Of what.
+        what: &'static str,
+        /// How many there are.
+        found: usize,
+        /// How many may be.
+        most: usize,
+    },
+    /// No sidecar would take it.
+    #[error("a certificate has {0} bytes; sidecars take at most {LONGEST_CERTIFICATE}")]
+    TooLong(usize),
     /// It may not issue.
     #[error("the certificate of the {0} is not that of a CA")]
     NotCa(&'static str),
@@ -112,6 +126,13 @@ impl Authority {
         roots.dedup();
         // A root proves itself to nobody: sidecars know it.
         chain.retain(|certificate| !roots.contains(certificate) || chain_is_only(issuer, certificate));
+        few("roots", roots.len(), MOST_ROOTS)?;
+        // The leaf is one more.
+        few("certificates from the issuer to the root", chain.len(), MOST_CHAIN - 1)?;
+        let longest = chain.iter().chain(&roots).map(|certificate| certificate.len()).max();
+        if let Some(length) = longest.filter(|length| *length > LONGEST_CERTIFICATE) {
+            return Err(Error::TooLong(length));
+        }
         let first = chain.first().ok_or(Error::Missing("certificate of the issuer"))?;
         let (_, parsed) = X509Certificate::from_der(first).map_err(|_| Error::Certificate("issuer"))?;
         check_ca(&parsed, "issuer")?;
@@ -313,6 +334,21 @@ pub fn issuer_would_end(root: &str, now: SystemTime) -> Result<SystemTime, Error
     Ok((now + ISSUER_LIFETIME).min(validity(&root).1))
 }
 
+/// Whether what an issuer signs is, or was, trusted under this root alone. `issuer` is as for [`Authority::from_pem`], and has
+/// the key, too.
+///
+/// # Errors
+/// When the issuer's certificate cannot be read.
+pub fn is_under(trust_domain: &TrustDomain, issuer: &[u8], root: &[u8]) -> Result<bool, Error> {
+    let first = certificates("the issuer", issuer)?;
+    let first = first.first().ok_or(Error::Missing("certificate of the issuer"))?;
+    let (_, parsed) = X509Certificate::from_der(first).map_err(|_| Error::Certificate("issuer"))?;
+    let (begins, ends) = validity(&parsed);
+    // In the midst of its life, whether that is now or not.
+    let then = begins + ends.duration_since(begins).unwrap_or_default() / 2;
+    Ok(Authority::from_pem(trust_domain, issuer, issuer, root, then).is_ok())
+}
+
 fn authority_params(
     trust_domain: &TrustDomain,
     role: &str,
@@ -355,6 +391,13 @@ fn chain_is_only(issuer: &[u8], certificate: &CertificateDer<'_>) -> bool {
 fn certificates(what: &'static str, pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, Error> {
     let all: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(pem).collect();
     all.map_err(|why| Error::Pem(what, why.to_string()))
+}
+
+fn few(what: &'static str, found: usize, most: usize) -> Result<(), Error> {
+    if found > most {
+        return Err(Error::TooMany { what, found, most });
+    }
+    Ok(())
 }
 
 fn check_ca(certificate: &X509Certificate<'_>, what: &'static str) -> Result<(), Error> {

@@ -87,7 +87,12 @@ pub enum Error {
 /// # Errors
 /// When there is none to begin with.
 pub fn keep(files: Files, look: Duration, stop: CancellationToken) -> Result<Kept, Error> {
-    let authority = files.load(SystemTime::now())?;
+    let Loaded {
+        authority,
+        renewing,
+        contents,
+    } = files.load_settled(SystemTime::now(), Unbegun::Replaced)?;
+    renewing.say(None, &authority);
     info!(
         trust_domain = %files.trust_domain,
         roots = authority.roots().len(),
@@ -95,33 +100,38 @@ pub fn keep(files: Files, look: Duration, stop: CancellationToken) -> Result<Kep
     );
     let (to, authorities) = watch::channel(Arc::new(authority));
     let (to_trouble, trouble) = watch::channel(None);
-    // Here, not in the task, which begins later: what changes until then is seen.
-    let mut seen = files.contents();
+    let (mut seen, mut renewing) = (contents, Some(renewing));
     let files = Arc::new(files);
-    let task = tokio::spawn(async move {
-        while stop.run_until_cancelled(tokio::time::sleep(look)).await.is_some() {
-            let contents = files.contents();
+    let looking = async move {
+        loop {
+            tokio::time::sleep(look).await;
+            // A disk may hang: nobody else waits for it.
+            let reader = files.clone();
+            let Ok(contents) = tokio::task::spawn_blocking(move || reader.contents()).await else {
+                continue;
+            };
             let now = SystemTime::now();
             let (is_old, has_begun) = (to.borrow().is_old(now), to.borrow().has_begun(now));
             if contents == seen && !is_old && has_begun {
                 continue;
             }
             let changed = contents != seen;
-            seen = contents;
             let reader = files.clone();
             // While the one in force is good, an issuer that has not begun is of a control whose clock is ahead.
             let unbegun = if has_begun { Unbegun::Refused } else { Unbegun::Replaced };
-            let load = move || reader.load_anew(now, unbegun);
+            let load = move || reader.load_settled(now, unbegun);
             let Ok(loaded) = tokio::task::spawn_blocking(load).await else {
                 continue;
             };
             match loaded {
                 // It was due, and nothing better could be made.
-                Ok(_) if !changed && files.contents() == seen => {
+                Ok(loaded) if !changed && loaded.contents == seen => {
                     to_trouble.send_if_modified(|trouble| trouble.take().is_some());
                 }
-                Ok(authority) => {
-                    seen = files.contents();
+                Ok(loaded) => {
+                    let authority = loaded.authority;
+                    loaded.renewing.say(renewing.replace(loaded.renewing), &authority);
+                    seen = loaded.contents;
                     info!(
                         roots = authority.roots().len(),
                         "the certificate authority was read again"
@@ -130,6 +140,8 @@ pub fn keep(files: Files, look: Duration, stop: CancellationToken) -> Result<Kep
                     to_trouble.send_replace(None);
                 }
                 Err(why) => {
+                    // These were judged; those that come are others.
+                    seen = contents;
                     let why = why.to_string();
                     if to_trouble.borrow().as_ref() != Some(&why) {
                         error!(
@@ -141,6 +153,9 @@ pub fn keep(files: Files, look: Duration, stop: CancellationToken) -> Result<Kep
                 }
             }
         }
+    };
+    let task = tokio::spawn(async move {
+        stop.run_until_cancelled(looking).await;
     });
     Ok(Kept {
         authorities,
@@ -175,19 +190,41 @@ impl Files {
     /// # Errors
     /// When the files cannot be read or written, or do not fit together.
     pub fn load(&self, now: SystemTime) -> Result<Authority, Error> {
-        self.load_anew(now, Unbegun::Replaced)
+        self.load_anew(now, Unbegun::Replaced).map(|loaded| loaded.authority)
     }
 
-    fn load_anew(&self, now: SystemTime, unbegun: Unbegun) -> Result<Authority, Error> {
-        match &self.origin {
-            Origin::State(directory) => self.load_state(directory, now, unbegun),
-            Origin::Given { certificate, key } => {
-                self.assemble(certificate, &read(certificate)?, &read(key)?, Vec::new(), now)
+    /// What is changed while it is read is read again.
+    fn load_settled(&self, now: SystemTime, unbegun: Unbegun) -> Result<Loaded, Error> {
+        let mut contents = self.contents();
+        for _ in 1..MOST_READINGS {
+            let loaded = self.load_anew(now, unbegun)?;
+            let after = self.contents();
+            if after == contents {
+                return Ok(Loaded { contents, ..loaded });
             }
+            contents = after;
         }
+        // If that was not the last of it, the contents differ from these at the next look.
+        let loaded = self.load_anew(now, unbegun)?;
+        Ok(Loaded { contents, ..loaded })
     }
 
-    fn load_state(&self, directory: &Path, now: SystemTime, unbegun: Unbegun) -> Result<Authority, Error> {
+    fn load_anew(&self, now: SystemTime, unbegun: Unbegun) -> Result<Loaded, Error> {
+        let (authority, renewing) = match &self.origin {
+            Origin::State(directory) => self.load_state(directory, now, unbegun)?,
+            Origin::Given { certificate, key } => {
+                let given = self.assemble(certificate, &read(certificate)?, &read(key)?, Vec::new(), now)?;
+                (given, Renewing::NotOurs)
+            }
+        };
+        Ok(Loaded {
+            authority,
+            renewing,
+            contents: Contents::new(),
+        })
+    }
+
+    fn load_state(&self, directory: &Path, now: SystemTime, unbegun: Unbegun) -> Result<(Authority, Renewing), Error> {
         let state = State(directory);
         // Two controls over one directory make one authority. Held until this function ends.
         let _lock = state.lock(PATIENCE)?;
@@ -197,9 +234,9 @@ impl Files {
             place: directory.to_owned(),
             source,
         };
-        if !issuer.exists() && state.roots()?.is_empty() {
+        if !exists(&issuer)? && state.roots()?.is_empty() {
             // The key first: where the disk is full, or power fails, between the two, the certificate is made the next time.
-            let key = match state.root_key().exists() {
+            let key = match exists(&state.root_key())? {
                 true => String::from_utf8_lossy(&read(&state.root_key())?).into_owned(),
                 false => make_key().map_err(no_authority)?,
             };
@@ -211,14 +248,15 @@ impl Files {
         for secret in [state.root_key(), issuer.clone()] {
             state.warn_of_readers(&secret);
         }
-        if !issuer.exists() {
+        if !exists(&issuer)? {
             self.renew(&state, now)?;
         }
+        let renewing = self.renewing(&state)?;
         let authority = self.load_issuer(&state, now);
         let is_due = match &authority {
             // One that ends with the root is as good as any that could be made.
-            Ok(authority) if authority.is_old(now) && state.root_key().exists() => {
-                let root = text(&state.path("roots/root.pem"))?;
+            Ok(authority) if authority.is_old(now) && renewing == Renewing::Ours => {
+                let root = text(&root)?;
                 issuer_would_end(&root, now).map_err(no_authority)? > authority.not_after()
             }
             Ok(_) => false,
@@ -229,11 +267,30 @@ impl Files {
             },
             Err(Error::File { .. } | Error::Owner { .. } | Error::Locked { .. }) => false,
         };
-        if is_due && state.root_key().exists() {
+        if is_due && renewing == Renewing::Ours {
             self.renew(&state, now)?;
-            return self.load_issuer(&state, now);
+            return Ok((self.load_issuer(&state, now)?, renewing));
         }
-        authority
+        Ok((authority?, renewing))
+    }
+
+    /// Whether the issuer is one that control may put another in the place of: it is under the root that control has the key
+    /// of. An operator's own, under another root, is his to renew.
+    fn renewing(&self, state: &State<'_>) -> Result<Renewing, Error> {
+        let root = state.path("roots/root.pem");
+        if !exists(&state.root_key())? {
+            return Ok(Renewing::NotOurs);
+        }
+        if !exists(&root)? {
+            return Ok(Renewing::OtherRoot);
+        }
+        let issuer = read(&state.path("issuer.pem"))?;
+        let is_ours = authority::is_under(&self.trust_domain, &issuer, &read(&root)?);
+        // One that cannot be read is refused with its reason.
+        Ok(match is_ours.unwrap_or(false) {
+            true => Renewing::Ours,
+            false => Renewing::OtherRoot,
+        })
     }
 
     fn load_issuer(&self, state: &State<'_>, now: SystemTime) -> Result<Authority, Error> {
@@ -274,7 +331,7 @@ impl Files {
     }
 
     /// All that `load` would read, to see whether it changed.
-    fn contents(&self) -> Vec<Option<Vec<u8>>> {
+    fn contents(&self) -> Contents {
         let mut paths = self.extra_roots.clone();
         match &self.origin {
             Origin::State(directory) => {
@@ -286,6 +343,44 @@ impl Files {
         paths.iter().map(|path| read(path).ok()).collect()
     }
 }
+
+/// The contents of all files; nothing of those that cannot be read.
+type Contents = Vec<Option<Vec<u8>>>;
+
+/// An authority that was read, and what it was read from.
+struct Loaded {
+    authority: Authority,
+    renewing: Renewing,
+    contents: Contents,
+}
+
+/// Whether control renews the issuer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Renewing {
+    /// It does.
+    Ours,
+    /// It has no key to do so with.
+    NotOurs,
+    /// It has the key of a root, and the issuer is not under that.
+    OtherRoot,
+}
+
+impl Renewing {
+    /// Says once, as long as it is so, that control does not renew though it has a key.
+    fn say(self, before: Option<Renewing>, authority: &Authority) {
+        if self == Renewing::OtherRoot && before != Some(self) {
+            let ends = jiff::Timestamp::try_from(authority.not_after()).map(|time| time.to_string());
+            warn!(
+                ends = ends.unwrap_or_default(),
+                "issuer.pem is not under roots/root.pem, the root that control has the key of: it is used as it is, and \
+                 control does not renew it"
+            );
+        }
+    }
+}
+
+/// How often files are read that change while they are read.
+const MOST_READINGS: usize = 3;
 
 /// Control's own directory.
 struct State<'a>(&'a Path);
@@ -385,12 +480,29 @@ fn check_owner(path: &Path, owner: u32, own: u32) -> Result<(), Error> {
 const PATIENCE: Duration = Duration::from_secs(10);
 /// How often it is looked whether it has.
 const LOOK_AT_LOCK: Duration = Duration::from_millis(20);
+/// Nothing is waited for when a file is opened (open(2)).
+const O_NONBLOCK: i32 = 0o4_000;
 /// No file of the authority's is longer than this.
 const MOST_BYTES: u64 = 1 << 20;
 
+/// Whether it is there. That this cannot be told is no reason to make another.
+fn exists(path: &Path) -> Result<bool, Error> {
+    path.try_exists().map_err(at(path))
+}
+
 fn read(path: &Path) -> Result<Vec<u8>, Error> {
     let mut bytes = Vec::new();
-    let file = File::open(path).map_err(at(path))?;
+    // A pipe would be waited for without end.
+    let mut options = OpenOptions::new();
+    let file = options
+        .read(true)
+        .custom_flags(O_NONBLOCK)
+        .open(path)
+        .map_err(at(path))?;
+    if !file.metadata().map_err(at(path))?.is_file() {
+        let source = io::Error::new(io::ErrorKind::InvalidInput, "is no file");
+        return Err(at(path)(source));
+    }
     io::Read::read_to_end(&mut io::Read::take(file, MOST_BYTES), &mut bytes).map_err(at(path))?;
     Ok(bytes)
 }

@@ -14,8 +14,9 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
-use portunus_proto::SpiffeId;
+use portunus_logbook::masked;
 use portunus_proto::mesh::v1::{CertifyRequest, CertifyResponse};
+use portunus_proto::{CONTROL_ACCOUNT, SpiffeId};
 use sha2::{Digest, Sha256};
 use subtle::{Choice, ConditionallySelectable, ConstantTimeEq};
 use tokio::sync::watch;
@@ -35,6 +36,8 @@ pub struct Certifier {
     pub states: States,
     /// Who signs.
     pub authorities: watch::Receiver<Arc<Authority>>,
+    /// Control's own namespace: nobody else is certified as control.
+    pub namespace: String,
     /// How long a certificate lasts, if the issuer lasts as long. 24 h by default.
     pub lifetime: Duration,
     /// Who tried.
@@ -128,6 +131,9 @@ pub enum Refusal {
         /// Who asks.
         proven: SpiffeId,
     },
+    /// It has the names of control, whom all sidecars believe.
+    #[error("Workload {0} has control's own SPIFFE id: give it another serviceAccount or namespace")]
+    IsControl(Name),
     /// The workload's names make no id.
     #[error("Workload {0} has no SPIFFE id: {1}")]
     NoIdentity(Name, portunus_proto::Invalid),
@@ -159,6 +165,9 @@ impl Certifier {
         };
         let key = csr::public_key(&request.csr)?;
         let id = identity(&authority, name, workload)?;
+        if id.service_account() == Some((self.namespace.as_str(), CONTROL_ACCOUNT)) {
+            return Err(Refusal::IsControl(name.clone()));
+        }
         let issued = authority.certify(&key, &id, self.lifetime, now)?;
         if let (Some(proven), false, Some(leaf)) = (&asker.proven, by_token, issued.chain.first()) {
             self.renewals.renewed(proven.certificate, mark(leaf), Instant::now());
@@ -284,13 +293,11 @@ fn mark(certificate: &[u8]) -> Mark {
     hash.first_chunk().copied().unwrap_or_default()
 }
 
-/// A name that a stranger sent, fit for a sentence.
+/// A name that a stranger sent, fit for a sentence. Somebody may have sent a token: cut, it would not look like one any more.
 fn shortened(name: &Name) -> Name {
     let short = |text: &str| {
-        text.chars()
-            .filter(|c| c.is_ascii_graphic())
-            .take(63)
-            .collect::<String>()
+        let graphic: String = text.chars().filter(char::is_ascii_graphic).collect();
+        masked(&graphic).chars().take(63).collect::<String>()
     };
     Name::new(short(&name.namespace), short(&name.name))
 }
@@ -309,7 +316,7 @@ impl Refusal {
             Refusal::TooManyAttempts | Refusal::TooManyRenewals => Code::ResourceExhausted,
             Refusal::Request(_) | Refusal::NoWorkload => Code::InvalidArgument,
             Refusal::Gone(_) | Refusal::NoSidecar(_) | Refusal::OtherIdentity { .. } => Code::PermissionDenied,
-            Refusal::NoIdentity(..) => Code::FailedPrecondition,
+            Refusal::IsControl(_) | Refusal::NoIdentity(..) => Code::FailedPrecondition,
             Refusal::Authority(_) => Code::Unavailable,
         }
     }
@@ -328,6 +335,7 @@ impl Refusal {
             Refusal::Gone(_) => "gone",
             Refusal::NoSidecar(_) => "no_sidecar",
             Refusal::OtherIdentity { .. } => "other_identity",
+            Refusal::IsControl(_) => "is_control",
             Refusal::NoIdentity(..) => "no_identity",
             Refusal::Authority(_) => "authority",
         }

@@ -13,6 +13,7 @@ use rcgen::{
 };
 use x509_parser::prelude::{FromDer, X509Certificate};
 
+use super::authority::{make_key, make_root};
 use super::*;
 use crate::testing::{Directory, domain, state, state_files, workload};
 
@@ -37,6 +38,7 @@ impl Desk {
         let certifier = Certifier {
             states,
             authorities,
+            namespace: "portunus".to_owned(),
             lifetime: DAY,
             attempts: Attempts::default(),
             renewals: Renewals::default(),
@@ -207,6 +209,42 @@ fn a_certificate_renews_for_its_own_workload_as_long_as_that_is_there() {
     assert_eq!(why(desk.renews(&id, "shop/a")), (Code::PermissionDenied, "gone"));
     desk.to_states.send_replace(None);
     assert_eq!(why(desk.renews(&id, "shop/a")), (Code::Unavailable, "not_ready"));
+}
+
+#[test]
+fn nobody_is_certified_as_control() {
+    let token = JoinToken::generate();
+    let there = workload("a", "control", "10.0.0.1", Some(&token));
+    let desk = Desk::over(&there);
+    assert!(desk.joins(&token.reveal()).is_ok(), "it is of another namespace");
+    let there = there.replace("namespace: shop", "namespace: portunus");
+    desk.to_states.send_replace(Some(state(&there)));
+    assert_eq!(
+        why(desk.joins(&token.reveal())),
+        (Code::FailedPrecondition, "is_control")
+    );
+    let control = SpiffeId::of(&domain(), "portunus", "control").expect("it is one");
+    assert_eq!(
+        why(desk.renews(&control, "portunus/a")),
+        (Code::FailedPrecondition, "is_control")
+    );
+}
+
+#[test]
+fn a_token_that_is_sent_in_place_of_a_name_is_not_repeated() {
+    let token = JoinToken::generate();
+    let desk = Desk::over(&workload("a", "web", "10.0.0.1", Some(&token)));
+    let id = desk.joins(&token.reveal()).expect("it is proven").id;
+    let secret = token.reveal();
+    for workload in [
+        format!("shop/{secret}"),
+        format!("{secret}/a"),
+        format!("shop/x{secret}{secret}"),
+    ] {
+        let said = desk.renews(&id, &workload).expect_err("there is none").to_string();
+        let shows = |part: &str| said.contains(part);
+        assert!(!(0..56).any(|at| shows(&secret[at..at + 8])), "{said}");
+    }
 }
 
 #[test]
@@ -501,6 +539,90 @@ fn an_issuer_that_ends_is_made_anew_under_the_same_root() {
         .load(SystemTime::now() + 900 * DAY)
         .expect_err("nobody can make one");
     assert!(last.to_string().contains("ended"), "{last}");
+}
+
+#[test]
+fn an_operators_issuer_under_another_root_is_used_as_it_is_and_never_replaced() {
+    let (directory, other) = (Directory::new(), Directory::new());
+    let files = state_files(&directory.0);
+    for directory in [&directory, &other] {
+        state_files(&directory.0)
+            .load(SystemTime::now())
+            .expect("it can be made");
+    }
+    for (from, to) in [("issuer.pem", "issuer.pem"), ("roots/root.pem", "roots/root-2.pem")] {
+        fs::copy(other.0.join(from), directory.0.join(to)).expect("it can be copied");
+    }
+    let given = fs::read(directory.0.join("issuer.pem")).expect("it is there");
+    let remains = |when: &str| {
+        let authority = files.load(SystemTime::now() + 300 * DAY).expect("it signs still");
+        assert!(authority.is_old(SystemTime::now() + 300 * DAY));
+        let issuer = fs::read(directory.0.join("issuer.pem")).expect("it is there");
+        assert!(issuer == given, "{when}: another was made");
+    };
+    remains("the old root is trusted, too");
+    fs::remove_file(directory.0.join("roots/root.pem")).expect("it is there");
+    remains("the old root is gone, and its key is left");
+    let ended = files
+        .load(SystemTime::now() + 400 * DAY)
+        .expect_err("it is the operator's to renew");
+    assert!(ended.to_string().contains("give control a new issuer"), "{ended}");
+}
+
+#[test]
+fn an_issuer_of_which_nobody_can_say_whether_it_is_there_is_not_replaced() {
+    let directory = Directory::new();
+    let files = state_files(&directory.0);
+    files.load(SystemTime::now()).expect("it can be made");
+    let issuer = directory.0.join("issuer.pem");
+    fs::remove_file(&issuer).expect("it is there");
+    // A link to itself is what the tests of root, who may look everywhere, have for a disk that fails.
+    std::os::unix::fs::symlink("issuer.pem", &issuer).expect("a link can be made");
+    let why = files
+        .load(SystemTime::now())
+        .expect_err("it cannot be read")
+        .to_string();
+    assert!(why.contains("issuer.pem"), "{why}");
+    assert!(issuer.symlink_metadata().expect("it is there").is_symlink());
+}
+
+#[tokio::test]
+async fn a_pipe_among_the_authoritys_files_stops_nobody() {
+    let directory = Directory::new();
+    let stop = CancellationToken::new();
+    let mut kept = keep(state_files(&directory.0), Duration::from_millis(20), stop.clone()).expect("it can be made");
+    let pipe = directory.0.join("roots/pipe.pem");
+    nix::unistd::mkfifo(&pipe, nix::sys::stat::Mode::S_IRWXU).expect("a pipe can be made");
+    let trouble = kept.trouble.wait_for(Option::is_some).await.expect("it lives").clone();
+    assert!(
+        trouble.as_ref().is_some_and(|why| why.contains("is no file")),
+        "{trouble:?}"
+    );
+    stop.cancel();
+    kept.task.await.expect("it ends");
+}
+
+#[test]
+fn an_authority_of_more_than_sidecars_take_is_refused() {
+    let directory = Directory::new();
+    let now = SystemTime::now();
+    state_files(&directory.0).load(now).expect("it can be made");
+    let read = |name: &str| fs::read_to_string(directory.0.join(name)).expect("it is there");
+    let (issuer, root) = (read("issuer.pem"), read("roots/root.pem"));
+    let made = |count: usize| {
+        let one = |_| make_root(&domain(), &make_key().expect("a key"), now).expect("a root");
+        (0..count).map(one).collect::<String>()
+    };
+    let judged = |issuer: &str, roots: &str| {
+        let judged = Authority::from_pem(&domain(), issuer.as_bytes(), issuer.as_bytes(), roots.as_bytes(), now);
+        judged.map(drop).map_err(|why| why.to_string())
+    };
+    assert_eq!(judged(&issuer, &(root.clone() + &made(31))), Ok(()));
+    let why = judged(&issuer, &(root.clone() + &made(32))).expect_err("they are 33");
+    assert!(why.contains("33 roots; sidecars take at most 32"), "{why}");
+    assert_eq!(judged(&(issuer.clone() + &made(6)), &root), Ok(()));
+    let why = judged(&(issuer + &made(7)), &root).expect_err("with the leaf they are 9");
+    assert!(why.contains("8 certificates"), "{why}");
 }
 
 #[test]

@@ -23,16 +23,19 @@ pub enum Error {
     Nowhere,
 }
 
-/// Listens at all of the addresses. One whose family the machine does not have is left out.
+/// Listens at all of the addresses. All addresses of a family that the machine does not have are left out; one of its
+/// addresses is not, since somebody meant that one.
 ///
 /// # Errors
-/// When an address is taken, or none remains.
+/// When an address is taken, or is not this machine's, or none remains.
 pub fn listen(addresses: &[SocketAddr]) -> Result<Vec<TcpListener>, Error> {
     let mut listeners = Vec::new();
     for address in addresses {
         match open(*address) {
             Ok(listener) => listeners.push(listener),
-            Err(why) if is_no_family(&why) => warn!(%address, %why, "this machine has no such family of addresses"),
+            Err(why) if address.ip().is_unspecified() && is_no_family(&why) => {
+                warn!(%address, %why, "this machine has no such family of addresses")
+            }
             Err(source) => {
                 return Err(Error::Listen {
                     address: *address,
@@ -62,4 +65,21 @@ fn open(address: SocketAddr) -> io::Result<TcpListener> {
 /// `EAFNOSUPPORT`, or `EADDRNOTAVAIL` for the unspecified address where IPv6 is switched off.
 fn is_no_family(why: &io::Error) -> bool {
     matches!(why.raw_os_error(), Some(97)) || why.kind() == io::ErrorKind::AddrNotAvailable
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn an_address_that_is_not_ours_is_named_and_not_left_out() {
+        let ours = SocketAddr::from(([127, 0, 0, 1], 0));
+        // Of documentation (RFC 5737, RFC 3849): nobody has them.
+        for theirs in ["192.0.2.1:0", "[2001:db8::1]:0"] {
+            let theirs: SocketAddr = theirs.parse().expect("it is one");
+            let why = listen(&[ours, theirs]).expect_err("it is not ours");
+            assert!(why.to_string().contains(&theirs.to_string()), "{why}");
+        }
+        assert_eq!(listen(&[ours]).map(|listeners| listeners.len()).ok(), Some(1));
+    }
 }

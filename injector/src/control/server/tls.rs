@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use portunus_proto::svid::{self, SKEW, Usage};
-use portunus_proto::{SpiffeId, TrustDomain, key_exchanges};
+use portunus_proto::{CONTROL_ACCOUNT, SpiffeId, TrustDomain, key_exchanges};
 use rcgen::KeyPair;
 use rustls::client::danger::HandshakeSignatureValid;
 use rustls::crypto::{CryptoProvider, aws_lc_rs};
@@ -50,7 +50,7 @@ pub struct Serving {
 /// # Errors
 /// When the authority does not sign.
 pub fn serving(authority: &Authority, namespace: &str, lifetime: Duration, now: SystemTime) -> Result<Serving, Error> {
-    let id = SpiffeId::of(authority.trust_domain(), namespace, "control")?;
+    let id = SpiffeId::of(authority.trust_domain(), namespace, CONTROL_ACCOUNT)?;
     let key = KeyPair::generate()?;
     let issued = authority.certify(&key, &id, lifetime, now)?;
     let tls = |why: rustls::Error| Error::Tls(why.to_string());

@@ -74,14 +74,14 @@ impl Ca {
         params
     }
 
-    fn server(&self, id: &str) -> ServerConfig {
+    fn server(&self, id: &str, clients: &CertificateDer<'static>) -> ServerConfig {
         let (now, day) = (SystemTime::now(), Duration::from_secs(86_400));
         let key = KeyPair::generate().expect("a key");
         let leaf = Ca::leaf(id, (now - day, now + day))
             .signed_by(&key, &self.issuer)
             .expect("a leaf");
         let mut roots = RootCertStore::empty();
-        roots.add(self.root.clone()).expect("a root");
+        roots.add(clients.clone()).expect("a root");
         let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
         let clients = WebPkiClientVerifier::builder_with_provider(roots.into(), provider.clone())
             .allow_unauthenticated()
@@ -117,6 +117,8 @@ pub(super) struct Said {
     pub(super) no_renewal: Option<Status>,
     pub(super) no_token: Option<Status>,
     pub(super) no_stream: Option<Status>,
+    /// On new connections clients' certificates are taken for those of a root that is not trusted.
+    pub(super) believes_nobody: bool,
     pub(super) inbound: v1::Inbound,
     /// Additional roots of the bundle.
     pub(super) more_roots: Vec<Vec<u8>>,
@@ -152,6 +154,7 @@ impl Fake {
                 no_renewal: None,
                 no_token: None,
                 no_stream: None,
+                believes_nobody: false,
                 inbound: v1::Inbound::default(),
                 more_roots: Vec::new(),
                 known: HashMap::new(),
@@ -210,13 +213,17 @@ impl Fake {
     pub(super) async fn listen_at(&self, addr: SocketAddr) -> Listening {
         let listener = TcpListener::bind(addr).await.expect("the address is free");
         let addr = listener.local_addr().expect("it has one");
-        let tls = TlsAcceptor::from(Arc::new(self.0.ca.server(&self.0.said.lock().identity)));
+        let identity = self.0.said.lock().identity.clone();
+        let believing = |clients| TlsAcceptor::from(Arc::new(self.0.ca.server(&identity, clients)));
+        let (tls, of_strangers) = (believing(&self.root()), believing(&Ca::new().root));
         let fake = self.clone();
         let mut serving = JoinSet::new();
         serving.spawn(async move {
             let mut connections = JoinSet::new();
             loop {
                 let (socket, _) = listener.accept().await.expect("it listens");
+                let believes_nobody = fake.0.said.lock().believes_nobody;
+                let tls = if believes_nobody { &of_strangers } else { &tls };
                 connections.spawn(fake.clone().serve(tls.clone(), socket));
             }
         });

@@ -82,8 +82,6 @@ fn whatever_is_wrong_with_a_service_is_named() {
     }
     let why = refused(|service| service.endpoints[0].weight = u32::MAX);
     assert!(matches!(why, Refused::Weight { .. }), "{why}");
-    let why = refused(|service| service.endpoints.push(service.endpoints[0].clone()));
-    assert!(matches!(why, Refused::Twice(_)), "{why}");
     let why = refused(|service| service.addresses = vec!["10.0.0.1".to_owned(); 65]);
     assert!(matches!(why, Refused::TooMany { found: 65, .. }), "{why}");
     let why = refused(|service| service.name = "n".repeat(400));
@@ -91,6 +89,37 @@ fn whatever_is_wrong_with_a_service_is_named() {
     let why = refused(|service| service.endpoints[0].workload = "n".repeat(400));
     assert!(matches!(why, Refused::TooLong { .. }), "{why}");
     assert_eq!(known(None), Err(Refused::Missing("what is known")));
+}
+
+#[test]
+fn an_endpoint_that_stands_there_twice_is_one_and_never_in_plain_where_it_has_an_identity() {
+    let plain = |ip: &str| v1::Endpoint {
+        identity: String::new(),
+        ..endpoint_at(ip, 1)
+    };
+    let named = |ip: &str| endpoint_at(ip, 1);
+    let other = v1::Endpoint {
+        identity: "spiffe://mesh.test/ns/shop/sa/other".to_owned(),
+        ..named("10.1.0.1")
+    };
+    for (twice, identity) in [
+        ([plain("10.1.0.1"), named("::ffff:10.1.0.1")], "greeter"),
+        ([named("10.1.0.1"), plain("10.1.0.1")], "greeter"),
+        ([named("10.1.0.1"), other.clone()], "greeter"),
+    ] {
+        let mut all = twice.to_vec();
+        all.push(named("10.1.0.2"));
+        let Ok(Known::Service(view)) = known(Some(v1::update::What::Service(service(all)))) else {
+            panic!("it is taken")
+        };
+        assert_eq!(view.endpoints.len(), 2);
+        let found = view.endpoints[0].identity.as_ref().map(|id| id.as_str().to_owned());
+        assert!(
+            found.is_some_and(|found| found.ends_with(identity)),
+            "{:?}",
+            view.endpoints
+        );
+    }
 }
 
 #[test]

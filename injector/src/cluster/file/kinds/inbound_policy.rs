@@ -24,6 +24,8 @@ pub fn read(spec: &mut Fields<'_>, findings: &mut Findings) -> InboundPolicy {
     let mut selector = Labels::new();
     if let Some(mut fields) = spec.map("selector", findings) {
         selector = fields.labels("matchLabels", findings);
+        let everything = "is empty, so this policy is about every Workload of its namespace";
+        fields.warn_if_empty("matchLabels", everything, findings);
         fields.done(&[("matchExpressions", "select by expressions")], findings);
     }
     let mut mode = None;
@@ -32,6 +34,7 @@ pub fn read(spec: &mut Fields<'_>, findings: &mut Findings) -> InboundPolicy {
         (false, _) => findings.warning(spec.at(), "spec.mtls", "is missing, so this policy says nothing"),
         (true, None) => {}
         (true, Some(mut fields)) => {
+            let before = findings.mistakes();
             mode = fields.one_of("mode", &MODES, findings);
             for item in fields.list("ports", findings) {
                 let Some((port, mode)) = port(&item, findings) else {
@@ -41,6 +44,12 @@ pub fn read(spec: &mut Fields<'_>, findings: &mut Findings) -> InboundPolicy {
                     let message = format!("is {port} a second time");
                     findings.mistake(item.node.locate("port"), format!("{}.port", item.path), message);
                 }
+            }
+            let nothing = "is empty, and says nothing";
+            let warned =
+                fields.warn_if_empty("mode", nothing, findings) | fields.warn_if_empty("ports", nothing, findings);
+            if mode.is_none() && ports.is_empty() && !warned && findings.mistakes() == before {
+                findings.warning(fields.at(), "spec.mtls", "is empty, so this policy says nothing");
             }
             fields.done(&[], findings);
         }

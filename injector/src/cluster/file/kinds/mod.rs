@@ -128,9 +128,40 @@ fn meant(version: &str, kind: &str) -> Option<Meant> {
     match version {
         "v1" if is("Service") => Some(Meant::Kind("Service")),
         "v1" if is_ours => Some(Meant::Version(OURS)),
-        _ if is_ours && version.starts_with("portunus") => Some(Meant::Version(OURS)),
+        _ if is_ours && is_meant_as_our_group(version) => Some(Meant::Version(OURS)),
+        // Whatever has no group is Kubernetes' own, and has one version.
+        _ if is("Service") && !version.contains('/') => Some(Meant::Version("v1")),
         _ => None,
     }
+}
+
+/// Whether a version has no group at all, or ours in another spelling.
+fn is_meant_as_our_group(version: &str) -> bool {
+    let Some((group, _)) = version.split_once('/') else {
+        return true;
+    };
+    let group = group.trim().to_ascii_lowercase();
+    group.contains("portunus") || slips(&group, "portunus.dev") <= MOST_SLIPS
+}
+
+/// So many letters may be wrong in a group that was meant to be ours.
+const MOST_SLIPS: usize = 2;
+
+/// How many letters are missing, too many or others (Levenshtein's distance); any number above for what is far too long.
+fn slips(one: &str, other: &str) -> usize {
+    if one.len() > 2 * other.len() {
+        return usize::MAX;
+    }
+    let mut row: Vec<usize> = (0..=other.len()).collect();
+    for (at, a) in one.bytes().enumerate() {
+        let mut diagonal = std::mem::replace(&mut row[0], at + 1);
+        for (index, b) in other.bytes().enumerate() {
+            let replaced = diagonal + usize::from(a != b);
+            diagonal = row[index + 1];
+            row[index + 1] = replaced.min(row[index] + 1).min(diagonal + 1);
+        }
+    }
+    row[other.len()]
 }
 
 fn metadata(fields: &mut Fields<'_>, kind: &str, strict: bool, findings: &mut Findings) -> Option<Metadata> {
@@ -202,6 +233,14 @@ pub fn title(document: &Node) -> String {
     }
 }
 
+const LISTS: [&str; 5] = [
+    "List",
+    "ServiceList",
+    "WorkloadList",
+    "InboundPolicyList",
+    "OutboundPolicyList",
+];
+
 /// The objects of a document: itself, or what stands in a `List`.
 pub fn objects<'n>(document: &'n Node, findings: &mut Findings) -> Vec<&'n Node> {
     let is_list = document.text("kind").is_some_and(|kind| kind.ends_with("List"));
@@ -211,7 +250,11 @@ pub fn objects<'n>(document: &'n Node, findings: &mut Findings) -> Vec<&'n Node>
             findings.mistake(at, "items", format!("is {}; expected a list", other.kind()));
             Vec::new()
         }
-        None if is_list => Vec::new(),
+        // Others have kinds that end so, too.
+        None if LISTS.iter().any(|list| document.text("kind") == Some(list)) => {
+            findings.mistake(document.at, "items", "is missing; expected a list of objects");
+            Vec::new()
+        }
         _ => vec![document],
     }
 }

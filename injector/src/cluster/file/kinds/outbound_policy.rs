@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use portunus_proto::limits::LONGEST_HOST;
+
 use super::super::fields::{self, Field, Fields, Later};
 use super::super::finding::Findings;
 use crate::cluster::{Algorithm, Balancer, HealthCheck, HealthMode, OutboundPolicy, Outlier, Srv};
@@ -41,7 +43,7 @@ pub fn read(spec: &mut Fields<'_>, findings: &mut Findings) -> OutboundPolicy {
         let message = "is missing, and so is spec.hosts; expected whom this policy is about";
         findings.mistake(spec.at(), "spec.targetRefs", message);
     }
-    let srv = srv(spec, hosts.is_empty(), findings);
+    let srv = srv(spec, &hosts, findings);
     OutboundPolicy {
         services,
         hosts,
@@ -75,7 +77,7 @@ fn host(item: &Field<'_>, findings: &mut Findings) -> Option<String> {
     let said = fields::text(item, HOST, findings)?;
     let host = said.strip_suffix('.').unwrap_or(said).to_ascii_lowercase();
     let is_label = |label: &str| fields::is_dns_label(&label.replace('_', "a"));
-    if host.len() > 253 || !host.split('.').all(is_label) || host.parse::<std::net::IpAddr>().is_ok() {
+    if host.len() > LONGEST_HOST || !host.split('.').all(is_label) || host.parse::<std::net::IpAddr>().is_ok() {
         fields::wrong(item, HOST, findings);
         return None;
     }
@@ -84,12 +86,12 @@ fn host(item: &Field<'_>, findings: &mut Findings) -> Option<String> {
 
 const HOST: &str = "a host's name without port, such as api.example.com";
 
-fn srv(spec: &mut Fields<'_>, has_no_host: bool, findings: &mut Findings) -> Option<Srv> {
+fn srv(spec: &mut Fields<'_>, hosts: &[String], findings: &mut Findings) -> Option<Srv> {
     let mut fields = spec.map("dns", findings)?;
     let (at, srv) = (fields.at(), fields.get("srv"));
     fields.done(&[], findings);
     let srv = srv?;
-    if has_no_host {
+    if hosts.is_empty() {
         findings.warning(
             at,
             srv.path.clone(),
@@ -99,13 +101,18 @@ fn srv(spec: &mut Fields<'_>, has_no_host: bool, findings: &mut Findings) -> Opt
     let said = fields::text(&srv, SRV, findings)?;
     let name = said.strip_suffix('.').unwrap_or(said).to_ascii_lowercase();
     let is_label = |label: &str| fields::is_dns_label(label.strip_prefix('_').unwrap_or(label));
-    // With the longest host behind it a prefix must still be a name (RFC 1035, 2.3.4).
-    if name.len() > 253 || !name.split('.').all(is_label) {
+    if name.len() > LONGEST_HOST || !name.split('.').all(is_label) {
         fields::wrong(&srv, SRV, findings);
         return None;
     }
     let is_prefix = name.split('.').all(|label| label.starts_with('_'));
-    Some(if is_prefix { Srv::Prefix(name) } else { Srv::Name(name) })
+    let read = if is_prefix { Srv::Prefix(name) } else { Srv::Name(name) };
+    // Before a host a prefix must still make a name.
+    if let Some(host) = hosts.iter().find(|host| read.record(host).len() > LONGEST_HOST) {
+        let message = format!("makes, before the host {host}, a name of more than {LONGEST_HOST} bytes");
+        findings.mistake(srv.node.at, srv.path, message);
+    }
+    Some(read)
 }
 
 const SRV: &str =

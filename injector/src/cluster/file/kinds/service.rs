@@ -1,5 +1,7 @@
 //! `v1 Service`. The kind is not ours: fields that the mesh does not need are passed over.
 
+use portunus_proto::limits::MOST_ADDRESSES;
+
 use super::super::fields::{self, Field, Fields};
 use super::super::finding::Findings;
 use super::super::yaml::Value;
@@ -17,8 +19,13 @@ pub fn read(object: &mut Fields<'_>, findings: &mut Findings) -> Option<Service>
         );
         return None;
     }
+    let before = findings.mistakes();
     let addresses = addresses(&mut spec, findings);
-    let selector = spec.labels("selector", findings);
+    let (selector, read_so_far) = (spec.labels("selector", findings), findings.mistakes());
+    if selector.is_empty() && read_so_far == before {
+        let message = "is empty, so this Service selects no Workload and has no endpoint";
+        findings.warning(spec.at(), "spec.selector", message);
+    }
     let mut ports = Vec::<ServicePort>::new();
     let list = spec.list("ports", findings);
     let several = list.len() > 1;
@@ -39,7 +46,8 @@ pub fn read(object: &mut Fields<'_>, findings: &mut Findings) -> Option<Service>
             ports.push(port);
         }
     }
-    if ports.is_empty() && !addresses.is_empty() {
+    spec.warn_of_others(PASSED_OVER, findings);
+    if ports.is_empty() && findings.mistakes() == before {
         findings.warning(
             spec.at(),
             "spec.ports",
@@ -52,6 +60,25 @@ pub fn read(object: &mut Fields<'_>, findings: &mut Findings) -> Option<Service>
         ports,
     })
 }
+
+/// Fields of `v1 ServiceSpec` that the mesh does not need.
+const PASSED_OVER: &[&str] = &[
+    "allocateLoadBalancerNodePorts",
+    "externalIPs",
+    "externalName",
+    "externalTrafficPolicy",
+    "healthCheckNodePort",
+    "internalTrafficPolicy",
+    "ipFamilies",
+    "ipFamilyPolicy",
+    "loadBalancerClass",
+    "loadBalancerIP",
+    "loadBalancerSourceRanges",
+    "publishNotReadyAddresses",
+    "sessionAffinity",
+    "sessionAffinityConfig",
+    "trafficDistribution",
+];
 
 fn addresses(spec: &mut Fields<'_>, findings: &mut Findings) -> Vec<std::net::IpAddr> {
     let list = spec.list("clusterIPs", findings);
@@ -71,6 +98,10 @@ fn addresses(spec: &mut Fields<'_>, findings: &mut Findings) -> Vec<std::net::Ip
             continue;
         };
         fields::once(&mut addresses, address, address, field, findings);
+    }
+    if addresses.len() > MOST_ADDRESSES {
+        let message = format!("are {}; expected at most {MOST_ADDRESSES}", addresses.len());
+        findings.mistake(spec.at(), spec.path("clusterIPs"), message);
     }
     addresses
 }
@@ -99,12 +130,18 @@ fn port(item: &Field<'_>, several: bool, findings: &mut Findings) -> Option<Serv
     let target = match fields.get("targetPort") {
         None => port.map(TargetPort::Number),
         Some(field) => match &field.node.value {
+            Value::Text(said) if said.bytes().all(|byte| byte.is_ascii_digit()) => {
+                let expected = "a whole number without quotes, or the name of a port, which has a letter in it";
+                fields::wrong(&field, expected, findings);
+                None
+            }
             Value::Text(_) => port_name(&field, findings).map(TargetPort::Named),
             Value::Integer(0) => port.map(TargetPort::Number),
             _ => fields::port(&field, findings).map(TargetPort::Number),
         },
     };
     let app_protocol = app_protocol(&mut fields, &name, findings);
+    fields.warn_of_others(&["nodePort"], findings);
     Some(ServicePort {
         name,
         port: port?,

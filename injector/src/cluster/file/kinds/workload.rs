@@ -47,6 +47,9 @@ pub fn read(spec: &mut Fields<'_>, labels: Labels, findings: &mut Findings) -> W
     zone(spec, findings);
     let weight = weight(spec, findings).unwrap_or(1);
     let ready = spec.bool("ready", findings).unwrap_or(true);
+    let no_token = "is empty, so this Workload has no sidecar and no identity";
+    spec.warn_if_empty("joinTokenSha256", no_token, findings);
+    spec.warn_if_empty("ports", "is empty, and says nothing", findings);
     let join_token = spec
         .get("joinTokenSha256")
         .and_then(|field| token_hash(&field, findings));
