@@ -10,6 +10,7 @@ mod fields;
 mod load;
 mod local;
 mod room;
+mod spans;
 mod tunnels;
 
 use support::relay::{bytes, raw, world};

@@ -14,7 +14,9 @@ use parking_lot::Mutex;
 use portunus_sidecar::connect::resolve::{self, Names};
 use portunus_sidecar::detect::{self, Declared};
 use portunus_sidecar::policy::Mode;
-use portunus_sidecar::telemetry::{Format, Registry, access};
+use portunus_sidecar::telemetry::export::{self, Endpoint, Exporter, Protocol, Target};
+use portunus_sidecar::telemetry::trace::{self, Root, Sampler};
+use portunus_sidecar::telemetry::{Format, Intake, Registry, access};
 use portunus_sidecar::worker::{self, AccessLog, Command, Cut, Local, Open, Orders, Parts};
 use portunus_sidecar::{balance, health, http2, telemetry};
 use tokio::net::{TcpListener, TcpStream};
@@ -49,6 +51,8 @@ pub struct World {
     pub registry: Arc<Registry>,
     /// The worker at the server's side, if there are two with mTLS between them.
     pub far: Option<Box<World>>,
+    /// Sends spans as long as it lives.
+    _exporter: Option<Exporter>,
 }
 
 /// Something to be done in the worker's thread.
@@ -116,6 +120,8 @@ pub struct Setup {
     pub access_log: Option<Arc<Mutex<String>>>,
     /// How endpoints are picked.
     pub balance: balance::Settings,
+    /// Who gets a span of each call, if anybody.
+    pub collector: Option<SocketAddr>,
 }
 
 impl Default for Setup {
@@ -136,6 +142,7 @@ impl Default for Setup {
             health: health::Settings::default(),
             access_log: None,
             balance: balance::Settings::default(),
+            collector: None,
         }
     }
 }
@@ -224,6 +231,8 @@ impl World {
         let (commands, told) = tokio::sync::mpsc::unbounded_channel();
         let (listens, listening) = tokio::sync::oneshot::channel();
         let (jobs, mut asked) = tokio::sync::mpsc::unbounded_channel::<Job>();
+        let exporting = setup.collector.map(|collector| export(collector, &registry));
+        let (exporter, tracing) = exporting.unzip();
         let open = Arc::new(Open::default());
         let orders_open = open.clone();
         let worker = std::thread::spawn(move || {
@@ -237,7 +246,7 @@ impl World {
                 listens.send(()).expect("the test waits");
             });
             let orders = Orders {
-                tracing: None,
+                tracing,
                 access_log: setup.access_log.map(|lines| -> AccessLog {
                     let write = move |line: &[u8]| lines.lock().push_str(&String::from_utf8_lossy(line));
                     (access::Form::Json, Box::new(write))
@@ -262,6 +271,7 @@ impl World {
             stop,
             registry,
             far: None,
+            _exporter: exporter,
         }
     }
 
@@ -516,6 +526,25 @@ pub async fn send_bytes(body: &mut SendStream<Buf>, mut bytes: Bytes, n: u64, en
         body.send_data(Buf::new(), true)?;
     }
     Ok(())
+}
+
+/// Exports each call's span to a collector.
+fn export(collector: SocketAddr, registry: &Arc<Registry>) -> (Exporter, (trace::Settings, Intake)) {
+    let endpoint = Endpoint::parse(&format!("http://{collector}"), collector.port()).expect("an endpoint");
+    let settings = export::Settings {
+        traces: Some(Target::traces(endpoint)),
+        protocol: Protocol::Grpc,
+        ..export::Settings::default()
+    };
+    let (exporter, mut intakes) = Exporter::start(settings, registry.clone(), 1).expect("a thread");
+    let sampling = trace::Settings {
+        sampler: Sampler {
+            root: Root::Always,
+            parent_based: true,
+        },
+        ..trace::Settings::default()
+    };
+    (exporter, (sampling, intakes.remove(0)))
 }
 
 /// Takes connections and answers each call with the bytes that it asked for.
