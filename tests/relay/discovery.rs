@@ -73,10 +73,10 @@ async fn world(control: &Control, hosts: Option<&Hosts>) -> World {
 }
 
 /// A hosts file, gone at the end.
-struct Hosts(PathBuf);
+pub(crate) struct Hosts(pub(crate) PathBuf);
 
 impl Hosts {
-    fn of(test: &str, lines: &str) -> Hosts {
+    pub(crate) fn of(test: &str, lines: &str) -> Hosts {
         let file = std::env::temp_dir().join(format!("portunus-{test}-{}", std::process::id()));
         std::fs::write(&file, lines).expect("a file");
         Hosts(file)

@@ -2,6 +2,7 @@
 //! Every byte is checked.
 
 mod again;
+mod certificates;
 mod chaos;
 mod credit;
 mod discovery;
