@@ -377,6 +377,21 @@ async fn a_server_that_freezes_after_it_answered_a_ping_is_noticed_by_the_next_c
 }
 
 #[tokio::test]
+async fn a_server_that_takes_its_time_with_every_call_gets_no_more_pings_than_grpc_allows() {
+    let (world, listener) = before_raw_alone().await;
+    let caller = world.caller().await;
+    let mut waits = vec![call(&caller, vec![1; 10])];
+    let mut server = Raw::accept(&listener, &[]).await;
+    for _ in 0..3 {
+        until_pinged(&mut server).await;
+        waits.push(call(&caller, vec![2; 10]));
+    }
+    let fourth = tokio::time::timeout(Duration::from_secs(4), until_pinged(&mut server)).await;
+    assert!(fourth.is_err(), "grpc-go ends a connection for the fourth");
+    assert!(waits.iter().all(|call| !call.is_finished()));
+}
+
+#[tokio::test]
 async fn a_request_of_which_no_byte_left_goes_to_another_connection_when_its_own_is_lost() {
     let (world, listener) = before_raw().await;
     let mut bulk = world.caller().await;
