@@ -61,6 +61,15 @@ words! {
 }
 
 /// What speaks against an endpoint since an RPC succeeded there last.
+///
+/// ```text
+///   an RPC ends:  succeeded (all begins anew)    failed ──▶ fails? ──yes──┐    waited
+///                                                                         ▼
+///   a look:       sees, for each that waits ──▶ seen ──▶ is_silent? ─yes─▶ eject ──(it lasts)──▶ back
+///                                                                         ▲                       │
+///                                                                         └──the next failure─────┤
+///                                                                   a success: as if nothing were ┘
+/// ```
 #[derive(Debug)]
 pub(super) struct Conduct {
     failed: u32,
@@ -70,15 +79,14 @@ pub(super) struct Conduct {
     waited: u32,
     /// RPCs that wait far too long now, as of the last look.
     waiting: u32,
-    /// The same, while the look goes on; whether any waits too long to tell nothing; and how long the longest has waited.
-    seen: u32,
-    sees_any: bool,
+    /// Whether any waits too long to tell nothing, as of the last look.
+    any_waits: bool,
     /// Whether, when the last look began, RPCs had waited too long already.
     had_waited: bool,
-    longest: Duration,
     /// RPCs that had headers and no whole message for too long, as of the last look: nobody knows that they are well.
     pub(super) stuck: u32,
-    seen_stuck: u32,
+    /// The look that goes on.
+    look: Look,
     /// When an RPC succeeded last, and how many had at all endpoints together.
     well: Instant,
     well_of_all: u64,
@@ -89,6 +97,19 @@ pub(super) struct Conduct {
     lasted: Duration,
 }
 
+/// What a look at the RPCs of an endpoint has seen so far.
+#[derive(Debug, Default)]
+struct Look {
+    /// RPCs that wait far too long.
+    overdue: u32,
+    /// Those among all that have headers, and no whole message.
+    half: u32,
+    /// Whether there is any that waits too long to tell nothing.
+    any: bool,
+    /// How long the longest without headers has waited.
+    longest: Duration,
+}
+
 impl Conduct {
     pub(super) fn new(now: Instant, well_of_all: u64) -> Conduct {
         Conduct {
@@ -96,12 +117,10 @@ impl Conduct {
             probation: false,
             waited: 0,
             waiting: 0,
-            seen: 0,
-            sees_any: false,
+            any_waits: false,
             had_waited: false,
-            longest: Duration::ZERO,
             stuck: 0,
-            seen_stuck: 0,
+            look: Look::default(),
             well: now,
             well_of_all,
             ejections: 0,
@@ -137,19 +156,21 @@ impl Conduct {
 
     /// The look sees an RPC that has waited for `waited`: far too long, if `overdue`; with headers but no message, if `half`.
     pub(super) fn sees(&mut self, waited: Duration, overdue: bool, half: bool) {
-        self.sees_any = true;
-        self.seen += u32::from(overdue);
-        self.seen_stuck += u32::from(half);
+        self.look.any = true;
+        self.look.overdue += u32::from(overdue);
+        self.look.half += u32::from(half);
         if !half {
-            self.longest = self.longest.max(waited);
+            self.look.longest = self.look.longest.max(waited);
         }
     }
 
     /// The look is over. Returns how long the longest RPC has waited for its first headers.
     pub(super) fn seen(&mut self) -> Duration {
-        self.waiting = std::mem::take(&mut self.seen);
-        self.stuck = std::mem::take(&mut self.seen_stuck);
-        std::mem::take(&mut self.longest)
+        let look = std::mem::take(&mut self.look);
+        self.waiting = look.overdue;
+        self.stuck = look.half;
+        self.any_waits = look.any;
+        look.longest
     }
 
     /// Whether it has failed so often that it is to be ejected.
@@ -170,7 +191,7 @@ impl Conduct {
     ///
     /// That some have succeeded while those here were waiting already is what tells this endpoint from a service that is slow.
     pub(super) fn is_silent(&mut self, settings: &Settings, of_all: u64, lately: u64) -> bool {
-        let any = std::mem::take(&mut self.sees_any) || self.waited > 0;
+        let any = self.any_waits || self.waited > 0;
         let had_waited = std::mem::replace(&mut self.had_waited, any);
         let silent = self.waited.saturating_add(self.waiting);
         let elsewhere = of_all.wrapping_sub(self.well_of_all);
