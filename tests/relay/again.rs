@@ -263,6 +263,10 @@ async fn a_server_that_cannot_be_reached_is_unavailable_at_once_and_says_why() {
     is(&answer, "14", "refused");
     assert!(answer.grpc_message.expect("a sentence").contains(&nobody.to_string()));
     assert!(took < Duration::from_millis(500), "{took:?}");
+    if world.far.is_none() {
+        let unsent = world.metric("portunus_requests_total", &["outbound", "tls=\"none\""]);
+        assert_eq!(unsent, 1.0, "neither plain nor in mTLS");
+    }
 }
 
 #[tokio::test]

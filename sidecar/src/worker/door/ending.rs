@@ -122,6 +122,14 @@ impl Ending {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::control::Full;
+
+    #[test]
+    fn a_control_that_cannot_be_asked_is_no_server_that_is_down() {
+        let addr = std::net::SocketAddr::from(([10, 0, 0, 7], 5432));
+        let full = detect::Error::Dial(Unreached::Full(addr, Full { max: 0 }));
+        assert_eq!(Ending::of_detection(&full), Ending::ControlSilent);
+    }
 
     #[test]
     fn every_ending_is_counted_under_its_own_word() {
