@@ -207,7 +207,7 @@ impl Worker {
     /// Reaches `addr` by a connection of its pool and carries the call there; the call waits if there is none yet.
     #[inline(always)]
     pub(crate) fn reach(&mut self, key: CallKey, pool: PoolKey, addr: SocketAddr) -> Result<(), Failure> {
-        match self.pools.reach(pool, key.to_bits(), &self.wires) {
+        match self.pools.reach(pool, key.to_bits(), &self.wires, self.now) {
             Reach::Wire(wire) => self.carry(key, wire),
             Reach::Dial => {
                 self.dial(pool, addr);
@@ -258,7 +258,7 @@ impl Worker {
         // The wire was full after all: the call waits with the others.
         let Some(choice) = &call.choice else { return Ok(()) };
         let (pool, addr) = (choice.pool, choice.addr);
-        match self.pools.reach(pool, key.to_bits(), &self.wires) {
+        match self.pools.reach(pool, key.to_bits(), &self.wires, self.now) {
             Reach::Dial => self.dial(pool, addr),
             Reach::Wire(_) | Reach::Wait => {}
             Reach::Full => return Err(Failure::TooManyWaiting { addr }),
@@ -386,7 +386,7 @@ impl Worker {
         while let Some((pool, addr)) = self.to_serve.pop() {
             while let Some(mark) = self.pools.next_waiting(pool, &self.wires) {
                 let key = Key::from_bits(mark);
-                let Reach::Wire(wire) = self.pools.reach(pool, mark, &self.wires) else {
+                let Reach::Wire(wire) = self.pools.reach(pool, mark, &self.wires, self.now) else {
                     break;
                 };
                 match self.carry(key, wire) {
@@ -394,7 +394,7 @@ impl Worker {
                     Err(failure) => self.fail(key, failure),
                 }
             }
-            if self.pools.needs_dial(pool, &self.wires) {
+            if self.pools.needs_dial(pool, &self.wires, self.now) {
                 self.dial(pool, addr);
             }
         }

@@ -3,6 +3,7 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::net::SocketAddr;
+use std::time::{Duration, Instant};
 
 use portunus_proto::SpiffeId;
 
@@ -22,9 +23,13 @@ const RESETS_TO_REPLACE: u32 = 80;
 /// 20 streams that were reset before the application had taken them.
 const HASTY_RESETS_TO_REPLACE: u32 = 16;
 
-/// How often all dials may fail, while a connection stands that has no room, before the calls that wait for room are given up.
-/// Until then one of its streams may end, and a server that was short of something may be well again.
-const MOST_IN_VAIN: u32 = 2;
+/// How long dials may fail, while a connection stands that has no room, before the calls that wait for room are given up. Until
+/// then one of its streams may end, and a server that was short of something may be well again.
+const IN_VAIN: Duration = Duration::from_secs(1);
+/// How long it takes after such a dial until the next.
+const DIAL_AGAIN: Duration = Duration::from_millis(500);
+/// Dials that failed longer ago have nothing to do with what fails now.
+const LONG_AGO: Duration = Duration::from_secs(5);
 /// Streams that a connection is expected to take, until the address has said how many.
 const STREAMS_EACH: u32 = 100;
 
@@ -37,10 +42,16 @@ pub struct Pool {
     wires: Vec<WireKey>,
     dialling: usize,
     waiting: VecDeque<u64>,
-    /// How often, in a row, all dials failed while a connection stood. It is dialled again in good time then, not at once.
-    in_vain: u32,
+    /// Since when, and when last, dials failed while a connection stood that had no room.
+    in_vain: Option<InVain>,
     /// Streams that its connections take at once, as one of them said.
     streams: Option<u32>,
+}
+
+#[derive(Clone, Copy)]
+struct InVain {
+    since: Instant,
+    last: Instant,
 }
 
 /// How an address is reached. Calls of different kinds never share a connection.
@@ -112,7 +123,7 @@ impl Pools {
             wires: Vec::new(),
             dialling: 0,
             waiting: VecDeque::new(),
-            in_vain: 0,
+            in_vain: None,
             streams: None,
         });
         keys.push(key);
@@ -133,7 +144,7 @@ impl Pools {
 
     /// A wire with room for one more stream, or what is to be done to get one. A call that has to wait is remembered.
     #[inline(always)]
-    pub fn reach(&mut self, key: PoolKey, call: u64, wires: &Wires) -> Reach {
+    pub fn reach(&mut self, key: PoolKey, call: u64, wires: &Wires, now: Instant) -> Reach {
         let Some(pool) = self.pools.get_mut(key) else {
             return Reach::Full;
         };
@@ -147,7 +158,7 @@ impl Pools {
         // One connection serves many calls: so many are dialled as those who wait are likely to need.
         let each = pool.streams.unwrap_or(STREAMS_EACH).clamp(1, STREAMS_EACH);
         let wanted = pool.waiting.len().div_ceil(each as usize);
-        if pool.dialling < wanted && pool.may_dial(wires) {
+        if pool.dialling < wanted && pool.may_dial(wires, now) {
             pool.dialling += 1;
             return Reach::Dial;
         }
@@ -166,7 +177,7 @@ impl Pools {
     pub fn learn_streams(&mut self, key: PoolKey, streams: u32) {
         if let Some(pool) = self.pools.get_mut(key) {
             pool.streams = Some(streams);
-            pool.in_vain = 0;
+            pool.in_vain = None;
         }
     }
 
@@ -178,17 +189,17 @@ impl Pools {
 
     /// A dial failed: the calls that waited are returned, unless another dial or a wire may still serve them. (One that
     /// only waits for its last streams to end serves nobody.)
-    pub fn dial_failed(&mut self, key: PoolKey, wires: &Wires) -> Vec<u64> {
+    pub fn dial_failed(&mut self, key: PoolKey, wires: &Wires, now: Instant) -> Vec<u64> {
         let Some(pool) = self.pools.get_mut(key) else {
             return Vec::new();
         };
         pool.dialling = pool.dialling.saturating_sub(1);
-        self.give_up(key, wires)
+        self.give_up(key, wires, now)
     }
 
     /// The calls that wait, unless a dial or a wire may still serve them. A wire without room may, once a stream there ends,
-    /// but nobody knows when that is: the calls wait for it until all dials have failed a second time.
-    pub fn give_up(&mut self, key: PoolKey, wires: &Wires) -> Vec<u64> {
+    /// but nobody knows when that is: the calls wait for it until dials have failed for a while, and no stream has ended.
+    pub fn give_up(&mut self, key: PoolKey, wires: &Wires, now: Instant) -> Vec<u64> {
         let Some(pool) = self.pools.get_mut(key) else {
             return Vec::new();
         };
@@ -196,8 +207,13 @@ impl Pools {
             return Vec::new();
         }
         if pool.lasting(wires) > 0 {
-            pool.in_vain = pool.in_vain.saturating_add(1);
-            if pool.in_vain < MOST_IN_VAIN || pool.usable(wires).is_some() {
+            let before = pool.in_vain.filter(|before| since(before.last, now) < LONG_AGO);
+            let in_vain = InVain {
+                since: before.map_or(now, |before| before.since),
+                last: now,
+            };
+            pool.in_vain = Some(in_vain);
+            if since(in_vain.since, now) < IN_VAIN || pool.usable(wires).is_some() {
                 return Vec::new();
             }
         }
@@ -224,17 +240,17 @@ impl Pools {
         }
         pool.usable(wires)?;
         // There is room from time to time: that is worth waiting for.
-        pool.in_vain = pool.in_vain.min(1);
+        pool.in_vain = None;
         pool.waiting.pop_front()
     }
 
     /// Whether calls wait while nobody dials and no wire could take them: a dial is due, and counted. Where the last one was
     /// in vain, [`Pools::dial_again`] says when the next one is due.
-    pub fn needs_dial(&mut self, key: PoolKey, wires: &Wires) -> bool {
+    pub fn needs_dial(&mut self, key: PoolKey, wires: &Wires, now: Instant) -> bool {
         let Some(pool) = self.pools.get_mut(key) else {
             return false;
         };
-        let needs = pool.is_stuck(wires) && pool.may_dial(wires);
+        let needs = pool.is_stuck(wires) && pool.may_dial(wires, now);
         if needs {
             pool.dialling += 1;
         }
@@ -243,10 +259,10 @@ impl Pools {
 
     /// The pools whose calls wait while nobody dials, since the last dial was in vain: another is due for each, and counted.
     /// To be asked from time to time.
-    pub fn dial_again(&mut self, wires: &Wires) -> Vec<(PoolKey, SocketAddr)> {
+    pub fn dial_again(&mut self, wires: &Wires, now: Instant) -> Vec<(PoolKey, SocketAddr)> {
         let mut due = Vec::new();
         for (key, pool) in self.pools.iter_mut() {
-            if pool.is_stuck(wires) && pool.lasting(wires) < MOST_WIRES {
+            if pool.is_stuck(wires) && pool.may_dial(wires, now) {
                 pool.dialling += 1;
                 due.push((key, pool.addr));
             }
@@ -262,6 +278,11 @@ impl Pools {
         let (taken, left): (Vec<_>, _) = pool.waiting.drain(..).partition(|call| is_such(*call));
         pool.waiting = left.into();
         taken
+    }
+
+    /// Whether a connection stands that new calls may use, once there is room.
+    pub fn stands(&self, key: PoolKey, wires: &Wires) -> bool {
+        self.pools.get(key).is_some_and(|pool| pool.lasting(wires) > 0)
     }
 
     /// A call no longer waits.
@@ -314,9 +335,12 @@ impl Pool {
     }
 
     /// Whether a further connection may be dialled now.
-    fn may_dial(&self, wires: &Wires) -> bool {
+    fn may_dial(&self, wires: &Wires, now: Instant) -> bool {
         let lasting = self.lasting(wires);
-        lasting + self.dialling < MOST_WIRES && (self.in_vain == 0 || lasting == 0)
+        let in_good_time = self
+            .in_vain
+            .is_none_or(|in_vain| since(in_vain.last, now) >= DIAL_AGAIN);
+        lasting + self.dialling < MOST_WIRES && (in_good_time || lasting == 0)
     }
 
     /// How many connections there are, without those that only wait for their last streams to end.
@@ -327,6 +351,10 @@ impl Pool {
         };
         self.wires.iter().filter(lasts).count()
     }
+}
+
+fn since(then: Instant, now: Instant) -> Duration {
+    now.saturating_duration_since(then)
 }
 
 /// Whether a wire has sent so many resets that its peer may soon cut it for that.

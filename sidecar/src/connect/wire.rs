@@ -7,7 +7,7 @@ use std::io::{self, Read as _, Write as _};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::task::{Context, Poll, Wake, Waker};
-use std::time::{Instant, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use parking_lot::Mutex;
 use socket2::SockRef;
@@ -42,14 +42,16 @@ pub struct Wire {
     pub pinged: Option<Pinged>,
     /// Since when a header block has been coming.
     pub inside_headers: Option<Instant>,
-    /// Resets of requests that the server may not have taken up: since a response came to a later one.
+    /// Resets of requests that the server may not have taken up.
     pub unproven_resets: u32,
     /// The last stream of these.
     pub unproven_last: u32,
-    /// Those of them that followed close behind their requests.
+    /// Those of them that followed close behind their requests, since a response came to a later one.
     pub hasty_resets: u32,
-    /// Whether the server has read the requests that were reset.
+    /// Whether the server has taken up the requests that were reset.
     pub took_up: TookUp,
+    /// Streams from this one on began after the server was asked that.
+    pub asked_before: u32,
     /// Bytes of output that have left since the beginning: in TLS, counted before they were sealed.
     pub flushed: u64,
     /// Whether the peer is known to take us for whom we are. A server's TLS connection is used only once it is: in TLS 1.3
@@ -340,9 +342,19 @@ impl Wire {
         }
     }
 
+    /// Whether it is shown that the server has taken up this stream's request.
+    pub fn has_taken_up(&self, stream: u32, now: Instant) -> bool {
+        match self.took_up {
+            TookUp::Read(since) => {
+                stream < self.asked_before && now.saturating_duration_since(since) >= TAKES_UP_WITHIN
+            }
+            TookUp::Unknown | TookUp::Asked => false,
+        }
+    }
+
     /// The server has taken up every request that was reset so far.
     pub fn took_up_all(&mut self) {
-        (self.unproven_resets, self.hasty_resets) = (0, 0);
+        (self.unproven_resets, self.unproven_last, self.hasty_resets) = (0, 0, 0);
         self.took_up = TookUp::Unknown;
     }
 
@@ -394,10 +406,13 @@ pub struct Pinged {
     pub before: u32,
 }
 
+/// How long a server's application may take to accept requests that the server has read.
+const TAKES_UP_WITHIN: Duration = Duration::from_millis(150);
+
 /// Whether a server has read what it was sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum TookUp {
-    /// It was not asked.
+    /// It was not asked, or has shown it by an answer.
     Unknown,
     /// It was, by a PING.
     Asked,
@@ -520,6 +535,7 @@ impl Wires {
             unproven_last: 0,
             hasty_resets: 0,
             took_up: TookUp::Unknown,
+            asked_before: 0,
             flushed: 0,
             is_proven: !(is_tls && matches!(side, Side::Server { .. })),
             label: 0,

@@ -323,6 +323,8 @@ pub struct Connection {
     pub(crate) unruly: Option<Abuse>,
     /// Resets that we sent on streams that had no response: a peer may take many of them for an attack.
     pub(crate) early_resets: u32,
+    /// Streams that are reset, which the peer has not been told: it counts them still.
+    pub(crate) unsaid_resets: u32,
     /// Memory beside that of the streams that stands in the worker's budget ([`Connection::count_kept`]).
     pub(crate) kept: u64,
 }
@@ -428,6 +430,7 @@ impl Connection {
             now,
             unruly: None,
             early_resets: 0,
+            unsaid_resets: 0,
             kept: 0,
             settings,
         };
@@ -459,7 +462,7 @@ impl Connection {
     pub fn has_capacity(&self) -> bool {
         self.their_goaway.is_none()
             && self.going == Going::No
-            && (self.streams.len() as u32) < self.peer.max_streams
+            && (self.streams.len() as u32).saturating_add(self.unsaid_resets) < self.peer.max_streams
             && self.next_ours <= MAX_STREAM_ID
     }
 

@@ -202,12 +202,14 @@ impl Connection {
         if self.role == Role::Client && stream.theirs == Half::Head {
             self.early_resets += 1;
         }
+        self.unsaid_resets += 1;
         Some(stream.id)
     }
 
     /// Says that a stream was reset.
     pub fn say_reset(&mut self, id: u32, reason: Reason, shared: &mut Shared) {
         self.borrow_output(shared);
+        self.unsaid_resets = self.unsaid_resets.saturating_sub(1);
         frame::put_rst_stream(&mut self.out, id, reason);
     }
 

@@ -96,7 +96,7 @@ impl Worker {
     /// No connection came of a dial: the calls that waited for it try elsewhere.
     pub(super) fn not_dialled(&mut self, pool: PoolKey, why: &str) {
         let mut judged = Vec::new();
-        for mark in self.pools.dial_failed(pool, &self.wires) {
+        for mark in self.pools.dial_failed(pool, &self.wires, self.now) {
             self.dial_failed(Key::from_bits(mark), why, &mut judged);
         }
         self.pools.remove_if_idle(pool);
@@ -122,12 +122,16 @@ impl Worker {
             return;
         };
         let addr = choice.addr;
+        // One that has no room now is not unreachable.
+        let stands = self.pools.stands(choice.pool, &self.wires);
         if let Some(span) = call.span() {
-            span.event(self.now, Event::Backoff(addr));
+            if !stands {
+                span.event(self.now, Event::Backoff(addr));
+            }
             span.event(self.now, Event::Retry { reason: "not_reached" });
         }
         call.aside().tried.insert(endpoint);
-        if !judged.contains(&(service, endpoint)) {
+        if !stands && !judged.contains(&(service, endpoint)) {
             judged.push((service, endpoint));
             if let Some(service) = self.services.get_mut(service) {
                 service.balancer.dial_failed(endpoint, self.now, &mut self.rng);

@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use super::Worker;
-use super::upkeep::NO_SETTINGS;
+use super::upkeep::{NO_SETTINGS, may_be_pinged, note_ping};
 use crate::balance::EndpointKey;
 use crate::call::{CallKey, code_of_reset};
 use crate::connect::wire::{Read, TookUp, Wire};
@@ -234,23 +234,43 @@ impl Worker {
         let Some(wire) = self.wires.slots.get_mut(up.wire) else {
             return;
         };
+        let stream = wire.engine.id(up.stream);
+        if wire.has_taken_up(stream, self.now) {
+            return;
+        }
         wire.unproven_resets += 1;
-        wire.unproven_last = wire.unproven_last.max(wire.engine.id(up.stream));
+        wire.unproven_last = wire.unproven_last.max(stream);
         if was_sent_now {
             wire.hasty_resets += 1;
         }
         if !pool::is_worn(wire) && wire.unproven_resets <= UNPROVEN_AT_ONCE {
             return;
         }
-        // One PING asks for all of them.
-        if wire.took_up == TookUp::Unknown || wire.unproven_resets == UNPROVEN_AT_ONCE + 1 {
-            wire.took_up = TookUp::Asked;
-            if let Some((wire, shared)) = self.wires.touch(up.wire) {
-                wire.engine.ping(WORN_PING, shared);
-            }
+        if wire.took_up != TookUp::Asked && (wire.took_up == TookUp::Unknown || stream >= wire.asked_before) {
+            self.ask_what_it_took_up(up.wire);
         }
         if let Some(call) = self.calls.get_mut(key) {
             call.exchange.reset_late = Some(self.now + SPARED);
+        }
+    }
+
+    /// Asks a server, by one PING for all of them, whether it has read the requests that were sent to it. One that was asked as
+    /// often as it may be gets a new connection instead, and time.
+    pub(super) fn ask_what_it_took_up(&mut self, key: WireKey) {
+        let now = self.now;
+        let Some((wire, shared)) = self.wires.touch(key) else {
+            return;
+        };
+        wire.asked_before = wire.engine.next_stream();
+        if may_be_pinged(wire, now) {
+            wire.took_up = TookUp::Asked;
+            note_ping(wire, now);
+            wire.engine.ping(WORN_PING, shared);
+        } else {
+            wire.took_up = TookUp::Read(now);
+            if !wire.engine.is_draining() {
+                wire.engine.begin_goaway();
+            }
         }
     }
 
@@ -285,7 +305,9 @@ impl Worker {
             Event::Lowered => self.refill_all(wire, true),
             Event::GoAway { reason, .. } => self.server_goes(wire, reason),
             Event::Pong(WORN_PING) => {
-                if let Some(wire) = self.wires.slots.get_mut(wire) {
+                if let Some(wire) = self.wires.slots.get_mut(wire)
+                    && wire.took_up == TookUp::Asked
+                {
                     wire.took_up = TookUp::Read(self.now);
                 }
             }
@@ -314,7 +336,7 @@ impl Worker {
             Head::Response(status) => {
                 if let Some(up) = call.exchange.up
                     && let Some(wire) = self.wires.slots.get_mut(up.wire)
-                    && wire.unproven_resets > 0
+                    && wire.unproven_last > 0
                     && wire.engine.id(up.stream) > wire.unproven_last
                 {
                     // Requests are taken up in order: so were those that were reset.
@@ -496,7 +518,7 @@ impl Worker {
         }
     }
 
-    fn serve_wire(&mut self, key: WireKey) {
+    pub(super) fn serve_wire(&mut self, key: WireKey) {
         let Some(wire) = self.wires.slots.get(key) else { return };
         if let Side::Server { pool } = wire.side {
             let addr = wire.peer;
@@ -681,7 +703,7 @@ impl Worker {
                 if !spoke {
                     // Whoever takes connections and says nothing there is not reached by the next one either.
                     let why = not_a_word(wire.peer, why);
-                    for mark in self.pools.give_up(pool, &self.wires) {
+                    for mark in self.pools.give_up(pool, &self.wires, self.now) {
                         self.dial_failed(Key::from_bits(mark), &why, &mut judged);
                     }
                 }

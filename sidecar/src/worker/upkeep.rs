@@ -1,6 +1,6 @@
 //! What time brings: deadlines, silent peers, connections that nobody needs.
 
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use super::Worker;
 use super::events::SPARED;
@@ -26,12 +26,25 @@ const PINGS_APART: Duration = Duration::from_secs(330);
 /// What is said of a server that has shown who it is, and then not whether it takes us for whom we are.
 pub(super) const NO_SETTINGS: &str =
     "the server finished the TLS handshake and said nothing more: no SETTINGS came in time";
-/// How long a server's connection may take to hand on to its application what it has read.
-const TAKES_UP_WITHIN: Duration = Duration::from_millis(150);
 /// How long a call's bytes may stand still once the memory budget is spent.
 const STALLED_LONG: Duration = Duration::from_secs(2);
 /// How long it may take to say so.
 const ANSWER_WITHIN: Duration = Duration::from_millis(2_000);
+
+/// Whether a server may be sent a PING, for whatever reason, without taking it for one too many.
+pub(super) fn may_be_pinged(wire: &Wire, now: Instant) -> bool {
+    wire.pinged
+        .is_none_or(|last| last.times < MOST_PINGS || now.saturating_duration_since(last.at) > PINGS_APART)
+}
+
+/// A server is sent a PING.
+pub(super) fn note_ping(wire: &mut Wire, now: Instant) {
+    wire.pinged = Some(Pinged {
+        at: now,
+        times: wire.pinged.map_or(0, |last| last.times).saturating_add(1),
+        before: wire.engine.next_stream(),
+    });
+}
 
 impl Worker {
     /// Ends the calls whose deadline has passed.
@@ -59,21 +72,21 @@ impl Worker {
             let Some((wire, shared)) = self.wires.touch(reset.wire) else {
                 continue;
             };
-            let has_read = match wire.took_up {
-                TookUp::Read(since) => self.now.saturating_duration_since(since) >= TAKES_UP_WITHIN,
-                TookUp::Asked => false,
-                // An answer has shown it.
-                TookUp::Unknown => true,
-            };
-            if has_read {
+            // What is unknown though it was asked for, an answer has shown.
+            if wire.took_up == TookUp::Unknown || wire.has_taken_up(reset.stream, self.now) {
                 // Those that come next are asked for again.
                 wire.unproven_resets = 0;
                 wire.engine.say_reset(reset.stream, reset.reason, shared);
-            } else {
-                // A server that does not even answer its PING is closed for that, sooner or later.
-                reset.due = self.now + SPARED;
-                self.wires.late.push_back(reset);
+                // That was a place for a stream.
+                self.serve_wire(reset.wire);
+                continue;
             }
+            if matches!(wire.took_up, TookUp::Read(_)) && reset.stream >= wire.asked_before {
+                self.ask_what_it_took_up(reset.wire);
+            }
+            // A server that does not even answer its PING is closed for that.
+            reset.due = self.now + SPARED;
+            self.wires.late.push_back(reset);
         }
         let calls = &self.calls;
         self.timers
@@ -99,7 +112,7 @@ impl Worker {
             self.attend(key);
             self.end_watches(key);
         }
-        for (pool, addr) in self.pools.dial_again(&self.wires) {
+        for (pool, addr) in self.pools.dial_again(&self.wires, self.now) {
             self.dial(pool, addr);
         }
         self.count_local();
@@ -194,11 +207,7 @@ impl Worker {
             return;
         };
         if ask {
-            wire.pinged = Some(Pinged {
-                at: now,
-                times: wire.pinged.map_or(0, |last| last.times).saturating_add(1),
-                before: wire.engine.next_stream(),
-            });
+            note_ping(wire, now);
             wire.engine.ping(Connection::KEEPALIVE_PAYLOAD, shared);
         }
         if idle {
@@ -218,14 +227,7 @@ impl Worker {
     /// has got since, and so often as no gRPC server takes for an attack.
     fn may_ask(&self, wire: &Wire) -> bool {
         let Some(last) = wire.pinged else { return true };
-        let is_answered = wire.heard >= last.at;
-        let most = match wire.took_up {
-            TookUp::Unknown => MOST_PINGS,
-            // That was a PING, too.
-            TookUp::Asked | TookUp::Read(_) => MOST_PINGS - 1,
-        };
-        let is_welcome = last.times < most || self.now.saturating_duration_since(last.at) > PINGS_APART;
-        is_answered && is_welcome && wire.engine.waits_since(last.before)
+        wire.heard >= last.at && may_be_pinged(wire, self.now) && wire.engine.waits_since(last.before)
     }
 
     /// A server's connection that drains ends with its last stream, and the sidecar's own that watch its health would never

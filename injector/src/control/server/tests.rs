@@ -623,7 +623,9 @@ async fn failed_handshakes_are_all_counted_and_a_hundred_of_one_peer_are_logged(
     let all = "portunus_control_refused_total{what=\"connection\",reason=\"handshake\"} 150";
     control.page_says("/metrics", all).await;
     let said = String::from_utf8(log.0.lock().clone()).expect("text");
-    assert_eq!(said.matches("a handshake failed").count(), 100);
+    let logged = said.matches("a handshake failed").count();
+    // A machine that takes ten seconds for it all logs some of the next ten seconds, too.
+    assert!((100..150).contains(&logged), "{logged} of 150");
     control.ends().await;
 }
 
