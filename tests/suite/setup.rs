@@ -28,6 +28,9 @@ pub(crate) fn prepare(parts: &[&Part]) -> Result<Vec<(&'static str, PathBuf)>> {
         step("the sidecar, as it is released", |_| {
             build::sidecar().map(|path| environment.push(("PORTUNUS_SIDECAR", path)))
         })?;
+        step("the sidecar with shared libraries, whose clock tests set", |_| {
+            build::sidecar_shared().map(|path| environment.push(("PORTUNUS_SIDECAR_SHARED", path)))
+        })?;
         step("control, as it is released", |_| {
             build::injector().map(|path| environment.push(("PORTUNUS_INJECTOR", path)))
         })?;

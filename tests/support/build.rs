@@ -22,6 +22,15 @@ pub fn sidecar() -> Result<PathBuf> {
     })
 }
 
+/// The sidecar with shared libraries, for tests that give it one of their own (`LD_PRELOAD`): as it is released it loads none.
+/// `$PORTUNUS_SIDECAR_SHARED`, which the suite sets, or what cargo builds.
+pub fn sidecar_shared() -> Result<PathBuf> {
+    static BUILT: OnceLock<Result<PathBuf, String>> = OnceLock::new();
+    once(&BUILT, || {
+        find("PORTUNUS_SIDECAR_SHARED", &["--workspace", "--bin", "sidecar"])
+    })
+}
+
 /// Control, built as it is released: `$PORTUNUS_INJECTOR`, which the suite sets, or what cargo builds.
 pub fn injector() -> Result<PathBuf> {
     static BUILT: OnceLock<Result<PathBuf, String>> = OnceLock::new();

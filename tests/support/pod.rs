@@ -170,9 +170,14 @@ impl Pod {
 
     /// A copy of a file where programs of every user can read it.
     pub fn place(&self, file: &Path) -> Result<PathBuf> {
+        self.place_as(file, file.file_name().context("a path without a file's name")?)
+    }
+
+    /// [`Pod::place`], under a name of its own: there is one file of each name.
+    pub fn place_as(&self, file: &Path, name: impl AsRef<Path>) -> Result<PathBuf> {
         let folder = self.0.bridge.folder.join("files");
         open_folder(&folder)?;
-        let copy = folder.join(file.file_name().context("a path without a file's name")?);
+        let copy = folder.join(name);
         if !copy.exists() {
             // A link where one file system holds both: a sidecar with its symbols is tens of megabytes.
             if fs::hard_link(file, &copy).is_err() && !copy.exists() {

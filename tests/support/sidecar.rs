@@ -123,9 +123,12 @@ impl DerefMut for Sidecar {
 }
 
 fn launch(pod: &Pod, settings: &[(String, String)]) -> Result<Program> {
-    let program = pod.place(&build::sidecar()?)?;
     // A library that is loaded first is for the proxy alone, not for the programs that lead to it as root.
     let (preload, settings): (Vec<_>, Vec<_>) = settings.iter().cloned().partition(|(key, _)| key == "LD_PRELOAD");
+    let program = match preload[..] {
+        [] => pod.place(&build::sidecar()?),
+        [..] => pod.place_as(&build::sidecar_shared()?, "sidecar-shared"),
+    }?;
     let mut command = pod.command(User::Sidecar, "env");
     command.args(preload.iter().map(|(key, value)| format!("{key}={value}")));
     command.arg(program).arg("proxy").envs(settings);

@@ -7,7 +7,7 @@ use portunus_sidecar::grpc::Code;
 use portunus_sidecar::telemetry::export::Protocol;
 use portunus_sidecar::telemetry::{Event, Kind};
 use serde_json::Value;
-use support::{Jaeger, Mesh, in_netns, jaeger};
+use support::{Jaeger, Mesh, in_netns, jaeger, wait_until};
 
 use crate::recorder::{Recorder, settings};
 
@@ -121,10 +121,16 @@ fn a_burst_of_spans_arrives_whole() {
         let pod = mesh.pod("jaeger")?;
         let jaeger = Jaeger::start(&pod)?;
         in_netns(&pod, burst)??;
-        let page = jaeger.ask("/api/traces?service=burst&limit=5000")?;
-        let traces = page["data"].as_array().context("it lists traces")?.len();
-        ensure!(traces == BURST, "{traces} of {BURST} traces");
-        Ok(())
+        // It has taken all, and stores them by and by.
+        let mut stored = 0;
+        let all = wait_until(Duration::from_secs(10), "Jaeger has stored every span", || {
+            let page = jaeger.ask("/api/traces?service=burst&limit=5000").ok();
+            stored = page
+                .and_then(|page| Some(page["data"].as_array()?.len()))
+                .unwrap_or(stored);
+            stored == BURST
+        });
+        all.with_context(|| format!("{stored} of {BURST} traces"))
     });
 }
 
