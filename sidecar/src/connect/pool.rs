@@ -247,14 +247,8 @@ impl Pools {
     /// Whether calls wait while nobody dials and no wire could take them: a dial is due, and counted. Where the last one was
     /// in vain, [`Pools::dial_again`] says when the next one is due.
     pub fn needs_dial(&mut self, key: PoolKey, wires: &Wires, now: Instant) -> bool {
-        let Some(pool) = self.pools.get_mut(key) else {
-            return false;
-        };
-        let needs = pool.is_stuck(wires) && pool.may_dial(wires, now);
-        if needs {
-            pool.dialling += 1;
-        }
-        needs
+        let pool = self.pools.get_mut(key);
+        pool.is_some_and(|pool| pool.dials_if_stuck(wires, now))
     }
 
     /// The pools whose calls wait while nobody dials, since the last dial was in vain: another is due for each, and counted.
@@ -262,8 +256,7 @@ impl Pools {
     pub fn dial_again(&mut self, wires: &Wires, now: Instant) -> Vec<(PoolKey, SocketAddr)> {
         let mut due = Vec::new();
         for (key, pool) in self.pools.iter_mut() {
-            if pool.is_stuck(wires) && pool.may_dial(wires, now) {
-                pool.dialling += 1;
+            if pool.dials_if_stuck(wires, now) {
                 due.push((key, pool.addr));
             }
         }
@@ -329,9 +322,12 @@ impl Pool {
         }
     }
 
-    /// Whether calls wait while nobody dials and no wire could take them.
-    fn is_stuck(&self, wires: &Wires) -> bool {
-        !self.waiting.is_empty() && self.dialling == 0 && self.usable(wires).is_none()
+    /// Whether calls wait while nobody dials and no wire could take them, and a dial may begin now: it is counted then.
+    fn dials_if_stuck(&mut self, wires: &Wires, now: Instant) -> bool {
+        let is_stuck = !self.waiting.is_empty() && self.dialling == 0 && self.usable(wires).is_none();
+        let dials = is_stuck && self.may_dial(wires, now);
+        self.dialling += usize::from(dials);
+        dials
     }
 
     /// Whether a further connection may be dialled now.
