@@ -7,7 +7,7 @@ use std::io::{self, Read as _, Write as _};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::task::{Context, Poll, Wake, Waker};
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Instant, SystemTime};
 
 use parking_lot::Mutex;
 use socket2::SockRef;
@@ -16,6 +16,7 @@ use tokio::net::TcpStream;
 
 use super::pipe::Pipe;
 use super::pool::PoolKey;
+use super::resets::Resets;
 use crate::http2::hpack::FieldId;
 use crate::http2::{Connection, Reason, Shared};
 use crate::route::ServiceKey;
@@ -42,16 +43,8 @@ pub struct Wire {
     pub pinged: Option<Pinged>,
     /// Since when a header block has been coming.
     pub inside_headers: Option<Instant>,
-    /// Resets of requests that the server may not have taken up.
-    pub unproven_resets: u32,
-    /// The last stream of these.
-    pub unproven_last: u32,
-    /// Those of them that followed close behind their requests, since a response came to a later one.
-    pub hasty_resets: u32,
-    /// Whether the server has taken up the requests that were reset.
-    pub took_up: TookUp,
-    /// Streams from this one on began after the server was asked that.
-    pub asked_before: u32,
+    /// Requests that were reset before they were answered, once there was one.
+    pub resets: Option<Box<Resets>>,
     /// Bytes of output that have left since the beginning: in TLS, counted before they were sealed.
     pub flushed: u64,
     /// Whether the peer is known to take us for whom we are. A server's TLS connection is used only once it is: in TLS 1.3
@@ -59,8 +52,8 @@ pub struct Wire {
     pub is_proven: bool,
     /// A number that its owner hangs on it: who is at the other end, for the metrics.
     pub label: u32,
-    /// How long the certificates count that the connection was made with.
-    pub certified: Option<Lifetime>,
+    /// How long the certificates count that the connection was made with, if it was.
+    pub certified: Option<Box<Lifetime>>,
     /// What the application is told of a peer that has proven who it is, as one of the interned fields.
     pub client_cert: Option<FieldId>,
     transport: Transport,
@@ -77,6 +70,9 @@ pub struct Wire {
     is_dirty: bool,
     is_finished: bool,
 }
+
+/// A wire takes a block of memory of this size; the allocator's next size is 1,280.
+const _: () = assert!(size_of::<Wire>() <= 1_024);
 
 /// What carries a wire's bytes.
 pub enum Transport {
@@ -342,22 +338,6 @@ impl Wire {
         }
     }
 
-    /// Whether it is shown that the server has taken up this stream's request.
-    pub fn has_taken_up(&self, stream: u32, now: Instant) -> bool {
-        match self.took_up {
-            TookUp::Read(since) => {
-                stream < self.asked_before && now.saturating_duration_since(since) >= TAKES_UP_WITHIN
-            }
-            TookUp::Unknown | TookUp::Asked => false,
-        }
-    }
-
-    /// The server has taken up every request that was reset so far.
-    pub fn took_up_all(&mut self) {
-        (self.unproven_resets, self.unproven_last, self.hasty_resets) = (0, 0, 0);
-        self.took_up = TookUp::Unknown;
-    }
-
     /// Bytes of output since the beginning, those that wait included: where the next byte will stand.
     pub fn position(&self) -> u64 {
         self.flushed + self.sealed + self.engine.output().len() as u64
@@ -404,20 +384,6 @@ pub struct Pinged {
     pub times: u8,
     /// Streams from this one on are younger.
     pub before: u32,
-}
-
-/// How long a server's application may take to accept requests that the server has read.
-const TAKES_UP_WITHIN: Duration = Duration::from_millis(150);
-
-/// Whether a server has read what it was sent.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum TookUp {
-    /// It was not asked, or has shown it by an answer.
-    Unknown,
-    /// It was, by a PING.
-    Asked,
-    /// It has answered since.
-    Read(Instant),
 }
 
 /// A reset that a server has not been told yet.
@@ -531,11 +497,7 @@ impl Wires {
             born: now,
             pinged: None,
             inside_headers: None,
-            unproven_resets: 0,
-            unproven_last: 0,
-            hasty_resets: 0,
-            took_up: TookUp::Unknown,
-            asked_before: 0,
+            resets: None,
             flushed: 0,
             is_proven: !(is_tls && matches!(side, Side::Server { .. })),
             label: 0,

@@ -84,7 +84,7 @@ impl Worker {
         let ends = peer.not_after().min(shown.not_after());
         let told = client_cert::value(shown.id().as_str(), peer.hash(), peer.id().as_str());
         wire.label = self.counts.label(inbound, peer.id(), &self.recorder);
-        wire.certified = Some(Lifetime::new(ends, SystemTime::now(), luck));
+        wire.certified = Some(Box::new(Lifetime::new(ends, SystemTime::now(), luck)));
         if matches!(wire.side, Side::Caller { .. })
             && let Ok(text) = told
         {

@@ -8,7 +8,7 @@ use super::Worker;
 use super::upkeep::{NO_SETTINGS, may_be_pinged, note_ping};
 use crate::balance::EndpointKey;
 use crate::call::{CallKey, code_of_reset};
-use crate::connect::wire::{Read, TookUp, Wire};
+use crate::connect::wire::{Read, Wire};
 use crate::connect::{PoolKey, Side, Via, WireKey, pool};
 use crate::exchange::{End, Exchange, Phase};
 use crate::failure::Failure;
@@ -235,18 +235,16 @@ impl Worker {
             return;
         };
         let stream = wire.engine.id(up.stream);
-        if wire.has_taken_up(stream, self.now) {
+        let resets = wire.resets.get_or_insert_default();
+        if resets.has_taken_up(stream, self.now) {
             return;
         }
-        wire.unproven_resets += 1;
-        wire.unproven_last = wire.unproven_last.max(stream);
-        if was_sent_now {
-            wire.hasty_resets += 1;
-        }
-        if !pool::is_worn(wire) && wire.unproven_resets <= UNPROVEN_AT_ONCE {
+        resets.note(stream, was_sent_now);
+        let (few, wants_question) = (resets.unproven() <= UNPROVEN_AT_ONCE, resets.wants_question(stream));
+        if few && !pool::is_worn(wire) {
             return;
         }
-        if wire.took_up != TookUp::Asked && (wire.took_up == TookUp::Unknown || stream >= wire.asked_before) {
+        if wants_question {
             self.ask_what_it_took_up(up.wire);
         }
         if let Some(call) = self.calls.get_mut(key) {
@@ -261,13 +259,13 @@ impl Worker {
         let Some((wire, shared)) = self.wires.touch(key) else {
             return;
         };
-        wire.asked_before = wire.engine.next_stream();
+        let next = wire.engine.next_stream();
         if may_be_pinged(wire, now) {
-            wire.took_up = TookUp::Asked;
+            wire.resets.get_or_insert_default().asked(next);
             note_ping(wire, now);
             wire.engine.ping(WORN_PING, shared);
         } else {
-            wire.took_up = TookUp::Read(now);
+            wire.resets.get_or_insert_default().left_to_time(next, now);
             if !wire.engine.is_draining() {
                 wire.engine.begin_goaway();
             }
@@ -305,10 +303,8 @@ impl Worker {
             Event::Lowered => self.refill_all(wire, true),
             Event::GoAway { reason, .. } => self.server_goes(wire, reason),
             Event::Pong(WORN_PING) => {
-                if let Some(wire) = self.wires.slots.get_mut(wire)
-                    && wire.took_up == TookUp::Asked
-                {
-                    wire.took_up = TookUp::Read(self.now);
+                if let Some(resets) = self.wires.slots.get_mut(wire).and_then(|wire| wire.resets.as_mut()) {
+                    resets.answered(self.now);
                 }
             }
             Event::Pong(_) | Event::Refused { .. } => {}
@@ -336,11 +332,9 @@ impl Worker {
             Head::Response(status) => {
                 if let Some(up) = call.exchange.up
                     && let Some(wire) = self.wires.slots.get_mut(up.wire)
-                    && wire.unproven_last > 0
-                    && wire.engine.id(up.stream) > wire.unproven_last
+                    && let Some(resets) = &mut wire.resets
                 {
-                    // Requests are taken up in order: so were those that were reset.
-                    wire.took_up_all();
+                    resets.response_to(wire.engine.id(up.stream));
                 }
                 call.exchange.response_head(status, false, end, &mut self.wires);
                 let unavailable = call.exchange.code == Some(Code::Unavailable);

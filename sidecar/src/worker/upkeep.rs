@@ -4,8 +4,8 @@ use std::time::{Duration, Instant, SystemTime};
 
 use super::Worker;
 use super::events::SPARED;
-use crate::connect::wire::{Pinged, TookUp, Wire};
-use crate::connect::{Side, WireKey};
+use crate::connect::wire::{Pinged, Wire};
+use crate::connect::{Due, Side, WireKey};
 use crate::exchange::Phase;
 use crate::failure::Failure;
 use crate::grpc::Code;
@@ -72,17 +72,15 @@ impl Worker {
             let Some((wire, shared)) = self.wires.touch(reset.wire) else {
                 continue;
             };
-            // What is unknown though it was asked for, an answer has shown.
-            if wire.took_up == TookUp::Unknown || wire.has_taken_up(reset.stream, self.now) {
-                // Those that come next are asked for again.
-                wire.unproven_resets = 0;
-                wire.engine.say_reset(reset.stream, reset.reason, shared);
-                // That was a place for a stream.
-                self.serve_wire(reset.wire);
-                continue;
-            }
-            if matches!(wire.took_up, TookUp::Read(_)) && reset.stream >= wire.asked_before {
-                self.ask_what_it_took_up(reset.wire);
+            match wire.resets.get_or_insert_default().due(reset.stream, self.now) {
+                Due::Say => {
+                    wire.engine.say_reset(reset.stream, reset.reason, shared);
+                    // That was a place for a stream.
+                    self.serve_wire(reset.wire);
+                    continue;
+                }
+                Due::Ask => self.ask_what_it_took_up(reset.wire),
+                Due::Later => {}
             }
             // A server that does not even answer its PING is closed for that.
             reset.due = self.now + SPARED;
@@ -134,7 +132,7 @@ impl Worker {
             let Some(wire) = self.wires.slots.get_mut(key) else {
                 continue;
             };
-            let Some(certified) = wire.certified.filter(|certified| certified.drain_at <= wall) else {
+            let Some(certified) = wire.certified.as_deref().filter(|certified| certified.drain_at <= wall) else {
                 continue;
             };
             if !wire.engine.is_draining() {
