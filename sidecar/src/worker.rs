@@ -33,7 +33,7 @@ use crate::balance::{Left, Outcome};
 use crate::call::{Call, CallKey, Deadline};
 use crate::connect::resolve::Routes;
 use crate::connect::{Dialler, PoolKey, Pools, Reach, Side, Transport, WireKey, Wires};
-use crate::exchange::{Answer, End, Exchange};
+use crate::exchange::{Answer, End, Exchange, Phase};
 use crate::failure::Failure;
 use crate::grpc::timeout;
 use crate::http2::Connection;
@@ -272,6 +272,10 @@ impl Worker {
         if call.exchange.phase.is_last() {
             return;
         }
+        if let (Phase::Waiting, Some(choice)) = (call.exchange.phase, &call.choice) {
+            self.pools.forget(choice.pool, key.to_bits());
+        }
+        self.note_haste(key);
         let answer = self.note_failure(key, &failure);
         let Some(call) = self.calls.get_mut(key) else { return };
         call.ended = Some(answer.code);

@@ -396,6 +396,31 @@ async fn a_server_that_takes_its_time_with_every_call_gets_no_more_pings_than_gr
 }
 
 #[tokio::test]
+async fn the_ping_that_measures_the_path_is_one_of_those_that_grpc_allows() {
+    let (world, listener) = before_raw_alone().await;
+    let caller = world.caller().await;
+    let large = call(&caller, vec![1; 10]);
+    let mut server = Raw::accept(&listener, &[]).await;
+    let (stream, _) = whole_request(&mut server).await;
+    let pieces = raw::message(stream, &[9; 12_000], false).repeat(3);
+    server
+        .send(&[raw::response(stream), pieces, raw::trailers(stream)].concat())
+        .await;
+    is(&large.await.expect("it held").expect("answered"), "0", "");
+    // It reached the server after all that it has sent.
+    until_pinged(&mut server).await;
+    let mut waits = Vec::new();
+    for _ in 0..2 {
+        waits.push(call(&caller, vec![2; 10]));
+        until_pinged(&mut server).await;
+    }
+    waits.push(call(&caller, vec![2; 10]));
+    let fourth = tokio::time::timeout(Duration::from_secs(4), until_pinged(&mut server)).await;
+    assert!(fourth.is_err(), "grpc-go ends a connection for the fourth");
+    assert!(waits.iter().all(|call| !call.is_finished()));
+}
+
+#[tokio::test]
 async fn a_request_of_which_no_byte_left_goes_to_another_connection_when_its_own_is_lost() {
     let (world, listener) = before_raw().await;
     let mut bulk = world.caller().await;

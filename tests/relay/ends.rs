@@ -390,6 +390,35 @@ async fn callers_who_leave_a_server_that_hangs_cost_no_call_of_another_on_the_sh
 }
 
 #[tokio::test]
+async fn requests_that_are_cut_for_their_trailers_are_told_to_the_server_like_cancels() {
+    let (world, listener) = before_raw(Setup::default()).await;
+    let mut caller = Raw::client(world.proxy, &[]).await;
+    caller.send(&raw::request(1, "/a.B/C", &[], false)).await;
+    let mut server = Raw::accept(&listener, &[(6, 2_000)]).await;
+    server.until(|frame| frame.kind == HEADERS).await;
+    let large = raw::block(&[("large", &"x".repeat(3_000))]);
+    let calls = (3..).step_by(2).take(30).map(|stream| {
+        let trailers = raw::frame(HEADERS, raw::END_HEADERS | END_STREAM, stream, &large);
+        [raw::request(stream, "/a.B/C", &[], false), trailers].concat()
+    });
+    caller.send(&calls.collect::<Vec<_>>().concat()).await;
+    let mut resets = 0;
+    // Then it is asked whether it has taken them up, and the others go by another connection.
+    loop {
+        let frame = server.next().await.expect("the connection goes on");
+        match frame.kind {
+            PING if !frame.has(raw::ACK) => break,
+            RST_STREAM => resets += 1,
+            _ => {}
+        }
+        assert!(
+            resets <= 16,
+            "servers take more that they have not taken up for an attack"
+        );
+    }
+}
+
+#[tokio::test]
 async fn draining_says_goaway_in_two_steps_and_running_calls_end() {
     let setup = Setup {
         inbound: true,

@@ -2,6 +2,7 @@
 
 mod dial;
 pub mod local;
+mod pings;
 mod pipe;
 pub mod pool;
 mod resets;

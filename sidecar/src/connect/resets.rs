@@ -1,12 +1,20 @@
 //! Requests of a wire that were reset before they were answered: whether the server has taken them up.
 //!
 //! A server counts resets of requests that its application has not accepted yet, and takes many of them for an attack. So it is
-//! told of them only once it is shown that they are past that: by an answer to a later request, or by its PONG and some time.
+//! told of them only once it is shown that they are past that: by the answer to a later request, or by its PONG and some time.
+//!
+//! ```text
+//!            ask                 PONG                  150 ms
+//! unasked ────────▶ asked ────────────────▶ read ────────────────▶ shown, for all streams before the question
+//!                     └── a response to stream n, at any time ──▶ shown, for n and all streams before it
+//! ```
 
 use std::time::{Duration, Instant};
 
 /// How long a server's application may take to accept requests that the server has read.
 const TAKES_UP_WITHIN: Duration = Duration::from_millis(150);
+/// How the PING begins that asks; the rest of its eight bytes says of which streams.
+const QUESTION: [u8; 4] = *b"worn";
 
 /// What is known of one wire's. Few wires have any.
 #[derive(Debug, Default)]
@@ -17,21 +25,17 @@ pub struct Resets {
     last: u32,
     /// Those of them that followed close behind their requests, since a response came to a later one.
     hasty: u32,
-    took_up: TookUp,
-    /// Streams from this one on began after the server was asked.
-    asked_before: u32,
+    /// Streams before this one have been taken up: that is shown.
+    shown: u32,
+    question: Option<Question>,
 }
 
-/// Whether a server has read what it was sent.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-enum TookUp {
-    /// It was not asked, or has shown it by an answer.
-    #[default]
-    Unknown,
-    /// It was, by a PING.
-    Asked,
-    /// It has answered since.
-    Read(Instant),
+/// What the server was asked last: whether it has read the requests of all streams before this one.
+#[derive(Clone, Copy, Debug)]
+struct Question {
+    before: u32,
+    /// Since when it has.
+    read: Option<Instant>,
 }
 
 /// What is to be done with a reset whose time has come.
@@ -63,65 +67,86 @@ impl Resets {
         self.hasty
     }
 
-    /// Whether the server has to be asked, before it is told that this stream is reset.
-    pub fn wants_question(&self, stream: u32) -> bool {
-        match self.took_up {
-            TookUp::Unknown => true,
-            TookUp::Asked => false,
-            TookUp::Read(_) => stream >= self.asked_before,
+    /// Whether the server has to be asked before it is told that this stream is reset. While the last question is not
+    /// settled, there is no other: each would begin the time anew for all.
+    pub fn wants_question(&self, stream: u32, now: Instant) -> bool {
+        match self.question {
+            None => true,
+            Some(question) => stream >= question.before && question.is_settled(now),
         }
     }
 
-    /// The server is asked, by a PING, of all streams before `next`.
-    pub fn asked(&mut self, next: u32) {
-        (self.took_up, self.asked_before) = (TookUp::Asked, next);
+    /// The server is asked of all streams before `next`: by a PING with these bytes.
+    pub fn ask(&mut self, next: u32, now: Instant) -> [u8; 8] {
+        self.put(next, None, now);
+        let mut payload = [0; 8];
+        payload[..4].copy_from_slice(&QUESTION);
+        payload[4..].copy_from_slice(&next.to_be_bytes());
+        payload
     }
 
-    /// It may not be asked. Time has to show it, for all streams before `next`.
-    pub fn left_to_time(&mut self, next: u32, now: Instant) {
-        (self.took_up, self.asked_before) = (TookUp::Read(now), next);
+    /// The server may not be asked. Time has to show it, for all streams before `next`.
+    pub fn leave_to_time(&mut self, next: u32, now: Instant) {
+        self.put(next, Some(now), now);
     }
 
-    /// The server has answered what it was asked.
-    pub fn answered(&mut self, now: Instant) {
-        if self.took_up == TookUp::Asked {
-            self.took_up = TookUp::Read(now);
+    fn put(&mut self, before: u32, read: Option<Instant>, now: Instant) {
+        if let Some(last) = self.question.filter(|last| last.is_settled(now)) {
+            self.shown = self.shown.max(last.before);
         }
+        self.question = Some(Question { before, read });
     }
 
-    /// A response came to `stream`. Requests are taken up in order: so were those before it that were reset.
+    /// A PONG came: whether it answers a question, the last one or one before.
+    pub fn answered(&mut self, payload: [u8; 8], now: Instant) -> bool {
+        let ([begins @ .., _, _, _, _], [_, _, _, _, next @ ..]) = (payload, payload);
+        if begins != QUESTION {
+            return false;
+        }
+        if let Some(question) = &mut self.question
+            && question.read.is_none()
+            && question.before == u32::from_be_bytes(next)
+        {
+            question.read = Some(now);
+        }
+        true
+    }
+
+    /// A response came to `stream`. Requests are taken up in order: so was this one, and those before it.
     pub fn response_to(&mut self, stream: u32) {
-        if self.last > 0 && stream > self.last {
-            let asked_before = self.asked_before;
-            *self = Resets {
-                asked_before,
-                ..Resets::default()
-            };
+        self.shown = self.shown.max(stream.saturating_add(1));
+        if self.question.is_some_and(|question| question.before <= self.shown) {
+            self.question = None;
+        }
+        if stream > self.last {
+            (self.unproven, self.last, self.hasty) = (0, 0, 0);
         }
     }
 
     /// Whether it is shown that the server has taken up this stream's request.
     pub fn has_taken_up(&self, stream: u32, now: Instant) -> bool {
-        match self.took_up {
-            TookUp::Read(since) => {
-                stream < self.asked_before && now.saturating_duration_since(since) >= TAKES_UP_WITHIN
-            }
-            TookUp::Unknown | TookUp::Asked => false,
-        }
+        let settled = |question: Question| stream < question.before && question.is_settled(now);
+        stream < self.shown || self.question.is_some_and(settled)
     }
 
     /// The time has come to tell the server that `stream` is reset.
     pub fn due(&mut self, stream: u32, now: Instant) -> Due {
-        // What is unknown though it was asked for, an answer has shown.
-        if self.took_up == TookUp::Unknown || self.has_taken_up(stream, now) {
+        if self.has_taken_up(stream, now) {
             // Those that come next are asked for again.
             self.unproven = 0;
             return Due::Say;
         }
-        match self.wants_question(stream) {
+        match self.wants_question(stream, now) {
             true => Due::Ask,
             false => Due::Later,
         }
+    }
+}
+
+impl Question {
+    fn is_settled(&self, now: Instant) -> bool {
+        self.read
+            .is_some_and(|read| now.saturating_duration_since(read) >= TAKES_UP_WITHIN)
     }
 }
 
@@ -134,13 +159,13 @@ mod tests {
         let start = Instant::now();
         let mut resets = Resets::default();
         resets.note(7, true);
-        assert!(resets.wants_question(7));
-        resets.asked(9);
+        assert!(resets.wants_question(7, start));
+        let question = resets.ask(9, start);
         assert_eq!(resets.due(7, start), Due::Later, "it has not answered");
-        resets.answered(start);
+        assert!(resets.answered(question, start));
         assert_eq!(resets.due(7, start), Due::Later, "its application may still be busy");
-        assert_eq!(resets.due(9, start), Due::Ask, "that began after the question");
         let later = start + TAKES_UP_WITHIN;
+        assert_eq!(resets.due(9, later), Due::Ask, "that began after the question");
         assert_eq!(resets.due(7, later), Due::Say);
         assert_eq!((resets.unproven(), resets.hasty()), (0, 1));
     }
@@ -151,14 +176,18 @@ mod tests {
         let mut resets = Resets::default();
         resets.note(5, true);
         resets.note(3, false);
-        resets.asked(9);
+        resets.note(9, false);
+        let question = resets.ask(11, now);
         resets.response_to(1);
-        assert_eq!((resets.unproven(), resets.hasty()), (2, 1), "that came before them");
+        assert_eq!((resets.unproven(), resets.hasty()), (3, 1), "that came before them");
         resets.response_to(7);
+        assert_eq!((resets.unproven(), resets.hasty()), (3, 1), "the last is younger");
+        assert_eq!((resets.due(5, now), resets.due(9, now)), (Due::Say, Due::Later));
+        resets.response_to(11);
         assert_eq!((resets.unproven(), resets.hasty()), (0, 0));
-        assert_eq!(resets.due(5, now), Due::Say);
-        resets.answered(now);
-        assert_eq!(resets.due(5, now), Due::Say, "a late answer says nothing new");
+        assert_eq!(resets.due(9, now), Due::Say);
+        assert!(resets.answered(question, now));
+        assert_eq!(resets.due(9, now), Due::Say, "a late answer says nothing new");
     }
 
     #[test]
@@ -166,8 +195,41 @@ mod tests {
         let now = Instant::now();
         let mut resets = Resets::default();
         resets.note(3, true);
-        resets.left_to_time(5, now);
+        resets.leave_to_time(5, now);
         assert_eq!(resets.due(3, now), Due::Later);
         assert_eq!(resets.due(3, now + TAKES_UP_WITHIN), Due::Say);
+    }
+
+    #[test]
+    fn cancels_that_go_on_do_not_put_off_those_before() {
+        let mut now = Instant::now();
+        let mut resets = Resets::default();
+        resets.note(1, true);
+        let question = resets.ask(3, now);
+        resets.answered(question, now);
+        for stream in (3..).step_by(2).take(14) {
+            now += Duration::from_millis(10);
+            resets.note(stream, true);
+            assert!(!resets.wants_question(stream, now), "the last is not settled");
+        }
+        now += Duration::from_millis(10);
+        assert!(resets.wants_question(31, now));
+        resets.ask(33, now);
+        assert_eq!(resets.due(1, now), Due::Say, "whatever is asked next");
+        assert_eq!(resets.due(3, now), Due::Later);
+    }
+
+    #[test]
+    fn an_answer_to_an_older_question_answers_no_other() {
+        let now = Instant::now();
+        let mut resets = Resets::default();
+        resets.note(1, true);
+        let first = resets.ask(3, now);
+        resets.response_to(3);
+        resets.note(5, true);
+        resets.ask(7, now);
+        assert!(resets.answered(first, now));
+        assert_eq!(resets.due(5, now + TAKES_UP_WITHIN), Due::Later);
+        assert!(!resets.answered(*b"ptn-live", now), "that is another PING");
     }
 }

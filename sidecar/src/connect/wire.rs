@@ -14,6 +14,7 @@ use socket2::SockRef;
 use tokio::io::Interest;
 use tokio::net::TcpStream;
 
+use super::pings::Pings;
 use super::pipe::Pipe;
 use super::pool::PoolKey;
 use super::resets::Resets;
@@ -38,14 +39,14 @@ pub struct Wire {
     pub heard: Instant,
     /// When the wire was made.
     pub born: Instant,
-    /// How the peer was asked whether it lives, since it sent HEADERS or DATA last: gRPC servers count pings that come
-    /// between these.
-    pub pinged: Option<Pinged>,
+    /// PINGs that the peer, a server, was sent.
+    pub pings: Pings,
     /// Since when a header block has been coming.
     pub inside_headers: Option<Instant>,
     /// Requests that were reset before they were answered, once there was one.
     pub resets: Option<Box<Resets>>,
-    /// Bytes of output that have left since the beginning: in TLS, counted before they were sealed.
+    /// Bytes of output that have left since the beginning: in TLS, counted before they were sealed, and all that was sealed
+    /// together once one byte of it has left.
     pub flushed: u64,
     /// Whether the peer is known to take us for whom we are. A server's TLS connection is used only once it is: in TLS 1.3
     /// a certificate may be refused after its holder has begun to write.
@@ -57,7 +58,7 @@ pub struct Wire {
     /// What the application is told of a peer that has proven who it is, as one of the interned fields.
     pub client_cert: Option<FieldId>,
     transport: Transport,
-    /// Bytes that are sealed and wait for the socket, counted before.
+    /// Bytes that are sealed and of which nothing has left, counted before.
     sealed: u64,
     waker: Waker,
     first: Option<Vec<u8>>,
@@ -172,12 +173,20 @@ impl Wire {
         }
     }
 
-    /// Says the last words of TLS, as far as the socket takes them at once.
+    /// Says the last words of TLS.
     fn say_goodbye(&mut self) {
-        if let Transport::Tls(socket, session) = &mut self.transport {
+        if let Transport::Tls(_, session) = &mut self.transport {
             session.close();
-            // Best effort: the socket is closed next.
-            let _ = socket.try_write(session.output());
+            self.write_last_words();
+        }
+    }
+
+    /// Writes what is sealed once, whether the socket takes it or not: it is closed next.
+    fn write_last_words(&mut self) {
+        if let Transport::Tls(socket, session) = &mut self.transport
+            && let Ok(1..) = socket.try_write(session.output())
+        {
+            self.flushed += std::mem::take(&mut self.sealed);
         }
     }
 
@@ -208,7 +217,12 @@ impl Wire {
             match read {
                 Read::Bytes(n, _) if n > 0 => self.heard = now,
                 Read::Bytes(..) | Read::Nothing => {}
-                Read::End | Read::Broken(_) => self.is_finished = true,
+                Read::End => self.is_finished = true,
+                Read::Broken(_) => {
+                    self.is_finished = true;
+                    // Why, for the peer.
+                    self.write_last_words();
+                }
             }
             return read;
         }
@@ -310,24 +324,28 @@ impl Wire {
         };
         loop {
             if session.output().is_empty() {
-                self.flushed += self.sealed;
                 let output = self.engine.output();
-                self.sealed = output.len() as u64;
-                if output.is_empty() {
+                let whole = output.len();
+                if whole == 0 {
                     return Ok(true);
                 }
-                if self.mute.is_none() {
-                    session.seal(output)?;
-                }
-                self.engine.written(self.sealed as usize, shared);
                 if self.mute.is_some() {
+                    self.engine.written(whole, shared);
                     return Ok(true);
                 }
+                session.seal(output)?;
+                self.sealed = whole as u64;
+                self.engine.written(whole, shared);
             }
             if is_writable(socket, &self.waker) {
                 let sealed = session.output();
                 match socket.try_io(Interest::WRITABLE, || (&*SockRef::from(&*socket)).write(sealed)) {
-                    Ok(n) => session.sent(n),
+                    Ok(n) => {
+                        session.sent(n);
+                        if n > 0 {
+                            self.flushed += std::mem::take(&mut self.sealed);
+                        }
+                    }
                     Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
                     Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                     Err(error) => return Err(error),
@@ -367,23 +385,8 @@ fn read_tls(socket: &TcpStream, session: &mut Session, waker: &Waker, buffer: &m
                 (n, more) => Read::Bytes(n, more),
             }
         }
-        Err(error) => {
-            // Why, for the peer, as far as its socket takes it at once.
-            let _ = socket.try_write(session.output());
-            Read::Broken(error.into())
-        }
+        Err(error) => Read::Broken(error.into()),
     }
-}
-
-/// How a peer was asked whether it lives, the last time.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Pinged {
-    /// When.
-    pub at: Instant,
-    /// How often by then.
-    pub times: u8,
-    /// Streams from this one on are younger.
-    pub before: u32,
 }
 
 /// A reset that a server has not been told yet.
@@ -495,7 +498,7 @@ impl Wires {
             side,
             heard: now,
             born: now,
-            pinged: None,
+            pings: Pings::default(),
             inside_headers: None,
             resets: None,
             flushed: 0,
@@ -665,5 +668,33 @@ mod tests {
         drop(pipe);
         let error = flush(&mut wires, key).expect_err("nobody is there");
         assert_eq!(error.kind(), io::ErrorKind::BrokenPipe);
+    }
+
+    #[tokio::test]
+    async fn in_tls_a_batch_of_which_a_part_left_counts_as_sent_and_one_that_waits_does_not() {
+        let ((socket, session), _peer) = tls::tests::both(tls::Alpn::H2).await;
+        SockRef::from(&socket).set_send_buffer_size(1).expect("a small one");
+        let mut wires = Wires::new(1 << 20);
+        let now = Instant::now();
+        let engine = Connection::client(Arc::new(Settings::default()), false, now, &mut wires.shared);
+        let peer = socket.peer_addr().expect("connected");
+        let side = Side::Server { pool: Key::NONE };
+        let transport = Transport::Tls(socket, Box::new(session));
+        let key = wires.insert(transport, Vec::new(), engine, peer, side, now);
+        let (wire, shared) = wires.touch(key).expect("it is open");
+        while wire.engine.output().len() < 4 << 20 {
+            wire.engine.say_goaway(0, Reason::NO_ERROR, "long");
+        }
+        let first = wire.position();
+        assert!(
+            matches!(wire.flush(shared), Ok(false)),
+            "so much does not leave at once"
+        );
+        let waits = wire.session().map_or(0, |session| session.output().len());
+        assert!((waits as u64) < first, "but a part of it does");
+        assert_eq!((wire.flushed, wire.position()), (first, first));
+        // What comes now stands behind it, and has not left.
+        wire.engine.say_goaway(0, Reason::NO_ERROR, "one more");
+        assert!(wire.position() > first && wire.flushed == first);
     }
 }

@@ -573,6 +573,11 @@ impl Connection {
         self.path.need()
     }
 
+    /// Whether a PING is under way that measures the path to the peer.
+    pub fn measures_path(&self) -> bool {
+        self.path.is_asked()
+    }
+
     /// Everything that is to be written, in order.
     pub fn output(&self) -> &[u8] {
         &self.out[self.out_taken..]

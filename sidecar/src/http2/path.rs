@@ -60,6 +60,11 @@ impl Path {
         true
     }
 
+    /// Whether a PING is not answered yet.
+    pub(crate) fn is_asked(&self) -> bool {
+        self.asked.is_some()
+    }
+
     /// The PING was answered.
     pub(crate) fn answered(&mut self, now: Instant) {
         let Some(asked) = self.asked.take() else { return };

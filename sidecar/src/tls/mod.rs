@@ -21,7 +21,7 @@ mod remembered;
 mod session;
 mod stream;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 mod verify;
 
 pub use portunus_proto::svid::{NotSvid, SKEW, Usage};

@@ -23,6 +23,8 @@ use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::{ClientConfig, ClientConnection, ServerConfig, ServerConnection};
 
 use super::{Bundle, Credential};
+pub(crate) use handshake::both;
+
 use authority::{Authority, OURS, PEERS, Shown, leaf_params, soon};
 use plain::{Anything, client_config, server_config};
 

@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use super::Worker;
-use super::upkeep::{NO_SETTINGS, may_be_pinged, note_ping};
+use super::upkeep::NO_SETTINGS;
 use crate::balance::EndpointKey;
 use crate::call::{CallKey, code_of_reset};
 use crate::connect::wire::{Read, Wire};
@@ -14,7 +14,7 @@ use crate::exchange::{End, Exchange, Phase};
 use crate::failure::Failure;
 use crate::grpc::Code;
 use crate::http2::hpack::Name;
-use crate::http2::{Event, Head, Reason, StreamFault};
+use crate::http2::{Connection, Event, Head, Reason, StreamFault};
 use crate::route::ServiceKey;
 use crate::slots::Key;
 use crate::telemetry::Event as Happening;
@@ -30,8 +30,6 @@ const HASTE: Duration = Duration::from_millis(100);
 const UNPROVEN_AT_ONCE: u32 = 16;
 /// How often it is looked whether a server has taken up requests that were cancelled at once, so that it can be told.
 pub(super) const SPARED: Duration = Duration::from_millis(10);
-/// The payload of the PING whose answer says that a server has read the requests before it.
-const WORN_PING: [u8; 8] = *b"ptn-worn";
 
 impl Worker {
     /// Reads what a wire has, once, and acts on it.
@@ -76,10 +74,10 @@ impl Worker {
                 Ok(Some(event)) => {
                     match event {
                         Event::Headers { .. } => {
-                            wire.pinged = None;
+                            wire.pings.heard_more(wire.engine.measures_path());
                             wire.inside_headers = None;
                         }
-                        Event::Data { .. } => wire.pinged = None,
+                        Event::Data { .. } => wire.pings.heard_more(wire.engine.measures_path()),
                         _ => {}
                     }
                     match wire.side {
@@ -240,7 +238,8 @@ impl Worker {
             return;
         }
         resets.note(stream, was_sent_now);
-        let (few, wants_question) = (resets.unproven() <= UNPROVEN_AT_ONCE, resets.wants_question(stream));
+        let few = resets.unproven() <= UNPROVEN_AT_ONCE;
+        let wants_question = resets.wants_question(stream, self.now);
         if few && !pool::is_worn(wire) {
             return;
         }
@@ -260,12 +259,13 @@ impl Worker {
             return;
         };
         let next = wire.engine.next_stream();
-        if may_be_pinged(wire, now) {
-            wire.resets.get_or_insert_default().asked(next);
-            note_ping(wire, now);
-            wire.engine.ping(WORN_PING, shared);
+        let resets = wire.resets.get_or_insert_default();
+        if wire.pings.may_ask(now) {
+            let question = resets.ask(next, now);
+            wire.pings.asked(now);
+            wire.engine.ping(question, shared);
         } else {
-            wire.resets.get_or_insert_default().left_to_time(next, now);
+            resets.leave_to_time(next, now);
             if !wire.engine.is_draining() {
                 wire.engine.begin_goaway();
             }
@@ -302,12 +302,30 @@ impl Worker {
             }
             Event::Lowered => self.refill_all(wire, true),
             Event::GoAway { reason, .. } => self.server_goes(wire, reason),
-            Event::Pong(WORN_PING) => {
-                if let Some(resets) = self.wires.slots.get_mut(wire).and_then(|wire| wire.resets.as_mut()) {
-                    resets.answered(self.now);
-                }
-            }
-            Event::Pong(_) | Event::Refused { .. } => {}
+            Event::Pong(payload) => self.server_lives(wire, payload),
+            Event::Refused { .. } => {}
+        }
+    }
+
+    /// A call is to be reset though its answer has begun: its server has taken it up.
+    fn has_answered(&mut self, key: CallKey) {
+        if let Some(up) = self.calls.get(key).and_then(|call| call.exchange.up)
+            && let Some(wire) = self.wires.slots.get_mut(up.wire)
+        {
+            let stream = wire.engine.id(up.stream);
+            wire.resets.get_or_insert_default().response_to(stream);
+        }
+    }
+
+    /// A PING was answered.
+    fn server_lives(&mut self, key: WireKey, payload: [u8; 8]) {
+        let Some(wire) = self.wires.slots.get_mut(key) else {
+            return;
+        };
+        let resets = wire.resets.as_mut();
+        let is_ours = payload == Connection::KEEPALIVE_PAYLOAD;
+        if is_ours || resets.is_some_and(|resets| resets.answered(payload, self.now)) {
+            wire.pings.answered();
         }
     }
 
@@ -315,6 +333,7 @@ impl Worker {
     fn server_headers(&mut self, user: u64, head: Head, end: bool) {
         let key = Key::from_bits(user);
         if let Err(failure) = self.limits_of_response_headers(key) {
+            self.has_answered(key);
             self.fail(key, failure);
             return;
         }
@@ -618,14 +637,12 @@ impl Worker {
         // A status would have to wait behind the bytes that wait.
         if for_caller > 0 || call.exchange.phase.is_last() {
             let answer = self.note_failure(key, &failure);
+            self.note_haste(key);
             let Some(call) = self.calls.get_mut(key) else { return };
             call.ended = Some(answer.code);
             call.exchange.cut(Reason::ENHANCE_YOUR_CALM, &mut self.wires);
             self.settle(key);
             return;
-        }
-        if let Some(choice) = &call.choice {
-            self.pools.forget(choice.pool, key.to_bits());
         }
         self.fail(key, failure);
     }

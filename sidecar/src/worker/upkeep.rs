@@ -1,10 +1,9 @@
 //! What time brings: deadlines, silent peers, connections that nobody needs.
 
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, SystemTime};
 
 use super::Worker;
 use super::events::SPARED;
-use crate::connect::wire::{Pinged, Wire};
 use crate::connect::{Due, Side, WireKey};
 use crate::exchange::Phase;
 use crate::failure::Failure;
@@ -18,34 +17,11 @@ pub(super) const LOOK_EVERY: Duration = Duration::from_millis(500);
 pub(super) const TURN_EVERY: Duration = Duration::from_secs(1);
 /// A server's silence, while calls wait on it, after which it is asked whether it lives.
 const ASK_AFTER: Duration = Duration::from_millis(1_500);
-/// How often that may be asked of a server that sends no HEADERS and no DATA meanwhile: grpc-go, grpc-java and gRPC's core end
-/// a connection for the fourth PING that comes within five minutes of the one before.
-const MOST_PINGS: u8 = 3;
-/// How far apart PINGs are that nobody takes for too many.
-const PINGS_APART: Duration = Duration::from_secs(330);
 /// What is said of a server that has shown who it is, and then not whether it takes us for whom we are.
 pub(super) const NO_SETTINGS: &str =
     "the server finished the TLS handshake and said nothing more: no SETTINGS came in time";
 /// How long a call's bytes may stand still once the memory budget is spent.
 const STALLED_LONG: Duration = Duration::from_secs(2);
-/// How long it may take to say so.
-const ANSWER_WITHIN: Duration = Duration::from_millis(2_000);
-
-/// Whether a server may be sent a PING, for whatever reason, without taking it for one too many.
-pub(super) fn may_be_pinged(wire: &Wire, now: Instant) -> bool {
-    wire.pinged
-        .is_none_or(|last| last.times < MOST_PINGS || now.saturating_duration_since(last.at) > PINGS_APART)
-}
-
-/// A server is sent a PING.
-pub(super) fn note_ping(wire: &mut Wire, now: Instant) {
-    wire.pinged = Some(Pinged {
-        at: now,
-        times: wire.pinged.map_or(0, |last| last.times).saturating_add(1),
-        before: wire.engine.next_stream(),
-    });
-}
-
 impl Worker {
     /// Ends the calls whose deadline has passed.
     pub(super) fn on_time(&mut self) {
@@ -56,10 +32,6 @@ impl Worker {
                 continue;
             };
             let stage = call.stage();
-            if let Some(choice) = &call.choice {
-                self.pools.forget(choice.pool, mark);
-            }
-            self.note_haste(key);
             self.fail(
                 key,
                 Failure::Deadline {
@@ -181,8 +153,7 @@ impl Worker {
         if inside.is_some_and(|inside| inside > settings.headers_timeout) {
             return Some((Reason::ENHANCE_YOUR_CALM, "a header block took too long"));
         }
-        let unanswered = wire.pinged.filter(|asked| wire.heard < asked.at);
-        if unanswered.is_some_and(|asked| self.now.saturating_duration_since(asked.at) > ANSWER_WITHIN) {
+        if wire.pings.are_overdue(wire.heard, self.now) {
             return Some((Reason::NO_ERROR, "the peer did not answer a PING"));
         }
         None
@@ -193,7 +164,10 @@ impl Worker {
         let silence = self.now.saturating_duration_since(wire.heard);
         let engine = &wire.engine;
         let waits = engine.open_streams() > 0;
-        let ask = matches!(wire.side, Side::Server { .. }) && waits && silence > ASK_AFTER && self.may_ask(wire);
+        let ask = matches!(wire.side, Side::Server { .. }) && waits && silence > ASK_AFTER && {
+            let waits_since = |first| engine.waits_since(first);
+            wire.pings.may_ask_whether_it_lives(self.now, waits_since)
+        };
         let idle = !waits && silence > engine.settings().idle_timeout && !engine.is_draining();
         let drained = engine.is_draining() && !waits && silence > Connection::GOAWAY_PATIENCE;
         let lingering = engine.is_draining() && silence > Connection::GOAWAY_PATIENCE;
@@ -205,7 +179,7 @@ impl Worker {
             return;
         };
         if ask {
-            note_ping(wire, now);
+            wire.pings.asked_whether_it_lives(now, wire.engine.next_stream());
             wire.engine.ping(Connection::KEEPALIVE_PAYLOAD, shared);
         }
         if idle {
@@ -219,13 +193,6 @@ impl Worker {
             self.write_last(key);
             self.close(key, "it was drained");
         }
-    }
-
-    /// Whether a silent server may be asked whether it lives. One that has lived since is asked again only for requests that it
-    /// has got since, and so often as no gRPC server takes for an attack.
-    fn may_ask(&self, wire: &Wire) -> bool {
-        let Some(last) = wire.pinged else { return true };
-        wire.heard >= last.at && may_be_pinged(wire, self.now) && wire.engine.waits_since(last.before)
     }
 
     /// A server's connection that drains ends with its last stream, and the sidecar's own that watch its health would never

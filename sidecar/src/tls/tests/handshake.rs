@@ -20,7 +20,7 @@ async fn pair() -> (TcpStream, TcpStream) {
 }
 
 /// We call ourselves.
-pub(super) async fn both(alpn: Alpn) -> ((TcpStream, Session), (TcpStream, Session)) {
+pub(crate) async fn both(alpn: Alpn) -> ((TcpStream, Session), (TcpStream, Session)) {
     let credential = Authority::root("root").credential();
     let (ours, theirs) = pair().await;
     let expected = id(OURS);
