@@ -97,6 +97,7 @@ impl Tracing {
     }
 
     /// Continues what the caller began.
+    #[inline(never)]
     fn begin_after(
         &mut self,
         head: &mut Fields,
@@ -146,7 +147,7 @@ impl Tracing {
     }
 
     #[expect(clippy::too_many_arguments, reason = "it is the end of two functions, in line")]
-    #[inline]
+    #[inline(always)]
     fn begin_root(
         &mut self,
         trace_id: TraceId,
@@ -271,7 +272,7 @@ impl<'a> B3Fields<'a> {
 }
 
 /// Writes where the RPC stands into its header list, in place of what stood there.
-#[inline]
+#[inline(always)]
 fn write(context: &Context, parent: Option<SpanId>, forms: Forms, head: &mut Fields, interner: &mut Interner) {
     if forms.w3c {
         head.remove_all(Name::Traceparent, interner);
@@ -286,6 +287,7 @@ fn write(context: &Context, parent: Option<SpanId>, forms: Forms, head: &mut Fie
     }
 }
 
+#[inline(never)]
 fn write_b3(context: &Context, parent: Option<SpanId>, forms: Forms, head: &mut Fields, interner: &mut Interner) {
     // Fields of other names that begin so are somebody else's, and x-b3-flags stays as it came.
     let ours = |name: &[u8]| match name {

@@ -3,6 +3,7 @@
 //! The owner feeds what it read to [`Connection::receive`] until that returns `None`, answers events by the commands of
 //! `send.rs`, lets [`Connection::pump`] move what is held when the turn ends, and writes [`Connection::output`].
 
+use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -12,7 +13,7 @@ use super::budget::Budget;
 use super::closed::{Closed, How};
 use super::frame::{self, DEFAULT_WINDOW, MAX_STREAM_ID, Reason, setting};
 use super::held::Pool;
-use super::hpack::{self, Decoder, Encoder, Fields, Interner, ListId, Lists, Name};
+use super::hpack::{self, Decoder, Encoder, Fields, Interner, Lists, Name};
 use super::ids::Ids;
 use super::message::Wrong;
 use super::path::{self, Path};
@@ -28,10 +29,12 @@ pub struct Shared {
     pub(crate) lists: Lists,
     /// The header list of the event that was returned last, unless it is one of those.
     fields: Fields,
-    /// Which one of those it is, then.
-    known: Option<ListId>,
+    /// The one of those that it is, then.
+    known: Option<Rc<Fields>>,
     /// Memory that may be used.
     pub budget: Budget,
+    /// The least header list that any peer has said it takes.
+    pub(crate) least_header_list: usize,
     pub(crate) pool: Pool,
     /// Memory for small copies.
     pub(crate) copies: Vec<Vec<u8>>,
@@ -48,6 +51,7 @@ impl Shared {
             fields: Fields::new(),
             known: None,
             budget: Budget::new(budget),
+            least_header_list: usize::MAX,
             pool: Pool::default(),
             copies: Vec::new(),
             outputs: Vec::new(),
@@ -57,13 +61,13 @@ impl Shared {
     /// The header list of the event that was returned last.
     #[inline]
     pub fn fields(&self) -> &Fields {
-        current(&self.lists, self.known, &self.fields)
+        self.known.as_deref().unwrap_or(&self.fields)
     }
 
     /// The same, beside the interner.
     #[inline]
     pub(crate) fn fields_and_interner(&mut self) -> (&Fields, &mut Interner) {
-        (current(&self.lists, self.known, &self.fields), &mut self.interner)
+        (self.known.as_deref().unwrap_or(&self.fields), &mut self.interner)
     }
 
     /// The same, to be changed.
@@ -84,20 +88,22 @@ impl Shared {
     }
 
     /// Makes `other` an equal list.
+    #[inline]
     pub fn copy_fields(&mut self, other: &mut Fields) {
-        let (fields, interner) = self.fields_and_interner();
-        fields.copy_to(other, interner);
+        match &self.known {
+            Some(known) => other.borrow(known.clone(), &mut self.interner),
+            None => self.fields.copy_to(other, &mut self.interner),
+        }
     }
 
     /// Takes that list, and leaves none in its place. `empty` is memory for the one or the other.
-    #[inline]
+    #[inline(always)]
     pub fn take_fields(&mut self, mut empty: Fields) -> Fields {
-        if self.known.is_none() {
+        let Some(known) = self.known.take() else {
             return std::mem::replace(&mut self.fields, empty);
-        }
-        self.copy_fields(&mut empty);
+        };
+        empty.borrow(known, &mut self.interner);
         self.fields.clear(&mut self.interner);
-        self.known = None;
         empty
     }
 
@@ -122,7 +128,7 @@ impl Shared {
         decoder: &mut Decoder,
         limits: &hpack::Limits,
     ) -> Result<(), hpack::Error> {
-        self.known = decoder.known(block).filter(|known| self.lists.get(*known).is_some());
+        self.known = decoder.known(block).and_then(|known| self.lists.get(known).cloned());
         if self.known.is_some() {
             return Ok(());
         }
@@ -136,16 +142,6 @@ impl Shared {
         self.budget.release(trailers.list_size() as u64);
         trailers.clear(&mut self.interner);
     }
-}
-
-/// The list that came last.
-#[inline]
-fn current<'a>(lists: &'a Lists, known: Option<ListId>, own: &'a Fields) -> &'a Fields {
-    known.map_or(own, |known| {
-        lists
-            .get(known)
-            .expect("lists are replaced only while another block is decoded")
-    })
 }
 
 /// Which end of the connection we are.

@@ -860,7 +860,10 @@ impl Connection {
             setting::MAX_FRAME_SIZE if !(16_384..=16_777_215).contains(&value) => {
                 return fatal(Reason::PROTOCOL_ERROR, "a MAX_FRAME_SIZE out of range");
             }
-            setting::MAX_HEADER_LIST_SIZE => self.peer.max_header_list = value,
+            setting::MAX_HEADER_LIST_SIZE => {
+                self.peer.max_header_list = value;
+                shared.least_header_list = shared.least_header_list.min(value as usize);
+            }
             _ => {}
         }
         Ok(())

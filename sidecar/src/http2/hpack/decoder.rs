@@ -245,11 +245,16 @@ impl Decoder {
             return self.pass_over(name_index, input, limits, out);
         }
         let place = out.text.len();
-        let (class, name_malformed) = if name_index == 0 {
-            read_string(input, &mut out.text)?;
-            name::judge(&out.text[place..])
-        } else {
-            self.name(name_index, interner)?
+        let namesake = match name_index {
+            0 => None,
+            index => Some(self.entry(index)?),
+        };
+        let (class, name_malformed) = match namesake {
+            Some(item) => class_of(item, interner),
+            None => {
+                read_string(input, &mut out.text)?;
+                name::judge(&out.text[place..])
+            }
         };
         let value = take_string(input)?;
         if form.indexing
@@ -266,8 +271,8 @@ impl Decoder {
             }
             interner.release(id);
         }
-        if name_index > 0 {
-            self.copy_name(name_index, interner, &mut out.text)?;
+        if let Some(item) = namesake {
+            self.copy_name(item, interner, &mut out.text);
         }
         let name_len = out.text.len() - place;
         let plain = value.read(&mut out.text)?;
@@ -410,39 +415,13 @@ impl Decoder {
         }
     }
 
-    /// What the name of the entry at `index` is.
+    /// Appends the name of an entry.
     #[inline]
-    fn name(&self, index: u32, interner: &Interner) -> Result<(Class, Option<Malformed>), Error> {
-        let (class, malformed) = match self.entry(index)? {
-            Item::Interned { id, .. } => (interner.class(id), interner.malformed(id)),
-            Item::Literal(literal) => {
-                // What is shared is interned.
-                let keep = if literal.never_indexed {
-                    Keep::Secret
-                } else {
-                    Keep::PerCall
-                };
-                (
-                    Class {
-                        name: literal.name,
-                        static_index: literal.static_index,
-                        keep,
-                    },
-                    literal.malformed,
-                )
-            }
-        };
-        Ok((class, malformed.filter(|malformed| malformed.is_of_the_name())))
-    }
-
-    /// Appends the name of the entry at `index`.
-    #[inline]
-    fn copy_name(&self, index: u32, interner: &Interner, text: &mut Vec<u8>) -> Result<(), Error> {
-        match self.entry(index)? {
+    fn copy_name(&self, entry: Item, interner: &Interner, text: &mut Vec<u8>) {
+        match entry {
             Item::Interned { id, .. } => text.extend_from_slice(interner.name_text(id)),
             Item::Literal(literal) => self.private.copy_to(literal.place, literal.name_len, text),
         }
-        Ok(())
     }
 
     /// Takes out what the table has no room for beside what comes next: it is about to change.
@@ -463,6 +442,31 @@ impl Decoder {
             }
         }
     }
+}
+
+/// What the name of an entry is, and what is wrong with it.
+#[inline]
+fn class_of(entry: Item, interner: &Interner) -> (Class, Option<Malformed>) {
+    let (class, malformed) = match entry {
+        Item::Interned { id, .. } => (interner.class(id), interner.malformed(id)),
+        Item::Literal(literal) => {
+            // What is shared is interned.
+            let keep = if literal.never_indexed {
+                Keep::Secret
+            } else {
+                Keep::PerCall
+            };
+            (
+                Class {
+                    name: literal.name,
+                    static_index: literal.static_index,
+                    keep,
+                },
+                literal.malformed,
+            )
+        }
+    };
+    (class, malformed.filter(|malformed| malformed.is_of_the_name()))
 }
 
 /// Takes from the front of `run` the indices of one byte that mean interned fields, and puts their ids into the list.
@@ -515,10 +519,9 @@ struct Coded<'a> {
 }
 
 fn take_string<'a>(input: &mut &'a [u8]) -> Result<Coded<'a>, Error> {
-    let (&first, rest) = input.split_first().ok_or(Error::Truncated)?;
-    *input = rest;
-    let length = integer::decode(first, 7, input)?;
-    let (coded, rest) = input.split_at_checked(length as usize).ok_or(Error::Truncated)?;
+    let (&first, mut rest) = input.split_first().ok_or(Error::Truncated)?;
+    let length = integer::decode(first, 7, &mut rest)?;
+    let (coded, rest) = rest.split_at_checked(length as usize).ok_or(Error::Truncated)?;
     *input = rest;
     Ok(Coded {
         huffman: first & 0x80 != 0,

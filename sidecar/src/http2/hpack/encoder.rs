@@ -91,21 +91,17 @@ impl Encoder {
             }
         }
         let begins = out.len();
-        let mut rest = &fields.items[put..];
-        let mut indexed = put_ids(rest, &self.places, self.inserted, out);
-        if put == 0 {
-            self.learn(fields, &out[begins..]);
-        }
-        while let Some((item, after)) = rest[indexed..].split_first() {
-            rest = after;
+        for item in &fields.items[put..] {
             match item {
-                Item::Interned { id, .. } => match self.places.find(*id) {
-                    Some(number) => integer::encode(dynamic_index(self.inserted, number), 0x80, 7, out),
+                Item::Interned { id, .. } => match self.index(*id) {
+                    Some(index) => integer::encode(index, 0x80, 7, out),
                     None => self.encode_text(*id, interner, out),
                 },
                 Item::Literal(literal) => put_literal(literal, &fields.text, out),
             }
-            indexed = put_ids(rest, &self.places, self.inserted, out);
+        }
+        if put == 0 {
+            self.learn(fields, &out[begins..]);
         }
     }
 
@@ -113,13 +109,23 @@ impl Encoder {
     /// the table changes.
     #[inline]
     fn learn(&mut self, fields: &Fields, written: &[u8]) {
-        let len = fields.known_len as usize;
         if let Some(list) = fields.known
-            && written.len() >= len
-            && self.blocks.is_quiet(len)
+            && let Some(block) = written.get(..fields.known_len as usize)
+            && block.iter().all(|byte| matches!(byte, 0x81..=0xfe))
+            && self.blocks.is_quiet(block.len())
         {
-            self.blocks.remember(&written[..len], list);
+            self.blocks.remember(block, list);
         }
+    }
+
+    /// What refers to the field, if it stands in either table.
+    #[inline]
+    fn index(&self, id: FieldId) -> Option<u32> {
+        if id.0 <= static_table::LEN {
+            return Some(id.0);
+        }
+        let number = self.places.find(id)?;
+        Some(static_table::LEN + self.inserted.wrapping_sub(number))
     }
 
     /// Empties the table and gives its references back.
@@ -147,8 +153,7 @@ impl Encoder {
             self.places.insert(id, self.inserted, self.entries.len());
             self.inserted = self.inserted.wrapping_add(1);
         } else {
-            put_name(static_index, field.name_text, 0, 4, out);
-            put_raw(field.value, out);
+            put_texts(static_index, field.name_text, field.value, 0, out);
         }
     }
 
@@ -183,38 +188,6 @@ impl Default for Encoder {
     fn default() -> Encoder {
         Encoder::new()
     }
-}
-
-/// Writes the fields from the front of `items` whose indices take one byte, and says how many that were.
-///
-/// As hot as the decoder's loop, and nothing else is in it.
-#[inline]
-fn put_ids(items: &[Item], places: &Places, inserted: u32, out: &mut Vec<u8>) -> usize {
-    out.reserve(items.len());
-    let before = out.len();
-    for item in items {
-        let Item::Interned { id, .. } = *item else { break };
-        let index = if id.0 <= static_table::LEN {
-            id.0
-        } else {
-            match places.find(id) {
-                Some(number) => dynamic_index(inserted, number),
-                None => break,
-            }
-        };
-        if index >= 0x7f || out.len() == out.capacity() {
-            // (There is room, after reserving; said here so that the loop has no way out to the allocator.)
-            break;
-        }
-        out.push(0x80 | index as u8);
-    }
-    out.len() - before
-}
-
-/// The index of an entry by its number, when `inserted` entries were numbered before the next.
-#[inline]
-fn dynamic_index(inserted: u32, number: u32) -> u32 {
-    static_table::LEN + inserted.wrapping_sub(number)
 }
 
 /// From an id to the number of its entry: open addressing, at most half full.
@@ -292,7 +265,7 @@ impl Places {
 }
 
 /// A text of the list's own.
-#[inline]
+#[inline(always)]
 fn put_literal(literal: &Literal, text: &[u8], out: &mut Vec<u8>) {
     let (name_text, value) = literal.texts(text);
     let pattern = if literal.never_indexed { 0x10 } else { 0 };
@@ -307,7 +280,12 @@ fn put_literal(literal: &Literal, text: &[u8], out: &mut Vec<u8>) {
         out.extend_from_slice(value);
         return;
     }
-    put_name(literal.static_index, name_text, pattern, 4, out);
+    put_texts(literal.static_index, name_text, value, pattern, out);
+}
+
+#[inline(never)]
+fn put_texts(static_index: u8, name_text: &[u8], value: &[u8], pattern: u8, out: &mut Vec<u8>) {
+    put_name(static_index, name_text, pattern, 4, out);
     put_raw(value, out);
 }
 

@@ -1,5 +1,7 @@
 //! A list of header fields: ids where the peer referred to its table, texts where it did not.
 
+use std::rc::Rc;
+
 use super::{
     OVERHEAD,
     intern::{FieldId, Interner},
@@ -40,6 +42,8 @@ pub struct Fields {
     pub(super) known: Option<ListId>,
     /// How many fields that is.
     pub(super) known_len: u32,
+    /// That list, if its references serve for these fields as well: they have none of their own then.
+    borrowed: Option<Rc<Fields>>,
 }
 
 /// A field of a list, or an entry of a table.
@@ -79,6 +83,7 @@ impl Fields {
             over_limit: false,
             known: None,
             known_len: 0,
+            borrowed: None,
         }
     }
 
@@ -176,6 +181,7 @@ impl Fields {
 
     fn take_out(&mut self, name: Name, interner: &mut Interner) -> usize {
         let gone = Names::of(&[name]);
+        self.hold(interner);
         self.known = None;
         self.names = self.names.but(gone);
         self.misplaced = self.misplaced.but(gone);
@@ -213,7 +219,7 @@ impl Fields {
     }
 
     /// The same of a field that is made here for each call: what it is, and that it is well formed, is known beforehand.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn push_ours(&mut self, name: Name, name_text: &'static [u8], value: &[u8]) {
         debug_assert_eq!(name::judge(name_text).0.name, name);
         debug_assert_eq!(name::judge(name_text).0.static_index, 0);
@@ -247,21 +253,53 @@ impl Fields {
 
     /// Makes `other` an equal list.
     pub fn copy_to(&self, other: &mut Fields, interner: &mut Interner) {
-        for item in &self.items {
+        for item in self.held() {
             if let Item::Interned { id, .. } = item {
                 interner.retain(*id);
             }
         }
         other.clear(interner);
-        other.items.extend_from_slice(&self.items);
-        other.text.extend_from_slice(&self.text);
-        other.list_size = self.list_size;
-        other.names = self.names;
-        other.misplaced = self.misplaced;
-        other.malformed = self.malformed;
-        other.over_limit = self.over_limit;
-        other.known = self.known;
-        other.known_len = self.known_len;
+        other.copy_from(self);
+        other.borrowed = self.borrowed.clone();
+    }
+
+    /// Becomes an equal list to one that comes again, which stays as it is as long as it is held: so no reference is counted.
+    #[inline(always)]
+    pub(crate) fn borrow(&mut self, known: Rc<Fields>, interner: &mut Interner) {
+        self.clear(interner);
+        self.copy_from(&known);
+        self.borrowed = Some(known);
+    }
+
+    #[inline]
+    fn copy_from(&mut self, other: &Fields) {
+        self.items.extend_from_slice(&other.items);
+        self.text.extend_from_slice(&other.text);
+        self.list_size = other.list_size;
+        self.names = other.names;
+        self.misplaced = other.misplaced;
+        self.malformed = other.malformed;
+        self.over_limit = other.over_limit;
+        self.known = other.known;
+        self.known_len = other.known_len;
+    }
+
+    /// The fields that have references of their own.
+    #[inline]
+    fn held(&self) -> &[Item] {
+        let borrowed = self.borrowed.as_ref().map_or(0, |list| list.items.len());
+        self.items.get(borrowed..).unwrap_or_default()
+    }
+
+    /// Gives borrowed fields references of their own.
+    fn hold(&mut self, interner: &mut Interner) {
+        if let Some(list) = self.borrowed.take() {
+            for item in &list.items {
+                if let Item::Interned { id, .. } = item {
+                    interner.retain(*id);
+                }
+            }
+        }
     }
 
     /// Takes out all fields and gives their references back.
@@ -281,11 +319,12 @@ impl Fields {
     }
 
     pub(super) fn empty(&mut self, interner: &mut Interner) {
-        for item in &self.items {
+        for item in self.held() {
             if let Item::Interned { id, .. } = item {
                 interner.release(*id);
             }
         }
+        self.borrowed = None;
         self.items.clear();
         self.text.clear();
         self.list_size = 0;

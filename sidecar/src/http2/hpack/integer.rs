@@ -10,20 +10,22 @@ pub(super) fn decode(first: u8, prefix_bits: u32, input: &mut &[u8]) -> Result<u
     let mask = (1u32 << prefix_bits) - 1;
     let value = u32::from(first) & mask;
     if value < mask {
-        Ok(value)
-    } else {
-        decode_rest(mask, input)
+        return Ok(value);
     }
+    let (value, rest) = decode_rest(mask, input)?;
+    *input = rest;
+    Ok(value)
 }
 
-fn decode_rest(prefix: u32, input: &mut &[u8]) -> Result<u32, Error> {
+fn decode_rest(prefix: u32, mut input: &[u8]) -> Result<(u32, &[u8]), Error> {
     let mut value = u64::from(prefix);
     for shift in [0, 7, 14, 21, 28] {
         let (&byte, rest) = input.split_first().ok_or(Error::Truncated)?;
-        *input = rest;
+        input = rest;
         value += u64::from(byte & 0x7f) << shift;
         if byte < 0x80 {
-            return u32::try_from(value).map_err(|_| Error::IntegerTooLong);
+            let value = u32::try_from(value).map_err(|_| Error::IntegerTooLong)?;
+            return Ok((value, input));
         }
     }
     Err(Error::IntegerTooLong)

@@ -5,6 +5,8 @@
 //! of such a list; the lists themselves stand in [`Lists`]. All of this may be forgotten at any time: then the block is
 //! decoded, and the list encoded, as ever.
 
+use std::rc::Rc;
+
 use super::{
     fields::{Fields, Item},
     intern::Interner,
@@ -26,7 +28,8 @@ pub struct Lists {
 }
 
 struct Kept {
-    fields: Fields,
+    /// Who holds it as well has it as it is: then it is not replaced.
+    fields: Rc<Fields>,
     age: u32,
 }
 
@@ -43,7 +46,7 @@ const QUIET_WHEN_FULL: u8 = u8::MAX;
 impl Lists {
     /// The list of this number, if it is kept still.
     #[inline]
-    pub fn get(&self, id: ListId) -> Option<&Fields> {
+    pub fn get(&self, id: ListId) -> Option<&Rc<Fields>> {
         match self.kept.get(id.place as usize) {
             Some(kept) if kept.age == id.age => Some(&kept.fields),
             _ => None,
@@ -63,28 +66,37 @@ impl Lists {
         }
         let place = if self.kept.len() < LISTS {
             self.kept.push(Kept {
-                fields: Fields::new(),
+                fields: Rc::default(),
                 age: 0,
             });
             self.kept.len() as u32 - 1
         } else {
-            let oldest = self.next;
-            self.next = (oldest + 1) % LISTS as u32;
-            oldest
+            self.oldest_unheld()?
         };
         let kept = &mut self.kept[place as usize];
         kept.age = kept.age.wrapping_add(1);
         let id = ListId { place, age: kept.age };
-        fields.copy_to(&mut kept.fields, interner);
-        kept.fields.set_known(id);
+        let list = Rc::get_mut(&mut kept.fields)?;
+        fields.copy_to(list, interner);
+        list.set_known(id);
         Some(id)
     }
 
-    /// Forgets all lists and gives their references back.
+    /// The place of the list that is replaced next: one that nobody else holds.
+    fn oldest_unheld(&mut self) -> Option<u32> {
+        let mut places = (0..LISTS as u32).map(|step| (self.next + step) % LISTS as u32);
+        let place = places.find(|place| Rc::strong_count(&self.kept[*place as usize].fields) == 1)?;
+        self.next = (place + 1) % LISTS as u32;
+        Some(place)
+    }
+
+    /// Forgets all lists and gives their references back, but for those that somebody else holds still.
     pub(crate) fn release(&mut self, interner: &mut Interner) {
         for kept in &mut self.kept {
-            kept.fields.clear(interner);
-            kept.age = kept.age.wrapping_add(1);
+            if let Some(fields) = Rc::get_mut(&mut kept.fields) {
+                fields.clear(interner);
+                kept.age = kept.age.wrapping_add(1);
+            }
         }
     }
 }
@@ -191,7 +203,7 @@ mod tests {
 
     use super::*;
     use crate::http2::Shared;
-    use crate::http2::hpack::{Decoder, Encoder, FieldId, Limits};
+    use crate::http2::hpack::{Decoder, Encoder, FieldId, Limits, Name};
 
     const ROOMY: Limits = Limits {
         list_bytes: 1 << 16,
@@ -235,6 +247,58 @@ mod tests {
         assert!(numbers.iter().all(|number| lists.get(*number).is_none()));
         assert_eq!(lists.kept.len(), LISTS);
         lists.release(&mut interner);
+        assert_eq!(interner.live(), 0);
+    }
+
+    #[test]
+    fn a_list_that_somebody_holds_is_not_replaced() {
+        let mut interner = Interner::new();
+        let mut lists = Lists::default();
+        let mut keep = |value: usize| {
+            let mut fields = list_of(&[&value.to_string()], &mut interner);
+            let number = lists.keep(&fields, &mut interner);
+            fields.clear(&mut interner);
+            number.and_then(|number| lists.get(number).cloned())
+        };
+        let held = keep(0).expect("there is room");
+        (1..3 * LISTS).for_each(|value| drop(keep(value)));
+        assert!(Rc::ptr_eq(&held, &keep(0).expect("it is kept still")));
+        let all: Vec<_> = (1..LISTS).map(|value| keep(1_000 + value)).collect();
+        assert!(all.iter().all(Option::is_some));
+        assert!(keep(2_000).is_none(), "each is held");
+        drop((held, all));
+        assert!(keep(2_000).is_some());
+        lists.release(&mut interner);
+        assert_eq!(interner.live(), 0);
+    }
+
+    #[test]
+    fn a_borrowed_list_takes_references_when_it_becomes_another() {
+        let mut interner = Interner::new();
+        let mut lists = Lists::default();
+        let mut fields = Fields::new();
+        for (name, value) in [("te", "trailers"), ("user-agent", "x")] {
+            let id = interner.constant(name.as_bytes(), value.as_bytes());
+            fields.push_id(id, &mut interner);
+            interner.release(id);
+        }
+        let number = lists.keep(&fields, &mut interner).expect("all are interned");
+        fields.clear(&mut interner);
+        let known = || lists.get(number).expect("it is kept").clone();
+        let [mut whole, mut copy, mut less] = [Fields::new(), Fields::new(), Fields::new()];
+        whole.borrow(known(), &mut interner);
+        whole.push(b"x-b", b"1", false);
+        whole.copy_to(&mut copy, &mut interner);
+        less.borrow(known(), &mut interner);
+        assert_eq!(less.remove_all(Name::UserAgent, &mut interner), 1);
+        assert_eq!(texts(&copy, &interner), texts(&whole, &interner));
+        assert_eq!((copy.len(), less.len()), (3, 1));
+        whole.clear(&mut interner);
+        copy.clear(&mut interner);
+        lists.release(&mut interner);
+        assert_eq!(interner.live(), 1, "of te, by the list that lost a field");
+        assert_eq!(texts(&less, &interner), [(b"te".to_vec(), b"trailers".to_vec())]);
+        less.clear(&mut interner);
         assert_eq!(interner.live(), 0);
     }
 

@@ -34,7 +34,7 @@ pub fn parse(value: &[u8]) -> Option<Context> {
 }
 
 /// Writes a `traceparent` of version 00.
-#[inline]
+#[inline(always)]
 pub fn format(context: &Context) -> [u8; LEN] {
     let mut text = *b"00-00000000000000000000000000000000-0000000000000000-00";
     let [high, low] = context.trace_id.halves();

@@ -388,9 +388,8 @@ proptest! {
         let plans = Arc::new(plans);
         let ended = block_on(async {
             let (a, b) = duplex(pipe);
-            let server = tokio::spawn(Shell::new(Role::Server, a, settings_of(ours), plans.clone()).run());
-            let ended = h2_client_calls(b, plans.clone(), theirs).await;
-            let mut server = server.await.expect("the engine");
+            let server = Shell::new(Role::Server, a, settings_of(ours), plans.clone());
+            let (mut server, ended) = tokio::join!(server.run(), h2_client_calls(b, plans.clone(), theirs));
             assert_eq!(server.conn.open_streams(), 0);
             server.conn.release(&mut server.shared);
             assert_eq!(server.shared.budget.used(), 0);
