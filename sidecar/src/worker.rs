@@ -139,13 +139,15 @@ impl Worker {
             return None;
         };
         let label = wire.label;
-        let spare = self.spare.pop();
-        let had_spare = spare.is_some();
-        let mut head = self.wires.shared.take_fields(spare.unwrap_or_default());
-        if !had_spare {
-            // As many calls at once as never before: most of them will wait for long.
-            head.shrink();
-        }
+        let head = match self.spare.pop() {
+            Some(spare) => self.wires.shared.take_fields(spare),
+            None => {
+                // As many calls at once as never before: most of them will wait for long.
+                let mut head = self.wires.shared.take_fields(Fields::new());
+                head.shrink();
+                head
+            }
+        };
         let key = self.calls.insert_with(|| Call {
             exchange: Exchange::new(down, head, ended, &self.wires.shared.interner),
             inbound,

@@ -420,6 +420,8 @@ impl Decoder {
     fn copy_name(&self, entry: Item, interner: &Interner, text: &mut Vec<u8>) {
         match entry {
             Item::Interned { id, .. } => text.extend_from_slice(interner.name_text(id)),
+            // Of what nearly every call has, by a copy without a loop.
+            Item::Literal(literal) if literal.name == Name::Traceparent => text.extend_from_slice(b"traceparent"),
             Item::Literal(literal) => self.private.copy_to(literal.place, literal.name_len, text),
         }
     }

@@ -26,8 +26,9 @@ pub struct FieldView<'a> {
     pub id: Option<FieldId>,
 }
 
-/// A header list: its fields in order. Interned ones hold a reference each, so a list is emptied with
-/// [`clear`](Self::clear) before it is dropped. It is made to be used again: what it has allocated it keeps.
+/// A header list: its fields in order. Interned ones hold a reference each, but for those that are borrowed from a list that
+/// comes again; so a list is emptied with [`clear`](Self::clear) before it is dropped. It is made to be used again: what it
+/// has allocated it keeps.
 #[derive(Default)]
 pub struct Fields {
     pub(super) items: Vec<Item>,

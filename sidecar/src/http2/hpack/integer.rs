@@ -5,7 +5,7 @@ use super::Error;
 /// Reads an integer whose first byte was `first`; `input` stands behind that byte.
 ///
 /// At most 32 bits, in at most five bytes behind the prefix: what is longer is an error, even if it is padded zeros.
-#[inline]
+#[inline(always)]
 pub(super) fn decode(first: u8, prefix_bits: u32, input: &mut &[u8]) -> Result<u32, Error> {
     let mask = (1u32 << prefix_bits) - 1;
     let value = u32::from(first) & mask;

@@ -169,6 +169,10 @@ fn a_server_that_names_no_limit_of_streams_has_none() {
     client.feed(&[settings(&[(setting::MAX_HEADER_LIST_SIZE, 4_000)])]);
     assert_eq!(client.conn.max_streams(), 3, "a SETTINGS without it changes nothing");
     assert_eq!(client.conn.max_header_list(), 4_000);
+    assert_eq!(client.shared.least_header_list, 4_000);
+    client.feed(&[settings(&[(setting::MAX_HEADER_LIST_SIZE, 9_000)])]);
+    assert_eq!(client.conn.max_header_list(), 9_000);
+    assert_eq!(client.shared.least_header_list, 4_000, "it is kept, whoever said it");
 }
 
 #[test]
