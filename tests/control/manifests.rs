@@ -2,12 +2,14 @@
 
 use std::time::Duration;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, ensure};
 use support::traffic::{Calls, Traffic, now};
 use support::{Control, Family};
 
+use crate::certificates::opened;
 use crate::mistakes::{GOOD, MISTAKES, whole};
 use crate::shop::{Greeter, Shop, member, none_failed, timed};
+use crate::stream::{Stream, talk};
 
 #[test]
 fn every_kind_of_mistake_is_told_with_file_line_and_field_and_loses_no_call_and_the_next_good_state_counts_at_once() {
@@ -71,6 +73,33 @@ fn every_kind_of_mistake_is_told_with_file_line_and_field_and_loses_no_call_and_
         )?;
         ensure!(taken < Duration::from_secs(1), "that took {taken:?}");
         none_failed(&traffic.calls(), 500, "when a good state came")
+    });
+}
+
+#[test]
+fn a_change_of_zone_alone_is_shown_and_disturbs_no_connection_and_no_call() {
+    support::test(|mesh| {
+        let shop = Shop::open(mesh, mesh.control(&[])?, 1, &[], &[])?;
+        let _speakers = talk(&shop)?;
+        let mut stream = Stream::begin(&shop)?;
+        let traffic = shop.calls(200, Duration::from_secs(100))?;
+        let before = opened(&shop.sidecar);
+        ensure!(before > 0.0, "there are connections to disturb");
+        let greeter = shop.greeters.first().context("there is one")?;
+        for zone in ["eu-west-1a", "eu-west-1b"] {
+            shop.control.set_zone(&greeter.pod, zone)?;
+            timed(SOON, &format!("its caller's sidecar shows zone {zone}"), || {
+                shop.sidecar
+                    .admin("/endpoints")
+                    .is_ok_and(|page| page.body.contains(&format!("\"zone\": \"{zone}\"")))
+            })?;
+            traffic.flow(Duration::from_millis(500));
+            stream.echo()?;
+        }
+        ensure!(stream.echoed == 3, "the stream goes on");
+        let after = opened(&shop.sidecar);
+        ensure!(after == before, "{} connections were opened anew", after - before);
+        none_failed(&traffic.calls(), 200, "while a zone changed")
     });
 }
 

@@ -303,11 +303,24 @@ impl Control {
     /// # Errors
     /// When it was not, or the file cannot be written.
     pub fn set_ready(&self, pod: &Pod, ready: bool) -> Result<()> {
+        self.set(pod, "ready", &ready.to_string())
+    }
+
+    /// Says of a pod that was enrolled where it stands.
+    ///
+    /// # Errors
+    /// When it was not, or the file cannot be written.
+    pub fn set_zone(&self, pod: &Pod, zone: &str) -> Result<()> {
+        self.set(pod, "zone", zone)
+    }
+
+    fn set(&self, pod: &Pod, field: &str, value: &str) -> Result<()> {
         let name = format!("workload-{}", pod.name());
         let text = fs::read_to_string(self.source.join(format!("{name}.yaml"))).context("it was not enrolled")?;
-        let others = text.lines().filter(|line| !line.starts_with("  ready:"));
+        let begins = format!("  {field}:");
+        let others = text.lines().filter(|line| !line.starts_with(&begins));
         let others: String = others.map(|line| format!("{line}\n")).collect();
-        self.apply(&name, &format!("{others}  ready: {ready}\n"))
+        self.apply(&name, &format!("{others}{begins} {value}\n"))
     }
 
     /// The id of a service account of the mesh.

@@ -158,6 +158,7 @@ pub fn endpoint(addr: SocketAddr, identity: SpiffeId) -> Endpoint {
     Endpoint {
         addr,
         identity: Some(identity),
+        zone: String::new(),
         weight: 1,
         is_ready: true,
         workload: String::new(),

@@ -87,6 +87,8 @@ pub struct Workload {
     pub addresses: Vec<IpAddr>,
     /// `spec.ports`.
     pub ports: Vec<WorkloadPort>,
+    /// `spec.zone`: where it stands; empty if unsaid.
+    pub zone: String,
     /// `spec.weight`; 1 if unsaid.
     pub weight: u32,
     /// `spec.ready`: whether it is given new calls; it is if unsaid.

@@ -302,6 +302,7 @@ mod tests {
         let endpoint = |port| Endpoint {
             addr: ([10, 0, 0, 1], port).into(),
             identity: None,
+            zone: String::new(),
             weight: 1,
             is_ready: true,
             workload: String::new(),

@@ -320,6 +320,7 @@ fn endpoint(wire: v1::Endpoint, identities: &mut HashMap<String, SpiffeId>) -> R
     Ok(Endpoint {
         addr,
         identity,
+        zone: short("an endpoint's zone", wire.zone)?,
         weight: wire.weight.max(1),
         is_ready: wire.ready,
         workload: short("an endpoint's workload", wire.workload)?,

@@ -1,5 +1,6 @@
 //! What the mesh says of a name, or of an address, that an application dialled.
 
+use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
@@ -48,6 +49,17 @@ impl Known {
             Known::Pending | Known::Endpoint(_) => None,
         }
     }
+
+    /// Where its endpoints stand, as far as somebody says so.
+    pub fn zones(&self) -> HashMap<SocketAddr, &str> {
+        let endpoints = match self {
+            Known::Service(view) => view.endpoints.as_slice(),
+            Known::Endpoint(endpoint) => std::slice::from_ref(endpoint),
+            Known::Pending | Known::Outside(_) => &[],
+        };
+        let said = endpoints.iter().filter(|endpoint| !endpoint.zone.is_empty());
+        said.map(|endpoint| (endpoint.addr, endpoint.zone.as_str())).collect()
+    }
 }
 
 /// A service of the mesh, as this sidecar sees it.
@@ -83,6 +95,8 @@ pub struct Endpoint {
     pub addr: SocketAddr,
     /// Who must be there: with an identity it is called in mTLS and nothing less, without in plain.
     pub identity: Option<SpiffeId>,
+    /// Where it stands; empty if nobody says. Shown, and nothing else.
+    pub zone: String,
     /// Its share among the others; never 0.
     pub weight: u32,
     /// Whether it takes new calls.

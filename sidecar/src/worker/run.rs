@@ -154,6 +154,8 @@ pub struct EndpointView {
     pub policy: String,
     /// Where it listens.
     pub addr: SocketAddr,
+    /// Where it stands, as control says; empty when nobody says.
+    pub zone: String,
     /// Ready, backoff, ejected, unhealthy or draining.
     pub state: String,
     /// Calls that it serves now.
@@ -523,7 +525,14 @@ impl Worker {
     fn endpoints(&self) -> Vec<EndpointView> {
         let mut views = Vec::new();
         for (_, service) in self.services.iter() {
+            let zones = service.known.zones();
+            // A name outside may lead to addresses of the mesh.
+            let by_address = |addr| match self.services.who_is_at(addr) {
+                Some(Known::Endpoint(endpoint)) if service.is_outside() => endpoint.zone.clone(),
+                Some(_) | None => String::new(),
+            };
             views.extend(service.balancer.endpoints(self.now).map(|view| {
+                let zone = zones.get(&view.addr).map(|zone| (*zone).to_owned());
                 EndpointView {
                     service: service.name.clone(),
                     policy: service
@@ -531,6 +540,7 @@ impl Worker {
                         .policy()
                         .map_or_else(String::new, |policy| policy.from.clone()),
                     addr: view.addr,
+                    zone: zone.unwrap_or_else(|| by_address(view.addr)),
                     state: state(view.state).to_owned(),
                     in_flight: view.in_flight,
                     latency_ms: view.latency.map_or(0.0, |latency| latency.as_secs_f64() * 1e3),

@@ -154,6 +154,11 @@ impl<'n> Fields<'n> {
         dns_label(&self.get(key)?, findings)
     }
 
+    /// A label's value as Kubernetes has them; one that is empty says nothing.
+    pub fn label_value(&mut self, key: &'static str, findings: &mut Findings) -> Option<&'n str> {
+        label_value(&self.get(key)?, findings)
+    }
+
     /// A whole number in a range.
     pub fn number(&mut self, key: &'static str, least: u32, most: u32, findings: &mut Findings) -> Option<u32> {
         number(&self.get(key)?, least, most, findings)
@@ -330,16 +335,20 @@ pub fn labels(field: &Field<'_>, findings: &mut Findings) -> Labels {
             );
             continue;
         }
-        let Some(value) = text(&entry, "a text", findings) else {
-            continue;
-        };
-        if is_label_value(value) {
+        if let Some(value) = label_value(&entry, findings) {
             labels.insert(key.text.clone(), value.to_owned());
-        } else {
-            wrong(&entry, LABEL_VALUE, findings);
         }
     }
     labels
+}
+
+fn label_value<'n>(field: &Field<'n>, findings: &mut Findings) -> Option<&'n str> {
+    let said = text(field, "a text", findings)?;
+    if !is_label_value(said) {
+        wrong(field, LABEL_VALUE, findings);
+        return None;
+    }
+    Some(said)
 }
 
 /// Says what stands there and what was expected.

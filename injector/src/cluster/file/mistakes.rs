@@ -264,6 +264,18 @@ pub(crate) const MISTAKES: &[(&str, u32, &str, &str)] = &[
     ),
     ("W  addresses: [10.0.0.1]\n  zone: 3\n", 6, "spec.zone", "in quotes"),
     (
+        "W  addresses: [10.0.0.1]\n  zone: here and there\n",
+        6,
+        "spec.zone",
+        "at most 63 letters, digits, '-', '_' and '.'",
+    ),
+    (
+        "W  addresses: [10.0.0.1]\n  zone: -a\n",
+        6,
+        "spec.zone",
+        "a letter or digit at both ends",
+    ),
+    (
         "W  addresses: [10.0.0.1]\n  weight: 0\n",
         6,
         "spec.weight",

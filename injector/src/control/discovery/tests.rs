@@ -139,6 +139,19 @@ fn an_endpoint_is_ready_unless_its_workload_says_otherwise_and_is_told_either_wa
 }
 
 #[test]
+fn an_endpoint_says_where_it_stands_if_its_workload_does() {
+    let longest = "z".repeat(63);
+    let zoned = workload("web-3", "web", "10.0.0.3", None) + "  zone: eu-west_1.a\n";
+    let far = workload("web-4", "web", "10.0.0.4", None) + &format!("  zone: {longest}\n");
+    let world = world(&(shop() + &zoned + &far));
+    let endpoints = service(&world, "shop", &name("web", 80)).endpoints.into_iter();
+    let told: Vec<_> = endpoints.map(|endpoint| endpoint.zone).collect();
+    assert_eq!(told, ["", "", "eu-west_1.a", &longest]);
+    let alone = view(&world, "shop", &address("10.0.0.3", 50_051));
+    assert!(matches!(alone, update::What::Endpoint(endpoint) if endpoint.zone == "eu-west_1.a"));
+}
+
+#[test]
 fn a_host_outside_has_the_srv_records_that_its_policy_names_and_a_service_has_none() {
     let policy = "---\napiVersion: portunus.dev/v1alpha1\nkind: OutboundPolicy\nmetadata: {name: dns, namespace: default}\n\
                   spec: {hosts: [db.example.com], targetRefs: [{kind: Service, name: web}], dns: {srv: _pg._tcp}}\n";

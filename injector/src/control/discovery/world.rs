@@ -246,6 +246,7 @@ impl World {
             ip: address.to_string(),
             port: port.into(),
             identity: identity.map(|id| id.to_string()).unwrap_or_default(),
+            zone: workload.map(|workload| workload.zone.clone()).unwrap_or_default(),
             weight: workload.map_or(1, |workload| workload.weight),
             ready: workload.is_some_and(|workload| workload.ready),
             workload: name.to_string(),

@@ -7,6 +7,7 @@ fn endpoint_at(ip: &str, port: u32) -> v1::Endpoint {
         ip: ip.to_owned(),
         port,
         identity: "spiffe://mesh.test/ns/shop/sa/greeter".to_owned(),
+        zone: "a".to_owned(),
         weight: 0,
         ready: true,
         workload: "shop/greeter-1".to_owned(),
@@ -35,6 +36,7 @@ fn a_service_is_taken_as_it_is_meant() {
     let mut wire = service(vec![endpoint_at("10.1.0.1", 1), endpoint_at("::ffff:10.1.0.2", 2)]);
     wire.endpoints[1].identity.clear();
     wire.endpoints[1].weight = 7;
+    wire.endpoints[1].zone.clear();
     wire.policy = Some(v1::OutboundPolicy {
         balancer: Some(v1::Balancer {
             algorithm: v1::balancer::Algorithm::RoundRobin.into(),
@@ -50,6 +52,8 @@ fn a_service_is_taken_as_it_is_meant() {
     assert_eq!(view.endpoints[0].weight, 1, "nothing said means 1");
     assert_eq!(view.endpoints[1].addr, "10.1.0.2:2".parse().unwrap());
     assert_eq!((&view.endpoints[1].identity, view.endpoints[1].weight), (&None, 7));
+    let zones = [0, 1].map(|at| view.endpoints[at].zone.as_str());
+    assert_eq!(zones, ["a", ""], "who says nothing of where it stands stands nowhere");
     assert_eq!(view.policy.algorithm, Some(Algorithm::RoundRobin));
     assert_eq!(view.policy.slow_start, Some(Duration::ZERO));
     assert_eq!(view.policy.from, "shop/steady");
@@ -88,6 +92,11 @@ fn whatever_is_wrong_with_a_service_is_named() {
     assert!(matches!(why, Refused::TooLong { .. }), "{why}");
     let why = refused(|service| service.endpoints[0].workload = "n".repeat(400));
     assert!(matches!(why, Refused::TooLong { .. }), "{why}");
+    let why = refused(|service| service.endpoints[0].zone = "z".repeat(400));
+    assert_eq!(
+        why.to_string(),
+        "an endpoint's zone has 400 bytes; at most 320 are taken"
+    );
     assert_eq!(known(None), Err(Refused::Missing("what is known")));
 }
 

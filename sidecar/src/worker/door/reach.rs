@@ -103,6 +103,7 @@ mod tests {
         let endpoint = |addr: &str| Endpoint {
             addr: addr.parse().expect("an address"),
             identity: None,
+            zone: String::new(),
             weight: 1,
             is_ready: true,
             workload: String::new(),

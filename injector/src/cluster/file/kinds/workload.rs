@@ -44,7 +44,7 @@ pub fn read(spec: &mut Fields<'_>, labels: Labels, findings: &mut Findings) -> W
             ports.push(port);
         }
     }
-    zone(spec, findings);
+    let zone = spec.label_value("zone", findings).unwrap_or_default();
     let weight = weight(spec, findings).unwrap_or(1);
     let ready = spec.bool("ready", findings).unwrap_or(true);
     let no_token = "is empty, so this Workload has no sidecar and no identity";
@@ -58,19 +58,10 @@ pub fn read(spec: &mut Fields<'_>, labels: Labels, findings: &mut Findings) -> W
         service_account: service_account.to_owned(),
         addresses,
         ports,
+        zone: zone.to_owned(),
         weight,
         ready,
         join_token,
-    }
-}
-
-/// Whoever says where a workload stands expects something of it.
-fn zone(spec: &mut Fields<'_>, findings: &mut Findings) {
-    if let Some(field) = spec.get("zone")
-        && fields::text(&field, "a text", findings).is_some()
-    {
-        let message = "is not used yet: callers take endpoints of all zones alike";
-        findings.warning(field.node.at, field.path, message);
     }
 }
 
