@@ -1,10 +1,12 @@
 //! The words that tests of this crate are written in.
 
 use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
+use parking_lot::Mutex;
 use portunus_proto::TrustDomain;
 
 use crate::cluster::{JoinToken, Snapshot, file};
@@ -70,5 +72,41 @@ pub fn state_files(directory: &Path) -> Files {
         trust_domain: domain(),
         origin: Origin::State(directory.to_owned()),
         extra_roots: Vec::new(),
+    }
+}
+
+/// What this thread logs, as long as it stands.
+pub struct Log {
+    lines: Lines,
+    _guard: tracing::subscriber::DefaultGuard,
+}
+
+#[derive(Clone, Default)]
+struct Lines(Arc<Mutex<Vec<u8>>>);
+
+impl Log {
+    pub fn begin() -> Log {
+        let lines = Lines::default();
+        let writer = lines.clone();
+        let subscriber = tracing_subscriber::fmt()
+            .with_ansi(false)
+            .with_writer(move || writer.clone());
+        let _guard = tracing::subscriber::set_default(subscriber.finish());
+        Log { lines, _guard }
+    }
+
+    pub fn said(&self) -> String {
+        String::from_utf8(self.lines.0.lock().clone()).expect("text")
+    }
+}
+
+impl io::Write for Lines {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.lock().extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
     }
 }

@@ -13,6 +13,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
+use super::ageing::{Ageing, Renewing, ends};
 use super::authority::{self, Authority, issuer_would_end, make_issuer, make_key, make_root};
 
 /// Where the authority's files are.
@@ -82,7 +83,8 @@ pub enum Error {
     },
 }
 
-/// Reads the authority, or makes one; then looks at the files, once in `look`, until `stop`. A bad change leaves the last good one.
+/// Reads the authority, or makes one; then looks at the files, once in `look`, until `stop`. A bad change leaves the last good
+/// one. Of an issuer that is old another is made; where that cannot be it is tried again at a slower pace, and said.
 ///
 /// # Errors
 /// When there is none to begin with.
@@ -90,9 +92,13 @@ pub fn keep(files: Files, look: Duration, stop: CancellationToken) -> Result<Kep
     let Loaded {
         authority,
         renewing,
+        exposed,
         contents,
     } = files.load_settled(SystemTime::now(), Unbegun::Replaced)?;
-    renewing.say(None, &authority);
+    say(renewing, None, &authority);
+    warn_of_readers(&exposed, &[]);
+    let mut ageing = Ageing::new(look * LOOKS_PER_TRY);
+    ageing.warn(&authority, renewing, SystemTime::now(), moment());
     info!(
         trust_domain = %files.trust_domain,
         roots = authority.roots().len(),
@@ -100,7 +106,7 @@ pub fn keep(files: Files, look: Duration, stop: CancellationToken) -> Result<Kep
     );
     let (to, authorities) = watch::channel(Arc::new(authority));
     let (to_trouble, trouble) = watch::channel(None);
-    let (mut seen, mut renewing) = (contents, Some(renewing));
+    let (mut seen, mut renewing, mut exposed) = (contents, renewing, exposed);
     let files = Arc::new(files);
     let looking = async move {
         loop {
@@ -111,11 +117,12 @@ pub fn keep(files: Files, look: Duration, stop: CancellationToken) -> Result<Kep
                 continue;
             };
             let now = SystemTime::now();
-            let (is_old, has_begun) = (to.borrow().is_old(now), to.borrow().has_begun(now));
-            if contents == seen && !is_old && has_begun {
+            ageing.warn(&to.borrow(), renewing, now, moment());
+            let has_begun = to.borrow().has_begun(now);
+            let changed = contents != seen;
+            if !changed && !ageing.is_due(&to.borrow(), now, moment()) {
                 continue;
             }
-            let changed = contents != seen;
             let reader = files.clone();
             // While the one in force is good, an issuer that has not begun is of a control whose clock is ahead.
             let unbegun = if has_begun { Unbegun::Refused } else { Unbegun::Replaced };
@@ -126,12 +133,16 @@ pub fn keep(files: Files, look: Duration, stop: CancellationToken) -> Result<Kep
             match loaded {
                 // It was due, and nothing better could be made.
                 Ok(loaded) if !changed && loaded.contents == seen => {
+                    renewing = loaded.renewing;
+                    warn_of_readers(&loaded.exposed, &exposed);
+                    exposed = loaded.exposed;
                     to_trouble.send_if_modified(|trouble| trouble.take().is_some());
                 }
                 Ok(loaded) => {
                     let authority = loaded.authority;
-                    loaded.renewing.say(renewing.replace(loaded.renewing), &authority);
-                    seen = loaded.contents;
+                    say(loaded.renewing, Some(renewing), &authority);
+                    warn_of_readers(&loaded.exposed, &exposed);
+                    (renewing, exposed, seen) = (loaded.renewing, loaded.exposed, loaded.contents);
                     info!(
                         roots = authority.roots().len(),
                         "the certificate authority was read again"
@@ -210,21 +221,18 @@ impl Files {
     }
 
     fn load_anew(&self, now: SystemTime, unbegun: Unbegun) -> Result<Loaded, Error> {
-        let (authority, renewing) = match &self.origin {
-            Origin::State(directory) => self.load_state(directory, now, unbegun)?,
-            Origin::Given { certificate, key } => {
-                let given = self.assemble(certificate, &read(certificate)?, &read(key)?, Vec::new(), now)?;
-                (given, Renewing::NotOurs)
-            }
-        };
-        Ok(Loaded {
-            authority,
-            renewing,
-            contents: Contents::new(),
-        })
+        match &self.origin {
+            Origin::State(directory) => self.load_state(directory, now, unbegun),
+            Origin::Given { certificate, key } => Ok(Loaded {
+                authority: self.assemble(certificate, &read(certificate)?, &read(key)?, Vec::new(), now)?,
+                renewing: Renewing::NotOurs,
+                exposed: Vec::new(),
+                contents: Contents::new(),
+            }),
+        }
     }
 
-    fn load_state(&self, directory: &Path, now: SystemTime, unbegun: Unbegun) -> Result<(Authority, Renewing), Error> {
+    fn load_state(&self, directory: &Path, now: SystemTime, unbegun: Unbegun) -> Result<Loaded, Error> {
         let state = State(directory);
         // Two controls over one directory make one authority. Held until this function ends.
         let _lock = state.lock(PATIENCE)?;
@@ -245,19 +253,21 @@ impl Files {
             state.write(&root, &certificate)?;
             info!(directory = %directory.display(), "a root was made");
         }
-        for secret in [state.root_key(), issuer.clone()] {
-            state.warn_of_readers(&secret);
-        }
         if !exists(&issuer)? {
             self.renew(&state, now)?;
         }
-        let renewing = self.renewing(&state)?;
+        let exposed = state.exposed();
+        let mut renewing = self.renewing(&state)?;
         let authority = self.load_issuer(&state, now);
         let is_due = match &authority {
             // One that ends with the root is as good as any that could be made.
             Ok(authority) if authority.is_old(now) && renewing == Renewing::Ours => {
                 let root = text(&root)?;
-                issuer_would_end(&root, now).map_err(no_authority)? > authority.not_after()
+                let is_better = issuer_would_end(&root, now).map_err(no_authority)? > authority.not_after();
+                if !is_better {
+                    renewing = Renewing::RootEnds;
+                }
+                is_better
             }
             Ok(_) => false,
             Err(Error::Authority { source, .. }) => match source {
@@ -267,11 +277,18 @@ impl Files {
             },
             Err(Error::File { .. } | Error::Owner { .. } | Error::Locked { .. }) => false,
         };
-        if is_due && renewing == Renewing::Ours {
+        let authority = if is_due && renewing == Renewing::Ours {
             self.renew(&state, now)?;
-            return Ok((self.load_issuer(&state, now)?, renewing));
-        }
-        Ok((authority?, renewing))
+            self.load_issuer(&state, now)
+        } else {
+            authority
+        };
+        Ok(Loaded {
+            authority: authority?,
+            renewing,
+            exposed,
+            contents: Contents::new(),
+        })
     }
 
     /// Whether the issuer is one that control may put another in the place of: it is under the root that control has the key
@@ -347,38 +364,43 @@ impl Files {
 /// The contents of all files; nothing of those that cannot be read.
 type Contents = Vec<Option<Vec<u8>>>;
 
+/// What is secret and can be looked at by others, and its mode.
+type Exposed = (PathBuf, u32);
+
 /// An authority that was read, and what it was read from.
 struct Loaded {
     authority: Authority,
     renewing: Renewing,
+    exposed: Vec<Exposed>,
     contents: Contents,
 }
 
-/// Whether control renews the issuer.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Renewing {
-    /// It does.
-    Ours,
-    /// It has no key to do so with.
-    NotOurs,
-    /// It has the key of a root, and the issuer is not under that.
-    OtherRoot,
+/// Now, by a clock that nobody turns but tests.
+fn moment() -> Instant {
+    tokio::time::Instant::now().into_std()
 }
 
-impl Renewing {
-    /// Says once, as long as it is so, that control does not renew though it has a key.
-    fn say(self, before: Option<Renewing>, authority: &Authority) {
-        if self == Renewing::OtherRoot && before != Some(self) {
-            let ends = jiff::Timestamp::try_from(authority.not_after()).map(|time| time.to_string());
-            warn!(
-                ends = ends.unwrap_or_default(),
-                "issuer.pem is not under roots/root.pem, the root that control has the key of: it is used as it is, and \
-                 control does not renew it"
-            );
-        }
+/// Says once, as long as it is so, that control does not renew though it has a key.
+fn say(renewing: Renewing, before: Option<Renewing>, authority: &Authority) {
+    if renewing == Renewing::OtherRoot && before != Some(renewing) {
+        warn!(
+            ends = %ends(authority),
+            "issuer.pem is not under roots/root.pem, the root that control has the key of: it is used as it is, and \
+             control does not renew it"
+        );
     }
 }
 
+/// What others may read is said once, and used all the same: a group of the operator's may be meant to.
+fn warn_of_readers(exposed: &[Exposed], before: &[Exposed]) {
+    for one in exposed.iter().filter(|one| !before.contains(one)) {
+        let (path, mode) = one;
+        warn!(path = %path.display(), mode = format!("{mode:o}"), "others than control can look at what is secret");
+    }
+}
+
+/// So many looks at the files come on one try to get another issuer in the place of one that is old.
+const LOOKS_PER_TRY: u32 = 30;
 /// How often files are read that change while they are read.
 const MOST_READINGS: usize = 3;
 
@@ -400,7 +422,6 @@ impl State<'_> {
         builder.recursive(true).mode(0o700).create(&roots).map_err(at(&roots))?;
         let metadata = fs::metadata(self.0).map_err(at(self.0))?;
         check_owner(self.0, metadata.uid(), nix::unistd::geteuid().as_raw())?;
-        self.warn_of_readers(self.0);
         let path = self.path("lock");
         let lock = OpenOptions::new()
             .create(true)
@@ -420,12 +441,13 @@ impl State<'_> {
         }
     }
 
-    /// What others may read is said, and used all the same: a group of the operator's may be meant to.
-    fn warn_of_readers(&self, path: &Path) {
-        let mode = fs::metadata(path).map_or(0, |metadata| metadata.permissions().mode());
-        if mode & 0o077 != 0 {
-            warn!(path = %path.display(), mode = format!("{:o}", mode & 0o777), "others than control can look at what is secret");
-        }
+    /// What others may read of what is secret.
+    fn exposed(&self) -> Vec<Exposed> {
+        let secrets = [self.0.to_owned(), self.root_key(), self.path("issuer.pem")];
+        let mode = |path: &Path| fs::metadata(path).map_or(0, |metadata| metadata.permissions().mode());
+        let modes = secrets.map(|path| (mode(&path) & 0o777, path));
+        let exposed = modes.into_iter().filter(|(mode, _)| mode & 0o077 != 0);
+        exposed.map(|(mode, path)| (path, mode)).collect()
     }
 
     /// The files of roots, in the order of their names.

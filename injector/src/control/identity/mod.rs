@@ -1,5 +1,6 @@
 //! Certifies keys: for whom a join token, or the certificate that is about to end, proves.
 
+mod ageing;
 mod attempts;
 mod authority;
 mod bucket;

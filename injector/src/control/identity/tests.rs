@@ -15,7 +15,7 @@ use x509_parser::prelude::{FromDer, X509Certificate};
 
 use super::authority::{make_key, make_root};
 use super::*;
-use crate::testing::{Directory, domain, state, state_files, workload};
+use crate::testing::{Directory, Log, domain, state, state_files, workload};
 
 const HOUR: Duration = Duration::from_secs(3_600);
 const DAY: Duration = Duration::from_secs(24 * 3_600);
@@ -539,6 +539,40 @@ fn an_issuer_that_ends_is_made_anew_under_the_same_root() {
         .load(SystemTime::now() + 900 * DAY)
         .expect_err("nobody can make one");
     assert!(last.to_string().contains("ended"), "{last}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_old_issuer_that_control_cannot_renew_is_told_of_once_and_its_files_are_left_alone_until_they_change() {
+    let log = Log::begin();
+    let directory = Directory::new();
+    let files = state_files(&directory.0);
+    files.load(SystemTime::now() - 300 * DAY).expect("it can be made");
+    fs::remove_file(directory.0.join("root-key.pem")).expect("it is there");
+    let readable = std::os::unix::fs::PermissionsExt::from_mode(0o640);
+    fs::set_permissions(directory.0.join("issuer.pem"), readable).expect("it is ours");
+    let stop = CancellationToken::new();
+    let mut kept = keep(files, Duration::from_secs(2), stop.clone()).expect("it signs still");
+    // Some tries, and many looks.
+    tokio::time::sleep(Duration::from_secs(300)).await;
+    let told = |text: &str| log.said().matches(text).count();
+    assert_eq!(
+        told("control has no root's key to make another with"),
+        1,
+        "{}",
+        log.said()
+    );
+    assert_eq!(told("others than control can look"), 2, "{}", log.said());
+    assert_eq!(told("was read again"), 0, "{}", log.said());
+    let other = Directory::new();
+    state_files(&other.0).load(SystemTime::now()).expect("it can be made");
+    for file in ["roots/root.pem", "issuer.pem"] {
+        fs::copy(other.0.join(file), directory.0.join("new")).expect("it can be copied");
+        fs::rename(directory.0.join("new"), directory.0.join(file)).expect("it can be moved");
+    }
+    let young = |authority: &Arc<Authority>| !authority.is_old(SystemTime::now());
+    kept.authorities.wait_for(young).await.expect("it lives");
+    stop.cancel();
+    kept.task.await.expect("it ends");
 }
 
 #[test]

@@ -38,7 +38,7 @@ use crate::cluster::JoinToken;
 use crate::cluster::file::Source;
 use crate::control::identity::Authority;
 use crate::control::{Error, Settings, run};
-use crate::testing::{Directory, domain, state_files, workload};
+use crate::testing::{Directory, Log, domain, state_files, workload};
 
 mod hostile;
 
@@ -590,29 +590,9 @@ async fn strangers_who_stay_keep_nobody_out() {
     control.ends().await;
 }
 
-/// A log that is kept.
-#[derive(Clone, Default)]
-struct Log(Arc<parking_lot::Mutex<Vec<u8>>>);
-
-impl io::Write for Log {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.0.lock().extend_from_slice(bytes);
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
-}
-
 #[tokio::test]
 async fn failed_handshakes_are_all_counted_and_a_hundred_of_one_peer_are_logged() {
-    let log = Log::default();
-    let writer = log.clone();
-    let subscriber = tracing_subscriber::fmt()
-        .with_ansi(false)
-        .with_writer(move || writer.clone());
-    let _logged = tracing::subscriber::set_default(subscriber.finish());
+    let log = Log::begin();
     let control = Control::over("# nobody\n").await;
     control.page_says("/ready", "200 OK").await;
     for _ in 0..150 {
@@ -622,8 +602,7 @@ async fn failed_handshakes_are_all_counted_and_a_hundred_of_one_peer_are_logged(
     }
     let all = "portunus_control_refused_total{what=\"connection\",reason=\"handshake\"} 150";
     control.page_says("/metrics", all).await;
-    let said = String::from_utf8(log.0.lock().clone()).expect("text");
-    let logged = said.matches("a handshake failed").count();
+    let logged = log.said().matches("a handshake failed").count();
     // A machine that takes ten seconds for it all logs some of the next ten seconds, too.
     assert!((100..150).contains(&logged), "{logged} of 150");
     control.ends().await;
