@@ -295,7 +295,7 @@ fn mark(certificate: &[u8]) -> Mark {
 }
 
 /// A name that a stranger sent, fit for a sentence. Somebody may have sent a token: cut, it would not look like one any more.
-fn shortened(name: &Name) -> Name {
+pub fn shortened(name: &Name) -> Name {
     let short = |text: &str| {
         let graphic: String = text.chars().filter(char::is_ascii_graphic).collect();
         masked(&graphic).chars().take(63).collect::<String>()

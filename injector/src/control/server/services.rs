@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 use portunus_logbook::{Line, Noise};
 use portunus_proto::mesh::v1::discovery_server::Discovery;
+use portunus_proto::mesh::v1::follow_request::Ask;
 use portunus_proto::mesh::v1::identity_server::Identity;
 use portunus_proto::mesh::v1::{CertifyRequest, CertifyResponse, FollowRequest, FollowResponse};
 use portunus_proto::{SpiffeId, TrustDomain};
@@ -19,8 +20,9 @@ use tonic::{Request, Response, Status, Streaming};
 use tracing::{info, warn};
 
 use super::{Followers, Visitor};
+use crate::cluster::Name;
 use crate::control::discovery::{Follow, Mistake, World};
-use crate::control::identity::{Authority, Certifier};
+use crate::control::identity::{Authority, Certifier, shortened};
 use crate::control::numbers::{Numbers, Open};
 
 /// What answers sidecars.
@@ -106,10 +108,9 @@ impl Discovery for Services {
     async fn follow(&self, request: Request<Streaming<FollowRequest>>) -> Result<Response<Self::FollowStream>, Status> {
         let visitor = visitor(&request)?;
         let Some(proven) = visitor.asker.proven.clone().map(|proven| proven.id) else {
-            self.numbers.refused("follow", "no_certificate");
-            return Err(Status::unauthenticated(
-                "Follow needs a client certificate; get one by Identity/Certify",
-            ));
+            let status = Status::unauthenticated("Follow needs a client certificate; get one by Identity/Certify");
+            self.not_followed(&visitor, None, "no_certificate", &status);
+            return Err(status);
         };
         let (to, answers) = mpsc::channel(QUEUE);
         let services = self.clone();
@@ -117,8 +118,13 @@ impl Discovery for Services {
         self.streams.spawn(async move {
             let numbers = services.numbers.clone();
             let _open = Open::one(&numbers.streams);
-            if let Err(status) = services.stream(requests, proven, &visitor, &to).await {
-                numbers.refused("follow", reason(&status));
+            let mut named = None;
+            let end = services
+                .clone()
+                .stream(requests, proven, &visitor, &mut named, &to)
+                .await;
+            if let Err(status) = end {
+                services.not_followed(&visitor, named, reason(&status), &status);
                 // The last word waits for the reader as long as the stream lasts, and no longer.
                 let _ = tokio::time::timeout(HELLO, to.send(Err(status))).await;
             }
@@ -128,16 +134,42 @@ impl Discovery for Services {
 }
 
 impl Services {
+    /// A stream is refused, or ends otherwise than by its sidecar's will. `named` is the workload that it said it is of.
+    fn not_followed(&self, visitor: &Visitor, named: Option<Name>, reason: &'static str, why: &Status) {
+        self.numbers.refused("follow", reason);
+        // Every one ends so when control stops, or when its sidecar is gone.
+        if matches!(reason, "stopping" | "broken") {
+            return;
+        }
+        let from = visitor.asker.address;
+        if let Some(Line { left_out }) = self.line(from) {
+            warn!(
+                %from,
+                workload = named.map(|name| name.to_string()),
+                id = visitor.asker.proven.as_ref().map(|proven| proven.id.to_string()),
+                reason,
+                why = why.message(),
+                left_out,
+                "a stream was refused: its sidecar goes by what it knew last"
+            );
+        }
+    }
+
     async fn stream(
         mut self,
         mut requests: Streaming<FollowRequest>,
         proven: SpiffeId,
         visitor: &Visitor,
+        named: &mut Option<Name>,
         to: &mpsc::Sender<Result<FollowResponse, Status>>,
     ) -> Result<(), Status> {
         let hello = tokio::time::timeout(HELLO, requests.message()).await;
         let hello = hello.map_err(|_| Status::deadline_exceeded("no hello came"))??;
         let Some(hello) = hello else { return Ok(()) };
+        if let Some(Ask::Hello(hello)) = &hello.ask {
+            let name = hello.workload.split_once('/');
+            *named = name.map(|(namespace, name)| shortened(&Name::new(namespace, name)));
+        }
         let world = self.worlds.borrow_and_update().clone();
         let mut follow = Follow::hello(&hello, &proven, &world).map_err(refused)?;
         let followers = self.followers.clone();

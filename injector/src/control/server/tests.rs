@@ -609,6 +609,54 @@ async fn failed_handshakes_are_all_counted_and_a_hundred_of_one_peer_are_logged(
 }
 
 #[tokio::test]
+async fn joins_that_are_refused_are_all_counted_and_a_hundred_of_one_network_are_logged() {
+    let log = Log::begin();
+    let control = Control::over("# nobody\n").await;
+    control.page_says("/ready", "200 OK").await;
+    for _ in 0..150 {
+        let refused = control.certify(None, "no token", "").await;
+        assert!(refused.is_err());
+    }
+    let page = control.page("/metrics").await.expect("it is served");
+    let counted = page
+        .lines()
+        .filter(|line| line.starts_with("portunus_control_refused_total{what=\"certify\""));
+    let counted = counted.filter_map(|line| line.rsplit(' ').next()?.parse::<u32>().ok());
+    assert_eq!(counted.sum::<u32>(), 150, "{page}");
+    let logged = log.said().matches("a key was not certified").count();
+    // As above.
+    assert!((100..150).contains(&logged), "{logged} of 150");
+    control.ends().await;
+}
+
+#[tokio::test]
+async fn a_stream_that_is_refused_is_told_of_with_who_it_is_and_why() {
+    let log = Log::begin();
+    let token = JoinToken::generate();
+    let control = Control::over(&workload("a", "web", "10.0.0.1", Some(&token))).await;
+    control.page_says("/ready", "200 OK").await;
+    let (own, _) = control.certify(None, &token.reveal(), "").await.expect("it is proven");
+    for (credential, named) in [(None, "shop/a"), (Some(&own), "shop/b")] {
+        let refused = async {
+            let mut following = Following::begin(&control, credential, named).await?;
+            following.next().await
+        };
+        assert!(refused.await.is_err(), "{named}");
+    }
+    let said = log.said();
+    let lines: Vec<_> = said.lines().filter(|line| line.contains("a stream was refused")).collect();
+    let [stranger, other] = lines[..] else { panic!("{said}") };
+    assert!(stranger.contains("reason=\"no_certificate\""), "{stranger}");
+    let of_other = [
+        "workload=\"shop/b\"",
+        "id=\"spiffe://mesh.test/ns/shop/sa/web\"",
+        "joinTokenSha256",
+    ];
+    assert!(of_other.iter().all(|part| other.contains(part)), "{other}");
+    control.ends().await;
+}
+
+#[tokio::test]
 async fn a_new_root_and_issuer_lose_no_call() {
     let token = JoinToken::generate();
     let control = Control::over(&workload("a", "web", "10.0.0.1", Some(&token))).await;
