@@ -144,7 +144,8 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> Result<(), Erro
     Ok(())
 }
 
-/// Waits for the first state, then arranges each new one, once for all who ask.
+/// Waits for the first state, then arranges each new one, once for all who ask, and on another thread: of thousands of
+/// workloads it takes a while.
 async fn worlds(
     mut states: States,
     realm: Realm,
@@ -156,8 +157,11 @@ async fn worlds(
     let arrange = async move {
         while states.changed().await.is_ok() {
             let newest = states.borrow_and_update().clone();
-            if let Some(newest) = newest {
-                to.send_replace(Arc::new(World::of(newest, realm.clone())));
+            let Some(newest) = newest else { continue };
+            let realm = realm.clone();
+            match tokio::task::spawn_blocking(move || World::of(newest, realm)).await {
+                Ok(world) => drop(to.send_replace(Arc::new(world))),
+                Err(why) => error!(%why, "a state could not be arranged: sidecars go by the one before"),
             }
         }
     };

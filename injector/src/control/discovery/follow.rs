@@ -3,10 +3,12 @@
 //! ```text
 //! hello ──▶ following ──subscribe, unsubscribe──▶ following
 //!              │ a new state, or new roots: everything is asked again, and told if it differs
-//!              └─▶ next(): one answer at a time, of the newest state; a slow reader is told less, never later
+//!              └─▶ next(): one answer at a time, of the newest state; a slow reader is told less, never later, and whoever
+//!                  follows much lets others have their turn
 //! ```
 
 use std::collections::{BTreeSet, HashMap};
+use std::time::Instant;
 
 use portunus_proto::SpiffeId;
 use portunus_proto::limits::LONGEST_HOST;
@@ -14,9 +16,9 @@ use portunus_proto::mesh::v1::{
     Bundle, FollowRequest, FollowResponse, Subject, follow_request::Ask, follow_response::Answer, subject,
 };
 use prost::Message;
-use sha2::{Digest, Sha256};
 
 use super::World;
+use super::world::{Print, print};
 use crate::cluster::Name;
 
 /// How many things one sidecar may follow.
@@ -40,9 +42,6 @@ struct Told {
     last: Option<Print>,
     due: bool,
 }
-
-/// What was told, in short.
-type Print = [u8; 32];
 
 /// What can be followed, in an order.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -160,27 +159,47 @@ impl Follow {
         self.bundle.due || self.inbound.due || !self.due.is_empty()
     }
 
-    /// The next thing to tell, as it is now; `None` when all was told.
-    pub fn next(&mut self, world: &World, bundle: &Bundle) -> Option<FollowResponse> {
+    /// The next thing to tell, as it is now. It is looked for until `latest`, one look at the least.
+    pub fn next(&mut self, world: &World, bundle: &Bundle, latest: Instant) -> Next {
         if self.bundle.is_news(bundle) {
-            return Some(answer(Answer::Bundle(bundle.clone())));
+            return Next::tell(Answer::Bundle(bundle.clone()));
         }
         if self.inbound.due {
             let inbound = world.inbound(&self.workload);
             if self.inbound.is_news(&inbound) {
-                return Some(answer(Answer::Inbound(inbound)));
+                return Next::tell(Answer::Inbound(inbound));
             }
         }
         while let Some(key) = self.due.pop_first() {
-            let update = world.view(&self.workload, &key.subject());
-            let print = print(&update);
+            let subject = key.subject();
+            let print = world.print(&self.workload, &subject);
             let Some(last) = self.told.get_mut(&key) else { continue };
             if *last != Some(print) {
                 *last = Some(print);
-                return Some(answer(Answer::Update(update)));
+                return Next::tell(Answer::Update(world.view(&self.workload, &subject)));
+            }
+            if Instant::now() >= latest {
+                break;
             }
         }
-        None
+        if self.is_due() { Next::More } else { Next::Nothing }
+    }
+}
+
+/// What is to be told.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Next {
+    /// This.
+    Tell(Box<FollowResponse>),
+    /// Nothing was found so far, and not everything was looked at.
+    More,
+    /// All was told.
+    Nothing,
+}
+
+impl Next {
+    fn tell(answer: Answer) -> Next {
+        Next::Tell(Box::new(FollowResponse { answer: Some(answer) }))
     }
 }
 
@@ -194,16 +213,6 @@ impl Told {
         self.last = print;
         news
     }
-}
-
-/// Maps have no order of their own, but the only ones in the protocol are those of `Inbound`, and to tell it twice does no
-/// harm.
-fn print(message: &impl Message) -> Print {
-    Sha256::digest(message.encode_to_vec()).into()
-}
-
-fn answer(answer: Answer) -> FollowResponse {
-    FollowResponse { answer: Some(answer) }
 }
 
 impl Key {

@@ -7,5 +7,5 @@ mod world;
 #[cfg(test)]
 mod tests;
 
-pub use follow::{Follow, MOST_SUBSCRIPTIONS, Mistake};
+pub use follow::{Follow, MOST_SUBSCRIPTIONS, Mistake, Next};
 pub use world::{Realm, World};

@@ -299,9 +299,13 @@ fn subscribe(subject: Subject) -> FollowRequest {
 
 fn all(follow: &mut Follow, world: &World) -> Vec<Answer> {
     let bundle = Bundle::default();
-    std::iter::from_fn(|| follow.next(world, &bundle))
-        .filter_map(|response| response.answer)
-        .collect()
+    let far = std::time::Instant::now() + std::time::Duration::from_secs(60);
+    let tell = |follow: &mut Follow| match follow.next(world, &bundle, far) {
+        Next::Tell(response) => response.answer,
+        Next::Nothing => None,
+        Next::More => panic!("there was time enough"),
+    };
+    std::iter::from_fn(|| tell(follow)).collect()
 }
 
 #[test]
@@ -358,6 +362,35 @@ fn a_stream_tells_what_changed_and_nothing_else() {
 }
 
 #[test]
+fn whoever_follows_much_looks_at_it_bit_by_bit_and_is_told_all_the_same() {
+    let (first, second) = (
+        world(&shop()),
+        world(&(shop() + &workload("web-3", "web", "10.0.0.3", None))),
+    );
+    let mut follow = Follow::hello(&hello("shop/web-1"), &id(), &first).expect("it is its own");
+    let bundle = Bundle::default();
+    for number in 0..100 {
+        follow.ask(subscribe(name(&format!("n{number}"), 80))).expect("it may");
+    }
+    // Last in order.
+    follow.ask(subscribe(name("web", 80))).expect("it may");
+    assert_eq!(all(&mut follow, &first).len(), 103);
+    follow.state_changed();
+    let over = std::time::Instant::now();
+    for look in 0..100 {
+        assert_eq!(follow.next(&second, &bundle, over), Next::More, "after {look} looks");
+    }
+    let Next::Tell(response) = follow.next(&second, &bundle, over) else {
+        panic!("there is news")
+    };
+    let Some(Answer::Update(update)) = response.answer else {
+        panic!("of a subject")
+    };
+    assert!(matches!(update.what, Some(update::What::Service(service)) if service.endpoints.len() == 3));
+    assert_eq!(follow.next(&second, &bundle, over), Next::Nothing);
+}
+
+#[test]
 fn subscriptions_are_bounded() {
     let world = world(&shop());
     let mut follow = Follow::hello(&hello("shop/web-1"), &id(), &world).expect("it is its own");
@@ -369,4 +402,81 @@ fn subscriptions_are_bounded() {
     assert_eq!(follow.ask(subscribe(name("more", 80))), Err(Mistake::TooMany));
     assert_eq!(follow.ask(subscribe(name("n0", 80))), Ok(()));
     assert_eq!(follow.subscriptions(), MOST_SUBSCRIPTIONS);
+}
+
+#[test]
+#[ignore = "it measures, which takes a while"]
+fn a_change_in_a_large_world_is_told_to_each_of_a_hundred_followers_once_in_a_time_that_is_printed() {
+    let token = JoinToken::generate();
+    let mut manifests: String = (0..100)
+        .map(|n| {
+            format!(
+                "---\napiVersion: v1\nkind: Service\nmetadata: {{name: s{n}, namespace: shop}}\n\
+                 spec: {{selector: {{app: s{n}}}, ports: [{{name: grpc, port: 80, targetPort: api}}]}}\n"
+            )
+        })
+        .collect();
+    for n in 0..4_000 {
+        let token = (n == 0).then_some(&token);
+        let address = format!("10.{}.{}.{}", 1 + n / 62_500, n / 250 % 250, 1 + n % 250);
+        manifests += &workload(&format!("w{n}"), &format!("s{}", n % 100), &address, token);
+    }
+    for n in 0..20 {
+        manifests += &format!(
+            "---\napiVersion: portunus.dev/v1alpha1\nkind: InboundPolicy\nmetadata: {{name: p{n}, namespace: shop}}\n\
+             spec: {{selector: {{matchLabels: {{app: s{n}}}}}, mtls: {{mode: strict}}}}\n"
+        );
+    }
+    let [before, after] = ["", "  ready: false\n"].map(|more| {
+        let began = std::time::Instant::now();
+        let snapshot = state(&(manifests.clone() + &workload("last", "s7", "10.200.0.1", None) + more));
+        let read = began.elapsed();
+        let realm = Realm {
+            trust_domain: domain(),
+            cluster_domain: "cluster.local".to_owned(),
+        };
+        let began = std::time::Instant::now();
+        let world = World::of(snapshot, realm);
+        println!("read in {read:?}, arranged in {:?}", began.elapsed());
+        world
+    });
+    let id = SpiffeId::of(&domain(), "shop", "s0").expect("it is one");
+    let mut followers: Vec<_> = (0..100)
+        .map(|_| {
+            let mut follow = Follow::hello(&hello("shop/w0"), &id, &before).expect("it is its own");
+            for n in 0..100 {
+                follow.ask(subscribe(name(&format!("s{n}"), 80))).expect("it may");
+            }
+            follow
+        })
+        .collect();
+    for (what, world) in [
+        ("at first", &before),
+        ("after a change", &after),
+        ("after none", &after),
+    ] {
+        let (mut longest, mut told) = (std::time::Duration::ZERO, 0);
+        let began = std::time::Instant::now();
+        for follow in &mut followers {
+            follow.state_changed();
+            loop {
+                let began = std::time::Instant::now();
+                let next = follow.next(world, &Bundle::default(), began + std::time::Duration::from_micros(500));
+                longest = longest.max(began.elapsed());
+                match next {
+                    Next::Tell(_) => {}
+                    Next::More => continue,
+                    Next::Nothing => break,
+                }
+                told += 1;
+            }
+        }
+        println!(
+            "{what}: {told} answers in {:?}, the longest {longest:?}",
+            began.elapsed()
+        );
+    }
+    let began = std::time::Instant::now();
+    drop(before);
+    println!("let go of in {:?}", began.elapsed());
 }

@@ -4,9 +4,12 @@ use std::collections::{BTreeMap, HashMap};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
+use parking_lot::Mutex;
 use portunus_proto::limits::MOST_PORTS;
 use portunus_proto::mesh::v1::{self, subject, update};
 use portunus_proto::{Declared, SpiffeId, TrustDomain};
+use prost::Message;
+use sha2::{Digest, Sha256};
 
 use super::policy::{self, Accepts};
 use crate::cluster::{Mtls, Name, OutboundPolicy, ServicePort, Snapshot, selects};
@@ -36,6 +39,24 @@ pub struct World {
     policies: HashMap<(Name, Option<String>), Name>,
     /// By namespace and host.
     hosts: HashMap<(String, String), Name>,
+    /// What was told of services, by their ports: made once for all who ask, when the first does.
+    prints: Mutex<HashMap<(Name, u16), Print>>,
+}
+
+/// An answer in short: answers that differ have prints that differ.
+pub type Print = [u8; 32];
+
+/// The print of a message. Maps have no order of their own, but the only ones in the protocol are those of `Inbound`, and to
+/// tell it twice does no harm.
+pub fn print(message: &impl Message) -> Print {
+    Sha256::digest(message.encode_to_vec()).into()
+}
+
+/// What stands behind a subject.
+enum Found<'w> {
+    Service(&'w Name, &'w ServicePort),
+    Endpoint(&'w Name, SocketAddr),
+    Outside(Option<v1::OutboundPolicy>),
 }
 
 impl World {
@@ -50,6 +71,7 @@ impl World {
             workloads: HashMap::new(),
             policies: HashMap::new(),
             hosts: HashMap::new(),
+            prints: Mutex::default(),
             snapshot: snapshot.clone(),
         };
         for (name, service) in &snapshot.services {
@@ -154,31 +176,61 @@ impl World {
 
     /// What there is under a name or an address, for a workload that asks.
     pub fn view(&self, asker: &Name, subject: &v1::Subject) -> v1::Update {
-        let what = match &subject.what {
-            Some(subject::What::Name(name)) => self.by_name(asker, name),
-            Some(subject::What::Address(address)) => self.by_address(address),
-            None => None,
-        };
         v1::Update {
             subject: Some(subject.clone()),
-            what: Some(what.unwrap_or(update::What::Unknown(v1::Unknown { policy: None }))),
+            what: Some(self.tell(self.find(asker, subject))),
         }
     }
 
-    fn by_name(&self, asker: &Name, asked: &v1::NamePort) -> Option<update::What> {
+    /// The print of what there is: of a service it costs next to nothing, once somebody has asked.
+    pub fn print(&self, asker: &Name, subject: &v1::Subject) -> Print {
+        let found = self.find(asker, subject);
+        let key = match &found {
+            Found::Service(name, port) => Some(((*name).clone(), port.port)),
+            Found::Endpoint(..) | Found::Outside(_) => None,
+        };
+        if let Some(print) = key.as_ref().and_then(|key| self.prints.lock().get(key).copied()) {
+            return print;
+        }
+        let print = print(&v1::Update {
+            subject: None,
+            what: Some(self.tell(found)),
+        });
+        if let Some(key) = key {
+            self.prints.lock().insert(key, print);
+        }
+        print
+    }
+
+    fn find(&self, asker: &Name, subject: &v1::Subject) -> Found<'_> {
+        match &subject.what {
+            Some(subject::What::Name(name)) => self.by_name(asker, name),
+            Some(subject::What::Address(address)) => self.by_address(address).unwrap_or(Found::Outside(None)),
+            None => Found::Outside(None),
+        }
+    }
+
+    fn tell(&self, found: Found<'_>) -> update::What {
+        match found {
+            Found::Service(name, port) => update::What::Service(self.service(name, port)),
+            Found::Endpoint(name, addr) => update::What::Endpoint(self.endpoint(name, addr.ip(), addr.port())),
+            Found::Outside(policy) => update::What::Unknown(v1::Unknown { policy }),
+        }
+    }
+
+    fn by_name(&self, asker: &Name, asked: &v1::NamePort) -> Found<'_> {
         let host = asked.host.strip_suffix('.').unwrap_or(&asked.host).to_ascii_lowercase();
-        let port = u16::try_from(asked.port).ok()?;
+        let Ok(port) = u16::try_from(asked.port) else {
+            return Found::Outside(None);
+        };
         let service = self
             .service_called(asker, &host)
-            .and_then(|name| self.service(&name, port));
-        if service.is_some() {
-            return service;
-        }
-        let policy = self.hosts.get(&(asker.namespace.clone(), host.clone()));
-        let policy = policy
-            .and_then(|name| self.policy(name))
-            .map(|(name, policy)| policy::outside(name, policy, &host));
-        Some(update::What::Unknown(v1::Unknown { policy }))
+            .and_then(|name| self.of_service(&name, port));
+        service.unwrap_or_else(|| {
+            let policy = self.hosts.get(&(asker.namespace.clone(), host.clone()));
+            let policy = policy.and_then(|name| self.policy(name));
+            Found::Outside(policy.map(|(name, policy)| policy::outside(name, policy, &host)))
+        })
     }
 
     /// `svc`, `svc.ns`, `svc.ns.svc`, `svc.ns.svc.<cluster domain>`.
@@ -187,35 +239,43 @@ impl World {
             .strip_suffix(&self.realm.cluster_domain)
             .and_then(|rest| rest.strip_suffix('.'));
         let parts: Vec<_> = full.unwrap_or(host).split('.').collect();
-        let name = match (parts.as_slice(), full.is_some()) {
-            ([service], false) => Name::new(asker.namespace.clone(), *service),
-            ([service, namespace], false) | ([service, namespace, "svc"], _) => Name::new(*namespace, *service),
-            _ => return None,
-        };
-        self.snapshot.services.contains_key(&name).then_some(name)
+        match (parts.as_slice(), full.is_some()) {
+            ([service], false) => Some(Name::new(asker.namespace.clone(), *service)),
+            ([service, namespace], false) | ([service, namespace, "svc"], _) => Some(Name::new(*namespace, *service)),
+            _ => None,
+        }
     }
 
-    fn by_address(&self, asked: &v1::Address) -> Option<update::What> {
+    fn by_address(&self, asked: &v1::Address) -> Option<Found<'_>> {
         let address = asked.ip.parse::<IpAddr>().ok()?.to_canonical();
         let port = u16::try_from(asked.port).ok()?;
         if let Some(service) = self.services.get(&address) {
-            return self.service(service, port);
+            return self.of_service(service, port);
         }
-        let name = self.workloads.get(&SocketAddr::new(address, port))?;
-        Some(update::What::Endpoint(self.endpoint(name, address, port)))
+        let addr = SocketAddr::new(address, port);
+        Some(Found::Endpoint(self.workloads.get(&addr)?, addr))
     }
 
-    fn service(&self, name: &Name, port: u16) -> Option<update::What> {
-        let service = self.snapshot.services.get(name)?;
+    fn of_service(&self, name: &Name, port: u16) -> Option<Found<'_>> {
+        let (name, service) = self.snapshot.services.get_key_value(name)?;
         let port = service.ports.iter().find(|candidate| candidate.port == port)?;
-        Some(update::What::Service(v1::Service {
+        Some(Found::Service(name, port))
+    }
+
+    fn service(&self, name: &Name, port: &ServicePort) -> v1::Service {
+        let addresses = self
+            .snapshot
+            .services
+            .get(name)
+            .map(|service| service.addresses.as_slice());
+        v1::Service {
             namespace: name.namespace.clone(),
             name: name.name.clone(),
             port: port.port.into(),
-            addresses: service.addresses.iter().map(IpAddr::to_string).collect(),
+            addresses: addresses.unwrap_or_default().iter().map(IpAddr::to_string).collect(),
             endpoints: self.endpoints(name, port),
             policy: self.policy_of(name, port),
-        }))
+        }
     }
 
     fn endpoints(&self, service: &Name, port: &ServicePort) -> Vec<v1::Endpoint> {

@@ -21,7 +21,7 @@ use tracing::{info, warn};
 
 use super::{Followers, Visitor};
 use crate::cluster::Name;
-use crate::control::discovery::{Follow, Mistake, World};
+use crate::control::discovery::{Follow, Mistake, Next, World};
 use crate::control::identity::{Authority, Certifier, shortened};
 use crate::control::numbers::{Numbers, Open};
 
@@ -48,6 +48,8 @@ pub struct Services {
 const HELLO: Duration = Duration::from_secs(10);
 /// How many answers may wait for a slow reader. What comes after is not made before there is room.
 const QUEUE: usize = 16;
+/// How long one stream looks for what there is to tell before others have their turn.
+const TURN: Duration = Duration::from_micros(500);
 
 impl Services {
     /// The trust domain that is served.
@@ -203,10 +205,16 @@ impl Services {
                     let Ok(room) = room else { return Ok(()) };
                     let world = self.worlds.borrow().clone();
                     let bundle = self.authorities.borrow().bundle();
-                    if let Some(answer) = follow.next(&world, &bundle) {
-                        self.numbers.answers.fetch_add(1, Relaxed);
-                        room.send(Ok(answer));
+                    match follow.next(&world, &bundle, Instant::now() + TURN) {
+                        Next::Tell(answer) => {
+                            self.numbers.answers.fetch_add(1, Relaxed);
+                            room.send(Ok(*answer));
+                        }
+                        Next::More => drop(room),
+                        Next::Nothing => continue,
                     }
+                    // Others follow, too, and all have one thread.
+                    tokio::task::yield_now().await;
                 }
                 () = to.closed() => return Ok(()),
             }

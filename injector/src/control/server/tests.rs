@@ -644,7 +644,10 @@ async fn a_stream_that_is_refused_is_told_of_with_who_it_is_and_why() {
         assert!(refused.await.is_err(), "{named}");
     }
     let said = log.said();
-    let lines: Vec<_> = said.lines().filter(|line| line.contains("a stream was refused")).collect();
+    let lines: Vec<_> = said
+        .lines()
+        .filter(|line| line.contains("a stream was refused"))
+        .collect();
     let [stranger, other] = lines[..] else { panic!("{said}") };
     assert!(stranger.contains("reason=\"no_certificate\""), "{stranger}");
     let of_other = [
