@@ -1,6 +1,7 @@
 //! A directory of manifests in Kubernetes form, read as a whole: either every file is right, or there is no state.
 
 pub mod duration;
+mod ears;
 mod fields;
 mod finding;
 mod judge;
@@ -17,7 +18,7 @@ mod tests;
 
 use std::fs;
 use std::io::{self, Read};
-use std::os::unix::fs::OpenOptionsExt as _;
+use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::SystemTime;
@@ -229,11 +230,26 @@ fn text(path: &Path, total: &mut u64) -> Result<String, String> {
 }
 
 /// What a directory looks like from outside: when nothing of this changed, no file did.
-fn stamp(directory: &Path) -> Vec<(PathBuf, Option<(u64, SystemTime)>)> {
+type Stamp = Vec<(PathBuf, Option<Facts>)>;
+
+/// What tells a file from another in its place.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Facts {
+    device: u64,
+    inode: u64,
+    length: u64,
+    modified: Option<SystemTime>,
+}
+
+fn stamp(directory: &Path) -> Stamp {
     let files = list(directory, &mut Findings::default()).unwrap_or_default();
     let stamp = |path: PathBuf| {
-        let metadata = fs::metadata(&path).ok();
-        let facts = metadata.and_then(|metadata| Some((metadata.len(), metadata.modified().ok()?)));
+        let facts = fs::metadata(&path).ok().map(|metadata| Facts {
+            device: metadata.dev(),
+            inode: metadata.ino(),
+            length: metadata.len(),
+            modified: metadata.modified().ok(),
+        });
         let real = fs::canonicalize(&path).unwrap_or(path);
         (real, facts)
     };

@@ -469,6 +469,67 @@ async fn a_new_state_is_taken_whole_and_a_bad_one_leaves_the_last_good() {
     watching.ended().await;
 }
 
+#[test]
+fn a_file_in_the_place_of_another_is_seen_though_it_is_as_long_and_as_old() {
+    let directory = Directory::new().with("a.yaml", "# one\n");
+    let metadata = fs::metadata(directory.0.join("a.yaml")).expect("it is there");
+    let before = stamp(&directory.0);
+    assert_eq!(stamp(&directory.0), before);
+    directory.write("new", "# two\n");
+    let new = fs::File::options().append(true).open(directory.0.join("new"));
+    let age = metadata.modified().expect("it has one");
+    new.and_then(|new| new.set_modified(age))
+        .expect("it can be made as old");
+    fs::rename(directory.0.join("new"), directory.0.join("a.yaml")).expect("it can be moved");
+    assert_ne!(stamp(&directory.0), before);
+}
+
+#[tokio::test]
+async fn another_directory_in_the_place_of_the_source_is_seen_at_once_and_so_is_what_changes_in_it() {
+    let directory = Directory::new();
+    for (generation, text) in [
+        ("..1", GOOD.to_owned()),
+        ("..2", whole("S  ports: [{port: 81}]\n")),
+        ("3", GOOD.to_owned()),
+    ] {
+        fs::create_dir_all(directory.0.join(generation).join("m")).expect("a directory can be made");
+        directory.write(&format!("{generation}/m/a.yaml"), &text);
+    }
+    let link =
+        |from: &str, to: &str| std::os::unix::fs::symlink(from, directory.0.join(to)).expect("a link can be made");
+    link("..1", "..data");
+    link("..data/m", "manifests");
+    let rename =
+        |from: &str, to: &str| fs::rename(directory.0.join(from), directory.0.join(to)).expect("it can be swapped");
+    let stop = CancellationToken::new();
+    let mut source = Source::new(directory.0.join("manifests"));
+    source.poll = NEVER;
+    let mut watching = source.follow(stop.clone()).await;
+    let mut until_workloads = async |number: usize| {
+        let has = |state: &Option<Arc<Snapshot>>| state.as_ref().is_some_and(|state| state.workloads.len() == number);
+        let seen = tokio::time::timeout(SOON, watching.states.wait_for(has)).await;
+        seen.expect("it is seen").expect("it lives");
+    };
+    until_workloads(1).await;
+    link("..2", "..tmp");
+    rename("..tmp", "..data");
+    until_workloads(0).await;
+    directory.write("..2/m/a.yaml", GOOD);
+    until_workloads(1).await;
+    directory.write("..2/m/a.yaml", &whole("S  ports: [{port: 81}]\n"));
+    until_workloads(0).await;
+    // A link that is replaced by a directory, and that by another.
+    fs::remove_file(directory.0.join("manifests")).expect("it is there");
+    rename("3/m", "manifests");
+    until_workloads(1).await;
+    rename("manifests", "aside");
+    rename("..1/m", "manifests");
+    directory.write("manifests/a.yaml", &whole("S  ports: [{port: 81}]\n"));
+    until_workloads(0).await;
+    stop.cancel();
+    watching.ended().await;
+}
+
 #[tokio::test]
 async fn the_swap_of_a_symlink_is_seen() {
     let directory = Directory::new();

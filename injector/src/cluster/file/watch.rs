@@ -1,20 +1,20 @@
 //! Follows a directory: a new state is taken whole, and the last good one stays while there are mistakes.
 //!
 //! The kernel says when something changed; a slow look at the files' stamps is the net below it (network file systems
-//! say nothing). Kubernetes swaps a symlink, which is a change in the directory like any other.
+//! say nothing). Kubernetes swaps a symlink, which may be one in the directory, or one that leads to it.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use notify::{RecommendedWatcher, RecursiveMode, Watcher};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep_until, timeout_at};
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
-use super::{Finding, Reading, Severity};
+use super::ears::Ears;
+use super::{Finding, Reading, Severity, Stamp};
 use crate::cluster::{Snapshot, States};
 
 /// How a directory is followed.
@@ -74,7 +74,7 @@ impl Source {
             health: to_health,
         };
         // Watched before it is read: what changes meanwhile is not missed.
-        let ears = Ears::at(&follower.source.directory);
+        let ears = follower.listen(None).await;
         let seen = follower.take().await;
         let task = tokio::spawn(async move {
             stop.run_until_cancelled(follower.run(seen, ears)).await;
@@ -105,36 +105,45 @@ struct Follower {
     health: watch::Sender<Health>,
 }
 
-type Stamp = Vec<(PathBuf, Option<(u64, SystemTime)>)>;
-
 impl Follower {
-    async fn run(self, mut seen: Stamp, mut ears: Ears) {
+    async fn run(self, mut seen: Stamp, mut ears: Option<Ears>) {
         loop {
             let next_look = Instant::now() + self.source.poll;
             tokio::select! {
-                Some(()) = ears.changes.recv() => self.calm(&mut ears).await,
+                () = heard(&mut ears) => self.calm(&mut ears).await,
                 () = sleep_until(next_look) => {
                     if self.look().await == seen {
                         continue;
                     }
-                    // The directory itself may be another one than before.
-                    ears = Ears::at(&self.source.directory);
                 }
             }
+            // It may be another directory than before.
+            ears = self.listen(ears).await;
             seen = self.take().await;
         }
     }
 
     /// Waits until it is quiet.
-    async fn calm(&self, ears: &mut Ears) {
+    async fn calm(&self, ears: &mut Option<Ears>) {
         let latest = Instant::now() + MOST_UNREST;
         loop {
             let quiet = Instant::now() + self.source.quiet;
-            match timeout_at(quiet.min(latest), ears.changes.recv()).await {
-                Ok(Some(())) if Instant::now() < latest => {}
-                Ok(_) | Err(_) => return,
+            match timeout_at(quiet.min(latest), heard(ears)).await {
+                Ok(()) if Instant::now() < latest => {}
+                Ok(()) | Err(_) => return,
             }
         }
+    }
+
+    /// Ears that are at the directory: those that are there already, if they are still right. A disk may hang: nobody else
+    /// waits for it.
+    async fn listen(&self, ears: Option<Ears>) -> Option<Ears> {
+        let directory = self.source.directory.clone();
+        let turn = move || match ears {
+            Some(ears) => ears.turned_to(&directory),
+            None => Ears::at(&directory),
+        };
+        tokio::task::spawn_blocking(turn).await.ok()
     }
 
     async fn look(&self) -> Stamp {
@@ -201,32 +210,10 @@ impl Follower {
     }
 }
 
-/// Hears of changes in a directory. Where the kernel says nothing, the poll is what remains.
-struct Ears {
-    changes: mpsc::Receiver<()>,
-    /// It stops when it is dropped.
-    _watcher: Option<RecommendedWatcher>,
-}
-
-impl Ears {
-    fn at(directory: &Path) -> Ears {
-        let (to, changes) = mpsc::channel(1);
-        let heard = move |event: notify::Result<notify::Event>| {
-            // To read a file is no change.
-            if !event.is_ok_and(|event| event.kind.is_access()) {
-                let _ = to.try_send(());
-            }
-        };
-        let watcher = notify::recommended_watcher(heard).and_then(|mut watcher| {
-            watcher.watch(directory, RecursiveMode::NonRecursive)?;
-            Ok(watcher)
-        });
-        if let Err(why) = &watcher {
-            warn!(directory = %directory.display(), %why, "changes are not heard of, only looked for");
-        }
-        Ears {
-            changes,
-            _watcher: watcher.ok(),
-        }
+/// Waits for a change that is heard of.
+async fn heard(ears: &mut Option<Ears>) {
+    match ears {
+        Some(ears) => ears.hear().await,
+        None => std::future::pending().await,
     }
 }
