@@ -6,6 +6,7 @@ pub mod identity;
 pub mod log;
 pub mod numbers;
 mod run;
+mod seldom;
 pub mod server;
 
 pub use admin::Admin;

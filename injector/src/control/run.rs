@@ -13,6 +13,7 @@ use super::Admin;
 use super::discovery::{Realm, World};
 use super::identity::{Attempts, Authority, Certifier, Files, KeeperError, Renewals, keep};
 use super::numbers::Numbers;
+use super::seldom::Seldom;
 use super::server::tls::{self, Serving, serving};
 use super::server::{Limits, Server, Services, listen};
 use crate::cluster::States;
@@ -55,6 +56,9 @@ pub enum Error {
 
 /// How often the clock is looked at for the own certificate.
 const LOOK: Duration = Duration::from_secs(10);
+
+/// How often it is said that it cannot be renewed.
+const SAY_AGAIN: Duration = Duration::from_secs(60 * 60);
 
 /// How often the authority's files are looked at.
 const LOOK_AT_FILES: Duration = Duration::from_secs(2);
@@ -177,6 +181,7 @@ async fn prove(
     to: watch::Sender<Serving>,
     stop: CancellationToken,
 ) {
+    let mut said = Seldom::default();
     let keep_young = async {
         loop {
             let changed = tokio::select! {
@@ -196,11 +201,57 @@ async fn prove(
             match serving(&authority, &settings.namespace, settings.lifetime, now) {
                 Ok(serving) => {
                     info!("control has a new certificate");
+                    said.forget();
                     to.send_replace(serving);
                 }
-                Err(why) => error!(%why, "control's own certificate cannot be renewed"),
+                Err(why) if said.is_due(why.to_string(), SAY_AGAIN, tokio::time::Instant::now().into_std()) => {
+                    let ends = jiff::Timestamp::try_from(ends).map(|time| time.to_string());
+                    error!(
+                        %why,
+                        ends = ends.unwrap_or_default(),
+                        "control's own certificate cannot be renewed: once it has ended no sidecar connects to this control, \
+                         and what they know stays as it is; mend the certificate authority"
+                    );
+                }
+                Err(_) => {}
             }
         }
     };
     stop.run_until_cancelled(keep_young).await;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{Directory, Log, state_files};
+
+    #[tokio::test(start_paused = true)]
+    async fn that_controls_own_certificate_cannot_be_renewed_is_said_hourly_and_not_at_every_try() {
+        let log = Log::begin();
+        let directory = Directory::new();
+        let files = state_files(&directory.0);
+        let day = Duration::from_secs(24 * 60 * 60);
+        let past = SystemTime::now() - 366 * day;
+        let ended = files.load(past).expect("it can be made");
+        let first = super::serving(&ended, "portunus", day, past).expect("it signs");
+        let (_authorities, authorities) = watch::channel(Arc::new(ended));
+        let (to, serving) = watch::channel(first);
+        let settings = Settings {
+            source: Source::new(&directory.0),
+            files,
+            cluster_domain: "cluster.local".to_owned(),
+            namespace: "portunus".to_owned(),
+            lifetime: day,
+            listen: Vec::new(),
+            admin_listen: Vec::new(),
+            limits: Limits::default(),
+        };
+        let proving = prove(settings, authorities, to, CancellationToken::new());
+        let _ = tokio::time::timeout(Duration::from_secs(90 * 60), proving).await;
+        assert!(!serving.has_changed().unwrap_or(false));
+        let said = log.said();
+        let lines: Vec<_> = said.lines().filter(|line| line.contains("cannot be renewed")).collect();
+        assert_eq!(lines.len(), 2, "{said}");
+        assert!(lines[0].contains("ends=") && lines[0].contains("has ended"), "{said}");
+    }
 }

@@ -9,7 +9,7 @@ use tokio_util::sync::CancellationToken;
 use super::mistakes::{GOOD, MISTAKES, whole};
 use super::*;
 use crate::cluster::{Algorithm, HealthMode, Mtls, TargetPort};
-use crate::testing::Directory;
+use crate::testing::{Directory, Log};
 
 #[test]
 fn every_kind_is_read() {
@@ -431,6 +431,34 @@ async fn following(directory: &Directory, poll: Duration) -> (Watching, Cancella
 
 const SOON: Duration = Duration::from_secs(10);
 const NEVER: Duration = Duration::from_secs(3_600);
+
+#[tokio::test]
+async fn manifests_with_mistakes_are_told_of_with_what_is_in_force_instead() {
+    let log = Log::begin();
+    let wrong = whole("W  addresses: [x, y]\n");
+    let directory = Directory::new().with("a.yaml", &wrong);
+    let (mut watching, stop) = following(&directory, NEVER).await;
+    let said = |text: &str| {
+        log.said()
+            .lines()
+            .any(|line| line.contains("mistakes=2") && line.contains(text))
+    };
+    assert!(
+        said("there is no state before them: no sidecar is served"),
+        "{}",
+        log.said()
+    );
+    directory.write("a.yaml", GOOD);
+    let mended = tokio::time::timeout(SOON, watching.states.wait_for(Option::is_some)).await;
+    mended.expect("it is seen").expect("it lives");
+    assert!(!said("the state before them stays in force"), "{}", log.said());
+    directory.write("b.yaml", &wrong);
+    let refused = tokio::time::timeout(SOON, watching.health.wait_for(|health| health.refused >= 2)).await;
+    refused.expect("it is seen").expect("it lives");
+    assert!(said("the state before them stays in force"), "{}", log.said());
+    stop.cancel();
+    watching.ended().await;
+}
 
 #[tokio::test]
 async fn a_new_state_is_taken_whole_and_a_bad_one_leaves_the_last_good() {

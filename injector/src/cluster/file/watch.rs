@@ -196,7 +196,23 @@ impl Follower {
                     differs
                 });
             }
-            None => error!("the manifests have mistakes: the last good state stays in force"),
+            None => {
+                let found = reading.findings.iter();
+                let mistakes = found.filter(|found| found.severity == Severity::Mistake).count();
+                if self.states.borrow().is_some() {
+                    error!(
+                        mistakes,
+                        "the newest manifests are not taken: the state before them stays in force until they are mended \
+                         (/source lists the mistakes)"
+                    );
+                } else {
+                    error!(
+                        mistakes,
+                        "the manifests are not taken, and there is no state before them: no sidecar is served until they are \
+                         mended (/source lists the mistakes)"
+                    );
+                }
+            }
         }
         self.health.send_modify(|health| {
             health.findings = reading.findings.into();

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant, SystemTime};
 use tracing::warn;
 
 use super::authority::Authority;
+use crate::control::seldom::Seldom;
 
 /// Whether control renews the issuer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -41,7 +42,7 @@ pub struct Ageing {
     /// From one try to the next.
     every: Duration,
     tried: Option<(Age, Instant)>,
-    said: Option<(Warning, Instant)>,
+    said: Seldom<Warning>,
 }
 
 /// How old it is.
@@ -70,7 +71,7 @@ impl Ageing {
         Ageing {
             every,
             tried: None,
-            said: None,
+            said: Seldom::default(),
         }
     }
 
@@ -114,19 +115,14 @@ impl Ageing {
     ) -> Option<Warning> {
         let why = renewing.why_not().filter(|_| authority.is_old(clock));
         let Some(why) = why else {
-            self.said = None;
+            self.said.forget();
             return None;
         };
         let ends = authority.not_after();
         let warning = Warning { ends, why };
         let left = ends.duration_since(clock).unwrap_or_default();
         let pause = (left / WARNINGS).clamp(WARN_AFTER.0, WARN_AFTER.1);
-        let was_said = |(said, at): (Warning, Instant)| said == warning && now.saturating_duration_since(at) < pause;
-        if self.said.is_some_and(was_said) {
-            return None;
-        }
-        self.said = Some((warning, now));
-        Some(warning)
+        self.said.is_due(warning, pause, now).then_some(warning)
     }
 }
 

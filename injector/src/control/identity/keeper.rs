@@ -136,7 +136,9 @@ pub fn keep(files: Files, look: Duration, stop: CancellationToken) -> Result<Kep
                     renewing = loaded.renewing;
                     warn_of_readers(&loaded.exposed, &exposed);
                     exposed = loaded.exposed;
-                    to_trouble.send_if_modified(|trouble| trouble.take().is_some());
+                    if to_trouble.send_if_modified(|trouble| trouble.take().is_some()) {
+                        info!("the certificate authority can be read again, and is the same");
+                    }
                 }
                 Ok(loaded) => {
                     let authority = loaded.authority;
@@ -157,7 +159,8 @@ pub fn keep(files: Files, look: Duration, stop: CancellationToken) -> Result<Kep
                     if to_trouble.borrow().as_ref() != Some(&why) {
                         error!(
                             why,
-                            "the certificate authority's files are wrong: the last good one stays in force"
+                            ends = %ends(&to.borrow()),
+                            "the certificate authority cannot be read again or renewed: the one before signs on until it ends"
                         );
                     }
                     to_trouble.send_replace(Some(why));

@@ -622,6 +622,7 @@ fn an_issuer_of_which_nobody_can_say_whether_it_is_there_is_not_replaced() {
 
 #[tokio::test]
 async fn a_pipe_among_the_authoritys_files_stops_nobody() {
+    let log = Log::begin();
     let directory = Directory::new();
     let stop = CancellationToken::new();
     let mut kept = keep(state_files(&directory.0), Duration::from_millis(20), stop.clone()).expect("it can be made");
@@ -631,6 +632,15 @@ async fn a_pipe_among_the_authoritys_files_stops_nobody() {
     assert!(
         trouble.as_ref().is_some_and(|why| why.contains("is no file")),
         "{trouble:?}"
+    );
+    let ends = super::ageing::ends(&kept.authorities.borrow());
+    let said = log.said();
+    let line = said
+        .lines()
+        .find(|line| line.contains("cannot be read again or renewed"));
+    assert!(
+        line.is_some_and(|line| line.contains("pipe.pem") && line.contains(&ends)),
+        "it is said how long the one before lasts: {said}"
     );
     stop.cancel();
     kept.task.await.expect("it ends");

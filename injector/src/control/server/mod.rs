@@ -10,8 +10,9 @@ pub mod tls;
 #[cfg(test)]
 mod tests;
 
+use std::io;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use portunus_proto::mesh::v1::discovery_server::DiscoveryServer;
 use portunus_proto::mesh::v1::identity_server::IdentityServer;
@@ -19,7 +20,7 @@ use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-use tracing::{debug, warn};
+use tracing::{debug, error, warn};
 
 pub use connection::Visitor;
 pub use followers::Followers;
@@ -27,6 +28,7 @@ pub use limits::{Doorman, Limits};
 pub use services::Services;
 
 use super::numbers::Numbers;
+use super::seldom::Seldom;
 use tls::Serving;
 
 /// The door, before it opens.
@@ -77,17 +79,48 @@ impl Server {
     }
 }
 
+/// How often it is said that no connection can be accepted.
+const SAY_AGAIN: Duration = Duration::from_secs(60);
+
 async fn accept(listener: TcpListener, house: Arc<House>, tracker: TaskTracker) {
+    let mut said = Seldom::default();
     loop {
         match listener.accept().await {
             Ok((stream, from)) => {
                 tracker.spawn(connection::run(stream, from, house.clone()));
             }
+            Err(why) if is_of_one(&why) => debug!(%why, "a connection ended before it was accepted"),
             Err(why) => {
+                house.server.numbers.refused("connection", "not_accepted");
+                if said.is_due(why.kind(), SAY_AGAIN, Instant::now()) {
+                    error!(
+                        %why,
+                        "connections cannot be accepted, and sidecars wait: some may come in when others have ended; is the \
+                         limit of open files too low for them?"
+                    );
+                }
                 // Out of file descriptors, for the most part: some will come back.
-                debug!(%why, "a connection was not accepted");
                 tokio::time::sleep(Duration::from_millis(50)).await;
             }
         }
     }
+}
+
+/// Whether an error is one connection's own: its other end was gone before it was accepted (accept(2)).
+fn is_of_one(why: &io::Error) -> bool {
+    use io::ErrorKind::{
+        ConnectionAborted, ConnectionReset, HostUnreachable, Interrupted, NetworkDown, NetworkUnreachable,
+        PermissionDenied, TimedOut,
+    };
+    matches!(
+        why.kind(),
+        ConnectionAborted
+            | ConnectionReset
+            | HostUnreachable
+            | Interrupted
+            | NetworkDown
+            | NetworkUnreachable
+            | PermissionDenied
+            | TimedOut
+    )
 }

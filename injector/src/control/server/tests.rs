@@ -24,7 +24,7 @@ use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, Server
 use rustls::{ClientConfig, DigitallySignedStruct, SignatureScheme};
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
+use tokio::net::{TcpSocket, TcpStream};
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
@@ -605,6 +605,55 @@ async fn failed_handshakes_are_all_counted_and_a_hundred_of_one_peer_are_logged(
     let logged = log.said().matches("a handshake failed").count();
     // A machine that takes ten seconds for it all logs some of the next ten seconds, too.
     assert!((100..150).contains(&logged), "{logged} of 150");
+    control.ends().await;
+}
+
+/// The limit of open files is the process's, so this test runs itself again in a process of its own.
+#[test]
+fn a_control_out_of_file_descriptors_says_so_once_and_serves_when_it_has_some() {
+    const ALONE: &str = "PORTUNUS_TEST_ALONE";
+    const NAME: &str =
+        "control::server::tests::a_control_out_of_file_descriptors_says_so_once_and_serves_when_it_has_some";
+    if std::env::var_os(ALONE).is_none() {
+        let me = std::env::current_exe().expect("the test binary");
+        let alone = std::process::Command::new(me)
+            .args(["--exact", NAME])
+            .env(ALONE, "1")
+            .output();
+        let alone = alone.expect("it runs");
+        let said = String::from_utf8_lossy(&alone.stdout);
+        assert!(alone.status.success() && said.contains("1 passed"), "{said}");
+        return;
+    }
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    runtime.expect("a runtime").block_on(out_of_descriptors());
+}
+
+async fn out_of_descriptors() {
+    use nix::sys::resource::{Resource, getrlimit, setrlimit};
+    let log = Log::begin();
+    let token = JoinToken::generate();
+    let control = Control::over(&workload("a", "web", "10.0.0.1", Some(&token))).await;
+    control.page_says("/ready", "200 OK").await;
+    let waits = TcpSocket::new_v4().expect("a socket");
+    let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE).expect("it can be read");
+    setrlimit(Resource::RLIMIT_NOFILE, 0, hard).expect("it can be lowered");
+    let _waits = waits.connect(control.address).await.expect("the kernel takes it");
+    let told = || log.said().matches("connections cannot be accepted").count();
+    let look = async {
+        while told() == 0 {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        // Some tries more, which nobody sees; with none the test is only weaker.
+        tokio::time::sleep(Duration::from_millis(300)).await;
+    };
+    timeout(SOON, look).await.expect("it is said");
+    setrlimit(Resource::RLIMIT_NOFILE, soft, hard).expect("it can be raised");
+    control.certify(None, &token.reveal(), "").await.expect("it is served");
+    control
+        .page_says("/metrics", "{what=\"connection\",reason=\"not_accepted\"}")
+        .await;
+    assert_eq!(told(), 1, "{}", log.said());
     control.ends().await;
 }
 
