@@ -363,7 +363,7 @@ impl Worker {
         }
         let choice = call.choice.take();
         call.exchange.release(&mut self.wires);
-        if self.spare.len() < SPARE_LISTS {
+        if call.exchange.head.has_memory() && self.spare.len() < SPARE_LISTS {
             self.spare.push(mem::take(&mut call.exchange.head));
         }
         self.calls.discard(key);

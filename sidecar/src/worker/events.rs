@@ -4,7 +4,7 @@ use std::mem;
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use super::Worker;
+use super::{SPARE_LISTS, Worker};
 use super::upkeep::NO_SETTINGS;
 use crate::balance::EndpointKey;
 use crate::call::{CallKey, code_of_reset};
@@ -363,6 +363,11 @@ impl Worker {
                     let latency = self.tick.since(choice.at);
                     service.balancer.dial_ok(place.key(), self.now);
                     service.balancer.answered(place, latency, self.now);
+                }
+                // The call may last; the memory of its request's list need not.
+                let head = mem::take(&mut call.exchange.head);
+                if self.spare.len() < SPARE_LISTS {
+                    self.spare.push(head);
                 }
             }
             Head::Trailers => call.exchange.response_trailers(&mut self.wires),
