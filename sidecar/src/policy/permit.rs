@@ -24,7 +24,9 @@ pub struct Permit(());
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Refusal {
     /// The port takes mTLS alone, and this came in plain.
-    #[error("port {port} takes calls in mTLS only, and this one came in plain: is its caller in the mesh?")]
+    #[error(
+        "port {port} takes calls in mTLS only, and this one came in plain: is its caller in the mesh, and this address in our Workload?"
+    )]
     MtlsRequired {
         /// The port that was meant.
         port: u16,

@@ -4,8 +4,8 @@ use std::mem;
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use super::{SPARE_LISTS, Worker};
 use super::upkeep::NO_SETTINGS;
+use super::{SPARE_LISTS, Worker};
 use crate::balance::EndpointKey;
 use crate::call::{CallKey, code_of_reset};
 use crate::connect::wire::{Read, Wire};

@@ -205,6 +205,31 @@ fn endpoints_have_an_identity_if_a_sidecar_takes_mtls_there() {
 }
 
 #[test]
+fn a_member_is_known_by_its_identity_on_ports_too_that_it_does_not_list() {
+    let policies = "---\napiVersion: portunus.dev/v1alpha1\nkind: InboundPolicy\nmetadata: {name: a, namespace: shop}\n\
+                    spec: {mtls: {mode: permissive, ports: [{port: 7000, mode: disabled}]}}\n";
+    let world = world(&(shop() + policies));
+    let identity = |ip: &str, port| match view(&world, "shop", &address(ip, port)) {
+        update::What::Endpoint(endpoint) => Some(endpoint.identity),
+        _ => None,
+    };
+    let web = "spiffe://mesh.test/ns/shop/sa/web";
+    assert_eq!(identity("10.0.0.1", 50_051).as_deref(), Some(web));
+    assert_eq!(identity("10.0.0.1", 50_052).as_deref(), Some(web));
+    assert_eq!(
+        identity("10.0.0.1", 7_000).as_deref(),
+        Some(""),
+        "it takes no mTLS there"
+    );
+    assert_eq!(
+        identity("10.0.0.1", 4_191),
+        None,
+        "the sidecar's own admin port takes none"
+    );
+    assert_eq!(identity("10.0.0.2", 50_052), None, "it is no member");
+}
+
+#[test]
 fn a_narrow_policy_overrules_a_wide_one_and_hosts_have_policy_in_their_namespace() {
     let policies = "---\napiVersion: portunus.dev/v1alpha1\nkind: InboundPolicy\nmetadata: {name: wide, namespace: shop}\n\
                     spec: {mtls: {mode: strict, ports: [{port: 1, mode: disabled}]}}\n\

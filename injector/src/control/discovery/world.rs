@@ -7,7 +7,7 @@ use std::sync::Arc;
 use parking_lot::Mutex;
 use portunus_proto::limits::MOST_PORTS;
 use portunus_proto::mesh::v1::{self, subject, update};
-use portunus_proto::{Declared, SpiffeId, TrustDomain};
+use portunus_proto::{ADMIN_PORT, Declared, SpiffeId, TrustDomain};
 use prost::Message;
 use sha2::{Digest, Sha256};
 
@@ -35,6 +35,8 @@ pub struct World {
     protocols: BTreeMap<Name, BTreeMap<u16, Declared>>,
     services: HashMap<IpAddr, Name>,
     workloads: HashMap<SocketAddr, Name>,
+    /// Which member has an address to itself, whatever the port; `None` where several share it.
+    alone: HashMap<IpAddr, Option<Name>>,
     /// By service and port's name.
     policies: HashMap<(Name, Option<String>), Name>,
     /// By namespace and host.
@@ -69,6 +71,7 @@ impl World {
             protocols: BTreeMap::new(),
             services: HashMap::new(),
             workloads: HashMap::new(),
+            alone: HashMap::new(),
             policies: HashMap::new(),
             hosts: HashMap::new(),
             prints: Mutex::default(),
@@ -91,6 +94,13 @@ impl World {
                 .accepts
                 .insert(name.clone(), Accepts::of(name, workload, &snapshot));
             for address in &workload.addresses {
+                if workload.join_token.is_some() {
+                    world
+                        .alone
+                        .entry(*address)
+                        .and_modify(|other| *other = None)
+                        .or_insert_with(|| Some(name.clone()));
+                }
                 for port in &workload.ports {
                     world
                         .workloads
@@ -253,7 +263,15 @@ impl World {
             return self.of_service(service, port);
         }
         let addr = SocketAddr::new(address, port);
-        Some(Found::Endpoint(self.workloads.get(&addr)?, addr))
+        let workload = self.workloads.get(&addr).or_else(|| self.unlisted(addr))?;
+        Some(Found::Endpoint(workload, addr))
+    }
+
+    /// The member behind a port that no Workload lists: its sidecar answers there, too, but for its own admin port, which
+    /// the redirect rules leave alone.
+    fn unlisted(&self, addr: SocketAddr) -> Option<&Name> {
+        let member = self.alone.get(&addr.ip())?.as_ref();
+        member.filter(|_| addr.port() != ADMIN_PORT)
     }
 
     fn of_service(&self, name: &Name, port: u16) -> Option<Found<'_>> {
