@@ -5,6 +5,10 @@ use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes as Buf;
+use portunus_sidecar::health;
+use portunus_sidecar::policy::Mode;
+use portunus_sidecar::route::{Known, Policy, View};
+use support::pki::{self, Pki};
 use tokio::net::TcpListener;
 
 use crate::raw::{self, HEADERS, Raw};
@@ -622,4 +626,48 @@ async fn a_server_that_takes_connections_and_resets_them_at_once_is_not_dialled_
             );
         }
     }
+}
+
+#[tokio::test]
+async fn an_application_that_is_gone_takes_no_share_of_the_calls_though_its_sidecar_lives() {
+    const CALLS: u32 = 300;
+    let pki = Pki::new("mesh.test");
+    let id = pki.id("server");
+    let far = || Setup {
+        inbound: true,
+        pair: false,
+        mesh: Some(pki.mesh(&id, Mode::Strict, |_| None)),
+        ..Setup::default()
+    };
+    let serves = World::with(far()).await;
+    let is_gone = World::before(crate::world::free_port(), far()).await;
+    let endpoint = |world: &World| pki::endpoint(world.proxy, id.clone());
+    let known = Known::Service(Arc::new(View {
+        name: "svc.shop:1".to_owned(),
+        addresses: Vec::new(),
+        endpoints: vec![endpoint(&is_gone), endpoint(&serves)],
+        policy: Policy::default(),
+    }));
+    let credential = pki.credential(&pki.id("caller"), Duration::from_secs(3_600));
+    let near = Setup {
+        pair: false,
+        mesh: Some(pki::mesh_of(credential, Mode::Strict, move |_| known.clone())),
+        health: health::Settings {
+            mode: health::Mode::Off,
+            ..Default::default()
+        },
+        ..Setup::default()
+    };
+    let world = World::before(is_gone.proxy, near).await;
+    let mut caller = world.caller().await;
+    for _ in 0..CALLS {
+        let answer = caller.call("/a.B/C", 10, 10).await.expect("answered");
+        is(&answer, "0", "");
+    }
+    // It is tried now and then, ever more seldom.
+    let tried = world.metric("portunus_retries_total", &[]);
+    assert!(
+        (1.0..20.0).contains(&tried),
+        "{tried} of {CALLS} calls went there first"
+    );
 }

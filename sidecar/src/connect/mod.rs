@@ -12,7 +12,7 @@ pub mod wire;
 
 pub use dial::{Dialler, Error, Own, Settings, dial};
 pub use pipe::Pipe;
-pub use pool::{PoolKey, Pools, Reach, Via};
+pub use pool::{PoolKey, Pools, Reach, Unreached, Via};
 pub use resets::{Due, Resets};
 pub use stream::Stream;
 pub use wire::{LateReset, Lifetime, Ready, Side, Transport, Wire, WireKey, Wires};

@@ -86,6 +86,15 @@ pub enum Reach {
     Full,
 }
 
+/// What it says of an address that a call came to nothing there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Unreached {
+    /// Not that it cannot be reached: a connection stands that has no room now, and no further one could be made.
+    Full,
+    /// That it cannot be reached, it or the application there.
+    Gone,
+}
+
 /// The pools of one worker.
 #[derive(Default)]
 pub struct Pools {
@@ -273,9 +282,13 @@ impl Pools {
         taken
     }
 
-    /// Whether a connection stands that new calls may use, once there is room.
-    pub fn stands(&self, key: PoolKey, wires: &Wires) -> bool {
-        self.pools.get(key).is_some_and(|pool| pool.lasting(wires) > 0)
+    /// What it says of the address that no connection came of a dial: nothing, while one stands that new calls may use
+    /// once there is room.
+    pub fn unreached(&self, key: PoolKey, wires: &Wires) -> Unreached {
+        match self.pools.get(key).map_or(0, |pool| pool.lasting(wires)) {
+            0 => Unreached::Gone,
+            _ => Unreached::Full,
+        }
     }
 
     /// A call no longer waits.

@@ -10,7 +10,7 @@ use super::counts::Counts;
 use super::run::Message;
 use crate::balance::EndpointKey;
 use crate::call::CallKey;
-use crate::connect::{self, Lifetime, PoolKey, Side, Transport, Via, WireKey};
+use crate::connect::{self, Lifetime, PoolKey, Side, Transport, Unreached, Via, WireKey};
 use crate::edge::client_cert;
 use crate::failure::Failure;
 use crate::http2::Connection;
@@ -96,8 +96,10 @@ impl Worker {
     /// No connection came of a dial: the calls that waited for it try elsewhere.
     pub(super) fn not_dialled(&mut self, pool: PoolKey, why: &str) {
         let mut judged = Vec::new();
-        for mark in self.pools.dial_failed(pool, &self.wires, self.now) {
-            self.dial_failed(Key::from_bits(mark), why, &mut judged);
+        let given_back = self.pools.dial_failed(pool, &self.wires, self.now);
+        let unreached = self.pools.unreached(pool, &self.wires);
+        for mark in given_back {
+            self.dial_failed(Key::from_bits(mark), unreached, why, &mut judged);
         }
         self.pools.remove_if_idle(pool);
     }
@@ -112,8 +114,15 @@ impl Worker {
             .of_endpoint(addr, |balancer, endpoint| balancer.dial_ok(endpoint, now));
     }
 
-    /// The endpoint that a call waited for cannot be reached: it tries the others, one after another.
-    pub(crate) fn dial_failed(&mut self, key: CallKey, why: &str, judged: &mut Vec<(ServiceKey, EndpointKey)>) {
+    /// A call came to nothing at its endpoint, where nothing of it was processed: it tries the others, one after another. One
+    /// that cannot be reached is left alone for a while.
+    pub(crate) fn dial_failed(
+        &mut self,
+        key: CallKey,
+        unreached: Unreached,
+        why: &str,
+        judged: &mut Vec<(ServiceKey, EndpointKey)>,
+    ) {
         let Some(call) = self.calls.get_mut(key) else { return };
         call.aside().last_error = Some(why.into());
         let Some(choice) = &call.choice else { return };
@@ -122,16 +131,15 @@ impl Worker {
             return;
         };
         let addr = choice.addr;
-        // One that has no room now is not unreachable.
-        let stands = self.pools.stands(choice.pool, &self.wires);
+        let is_gone = unreached == Unreached::Gone;
         if let Some(span) = call.span() {
-            if !stands {
+            if is_gone {
                 span.event(self.now, Event::Backoff(addr));
             }
             span.event(self.now, Event::Retry { reason: "not_reached" });
         }
         call.aside().tried.insert(endpoint);
-        if !stands && !judged.contains(&(service, endpoint)) {
+        if is_gone && !judged.contains(&(service, endpoint)) {
             judged.push((service, endpoint));
             if let Some(service) = self.services.get_mut(service) {
                 service.balancer.dial_failed(endpoint, self.now, &mut self.rng);

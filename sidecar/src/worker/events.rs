@@ -9,7 +9,7 @@ use super::{SPARE_LISTS, Worker};
 use crate::balance::EndpointKey;
 use crate::call::{CallKey, code_of_reset};
 use crate::connect::wire::{Read, Wire};
-use crate::connect::{PoolKey, Side, Via, WireKey, pool};
+use crate::connect::{PoolKey, Side, Unreached, Via, WireKey, pool};
 use crate::exchange::{End, Exchange, Phase};
 use crate::failure::Failure;
 use crate::grpc::Code;
@@ -426,7 +426,8 @@ impl Worker {
             if !call.checks {
                 self.counts.retried.inc();
             }
-            self.dial_failed(key, &why, &mut Vec::new());
+            // The connection that says so stands: that there is nobody behind it is the same as if it did not.
+            self.dial_failed(key, Unreached::Gone, &why, &mut Vec::new());
         } else {
             self.fail(key, Failure::Unreachable { why });
         }
@@ -723,8 +724,10 @@ impl Worker {
                 if !spoke {
                     // Whoever takes connections and says nothing there is not reached by the next one either.
                     let why = not_a_word(wire.peer, why);
-                    for mark in self.pools.give_up(pool, &self.wires, self.now) {
-                        self.dial_failed(Key::from_bits(mark), &why, &mut judged);
+                    let given_back = self.pools.give_up(pool, &self.wires, self.now);
+                    let unreached = self.pools.unreached(pool, &self.wires);
+                    for mark in given_back {
+                        self.dial_failed(Key::from_bits(mark), unreached, &why, &mut judged);
                     }
                 }
                 self.serve(pool, wire.peer);
@@ -753,8 +756,11 @@ impl Worker {
             call.exchange.server_reset(Reason::NO_ERROR, &mut self.wires);
             self.settle(key);
         } else if call.exchange.is_unsent(wire.flushed) && call.exchange.take_back(&mut self.wires) {
-            if !wire.engine.heard_settings() {
-                self.dial_failed(key, &not_a_word(addr, why), judged);
+            if !wire.engine.heard_settings()
+                && let Side::Server { pool } = wire.side
+            {
+                let unreached = self.pools.unreached(pool, &self.wires);
+                self.dial_failed(key, unreached, &not_a_word(addr, why), judged);
                 return;
             }
             call.aside().last_error = Some(format!("the connection to {addr} ended: {why}").into());
