@@ -94,9 +94,6 @@ pub(crate) struct Worker {
     spare: Vec<Fields>,
     /// Turns so far.
     turns: u64,
-    /// Pools whose waiting calls are to be looked at.
-    to_serve: Vec<(PoolKey, SocketAddr)>,
-    is_serving: bool,
     draining_inbound: bool,
     draining_outbound: bool,
     local: Local,
@@ -257,15 +254,9 @@ impl Worker {
         if call.exchange.connect(wire, key.to_bits(), &mut self.wires) {
             return Ok(());
         }
-        // The wire was full after all: the call waits with the others.
-        let Some(choice) = &call.choice else { return Ok(()) };
-        let (pool, addr) = (choice.pool, choice.addr);
-        match self.pools.reach(pool, key.to_bits(), &self.wires, self.now) {
-            Reach::Dial => self.dial(pool, addr),
-            Reach::Wire(_) | Reach::Wait => {}
-            Reach::Full => return Err(Failure::TooManyWaiting { addr }),
-        }
-        Ok(())
+        // A pool gives no wire without room. Whoever met one all the same is told, rather than left where nobody looks.
+        let addr = call.server();
+        Err(Failure::TooManyWaiting { addr })
     }
 
     /// Ends the call by an answer of our own, and records it.
@@ -361,50 +352,35 @@ impl Worker {
             let Some(again) = self.calls.get_mut(key) else { return };
             call = again;
         }
-        let choice = call.choice.take();
         call.exchange.release(&mut self.wires);
         if call.exchange.head.has_memory() && self.spare.len() < SPARE_LISTS {
             self.spare.push(mem::take(&mut call.exchange.head));
         }
         self.calls.discard(key);
-        let Some(choice) = choice else { return };
         if let Some(gone) = left.gone {
             self.retire(at, gone.addr);
         }
-        if self.pools.is_awaited(choice.pool) {
-            self.serve(choice.pool, choice.addr);
-        }
     }
 
-    /// Calls that wait for a connection to this address get one, as far as there are any.
+    /// Calls that wait for a connection to this address get one, as far as there is room; for the others one is dialled.
     ///
-    /// A call that fails on the way there settles, which asks for this again: that is remembered, not nested, since
-    /// thousands may wait whose deadline has passed.
+    /// Nobody who frees a place upstream need think of them: the turn ends with this for each wire that was touched
+    /// (`flush`). A wire that is gone is touched no more: `close` asks for it.
     fn serve(&mut self, pool: PoolKey, addr: SocketAddr) {
-        if !self.pools.is_awaited(pool) {
-            return;
-        }
-        self.to_serve.push((pool, addr));
-        if self.is_serving {
-            return;
-        }
-        self.is_serving = true;
-        while let Some((pool, addr)) = self.to_serve.pop() {
-            while let Some(mark) = self.pools.next_waiting(pool, &self.wires) {
-                let key = Key::from_bits(mark);
-                let Reach::Wire(wire) = self.pools.reach(pool, mark, &self.wires, self.now) else {
-                    break;
-                };
-                match self.carry(key, wire) {
-                    Ok(()) => self.note_server(key),
-                    Err(failure) => self.fail(key, failure),
-                }
+        while let Some((mark, wire)) = self.pools.next_waiting(pool, &self.wires) {
+            let key = Key::from_bits(mark);
+            let waits = |call: &Call| call.exchange.phase == Phase::Waiting;
+            if !self.calls.get(key).is_some_and(waits) {
+                continue;
             }
-            if self.pools.needs_dial(pool, &self.wires, self.now) {
-                self.dial(pool, addr);
+            match self.carry(key, wire) {
+                Ok(()) => self.note_server(key),
+                Err(failure) => self.fail(key, failure),
             }
         }
-        self.is_serving = false;
+        if self.pools.needs_dial(pool, &self.wires, self.now) {
+            self.dial(pool, addr);
+        }
     }
 
     /// Keeps the caller's deadline, which counts from now: the call has just begun.

@@ -93,6 +93,39 @@ async fn a_call_that_waits_for_room_gets_it_when_a_stream_ends_though_a_further_
 }
 
 #[tokio::test]
+async fn a_place_that_came_free_is_given_on_though_the_caller_of_the_finished_call_reads_nothing() {
+    let listener = listener().await;
+    let setup = Setup {
+        pair: false,
+        ..Setup::default()
+    };
+    let world = World::before(listener.local_addr().expect("an address"), setup).await;
+    // SETTINGS_INITIAL_WINDOW_SIZE.
+    let mut reads_nothing = Raw::client(world.proxy, &[(4, 0)]).await;
+    reads_nothing.send(&raw::request(1, "/a.B/C", &[], true)).await;
+    let mut server = Raw::accept(&listener, &[(STREAMS, 1)]).await;
+    let head = server.until(|frame| frame.kind == HEADERS).await;
+    server.fields(&head).await;
+    server.until_read().await;
+    drop(listener);
+    let waits = call(&world.caller().await);
+    world
+        .until("grpc_client_started_total", &[], |calls| calls == 2.0)
+        .await;
+    let stream = head.stream;
+    let message = raw::message(stream, b"nobody reads this", false);
+    server
+        .send(&[raw::response(stream), message, raw::trailers(stream)].concat())
+        .await;
+    let next = server.until(|frame| frame.kind == HEADERS);
+    let next = tokio::time::timeout(PATIENCE, next).await.expect("it is sent");
+    answer(&mut server, next.stream).await;
+    assert_eq!(within_reason(waits).await.grpc_status.as_deref(), Some("0"));
+    let handled = world.metric("grpc_client_handled_total", &[]);
+    assert_eq!(handled, 1.0, "the other one is not over");
+}
+
+#[tokio::test]
 async fn a_call_that_waits_for_room_is_not_sent_in_plain_once_control_has_said_who_is_there() {
     let listener = listener().await;
     let meant = listener.local_addr().expect("an address");

@@ -151,19 +151,26 @@ impl Pools {
         self.pools.get(key)
     }
 
-    /// A wire with room for one more stream, or what is to be done to get one. A call that has to wait is remembered.
+    /// A wire with room for one more stream, or what is to be done to get one. A call that has to wait is remembered; it waits
+    /// behind those that do already, for whom there may be room since just now.
     #[inline(always)]
     pub fn reach(&mut self, key: PoolKey, call: u64, wires: &Wires, now: Instant) -> Reach {
         let Some(pool) = self.pools.get_mut(key) else {
             return Reach::Full;
         };
-        if let Some(wire) = pool.usable(wires) {
+        let usable = pool.usable(wires);
+        if let Some(wire) = usable
+            && pool.waiting.is_empty()
+        {
             return Reach::Wire(wire);
         }
         if pool.waiting.len() >= MOST_WAITING {
             return Reach::Full;
         }
         pool.waiting.push_back(call);
+        if usable.is_some() {
+            return Reach::Wait;
+        }
         // One connection serves many calls: so many are dialled as those who wait are likely to need.
         let each = pool.streams.unwrap_or(STREAMS_EACH).clamp(1, STREAMS_EACH);
         let wanted = pool.waiting.len().div_ceil(each as usize);
@@ -241,35 +248,35 @@ impl Pools {
         self.pools.get(key).is_some_and(|pool| !pool.waiting.is_empty())
     }
 
-    /// The next call that waits, if there is a wire for it now.
-    pub fn next_waiting(&mut self, key: PoolKey, wires: &Wires) -> Option<u64> {
+    /// The next call that waits, and a wire for it, if there is one now.
+    pub fn next_waiting(&mut self, key: PoolKey, wires: &Wires) -> Option<(u64, WireKey)> {
         let pool = self.pools.get_mut(key)?;
         if pool.waiting.is_empty() {
             return None;
         }
-        pool.usable(wires)?;
+        let wire = pool.usable(wires)?;
         // There is room from time to time: that is worth waiting for.
         pool.in_vain = None;
-        pool.waiting.pop_front()
+        Some((pool.waiting.pop_front()?, wire))
     }
 
-    /// Whether calls wait while nobody dials and no wire could take them: a dial is due, and counted. Where the last one was
-    /// in vain, [`Pools::dial_again`] says when the next one is due.
+    /// Whether calls wait while nobody dials and no wire could take them, and a further connection may be dialled now: that is
+    /// due, and counted.
     pub fn needs_dial(&mut self, key: PoolKey, wires: &Wires, now: Instant) -> bool {
-        let pool = self.pools.get_mut(key);
-        pool.is_some_and(|pool| pool.dials_if_stuck(wires, now))
+        let Some(pool) = self.pools.get_mut(key) else {
+            return false;
+        };
+        let is_stuck = !pool.waiting.is_empty() && pool.dialling == 0 && pool.usable(wires).is_none();
+        let needs = is_stuck && pool.may_dial(wires, now);
+        pool.dialling += usize::from(needs);
+        needs
     }
 
-    /// The pools whose calls wait while nobody dials, since the last dial was in vain: another is due for each, and counted.
-    /// To be asked from time to time.
-    pub fn dial_again(&mut self, wires: &Wires, now: Instant) -> Vec<(PoolKey, SocketAddr)> {
-        let mut due = Vec::new();
-        for (key, pool) in self.pools.iter_mut() {
-            if pool.dials_if_stuck(wires, now) {
-                due.push((key, pool.addr));
-            }
-        }
-        due
+    /// The pools that calls wait at, and where they lead: to be looked at from time to time, since a dial that was in vain is
+    /// followed by another only in good time.
+    pub fn awaited(&self) -> Vec<(PoolKey, SocketAddr)> {
+        let awaited = self.pools.iter().filter(|(_, pool)| !pool.waiting.is_empty());
+        awaited.map(|(key, pool)| (key, pool.addr)).collect()
     }
 
     /// The calls that wait and are such a one: they wait here no longer.
@@ -335,14 +342,6 @@ impl Pool {
         }
     }
 
-    /// Whether calls wait while nobody dials and no wire could take them, and a dial may begin now: it is counted then.
-    fn dials_if_stuck(&mut self, wires: &Wires, now: Instant) -> bool {
-        let is_stuck = !self.waiting.is_empty() && self.dialling == 0 && self.usable(wires).is_none();
-        let dials = is_stuck && self.may_dial(wires, now);
-        self.dialling += usize::from(dials);
-        dials
-    }
-
     /// Whether a further connection may be dialled now.
     fn may_dial(&self, wires: &Wires, now: Instant) -> bool {
         let lasting = self.lasting(wires);
@@ -370,4 +369,80 @@ fn since(then: Instant, now: Instant) -> Duration {
 pub fn is_worn(wire: &super::wire::Wire) -> bool {
     let hasty = wire.resets.as_ref().map_or(0, |resets| resets.hasty());
     wire.engine.early_resets() >= RESETS_TO_REPLACE || hasty >= HASTY_RESETS_TO_REPLACE
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::super::pipe::Pipe;
+    use super::super::wire::{Side, Transport};
+    use super::*;
+    use crate::http2::{Connection, Settings, StreamKey};
+
+    /// A pool, and what its calls may meet.
+    struct Town {
+        pools: Pools,
+        pool: PoolKey,
+        wires: Wires,
+        now: Instant,
+    }
+
+    impl Town {
+        fn new() -> Town {
+            let mut pools = Pools::default();
+            Town {
+                pool: pools.of(SocketAddr::from(([127, 0, 0, 1], 1)), Via::Plain),
+                pools,
+                wires: Wires::new(1 << 20),
+                now: Instant::now(),
+            }
+        }
+
+        fn reach(&mut self, call: u64) -> Reach {
+            self.pools.reach(self.pool, call, &self.wires, self.now)
+        }
+
+        fn next_waiting(&mut self) -> Option<(u64, WireKey)> {
+            self.pools.next_waiting(self.pool, &self.wires)
+        }
+
+        /// A connection that was dialled takes so many streams.
+        fn connected(&mut self, streams: u32) -> WireKey {
+            let settings = Arc::new(Settings::default());
+            let mut engine = Connection::client(settings, false, self.now, &mut self.wires.shared);
+            engine.expect_streams(streams);
+            let (_, theirs) = Pipe::pair();
+            let side = Side::Server { pool: self.pool };
+            let peer = SocketAddr::from(([127, 0, 0, 1], 1));
+            let pipe = Transport::Pipe(theirs);
+            let wire = self.wires.insert(pipe, Vec::new(), engine, peer, side, self.now);
+            self.pools.dialled(self.pool, wire);
+            wire
+        }
+
+        fn open(&mut self, wire: WireKey) -> StreamKey {
+            let wire = self.wires.slots.get_mut(wire).expect("it stands");
+            wire.engine.open(0, false).expect("it has room")
+        }
+
+        fn end(&mut self, wire: WireKey, stream: StreamKey) {
+            let (wire, shared) = self.wires.touch(wire).expect("it stands");
+            wire.engine.reset(stream, crate::http2::Reason::CANCEL, shared);
+        }
+    }
+
+    #[test]
+    fn a_place_that_came_free_is_not_taken_before_those_that_wait_have_got_it() {
+        let mut town = Town::new();
+        assert_eq!(town.reach(1), Reach::Dial);
+        let wire = town.connected(1);
+        assert_eq!(town.next_waiting(), Some((1, wire)));
+        let stream = town.open(wire);
+        assert_eq!(town.reach(2), Reach::Dial);
+        assert_eq!(town.next_waiting(), None);
+        town.end(wire, stream);
+        assert_eq!(town.reach(3), Reach::Wait);
+        assert_eq!(town.next_waiting(), Some((2, wire)));
+    }
 }

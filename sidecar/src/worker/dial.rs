@@ -44,7 +44,6 @@ impl Worker {
                 self.counts.of(inbound).opened_upstream();
                 if self.wires.slots.get(wire).is_some_and(|wire| wire.is_proven) {
                     self.pools.dialled(pool, wire);
-                    self.serve(pool, addr);
                 }
             }
             Err(error) => {

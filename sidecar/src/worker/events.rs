@@ -298,7 +298,6 @@ impl Worker {
                 self.prove(wire);
                 self.reached(wire);
                 self.learn_streams(wire);
-                self.serve_wire(wire);
             }
             Event::Lowered => self.refill_all(wire, true),
             Event::GoAway { reason, .. } => self.server_goes(wire, reason),
@@ -523,7 +522,6 @@ impl Worker {
         for user in users {
             self.not_processed(user);
         }
-        self.serve_wire(key);
     }
 
     fn learn_streams(&mut self, key: WireKey) {
@@ -541,9 +539,12 @@ impl Worker {
         }
     }
 
-    pub(super) fn serve_wire(&mut self, key: WireKey) {
+    /// Whatever has become of this wire in this turn: it may have freed a place that a call waits for.
+    fn serve_wire(&mut self, key: WireKey) {
         let Some(wire) = self.wires.slots.get(key) else { return };
-        if let Side::Server { pool } = wire.side {
+        if let Side::Server { pool } = wire.side
+            && self.pools.is_awaited(pool)
+        {
             let addr = wire.peer;
             self.serve(pool, addr);
         }
@@ -568,7 +569,8 @@ impl Worker {
         }
     }
 
-    /// Ends the turn: held bytes move where there is room, and every wire that has output is written once.
+    /// Ends the turn: held bytes move where there is room, calls that wait get the places that came free, and every wire that
+    /// has output is written once.
     pub(super) fn flush(&mut self) {
         let mut moved = mem::take(&mut self.moved);
         let mut i = 0;
@@ -596,6 +598,7 @@ impl Worker {
             self.relieve(self.wires.shared.budget.limit(), Duration::ZERO);
         }
         while let Some(key) = self.wires.next_dirty() {
+            self.serve_wire(key);
             self.write(key);
         }
     }

@@ -286,8 +286,6 @@ async fn serve(parts: Parts, orders: Orders) -> anyhow::Result<Cut> {
         moved: Vec::new(),
         spare: Vec::new(),
         turns: 0,
-        to_serve: Vec::new(),
-        is_serving: false,
         draining_inbound: false,
         draining_outbound: false,
         health: Checks::new(local.clone()),

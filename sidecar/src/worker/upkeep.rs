@@ -47,8 +47,6 @@ impl Worker {
             match wire.resets.get_or_insert_default().due(reset.stream, self.now) {
                 Due::Say => {
                     wire.engine.say_reset(reset.stream, reset.reason, shared);
-                    // That was a place for a stream.
-                    self.serve_wire(reset.wire);
                     continue;
                 }
                 Due::Ask => self.ask_what_it_took_up(reset.wire),
@@ -82,8 +80,9 @@ impl Worker {
             self.attend(key);
             self.end_watches(key);
         }
-        for (pool, addr) in self.pools.dial_again(&self.wires, self.now) {
-            self.dial(pool, addr);
+        // Another dial may be due where the last one was in vain.
+        for (pool, addr) in self.pools.awaited() {
+            self.serve(pool, addr);
         }
         self.count_local();
         let budget = &self.wires.shared.budget;
