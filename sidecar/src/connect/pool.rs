@@ -42,7 +42,7 @@ pub struct Pool {
     wires: Vec<WireKey>,
     dialling: usize,
     waiting: VecDeque<u64>,
-    /// Since when, and when last, dials failed while a connection stood that had no room.
+    /// That dials have failed, and no connection has spoken since.
     in_vain: Option<InVain>,
     /// Streams that its connections take at once, as one of them said.
     streams: Option<u32>,
@@ -50,6 +50,7 @@ pub struct Pool {
 
 #[derive(Clone, Copy)]
 struct InVain {
+    /// Since when, while calls waited and there was no room.
     since: Instant,
     last: Instant,
 }
@@ -173,7 +174,11 @@ impl Pools {
         }
         // One connection serves many calls: so many are dialled as those who wait are likely to need.
         let each = pool.streams.unwrap_or(STREAMS_EACH).clamp(1, STREAMS_EACH);
-        let wanted = pool.waiting.len().div_ceil(each as usize);
+        let wanted = match pool.in_vain {
+            None => pool.waiting.len().div_ceil(each as usize),
+            // One at a time: else the next would always be under way, and nobody be told what became of the last.
+            Some(_) => 1,
+        };
         if pool.dialling < wanted && pool.may_dial(wires, now) {
             pool.dialling += 1;
             return Reach::Dial;
@@ -206,32 +211,27 @@ impl Pools {
     /// A dial failed: the calls that waited are returned, unless another dial or a wire may still serve them. (One that
     /// only waits for its last streams to end serves nobody.)
     pub fn dial_failed(&mut self, key: PoolKey, wires: &Wires, now: Instant) -> Vec<u64> {
-        let Some(pool) = self.pools.get_mut(key) else {
-            return Vec::new();
-        };
-        pool.dialling = pool.dialling.saturating_sub(1);
+        if let Some(pool) = self.pools.get_mut(key) {
+            pool.dialling = pool.dialling.saturating_sub(1);
+        }
         self.give_up(key, wires, now)
     }
 
-    /// The calls that wait, unless a dial or a wire may still serve them. A wire without room may, once a stream there ends,
-    /// but nobody knows when that is: the calls wait for it until dials have failed for a while, and no stream has ended.
+    /// A connection came to nothing: the same. A wire without room may serve the calls that wait, once a stream there ends,
+    /// but nobody knows when that is: they wait for it until dials have failed for a while, and no stream has ended.
     pub fn give_up(&mut self, key: PoolKey, wires: &Wires, now: Instant) -> Vec<u64> {
         let Some(pool) = self.pools.get_mut(key) else {
             return Vec::new();
         };
-        if pool.dialling > 0 {
+        let before = pool.in_vain.filter(|before| since(before.last, now) < LONG_AGO);
+        let since_when = before.map_or(now, |before| before.since);
+        pool.in_vain = Some(InVain {
+            since: since_when,
+            last: now,
+        });
+        let has_hope = pool.lasting(wires) > 0 && (since(since_when, now) < IN_VAIN || pool.usable(wires).is_some());
+        if pool.dialling > 0 || has_hope {
             return Vec::new();
-        }
-        if pool.lasting(wires) > 0 {
-            let before = pool.in_vain.filter(|before| since(before.last, now) < LONG_AGO);
-            let in_vain = InVain {
-                since: before.map_or(now, |before| before.since),
-                last: now,
-            };
-            pool.in_vain = Some(in_vain);
-            if since(in_vain.since, now) < IN_VAIN || pool.usable(wires).is_some() {
-                return Vec::new();
-            }
         }
         pool.waiting.drain(..).collect()
     }
@@ -429,6 +429,34 @@ mod tests {
         fn end(&mut self, wire: WireKey, stream: StreamKey) {
             let (wire, shared) = self.wires.touch(wire).expect("it stands");
             wire.engine.reset(stream, crate::http2::Reason::CANCEL, shared);
+        }
+    }
+
+    #[test]
+    fn calls_are_told_that_dials_fail_however_many_calls_come_meanwhile() {
+        const FAILS_AFTER: Duration = Duration::from_secs(1);
+        for (streams, each) in [(None, Duration::from_millis(7)), (Some(1), Duration::from_millis(900))] {
+            let mut town = Town::new();
+            if let Some(streams) = streams {
+                town.pools.learn_streams(town.pool, streams);
+            }
+            let (mut came, mut dials, mut told) = (Vec::new(), VecDeque::new(), 0);
+            for call in 0..1_000 {
+                town.now += each;
+                while let Some(began) = dials.pop_front_if(|began| since(*began, town.now) >= FAILS_AFTER) {
+                    let failed = began + FAILS_AFTER;
+                    for call in town.pools.dial_failed(town.pool, &town.wires, failed) {
+                        let waited = since(came[call as usize], failed);
+                        assert!(waited <= 2 * FAILS_AFTER, "a call waited {waited:?}");
+                        told += 1;
+                    }
+                }
+                came.push(town.now);
+                if town.reach(call) == Reach::Dial {
+                    dials.push_back(town.now);
+                }
+            }
+            assert!(told > 600, "{told} of 1,000 were told");
         }
     }
 
