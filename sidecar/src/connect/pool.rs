@@ -28,8 +28,6 @@ const HASTY_RESETS_TO_REPLACE: u32 = 16;
 const IN_VAIN: Duration = Duration::from_secs(1);
 /// How long it takes after such a dial until the next.
 const DIAL_AGAIN: Duration = Duration::from_millis(500);
-/// Dials that failed longer ago have nothing to do with what fails now.
-const LONG_AGO: Duration = Duration::from_secs(5);
 /// Streams that a connection is expected to take, until the address has said how many.
 const STREAMS_EACH: u32 = 100;
 
@@ -50,8 +48,9 @@ pub struct Pool {
 
 #[derive(Clone, Copy)]
 struct InVain {
-    /// Since when, while calls waited and there was no room.
-    since: Instant,
+    /// The first that failed since the calls have waited that wait now, and since there was room last.
+    since: Option<Instant>,
+    /// The last that failed.
     last: Instant,
 }
 
@@ -168,6 +167,11 @@ impl Pools {
         if pool.waiting.len() >= MOST_WAITING {
             return Reach::Full;
         }
+        if pool.waiting.is_empty() {
+            // What failed before that has nothing to do with this call, but that the next dial is not to come too soon.
+            pool.in_vain = pool.in_vain.filter(|in_vain| since(in_vain.last, now) < DIAL_AGAIN);
+            pool.has_hope_again();
+        }
         pool.waiting.push_back(call);
         if usable.is_some() {
             return Reach::Wait;
@@ -223,13 +227,12 @@ impl Pools {
         let Some(pool) = self.pools.get_mut(key) else {
             return Vec::new();
         };
-        let before = pool.in_vain.filter(|before| since(before.last, now) < LONG_AGO);
-        let since_when = before.map_or(now, |before| before.since);
+        let first = pool.in_vain.and_then(|in_vain| in_vain.since).unwrap_or(now);
         pool.in_vain = Some(InVain {
-            since: since_when,
+            since: Some(first),
             last: now,
         });
-        let has_hope = pool.lasting(wires) > 0 && (since(since_when, now) < IN_VAIN || pool.usable(wires).is_some());
+        let has_hope = pool.lasting(wires) > 0 && (since(first, now) < IN_VAIN || pool.usable(wires).is_some());
         if pool.dialling > 0 || has_hope {
             return Vec::new();
         }
@@ -256,7 +259,7 @@ impl Pools {
         }
         let wire = pool.usable(wires)?;
         // There is room from time to time: that is worth waiting for.
-        pool.in_vain = None;
+        pool.has_hope_again();
         Some((pool.waiting.pop_front()?, wire))
     }
 
@@ -339,6 +342,13 @@ impl Pool {
         match self.wires.first() {
             Some(first) if usable(first) => Some(*first),
             _ => self.wires.iter().copied().find(usable),
+        }
+    }
+
+    /// Dials that failed until now say nothing of how long it is worth waiting for room.
+    fn has_hope_again(&mut self) {
+        if let Some(in_vain) = &mut self.in_vain {
+            in_vain.since = None;
         }
     }
 
@@ -457,6 +467,49 @@ mod tests {
                 }
             }
             assert!(told > 600, "{told} of 1,000 were told");
+        }
+    }
+
+    /// A call waits for room beside a full connection, and every dial fails, so long after it began: how long it waits. It
+    /// is asked twice a second, as the worker does, whether another dial is due.
+    fn waits_in_vain(town: &mut Town, dials_take: Duration) -> Duration {
+        let began = town.now;
+        let mut dial = matches!(town.reach(7), Reach::Dial).then_some(began);
+        loop {
+            town.now += DIAL_AGAIN;
+            assert!(since(began, town.now) < Duration::from_secs(600), "it waits for ever");
+            if let Some(failed) = dial.map(|began| began + dials_take).filter(|at| *at <= town.now) {
+                dial = None;
+                if town.pools.dial_failed(town.pool, &town.wires, failed) == [7] {
+                    return since(began, failed);
+                }
+            }
+            if town.pools.needs_dial(town.pool, &town.wires, town.now) {
+                dial = Some(town.now);
+            }
+        }
+    }
+
+    #[test]
+    fn a_call_waits_for_room_until_dials_have_failed_for_a_while_however_long_they_take() {
+        for (dials_take, most) in [(0, 2), (1_000, 4), (10_000, 22), (60_000, 122)] {
+            let mut town = Town::new();
+            assert_eq!(town.reach(1), Reach::Dial);
+            let wire = town.connected(1);
+            town.next_waiting();
+            town.open(wire);
+            let waited = waits_in_vain(&mut town, Duration::from_millis(dials_take));
+            let right = IN_VAIN..=Duration::from_secs(most);
+            assert!(
+                right.contains(&waited),
+                "{waited:?}, where a dial takes {dials_take} ms"
+            );
+            // Some time later another call waits as long: that dials failed before is no fault of its.
+            for later in [1, 3, 60] {
+                town.now += Duration::from_secs(later);
+                let waited = waits_in_vain(&mut town, Duration::from_millis(dials_take));
+                assert!(right.contains(&waited), "{waited:?}, {later} s later");
+            }
         }
     }
 
