@@ -9,6 +9,7 @@ use portunus_sidecar::health;
 use portunus_sidecar::policy::Mode;
 use portunus_sidecar::route::{Known, Policy, View};
 use support::pki::{self, Pki};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpListener;
 
 use crate::raw::{self, HEADERS, Raw};
@@ -670,4 +671,50 @@ async fn an_application_that_is_gone_takes_no_share_of_the_calls_though_its_side
         (1.0..20.0).contains(&tried),
         "{tried} of {CALLS} calls went there first"
     );
+}
+
+#[tokio::test]
+async fn a_server_that_ends_connections_behind_its_settings_is_not_dialled_again_and_again() {
+    let pki = Pki::new("mesh.test");
+    let id = pki.id("server");
+    let (chain, key) = pki.certify(&id, Duration::from_secs(3_600));
+    let key = rustls_pki_types::PrivateKeyDer::try_from(key.serialize_der()).expect("a key");
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let config = rustls::ServerConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .expect("TLS 1.3 is among them")
+        .with_no_client_auth()
+        .with_single_cert(chain, key);
+    let mut config = config.expect("a certificate");
+    config.alpn_protocols = vec![b"portunus/h2".to_vec()];
+    let acceptor = tokio_rustls::TlsAcceptor::from(Arc::new(config));
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+    let addr = listener.local_addr().expect("an address");
+    let taken = Arc::new(AtomicUsize::new(0));
+    let takes = taken.clone();
+    tokio::spawn(async move {
+        while let Ok((socket, _)) = listener.accept().await {
+            takes.fetch_add(1, Relaxed);
+            let mut stream = acceptor.accept(socket).await.expect("a handshake");
+            let mut preface = [0; raw::PREFACE.len()];
+            stream.read_exact(&mut preface).await.expect("a preface");
+            stream.write_all(&raw::settings(&[])).await.expect("it goes on");
+            stream.flush().await.expect("it goes on");
+            stream.get_ref().0.set_zero_linger().expect("a TCP socket");
+        }
+    });
+    let setup = Setup {
+        pair: false,
+        mesh: Some(pki.mesh(&pki.id("caller"), Mode::Strict, move |_| Some(id.clone()))),
+        ..Setup::default()
+    };
+    let world = World::before(addr, setup).await;
+    let mut caller = world.caller().await;
+    for asked in 1..=10 {
+        let answer = caller.ask(request("/a.B/C", &[("grpc-timeout", "5S")])).await;
+        let answer = answer.expect("answered");
+        assert_eq!(answer.grpc_status.as_deref(), Some("14"), "{answer:?}");
+        let taken = taken.load(Relaxed);
+        assert!(taken <= 2 * asked, "{asked} calls made {taken} connections");
+    }
 }

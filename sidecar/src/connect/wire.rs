@@ -48,9 +48,8 @@ pub struct Wire {
     /// Bytes of output that have left since the beginning: in TLS, counted before they were sealed, and all that was sealed
     /// together once one byte of it has left.
     pub flushed: u64,
-    /// Whether the peer is known to take us for whom we are. A server's TLS connection is used only once it is: in TLS 1.3
-    /// a certificate may be refused after its holder has begun to write.
-    pub is_proven: bool,
+    /// What the peer has shown of itself.
+    pub shown: Shown,
     /// A number that its owner hangs on it: who is at the other end, for the metrics.
     pub label: u32,
     /// How long the certificates count that the connection was made with, if it was.
@@ -74,6 +73,18 @@ pub struct Wire {
 
 /// A wire takes a block of memory of this size; the allocator's next size is 1,280.
 const _: () = assert!(size_of::<Wire>() <= 1_024);
+
+/// What a peer has shown of itself, step by step.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Shown {
+    /// Not that it takes us for whom we are: in TLS 1.3 a certificate may be refused after its holder has begun to write.
+    /// A server's connection is not used yet.
+    Nothing,
+    /// That it does; or it need not be shown.
+    Trust,
+    /// That it answers: HEADERS came.
+    Answers,
+}
 
 /// What carries a wire's bytes.
 pub enum Transport {
@@ -502,7 +513,10 @@ impl Wires {
             inside_headers: None,
             resets: None,
             flushed: 0,
-            is_proven: !(is_tls && matches!(side, Side::Server { .. })),
+            shown: match (is_tls, side) {
+                (true, Side::Server { .. }) => Shown::Nothing,
+                _ => Shown::Trust,
+            },
             label: 0,
             certified: None,
             client_cert: None,

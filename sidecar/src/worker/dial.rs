@@ -10,6 +10,7 @@ use super::counts::Counts;
 use super::run::Message;
 use crate::balance::EndpointKey;
 use crate::call::CallKey;
+use crate::connect::wire::Shown;
 use crate::connect::{self, Lifetime, PoolKey, Side, Transport, Unreached, Via, WireKey};
 use crate::edge::client_cert;
 use crate::failure::Failure;
@@ -42,7 +43,12 @@ impl Worker {
                 let wire = self.wires.insert(transport, Vec::new(), engine, addr, side, self.now);
                 self.get_to_know(wire, inbound);
                 self.counts.of(inbound).opened_upstream();
-                if self.wires.slots.get(wire).is_some_and(|wire| wire.is_proven) {
+                if self
+                    .wires
+                    .slots
+                    .get(wire)
+                    .is_some_and(|wire| wire.shown != Shown::Nothing)
+                {
                     self.pools.dialled(pool, wire);
                 }
             }
@@ -61,9 +67,9 @@ impl Worker {
     pub(super) fn prove(&mut self, key: WireKey) {
         if let Some(wire) = self.wires.slots.get_mut(key)
             && let Side::Server { pool } = wire.side
-            && !wire.is_proven
+            && wire.shown == Shown::Nothing
         {
-            wire.is_proven = true;
+            wire.shown = Shown::Trust;
             self.counts.shook_hands(false, "ok", &self.recorder);
             self.pools.dialled(pool, key);
         }

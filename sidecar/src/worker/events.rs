@@ -8,7 +8,7 @@ use super::upkeep::NO_SETTINGS;
 use super::{SPARE_LISTS, Worker};
 use crate::balance::EndpointKey;
 use crate::call::{CallKey, code_of_reset};
-use crate::connect::wire::{Read, Wire};
+use crate::connect::wire::{Read, Shown, Wire};
 use crate::connect::{PoolKey, Side, Unreached, Via, WireKey, pool};
 use crate::exchange::{End, Exchange, Phase};
 use crate::failure::Failure;
@@ -76,6 +76,7 @@ impl Worker {
                         Event::Headers { .. } => {
                             wire.pings.heard_more(wire.engine.measures_path());
                             wire.inside_headers = None;
+                            wire.shown = Shown::Answers;
                         }
                         Event::Data { .. } => wire.pings.heard_more(wire.engine.measures_path()),
                         _ => {}
@@ -492,23 +493,21 @@ impl Worker {
 
     /// Looks for another endpoint; the same one, by another connection, if it is the only one.
     fn leave_for_another(&mut self, key: CallKey) {
+        let has_another = self.has_another(key);
         let Some(call) = self.calls.get_mut(key) else { return };
-        if let Some(endpoint) = call
-            .choice
-            .as_ref()
-            .and_then(|choice| choice.place.as_ref())
-            .map(|place| place.key())
-        {
-            let others = self
-                .services
-                .get(call.service)
-                .is_some_and(|service| service.balancer.len() > call.tried().len() + 1);
-            if others {
-                call.aside().tried.insert(endpoint);
-            }
+        let place = call.choice.as_ref().and_then(|choice| choice.place.as_ref());
+        if let (Some(endpoint), true) = (place.map(|place| place.key()), has_another) {
+            call.aside().tried.insert(endpoint);
         }
         self.leave_endpoint(key);
         self.send_again(key);
+    }
+
+    /// Whether a call's service has another endpoint than the one that the call is at and those that it has tried.
+    fn has_another(&self, key: CallKey) -> bool {
+        let Some(call) = self.calls.get(key) else { return false };
+        let service = self.services.get(call.service);
+        service.is_some_and(|service| service.balancer.len() > call.tried().len() + 1)
     }
 
     /// The server takes no new streams: those that it did not process go elsewhere, and a connection to replace this
@@ -714,7 +713,7 @@ impl Worker {
             Side::Server { pool } => {
                 let inbound = self.pools.get(pool).is_some_and(|pool| pool.via == Via::Own);
                 self.counts.of(inbound).closed_upstream();
-                if !wire.is_proven {
+                if wire.shown == Shown::Nothing {
                     self.refused_by(pool, wire.peer, why);
                     return;
                 }
@@ -726,7 +725,7 @@ impl Worker {
                 }
                 if !spoke {
                     // Whoever takes connections and says nothing there is not reached by the next one either.
-                    let why = not_a_word(wire.peer, why);
+                    let why = no_answer(wire.peer, why);
                     let given_back = self.pools.give_up(pool, &self.wires, self.now);
                     let unreached = self.pools.unreached(pool, &self.wires);
                     for mark in given_back {
@@ -759,13 +758,19 @@ impl Worker {
             call.exchange.server_reset(Reason::NO_ERROR, &mut self.wires);
             self.settle(key);
         } else if call.exchange.is_unsent(wire.flushed) && call.exchange.take_back(&mut self.wires) {
-            if !wire.engine.heard_settings()
+            // One that never answered is as if it had not been made. But where it spoke, and there is no other endpoint, the
+            // call tries another connection: servers end some for reasons of their own.
+            let (spoke, answered) = (wire.engine.heard_settings(), wire.shown == Shown::Answers);
+            let leaves = call.resent || self.has_another(key);
+            if (!spoke || !answered && leaves)
                 && let Side::Server { pool } = wire.side
             {
                 let unreached = self.pools.unreached(pool, &self.wires);
-                self.dial_failed(key, unreached, &not_a_word(addr, why), judged);
+                self.dial_failed(key, unreached, &no_answer(addr, why), judged);
                 return;
             }
+            let Some(call) = self.calls.get_mut(key) else { return };
+            call.resent |= !answered;
             call.aside().last_error = Some(format!("the connection to {addr} ended: {why}").into());
             if let Some(span) = call.span() {
                 span.event(self.now, Happening::Retry { reason: "not_sent" });
@@ -796,7 +801,7 @@ impl Worker {
     }
 }
 
-/// What is said of a server that took a connection and ended it at once.
-fn not_a_word(addr: SocketAddr, why: &str) -> String {
-    format!("{addr} took the connection and said nothing: {why}")
+/// What is said of a server that took a connection and ended it before its first answer.
+fn no_answer(addr: SocketAddr, why: &str) -> String {
+    format!("{addr} took the connection and answered nothing: {why}")
 }

@@ -4,6 +4,7 @@ use std::time::{Duration, SystemTime};
 
 use super::Worker;
 use super::events::SPARED;
+use crate::connect::wire::Shown;
 use crate::connect::{Due, Side, WireKey};
 use crate::exchange::Phase;
 use crate::failure::Failure;
@@ -130,7 +131,7 @@ impl Worker {
         let engine = &wire.engine;
         let settings = engine.settings();
         let age = self.now.saturating_duration_since(wire.born);
-        if !wire.is_proven && age > self.parts.dial.handshake {
+        if wire.shown == Shown::Nothing && age > self.parts.dial.handshake {
             // Calls wait for it that others could serve: it is a part of the handshake to them.
             return Some((Reason::SETTINGS_TIMEOUT, NO_SETTINGS));
         }
