@@ -32,6 +32,24 @@ const DIAL_AGAIN: Duration = Duration::from_millis(500);
 const STREAMS_EACH: u32 = 100;
 
 /// Connections to one address, of one kind.
+///
+/// ```text
+///  state                   who waits                 who dials                       who is told
+///  room                    nobody, once the turn     nobody                          nobody
+///                          ends (Worker::serve)
+///  full: wires stand,      those that come, 10,000   those that come: a dial for     nobody: a stream ends, or a dial
+///  none has room           at most                   each `streams` that wait        brings a wire
+///  full, and dials fail    the same                  one at a time, 500 ms after     all, once that has lasted for 1 s:
+///                                                    the last one failed             Unreached::Full
+///  empty: none stands, or  the same                  as where it is full; once one   all, when one fails and none else is
+///  they only drain                                   failed, one at a time, at once  under way: Unreached::Gone
+/// ```
+///
+/// "Dials fail" begins with a dial that failed, and ends with SETTINGS of any connection, or when a call comes where nobody
+/// waits, 500 ms later or more. Its second counts from the first failure since calls wait, and since there was room last.
+/// Whoever dials adds to `dialling`; `may_dial` knows the 500 ms, and that 64 wires are the most: with so many, calls wait for
+/// a stream to end. For those that wait already, `needs_dial` is asked at each look, and at the end of each turn that touched a
+/// wire of theirs: a dial is due to them only while none is under way.
 pub struct Pool {
     /// Where they lead.
     pub addr: SocketAddr,
@@ -40,7 +58,7 @@ pub struct Pool {
     wires: Vec<WireKey>,
     dialling: usize,
     waiting: VecDeque<u64>,
-    /// That dials have failed, and no connection has spoken since.
+    /// That dials fail.
     in_vain: Option<InVain>,
     /// Streams that its connections take at once, as one of them said.
     streams: Option<u32>,
