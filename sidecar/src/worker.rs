@@ -365,7 +365,7 @@ impl Worker {
     /// Calls that wait for a connection to this address get one, as far as there is room; for the others one is dialled.
     ///
     /// Nobody who frees a place upstream need think of them: the turn ends with this for each wire that was touched
-    /// (`flush`). A wire that is gone is touched no more: `close` asks for it.
+    /// (`flush`). A wire that is gone is touched no more: `close` asks for it. The look asks for all, as a net.
     fn serve(&mut self, pool: PoolKey, addr: SocketAddr) {
         while let Some((mark, wire)) = self.pools.next_waiting(pool, &self.wires) {
             let key = Key::from_bits(mark);

@@ -675,6 +675,16 @@ async fn an_application_that_is_gone_takes_no_share_of_the_calls_though_its_side
 
 #[tokio::test]
 async fn a_server_that_ends_connections_behind_its_settings_is_not_dialled_again_and_again() {
+    ends_connections_with(raw::settings(&[])).await;
+}
+
+#[tokio::test]
+async fn a_server_that_goes_away_behind_its_settings_is_not_dialled_again_and_again() {
+    ends_connections_with([raw::settings(&[]), raw::goaway(0, 0)].concat()).await;
+}
+
+/// A server in mTLS ends each connection with these words, and a reset: its calls fail, each after two tries at most.
+async fn ends_connections_with(words: Vec<u8>) {
     let pki = Pki::new("mesh.test");
     let id = pki.id("server");
     let (chain, key) = pki.certify(&id, Duration::from_secs(3_600));
@@ -698,7 +708,7 @@ async fn a_server_that_ends_connections_behind_its_settings_is_not_dialled_again
             let mut stream = acceptor.accept(socket).await.expect("a handshake");
             let mut preface = [0; raw::PREFACE.len()];
             stream.read_exact(&mut preface).await.expect("a preface");
-            stream.write_all(&raw::settings(&[])).await.expect("it goes on");
+            stream.write_all(&words).await.expect("it goes on");
             stream.flush().await.expect("it goes on");
             stream.get_ref().0.set_zero_linger().expect("a TCP socket");
         }

@@ -43,12 +43,8 @@ impl Worker {
                 let wire = self.wires.insert(transport, Vec::new(), engine, addr, side, self.now);
                 self.get_to_know(wire, inbound);
                 self.counts.of(inbound).opened_upstream();
-                if self
-                    .wires
-                    .slots
-                    .get(wire)
-                    .is_some_and(|wire| wire.shown != Shown::Nothing)
-                {
+                let shown = self.wires.slots.get(wire).map(|wire| wire.shown);
+                if shown == Some(Shown::Trust) {
                     self.pools.dialled(pool, wire);
                 }
             }

@@ -299,6 +299,8 @@ impl Worker {
                 self.prove(wire);
                 self.reached(wire);
                 self.learn_streams(wire);
+                // Not only at the end of the turn: what a GOAWAY in the same breath turns away has had its try then.
+                self.serve_wire(wire);
             }
             Event::Lowered => self.refill_all(wire, true),
             Event::GoAway { reason, .. } => self.server_goes(wire, reason),
