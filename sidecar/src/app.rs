@@ -28,6 +28,7 @@ use tracing::{error, info, warn};
 use crate::admin::{Condition, Conditions, Door, Pages};
 use crate::config::Config;
 use crate::connect::resolve::{Names, State};
+use crate::connect::{Dialled, Loop};
 use crate::redirect;
 use crate::telemetry::export::Exporter;
 use crate::telemetry::{self, Intake, Registry};
@@ -72,9 +73,11 @@ pub fn run(config: Config) -> Result<(), Error> {
         let membership = Membership::start(&config, &names).map_err(Error::Start)?;
         let mesh = membership.as_ref().map(Membership::mesh);
         let told = Arc::default();
+        let dialled = Arc::<Dialled>::default();
+        let watched = dialled.clone();
         let work = move |seat: Seat, config: &Config, registry: &Arc<Registry>| {
-            let (told, registry) = (Arc::clone(&told), registry.clone());
-            let parts = parts::of(config, names.clone(), mesh.clone(), told, registry);
+            let (told, dialled, registry) = (Arc::clone(&told), dialled.clone(), registry.clone());
+            let parts = parts::of(config, names.clone(), mesh.clone(), told, dialled, registry);
             let (listening, deaf) = (seat.listening_hook(), seat.deaf_hook());
             worker::run(
                 parts,
@@ -88,7 +91,7 @@ pub fn run(config: Config) -> Result<(), Error> {
                 },
             )
         };
-        carry(Arc::new(config), ask, asked, Some(followed), membership, work).await
+        carry(Arc::new(config), ask, asked, Some(followed), membership, watched, work).await
     })
 }
 
@@ -99,6 +102,7 @@ async fn carry(
     asked: Receiver<Event>,
     names: Option<Names>,
     membership: Option<Membership>,
+    dialled: Arc<Dialled>,
     work: impl Fn(Seat, &Config, &Arc<Registry>) -> anyhow::Result<Cut> + Send + Sync + 'static,
 ) -> Result<(), Error> {
     let registry = Registry::new(&config.telemetry);
@@ -115,6 +119,9 @@ async fn carry(
     let hearing = readiness.condition("listeners", "the listeners are not open yet");
     hearing.met();
     let redirected = readiness.condition("redirect", "the redirect rules were not looked for yet");
+    let left_alone = readiness.condition("loop", "");
+    left_alone.met();
+    tokio::spawn(say_loop(left_alone, dialled.clone()));
     if let Some(membership) = &membership {
         membership.show(&readiness, &registry);
     }
@@ -158,7 +165,7 @@ async fn carry(
         // Whoever says where unredirected connections lead does without rules.
         redirected.met();
     } else {
-        tokio::spawn(look_for_rules(redirected, config.clone()));
+        tokio::spawn(look_for_rules(redirected, config.clone(), dialled));
     }
     info!(
         version = env!("CARGO_PKG_VERSION"),
@@ -249,14 +256,26 @@ fn show_names(registry: &Arc<Registry>, names: Names) {
     });
 }
 
+/// Not ready from the first connection of our own on that comes back to us: no call can succeed, and no user changes
+/// while a process runs. Said once, however many come.
+async fn say_loop(left_alone: Condition, dialled: Arc<Dialled>) {
+    dialled.looped().await;
+    let sentence = Loop::here().to_string();
+    error!("{sentence}");
+    left_alone.unmet(sentence);
+}
+
 /// Not ready while the redirect rules are missing: the pod's traffic would go past the proxy. Looked for often until
 /// they are there, then seldom.
-async fn look_for_rules(redirected: Condition, config: Arc<Config>) {
+async fn look_for_rules(redirected: Condition, config: Arc<Config>, dialled: Arc<Dialled>) {
     let settings = parts::redirect_probe(&config);
     let mut said = String::new();
     loop {
         let pause = match redirect::installed(&settings).await {
             Ok(()) => {
+                redirect::dial_ourselves(&settings, &dialled).await;
+                // Whoever hears that it came back makes us unready before the rules being there could make us ready.
+                tokio::task::yield_now().await;
                 redirected.met();
                 said.clear();
                 RULES_SEEN_PAUSE

@@ -213,7 +213,8 @@ fn command_line() -> Clap {
         .about("Carry the pod's calls: what the application calls, and what calls it")
         .long_about(
             "Carries the pod's calls: what the application calls (outbound) and what calls it (inbound).\n\n\
-             The kernel must turn connections to the proxy; `sidecar redirect` installs the rules for that. Every setting \
+             The kernel must turn connections to the proxy; `sidecar redirect` installs the rules for that. \
+             It must run as the user that the rules exempt (2102, or what `sidecar redirect --proxy-uid` said). Every setting \
              is a flag or an environment variable; the flag wins. Sizes are like 64KiB, durations like 500ms or 1m30s, \
              lists have commas between. `--print-config` shows what was understood.\n\n\
              SIGTERM (or a POST to /drain) lets running calls end; a second signal cuts them.\n\n\

@@ -103,6 +103,12 @@ pub enum Failure {
         /// What the dial says.
         why: String,
     },
+    /// The kernel led our own connection back to us.
+    #[error("{why}")]
+    Loop {
+        /// Which user runs us, and which should.
+        why: String,
+    },
     /// Too many calls wait for connections to one address.
     #[error("too many calls wait for a connection to {addr}: it accepts too few streams")]
     TooManyWaiting {
@@ -174,6 +180,7 @@ reasons! {
         Failure::NoEndpoint { .. } => "no_endpoint",
         Failure::ControlSilent { .. } => "control_silent",
         Failure::Unreachable { .. } => "unreachable",
+        Failure::Loop { .. } => "loop",
         Failure::TooManyWaiting { .. } => "too_many_waiting",
         Failure::ConnectionLost { .. } => "connection_lost",
         Failure::Refused { .. } => "refused",
@@ -199,7 +206,7 @@ impl Failure {
     pub fn is_unsent(reason: &[u8]) -> bool {
         matches!(
             reason,
-            b"unreachable" | b"too_many_waiting" | b"memory_budget" | b"policy_unknown"
+            b"unreachable" | b"loop" | b"too_many_waiting" | b"memory_budget" | b"policy_unknown"
         )
     }
 
@@ -217,6 +224,7 @@ impl Failure {
             | Failure::ControlSilent { .. }
             | Failure::NotAllowed(policy::Refusal::PolicyUnknown { .. })
             | Failure::Unreachable { .. }
+            | Failure::Loop { .. }
             | Failure::ConnectionLost { .. }
             | Failure::Refused { .. }
             | Failure::Stopping => Code::Unavailable,
@@ -244,6 +252,7 @@ impl Failure {
             | Failure::BadResponse { .. } => Fault::Server,
             Failure::NoEndpoint { .. } | Failure::ConnectionLost { .. } => Fault::Network,
             Failure::MemoryBudget { .. }
+            | Failure::Loop { .. }
             | Failure::ControlSilent { .. }
             | Failure::NotAllowed(policy::Refusal::PolicyUnknown { .. })
             | Failure::Stopping => Fault::Sidecar,
@@ -267,6 +276,7 @@ impl Failure {
             | Failure::ControlSilent { .. }
             | Failure::NotAllowed(_)
             | Failure::Unreachable { .. }
+            | Failure::Loop { .. }
             | Failure::TooManyWaiting { .. }
             | Failure::Refused { .. } => false,
         }

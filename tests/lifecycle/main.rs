@@ -3,6 +3,7 @@
 mod goaway;
 mod liveness;
 mod logs;
+mod user;
 
 use std::{
     net::{Ipv4Addr, SocketAddr},

@@ -142,6 +142,12 @@ impl Pod {
         Sidecar::begin(self, settings)
     }
 
+    /// The sidecar with its rules, but run by this user, which need not be the one whom they exempt. It need not become
+    /// ready.
+    pub fn sidecar_as(&self, user: User, settings: &[(&str, &str)]) -> Result<Sidecar> {
+        Sidecar::begin_as(self, user, settings)
+    }
+
     /// A command that runs in the pod: its network, its `resolv.conf`, a clean environment.
     pub fn command(&self, user: User, program: impl AsRef<OsStr>) -> Command {
         let mut command = Command::new("ip");

@@ -17,6 +17,7 @@ use crate::{
 #[derive(Debug)]
 pub struct Sidecar {
     pod: Pod,
+    user: User,
     settings: Vec<(String, String)>,
     program: Program,
 }
@@ -30,6 +31,11 @@ impl Sidecar {
 
     /// Starts it, with its rules, and does not wait until it is ready.
     pub(crate) fn begin(pod: &Pod, settings: &[(&str, &str)]) -> Result<Sidecar> {
+        Sidecar::begin_as(pod, User::Sidecar, settings)
+    }
+
+    /// The same, run by another user.
+    pub(crate) fn begin_as(pod: &Pod, user: User, settings: &[(&str, &str)]) -> Result<Sidecar> {
         let settings: Vec<_> = settings
             .iter()
             .map(|(key, value)| (key.to_string(), value.to_string()))
@@ -38,9 +44,10 @@ impl Sidecar {
         let heeded = settings.iter().filter(|(key, _)| key != "LD_PRELOAD");
         redirect.arg("redirect").envs(heeded.cloned());
         pod.run("redirect", redirect)?;
-        let program = launch(pod, &settings)?;
+        let program = launch(pod, user, &settings)?;
         Ok(Sidecar {
             pod: pod.clone(),
+            user,
             settings,
             program,
         })
@@ -55,7 +62,7 @@ impl Sidecar {
     /// The same, without waiting until it is ready.
     pub fn begin_again(&mut self) -> Result<()> {
         self.program.kill()?;
-        self.program = launch(&self.pod, &self.settings)?;
+        self.program = launch(&self.pod, self.user, &self.settings)?;
         Ok(())
     }
 
@@ -122,14 +129,14 @@ impl DerefMut for Sidecar {
     }
 }
 
-fn launch(pod: &Pod, settings: &[(String, String)]) -> Result<Program> {
+fn launch(pod: &Pod, user: User, settings: &[(String, String)]) -> Result<Program> {
     // A library that is loaded first is for the proxy alone, not for the programs that lead to it as root.
     let (preload, settings): (Vec<_>, Vec<_>) = settings.iter().cloned().partition(|(key, _)| key == "LD_PRELOAD");
     let program = match preload[..] {
         [] => pod.place(&build::sidecar()?),
         [..] => pod.place_as(&build::sidecar_shared()?, "sidecar-shared"),
     }?;
-    let mut command = pod.command(User::Sidecar, "env");
+    let mut command = pod.command(user, "env");
     command.args(preload.iter().map(|(key, value)| format!("{key}={value}")));
     command.arg(program).arg("proxy").envs(settings);
     pod.start("sidecar", command)

@@ -28,6 +28,13 @@ impl PodAddresses {
         PodAddresses::default()
     }
 
+    /// An address of this pod that others could call it by, IPv4 where it has one.
+    pub fn one_of_them() -> Option<IpAddr> {
+        let addresses = read_interfaces()?;
+        let of_link = |ip: &IpAddr| matches!(ip, IpAddr::V6(v6) if v6.is_unicast_link_local());
+        addresses.into_iter().filter(|ip| !of_link(ip)).min()
+    }
+
     /// Whether `ip` is an address of this pod. Loopback is not.
     pub fn contains(&self, ip: IpAddr, now: Instant) -> bool {
         self.ask(ip, now, read_interfaces)

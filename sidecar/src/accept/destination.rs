@@ -37,6 +37,9 @@ pub enum Refusal {
     /// It would reach the proxy again.
     #[error("{0} is the proxy's own port: the connection would come back here; call the application's port instead")]
     OwnPort(SocketAddr),
+    /// The proxy itself has dialled it, and the kernel led it back.
+    #[error("the connection to {0} is the proxy's own, and the redirect rules led it back here: see /ready")]
+    OwnConnection(SocketAddr),
     /// It came straight to the proxy's port, so nobody knows where it should go.
     #[error(
         "the connection came straight to {0} instead of being redirected, so its destination is unknown; call the application's port, and see whether the redirect rules are in place"

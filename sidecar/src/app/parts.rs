@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use crate::accept::OwnPorts;
 use crate::config::Config;
+use crate::connect::Dialled;
 use crate::connect::resolve::{self, Names};
 use crate::detect::Declared;
 use crate::telemetry::Registry;
@@ -12,7 +13,14 @@ use crate::worker::{Mesh, Parts, Told};
 use crate::{balance, connect, detect, redirect};
 
 /// The parts of one worker.
-pub(super) fn of(config: &Config, names: Names, mesh: Option<Mesh>, told: Arc<Told>, registry: Arc<Registry>) -> Parts {
+pub(super) fn of(
+    config: &Config,
+    names: Names,
+    mesh: Option<Mesh>,
+    told: Arc<Told>,
+    dialled: Arc<Dialled>,
+    registry: Arc<Registry>,
+) -> Parts {
     let protocols = |declared: &std::collections::BTreeMap<u16, Declared>| {
         let opaque = config.opaque_ports.ranges().iter().flat_map(|range| range.clone());
         let opaque = opaque.map(|port| (port, Declared::Opaque));
@@ -47,6 +55,7 @@ pub(super) fn of(config: &Config, names: Names, mesh: Option<Mesh>, told: Arc<To
             timeout: config.connect_timeout,
             ..Default::default()
         },
+        dialled,
         balance: balance::Settings {
             algorithm: config.balancer,
             slow_start: config.slow_start,

@@ -71,7 +71,15 @@ fn start(config: Config, membership: Option<Membership>) -> Proxy {
             connections,
         })
     };
-    let end = tokio::spawn(carry(Arc::new(config), ask.clone(), asked, None, membership, work));
+    let end = tokio::spawn(carry(
+        Arc::new(config),
+        ask.clone(),
+        asked,
+        None,
+        membership,
+        Arc::default(),
+        work,
+    ));
     Proxy {
         admin,
         ask,
@@ -184,7 +192,7 @@ async fn a_worker_that_fails_ends_the_process_with_an_error() {
         seat.listening();
         Err(anyhow::anyhow!("the hull is leaking"))
     };
-    let why = carry(Arc::new(config), ask, asked, None, None, work)
+    let why = carry(Arc::new(config), ask, asked, None, None, Arc::default(), work)
         .await
         .expect_err("a worker failed");
     assert_eq!(why.exit_code(), 70);
@@ -202,6 +210,7 @@ async fn a_port_that_is_taken_keeps_the_proxy_from_starting() {
         asked,
         None,
         None,
+        Arc::default(),
         |_: Seat, _: &Config, _: &Arc<Registry>| Ok(Cut::default()),
     )
     .await

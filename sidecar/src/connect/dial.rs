@@ -7,8 +7,10 @@ use std::time::Duration;
 
 use arc_swap::ArcSwapOption;
 use portunus_proto::SpiffeId;
-use tokio::net::{TcpSocket, TcpStream};
+use socket2::{Domain, Protocol, Socket, Type};
+use tokio::net::TcpStream;
 
+use super::dialled::{Dialled, Loop, Mine};
 use super::pool::Via;
 use super::stream::Stream;
 use super::wire::Transport;
@@ -73,6 +75,14 @@ pub enum Error {
         /// Who should be there.
         identity: SpiffeId,
     },
+    /// It was we ourselves who answered.
+    #[error("cannot connect to {addr}: {source}")]
+    Loop {
+        /// Who was called.
+        addr: SocketAddr,
+        /// Why that is.
+        source: Loop,
+    },
 }
 
 impl Error {
@@ -83,6 +93,7 @@ impl Error {
             Error::Silent { .. } => "silent",
             Error::Tls { source, .. } => source.reason(),
             Error::NoCertificate { .. } => "no_own_certificate",
+            Error::Loop { .. } => "loop",
         }
     }
 }
@@ -95,25 +106,31 @@ pub type Own = Arc<ArcSwapOption<Credential>>;
 pub struct Dialler {
     settings: Settings,
     own: Own,
+    dialled: Arc<Dialled>,
 }
 
 impl Dialler {
-    /// One that proves itself by `own`, where a destination has an identity.
-    pub fn new(settings: Settings, own: Own) -> Dialler {
-        Dialler { settings, own }
+    /// One that proves itself by `own`, where a destination has an identity, and keeps in `dialled` what it has open.
+    pub fn new(settings: Settings, own: Own, dialled: Arc<Dialled>) -> Dialler {
+        Dialler { settings, own, dialled }
+    }
+
+    /// Whether a connection that arrived here is one that was dialled here: it is to be refused.
+    pub fn takes_back(&self, from: SocketAddr, to: SocketAddr) -> bool {
+        self.dialled.takes_back(from, to)
     }
 
     /// Opens a connection that HTTP/2 is spoken on.
     ///
     /// # Errors
     /// When nobody answers, or not the one who should be there.
-    pub async fn dial(self, addr: SocketAddr, via: Via) -> Result<Transport, Error> {
-        let socket = dial(addr, &self.settings).await?;
+    pub async fn dial(self, addr: SocketAddr, via: Via) -> Result<(Transport, Box<Mine>), Error> {
+        let (socket, mine) = self.connect(addr).await?;
         match via {
-            Via::Own | Via::Plain => Ok(Transport::Socket(socket)),
+            Via::Own | Via::Plain => Ok((Transport::Socket(socket), mine)),
             Via::Mesh(identity) => {
-                let (socket, session) = self.shake_hands(socket, addr, identity, Alpn::H2).await?;
-                Ok(Transport::Tls(socket, Box::new(session)))
+                let (socket, session) = self.shake_hands(socket, addr, identity, Alpn::H2, &mine).await?;
+                Ok((Transport::Tls(socket, Box::new(session)), mine))
             }
         }
     }
@@ -123,14 +140,15 @@ impl Dialler {
     /// # Errors
     /// When nobody answers, or not the one who should be there.
     pub async fn open(&self, addr: SocketAddr, via: Via) -> Result<Stream, Error> {
-        let socket = dial(addr, &self.settings).await?;
-        match via {
-            Via::Own | Via::Plain => Ok(Stream::Plain(socket)),
+        let (socket, mine) = self.connect(addr).await?;
+        let stream = match via {
+            Via::Own | Via::Plain => Stream::plain(socket),
             Via::Mesh(identity) => {
-                let (socket, session) = self.shake_hands(socket, addr, identity, Alpn::Tcp).await?;
-                Ok(Stream::Tls(Box::new(tls::Stream::new(socket, session))))
+                let (socket, session) = self.shake_hands(socket, addr, identity, Alpn::Tcp, &mine).await?;
+                Stream::tls(tls::Stream::new(socket, session))
             }
-        }
+        };
+        Ok(stream.dialled(mine))
     }
 
     async fn shake_hands(
@@ -139,30 +157,35 @@ impl Dialler {
         addr: SocketAddr,
         identity: SpiffeId,
         alpn: Alpn,
+        mine: &Mine,
     ) -> Result<(TcpStream, tls::Session), Error> {
         let Some(own) = self.own.load_full() else {
             return Err(Error::NoCertificate { addr, identity });
         };
         let shaken = tls::connect(socket, &own, &identity, alpn, self.settings.handshake).await;
-        shaken.map_err(|source| Error::Tls { addr, identity, source })
+        shaken.map_err(|source| match mine.has_looped() {
+            true => Error::Loop {
+                addr,
+                source: Loop::here(),
+            },
+            false => Error::Tls { addr, identity, source },
+        })
     }
-}
 
-/// Connects to `addr`.
-pub async fn dial(addr: SocketAddr, settings: &Settings) -> Result<TcpStream, Error> {
-    let refused = |source| Error::Refused { addr, source };
-    let socket = if addr.is_ipv4() {
-        TcpSocket::new_v4()
-    } else {
-        TcpSocket::new_v6()
-    }
-    .map_err(refused)?;
-    settings.socket.set(&socket).map_err(refused)?;
-    match tokio::time::timeout(settings.timeout, socket.connect(addr)).await {
-        Ok(connected) => connected.map_err(refused),
-        Err(_) => Err(Error::Silent {
-            addr,
-            timeout: settings.timeout,
-        }),
+    /// Connects to `addr`.
+    async fn connect(&self, addr: SocketAddr) -> Result<(TcpStream, Box<Mine>), Error> {
+        let refused = |source| Error::Refused { addr, source };
+        let socket = Socket::new(Domain::for_address(addr), Type::STREAM, Some(Protocol::TCP)).map_err(refused)?;
+        self.settings.socket.set(&socket).map_err(refused)?;
+        let (socket, mine) = self.dialled.connect(socket, addr).map_err(refused)?;
+        let timeout = self.settings.timeout;
+        match tokio::time::timeout(timeout, socket.writable()).await {
+            Ok(connected) => connected.map_err(refused)?,
+            Err(_) => return Err(Error::Silent { addr, timeout }),
+        }
+        match socket.take_error().map_err(refused)? {
+            Some(source) => Err(refused(source)),
+            None => Ok((socket, Box::new(mine))),
+        }
     }
 }

@@ -1,6 +1,7 @@
 //! Reaches an endpoint: names, dialling, and pools that grow at the stream limit; and the wires to those who ask.
 
 mod dial;
+mod dialled;
 pub mod local;
 mod pings;
 mod pipe;
@@ -10,7 +11,8 @@ pub mod resolve;
 mod stream;
 pub mod wire;
 
-pub use dial::{Dialler, Error, Own, Settings, dial};
+pub use dial::{Dialler, Error, Own, Settings};
+pub use dialled::{Dialled, Loop, Mine};
 pub use pipe::Pipe;
 pub use pool::{PoolKey, Pools, Reach, Unreached, Via};
 pub use resets::{Due, Resets};

@@ -8,11 +8,18 @@ use std::task::{Context, Poll};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 
+use super::dialled::Mine;
 use crate::accept::Options;
 use crate::{tls, tunnel};
 
 /// What a tunnel has at one of its ends.
-pub enum Stream {
+pub struct Stream {
+    /// Told before the socket is closed.
+    _mine: Option<Box<Mine>>,
+    kind: Kind,
+}
+
+enum Kind {
     /// As it is.
     Plain(TcpStream),
     /// Inside the mesh's TLS.
@@ -20,11 +27,40 @@ pub enum Stream {
 }
 
 impl Stream {
+    /// Bytes as they are.
+    pub fn plain(socket: TcpStream) -> Stream {
+        Stream {
+            _mine: None,
+            kind: Kind::Plain(socket),
+        }
+    }
+
+    /// Bytes inside the mesh's TLS.
+    pub fn tls(stream: tls::Stream) -> Stream {
+        Stream {
+            _mine: None,
+            kind: Kind::Tls(Box::new(stream)),
+        }
+    }
+
+    /// It is one that was dialled here.
+    pub fn dialled(self, mine: Box<Mine>) -> Stream {
+        Stream {
+            _mine: Some(mine),
+            ..self
+        }
+    }
+
+    /// Whether it is inside the mesh's TLS.
+    pub fn is_tls(&self) -> bool {
+        matches!(self.kind, Kind::Tls(_))
+    }
+
     /// The TCP connection below.
     pub fn socket(&self) -> &TcpStream {
-        match self {
-            Stream::Plain(socket) => socket,
-            Stream::Tls(stream) => stream.socket(),
+        match &self.kind {
+            Kind::Plain(socket) => socket,
+            Kind::Tls(stream) => stream.socket(),
         }
     }
 }
@@ -46,41 +82,41 @@ impl tunnel::Stream for Stream {
 
 impl fmt::Debug for Stream {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Stream::Plain(socket) => socket.fmt(f),
-            Stream::Tls(stream) => write!(f, "mTLS with {}", stream.peer().id()),
+        match &self.kind {
+            Kind::Plain(socket) => socket.fmt(f),
+            Kind::Tls(stream) => write!(f, "mTLS with {}", stream.peer().id()),
         }
     }
 }
 
 impl AsyncRead for Stream {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        match self.get_mut() {
-            Stream::Plain(socket) => Pin::new(socket).poll_read(cx, buffer),
-            Stream::Tls(stream) => Pin::new(stream).poll_read(cx, buffer),
+        match &mut self.get_mut().kind {
+            Kind::Plain(socket) => Pin::new(socket).poll_read(cx, buffer),
+            Kind::Tls(stream) => Pin::new(stream).poll_read(cx, buffer),
         }
     }
 }
 
 impl AsyncWrite for Stream {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        match self.get_mut() {
-            Stream::Plain(socket) => Pin::new(socket).poll_write(cx, bytes),
-            Stream::Tls(stream) => Pin::new(stream).poll_write(cx, bytes),
+        match &mut self.get_mut().kind {
+            Kind::Plain(socket) => Pin::new(socket).poll_write(cx, bytes),
+            Kind::Tls(stream) => Pin::new(stream).poll_write(cx, bytes),
         }
     }
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match self.get_mut() {
-            Stream::Plain(socket) => Pin::new(socket).poll_flush(cx),
-            Stream::Tls(stream) => Pin::new(stream).poll_flush(cx),
+        match &mut self.get_mut().kind {
+            Kind::Plain(socket) => Pin::new(socket).poll_flush(cx),
+            Kind::Tls(stream) => Pin::new(stream).poll_flush(cx),
         }
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match self.get_mut() {
-            Stream::Plain(socket) => Pin::new(socket).poll_shutdown(cx),
-            Stream::Tls(stream) => Pin::new(stream).poll_shutdown(cx),
+        match &mut self.get_mut().kind {
+            Kind::Plain(socket) => Pin::new(socket).poll_shutdown(cx),
+            Kind::Tls(stream) => Pin::new(stream).poll_shutdown(cx),
         }
     }
 }

@@ -14,6 +14,7 @@ use socket2::SockRef;
 use tokio::io::Interest;
 use tokio::net::TcpStream;
 
+use super::dialled::Mine;
 use super::pings::Pings;
 use super::pipe::Pipe;
 use super::pool::PoolKey;
@@ -56,11 +57,13 @@ pub struct Wire {
     pub certified: Option<Box<Lifetime>>,
     /// What the application is told of a peer that has proven who it is, as one of the interned fields.
     pub client_cert: Option<FieldId>,
+    /// That it was dialled here, if it was. Told before the transport is closed.
+    pub dialled: Option<Box<Mine>>,
     transport: Transport,
     /// Bytes that are sealed and of which nothing has left, counted before.
     sealed: u64,
     waker: Waker,
-    first: Option<Vec<u8>>,
+    first: Option<Box<[u8]>>,
     /// Why nothing can be written any more, once that is so. What came before may still be read.
     pub(crate) mute: Option<io::Error>,
     /// Whether the wire stands in the worker's list of those that want the next turn, too.
@@ -212,7 +215,7 @@ impl Wire {
             let n = first.len().min(buffer.len());
             buffer[..n].copy_from_slice(&first[..n]);
             if n < first.len() {
-                self.first = Some(first[n..].to_vec());
+                self.first = Some(first[n..].into());
             }
             return if n == 0 {
                 self.read(buffer, now)
@@ -520,10 +523,11 @@ impl Wires {
             label: 0,
             certified: None,
             client_cert: None,
+            dialled: None,
             transport,
             sealed: 0,
             waker: waker.clone().into(),
-            first: Some(first).filter(|bytes| !bytes.is_empty()),
+            first: Some(first.into_boxed_slice()).filter(|bytes| !bytes.is_empty()),
             mute: None,
             is_unfinished: false,
             turn: 0,

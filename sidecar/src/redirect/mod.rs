@@ -21,7 +21,7 @@ use std::{fmt, path::Path};
 pub use self::{
     error::Error,
     ports::{PortMistake, Ports},
-    probe::{Missing, installed},
+    probe::{Missing, dial_ourselves, installed},
     subnets::{Subnet, SubnetMistake, Subnets},
 };
 

@@ -4,13 +4,17 @@ use std::{
     fs::File,
     io::{self, BufRead, BufReader},
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    sync::Arc,
     time::Duration,
 };
 
 use nix::errno::Errno;
+use socket2::{Domain, Socket, Type};
 use tokio::{net::TcpStream, task::spawn_blocking, time::timeout};
 
 use super::Settings;
+use crate::accept::PodAddresses;
+use crate::connect::Dialled;
 
 /// Why the rules are not (all) there, as far as the proxy can see.
 #[derive(Debug, thiserror::Error)]
@@ -94,6 +98,33 @@ pub async fn installed(settings: &Settings) -> Result<(), Missing> {
         }
     }
     Ok(())
+}
+
+/// Dials the admin port at an address of this pod, so that the rules lead this back to us if we do not run as the user
+/// that they exempt; the packets never leave the pod. Whether it came back, `dialled` knows: it is waited for until it is
+/// seen at the admin port, or has been refused.
+///
+/// Nothing comes back where the pod leaves its own addresses out of the rules. Only the first call shows it then.
+pub async fn dial_ourselves(settings: &Settings, dialled: &Arc<Dialled>) {
+    let Some(own) = PodAddresses::one_of_them() else {
+        return;
+    };
+    let to = SocketAddr::new(own, settings.admin_port);
+    let Ok(socket) = Socket::new(Domain::for_address(to), Type::STREAM, None) else {
+        return;
+    };
+    let Ok((connection, _mine)) = dialled.connect(socket, to) else {
+        return;
+    };
+    let has_ended = async {
+        connection.writable().await?;
+        match has_arrived(connection.local_addr()?, to).await? {
+            true => Ok(()),
+            false => connection.readable().await,
+        }
+    };
+    // Whatever goes wrong is no sign of a loop.
+    let _ = timeout(PATIENCE, has_ended).await;
 }
 
 /// No IPv6 in the kernel, or none on loopback: nothing can be redirected there, and nothing can be asked.

@@ -11,7 +11,7 @@ use super::run::Message;
 use crate::balance::EndpointKey;
 use crate::call::CallKey;
 use crate::connect::wire::Shown;
-use crate::connect::{self, Lifetime, PoolKey, Side, Transport, Unreached, Via, WireKey};
+use crate::connect::{self, Lifetime, Mine, PoolKey, Side, Transport, Unreached, Via, WireKey};
 use crate::edge::client_cert;
 use crate::failure::Failure;
 use crate::http2::Connection;
@@ -32,15 +32,23 @@ impl Worker {
     }
 
     /// A connection that was dialled is here, or is not.
-    pub(super) fn dialled(&mut self, pool: PoolKey, addr: SocketAddr, result: Result<Transport, connect::Error>) {
+    pub(super) fn dialled(
+        &mut self,
+        pool: PoolKey,
+        addr: SocketAddr,
+        result: Result<(Transport, Box<Mine>), connect::Error>,
+    ) {
         let inbound = self.pools.get(pool).is_some_and(|pool| pool.via == Via::Own);
         match result {
-            Ok(transport) => {
+            Ok((transport, mine)) => {
                 let settings = self.parts.http2.clone();
                 let mut engine = Connection::client(settings, false, self.now, &mut self.wires.shared);
                 engine.expect_streams(self.pools.likely_streams(pool));
                 let side = Side::Server { pool };
                 let wire = self.wires.insert(transport, Vec::new(), engine, addr, side, self.now);
+                if let Some(wire) = self.wires.slots.get_mut(wire) {
+                    wire.dialled = Some(mine);
+                }
                 self.get_to_know(wire, inbound);
                 self.counts.of(inbound).opened_upstream();
                 let shown = self.wires.slots.get(wire).map(|wire| wire.shown);

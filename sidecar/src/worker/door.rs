@@ -102,7 +102,7 @@ impl Door {
                 },
                 mesh: parts.mesh.clone(),
                 routes: RefCell::default(),
-                dialler: Dialler::new(parts.dial.clone(), parts.own()),
+                dialler: Dialler::new(parts.dial.clone(), parts.own(), parts.dialled.clone()),
                 waiting: Waiting::new(&parts.detect),
                 speaks_first: SpeaksFirst::new(&parts.detect),
                 inbox: inbox.clone(),
@@ -143,10 +143,13 @@ impl Door {
 
     /// One connection: where it was going, what it speaks, who carries it.
     async fn take(self: Rc<Self>, accepted: Accepted) {
-        let meant = match self.destination(accepted.original) {
+        let meant = match self.destination(&accepted) {
             Ok(meant) => meant,
             Err(refusal) => {
-                if let Some(Line { left_out }) = self.line(accepted.peer) {
+                // Of loops it is said once what they mean, by whoever hears of the first (`app.rs`).
+                if !matches!(refusal, accept::Refusal::OwnConnection(_))
+                    && let Some(Line { left_out }) = self.line(accepted.peer)
+                {
                     tracing::info!(peer = %accepted.peer, inbound = self.inbound, left_out, "connection ended: {refusal}");
                 }
                 self.counts.ended(Ending::of_refusal(&refusal));
@@ -169,7 +172,7 @@ impl Door {
             return self.adopt(Transport::Socket(socket), detected.client_bytes, peer, meant);
         }
         let caller = Caller {
-            stream: connect::Stream::Plain(socket),
+            stream: connect::Stream::plain(socket),
             peer,
             meant,
             proven: None,
@@ -322,7 +325,7 @@ impl Door {
         }
         let caller = Caller {
             proven: Some((stream.peer().clone(), client_cert.ok())),
-            stream: connect::Stream::Tls(Box::new(stream)),
+            stream: connect::Stream::tls(stream),
             peer,
             meant,
         };
@@ -399,7 +402,14 @@ impl Door {
         }
     }
 
-    fn destination(&self, original: Original) -> Result<SocketAddr, accept::Refusal> {
+    fn destination(&self, accepted: &Accepted) -> Result<SocketAddr, accept::Refusal> {
+        let original = accepted.original;
+        // What the pod sends alone is led to the outbound door.
+        if let (false, Original::Redirected(meant)) = (self.inbound, original)
+            && self.dialler.takes_back(accepted.peer, meant)
+        {
+            return Err(accept::Refusal::OwnConnection(meant));
+        }
         if let (Original::Direct(_), Some(default)) = (original, self.default) {
             return Ok(default);
         }
@@ -435,8 +445,7 @@ impl Door {
             },
         };
         let open = (self.tunnels.open(self.inbound), self.counts.tunnels.hold());
-        self.counts
-            .begins(came_in_mtls || matches!(upstream, connect::Stream::Tls(_)));
+        self.counts.begins(came_in_mtls || upstream.is_tls());
         let carried = Carried::default();
         let summary = tunnel::carry(
             client,

@@ -9,7 +9,7 @@ use super::{SPARE_LISTS, Worker};
 use crate::balance::EndpointKey;
 use crate::call::{CallKey, code_of_reset};
 use crate::connect::wire::{Read, Shown, Wire};
-use crate::connect::{PoolKey, Side, Unreached, Via, WireKey, pool};
+use crate::connect::{self, PoolKey, Side, Unreached, Via, WireKey, pool};
 use crate::exchange::{End, Exchange, Phase};
 use crate::failure::Failure;
 use crate::grpc::Code;
@@ -715,6 +715,9 @@ impl Worker {
             Side::Server { pool } => {
                 let inbound = self.pools.get(pool).is_some_and(|pool| pool.via == Via::Own);
                 self.counts.of(inbound).closed_upstream();
+                let has_looped = wire.dialled.as_ref().is_some_and(|mine| mine.has_looped());
+                let looped = has_looped.then(|| connect::Loop::here().to_string());
+                let why = looped.as_deref().unwrap_or(why);
                 if wire.shown == Shown::Nothing {
                     self.refused_by(pool, wire.peer, why);
                     return;
@@ -759,6 +762,10 @@ impl Worker {
         if call.exchange.phase == Phase::Answered {
             call.exchange.server_reset(Reason::NO_ERROR, &mut self.wires);
             self.settle(key);
+        } else if wire.dialled.as_ref().is_some_and(|mine| mine.has_looped()) {
+            // Whatever has left us came back to us, and no server saw it; so would all that is dialled.
+            call.exchange.up = None;
+            self.fail(key, Failure::Loop { why: why.to_owned() });
         } else if call.exchange.is_unsent(wire.flushed) && call.exchange.take_back(&mut self.wires) {
             // One that never answered is as if it had not been made. But where it spoke, and there is no other endpoint, the
             // call tries another connection: servers end some for reasons of their own.

@@ -24,7 +24,7 @@ use super::local::Local;
 use super::{AccessLog, READ_BYTES, Said, Worker, upkeep};
 use crate::accept::{self, OwnPorts, PodAddresses};
 use crate::connect::resolve::{Answer, Names};
-use crate::connect::{self, Dialler, PoolKey, Pools, Ready, Side, Transport, WireKey, Wires};
+use crate::connect::{self, Dialled, Dialler, Mine, PoolKey, Pools, Ready, Side, Transport, WireKey, Wires};
 use crate::control::Full;
 use crate::detect::{self, Declared};
 use crate::failure::Failure;
@@ -66,6 +66,8 @@ pub struct Parts {
     pub tunnel: tunnel::Settings,
     /// How connections are opened.
     pub dial: connect::Settings,
+    /// What all workers together have dialled.
+    pub dialled: Arc<Dialled>,
     /// How endpoints are picked.
     pub balance: balance::Settings,
     /// How the health of endpoints is checked that a name has.
@@ -177,7 +179,7 @@ pub(super) enum Message {
     Dialled {
         pool: PoolKey,
         addr: SocketAddr,
-        result: Result<Transport, connect::Error>,
+        result: Result<(Transport, Box<Mine>), connect::Error>,
     },
     Learned {
         service: ServiceKey,
@@ -251,7 +253,7 @@ async fn serve(parts: Parts, orders: Orders) -> anyhow::Result<Cut> {
     let local = Local::new(inbox.clone(), parts.http2.clone(), parts.budget);
     (orders.listening)(&local);
     tokio::task::spawn_local(pass_on(orders.commands, inbox.clone()));
-    let dialler = Dialler::new(parts.dial.clone(), parts.own());
+    let dialler = Dialler::new(parts.dial.clone(), parts.own(), parts.dialled.clone());
     let said = Said::new(&mut wires.shared.interner);
     if let Some(mesh) = &parts.mesh {
         tokio::task::spawn_local(follow_modes(mesh.modes.clone(), inbox.clone()));

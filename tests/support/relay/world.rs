@@ -220,6 +220,7 @@ impl World {
             detect: setup.detect,
             tunnel: Default::default(),
             dial: Default::default(),
+            dialled: Default::default(),
             balance: setup.balance,
             health: Arc::new(setup.health),
             told: Default::default(),

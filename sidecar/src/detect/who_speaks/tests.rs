@@ -56,7 +56,7 @@ impl Scene {
     async fn detect_as(&self, declared: Declared, known: bool) -> Result<Detected, Error<io::Error>> {
         let dial = async || {
             self.dials.set(self.dials.get() + 1);
-            TcpStream::connect(self.server_address()).await.map(Stream::Plain)
+            TcpStream::connect(self.server_address()).await.map(Stream::plain)
         };
         detect(&self.accepted, declared, known, dial, &self.waiting, &self.settings).await
     }
@@ -321,7 +321,7 @@ async fn a_refused_upstream_is_passed_on() {
         .and_then(|address| address.as_socket())
         .expect("an address");
 
-    let dial = async || TcpStream::connect(nobody).await.map(Stream::Plain);
+    let dial = async || TcpStream::connect(nobody).await.map(Stream::plain);
     let error = detect(
         &scene.accepted,
         Declared::Nothing,
@@ -427,7 +427,7 @@ async fn a_client_that_closes_its_side_within_the_preface_is_not_http2() {
 async fn a_client_that_resets_takes_its_upstream_along() {
     let scene = Scene::quick().await;
     let (client, accepted) = connection().await;
-    let dial = async || TcpStream::connect(scene.server_address()).await.map(Stream::Plain);
+    let dial = async || TcpStream::connect(scene.server_address()).await.map(Stream::plain);
     let listening = detect(
         &accepted,
         Declared::Nothing,
@@ -534,7 +534,7 @@ async fn a_client_that_speaks_while_its_server_is_dialled_gets_that_connection()
     let dial = async || {
         dialling.set(true);
         sleep(Duration::from_millis(100)).await;
-        TcpStream::connect(scene.server_address()).await.map(Stream::Plain)
+        TcpStream::connect(scene.server_address()).await.map(Stream::plain)
     };
     let speaks = async {
         while !dialling.get() {

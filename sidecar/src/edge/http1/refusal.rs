@@ -81,7 +81,9 @@ impl Refusal {
             Refusal::ManyHosts { .. } | Refusal::NoHost | Refusal::Body { .. } => StatusCode::BAD_REQUEST,
             Refusal::NotAllowed(policy::Refusal::PolicyUnknown { .. }) => StatusCode::SERVICE_UNAVAILABLE,
             Refusal::NotAllowed(_) => StatusCode::FORBIDDEN,
-            Refusal::Unreachable(connect::Error::Refused { .. }) => StatusCode::SERVICE_UNAVAILABLE,
+            Refusal::Unreachable(connect::Error::Refused { .. } | connect::Error::Loop { .. }) => {
+                StatusCode::SERVICE_UNAVAILABLE
+            }
             Refusal::Unreachable(connect::Error::Silent { .. }) => StatusCode::GATEWAY_TIMEOUT,
             Refusal::Unreachable(connect::Error::Tls { .. } | connect::Error::NoCertificate { .. })
             | Refusal::ConnectionLost { .. }

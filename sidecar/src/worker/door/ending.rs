@@ -89,7 +89,7 @@ impl Ending {
     pub(super) fn of_refusal(refusal: &accept::Refusal) -> Ending {
         use accept::Refusal;
         match refusal {
-            Refusal::OwnPort(_) => Ending::Loop,
+            Refusal::OwnPort(_) | Refusal::OwnConnection(_) => Ending::Loop,
             Refusal::NotRedirected(_) => Ending::NotRedirected,
             Refusal::Loopback(_) => Ending::LoopbackDestination,
             Refusal::NotThisPod(_) => Ending::ForeignDestination,

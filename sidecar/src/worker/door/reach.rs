@@ -44,7 +44,7 @@ impl Door {
                 tracing::warn!(%addr, reason = error.reason(), "{error}");
                 Some(error.reason())
             }
-            Err(connect::Error::Refused { .. } | connect::Error::Silent { .. }) => None,
+            Err(connect::Error::Refused { .. } | connect::Error::Silent { .. } | connect::Error::Loop { .. }) => None,
         };
         if let Some(result) = result {
             self.inbox.send(Message::ShookHands { inbound: false, result });

@@ -1,0 +1,176 @@
+//! The connections that this process has dialled: one of them that arrives at its own listener is a loop.
+
+use std::collections::HashMap;
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use nix::errno::Errno;
+use parking_lot::Mutex;
+use socket2::Socket;
+use tokio::net::TcpStream;
+use tokio::sync::Notify;
+
+/// What all workers have dialled and not closed. It is asked when a connection begins or ends, never for an RPC.
+#[derive(Debug, Default)]
+pub struct Dialled {
+    /// Whether each came back here.
+    open: Mutex<HashMap<Way, bool>>,
+    looped: Notify,
+}
+
+/// Where a connection comes from and where it was to go, in one form for IPv4. The address that it comes from is not
+/// enough: the kernel gives the same one to connections that go elsewhere, the application's too. No two that are open
+/// have both alike.
+type Way = (SocketAddr, SocketAddr);
+
+/// One of them, until this is dropped; to be dropped before its socket, whose addresses may then be another's.
+#[derive(Debug)]
+pub struct Mine {
+    of: Arc<Dialled>,
+    way: Way,
+}
+
+/// The rules of redirection do not leave this proxy alone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "the redirect rules lead this proxy's own connections back to it: it runs as user {uid}, and the rules exempt another. \
+     Run it as the user of the rules (2102 by default){}, and start it again", self.or_else()
+)]
+pub struct Loop {
+    uid: u32,
+}
+
+impl Dialled {
+    /// Begins to connect: it is known here before the first packet can arrive anywhere.
+    ///
+    /// # Errors
+    /// What the kernel says at once. What it says later is for whoever waits until the socket can be written.
+    pub(crate) fn connect(self: &Arc<Self>, socket: Socket, to: SocketAddr) -> io::Result<(TcpStream, Mine)> {
+        socket.set_nonblocking(true)?;
+        let mine = {
+            // Held over the kernel's work: on loopback the other end may accept before connect(2) returns.
+            let mut open = self.open.lock();
+            match socket.connect(&to.into()) {
+                Ok(()) => {}
+                Err(under_way) if under_way.raw_os_error() == Some(Errno::EINPROGRESS as i32) => {}
+                Err(error) => return Err(error),
+            }
+            let from = socket.local_addr()?.as_socket();
+            let way = way(from.ok_or(io::ErrorKind::AddrNotAvailable)?, to);
+            open.insert(way, false);
+            Mine { of: self.clone(), way }
+        };
+        Ok((TcpStream::from_std(socket.into())?, mine))
+    }
+
+    /// Whether a connection that arrived here is one of these. Whoever dialled it learns that ([`Mine::has_looped`]), and
+    /// so does who waits for the first ([`Dialled::looped`]).
+    pub fn takes_back(&self, from: SocketAddr, to: SocketAddr) -> bool {
+        match self.open.lock().get_mut(&way(from, to)) {
+            Some(has_looped) => *has_looped = true,
+            None => return false,
+        }
+        self.looped.notify_one();
+        true
+    }
+
+    /// Waits until a connection has come back. For one who waits.
+    pub async fn looped(&self) {
+        self.looped.notified().await;
+    }
+}
+
+impl Mine {
+    /// Whether it has arrived at our own listener, and was refused there.
+    pub fn has_looped(&self) -> bool {
+        self.of.open.lock().get(&self.way).is_some_and(|has_looped| *has_looped)
+    }
+}
+
+impl Drop for Mine {
+    fn drop(&mut self) {
+        self.of.open.lock().remove(&self.way);
+    }
+}
+
+impl Loop {
+    /// As this process runs.
+    pub fn here() -> Loop {
+        Loop {
+            uid: nix::unistd::geteuid().as_raw(),
+        }
+    }
+
+    /// Root cannot be exempt: so much else runs as root.
+    fn or_else(self) -> String {
+        match self.uid {
+            0 => String::new(),
+            uid => format!(", or install them with --proxy-uid {uid}"),
+        }
+    }
+}
+
+fn way(from: SocketAddr, to: SocketAddr) -> Way {
+    let plain = |addr: SocketAddr| SocketAddr::new(addr.ip().to_canonical(), addr.port());
+    (plain(from), plain(to))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use socket2::{Domain, Type};
+    use tokio::net::TcpListener;
+
+    #[tokio::test]
+    async fn what_was_dialled_is_known_until_it_is_closed_and_its_address_is_nobody_elses_mark() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let to = listener.local_addr().expect("its address");
+        let dialled = Arc::new(Dialled::default());
+        let socket = Socket::new(Domain::IPV4, Type::STREAM, None).expect("a socket");
+        let (socket, mine) = dialled.connect(socket, to).expect("it begins");
+        socket.writable().await.expect("it connects");
+        let (_arrived, from) = listener.accept().await.expect("it arrives");
+        let elsewhere = SocketAddr::new(to.ip(), to.port() ^ 1);
+        assert!(
+            !dialled.takes_back(from, elsewhere),
+            "the application's, from the same port"
+        );
+        assert!(!mine.has_looped());
+        assert!(dialled.takes_back(from, to));
+        assert!(mine.has_looped());
+        dialled.looped().await;
+        drop(mine);
+        assert!(!dialled.takes_back(from, to));
+        assert!(dialled.open.lock().is_empty());
+    }
+
+    #[tokio::test]
+    async fn what_nobody_takes_leaves_nothing_behind() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let to = listener.local_addr().expect("its address");
+        drop(listener);
+        let dialled = Arc::new(Dialled::default());
+        let socket = Socket::new(Domain::IPV4, Type::STREAM, None).expect("a socket");
+        if let Ok((socket, mine)) = dialled.connect(socket, to) {
+            let _ = socket.writable().await;
+            assert!(socket.take_error().expect("it says").is_some(), "nobody listens");
+            drop(mine);
+        }
+        assert!(dialled.open.lock().is_empty());
+    }
+
+    #[test]
+    fn a_loop_says_who_runs_it_and_what_to_do() {
+        let said = Loop { uid: 65_534 }.to_string();
+        assert!(
+            said.contains("runs as user 65534") && said.contains("--proxy-uid 65534"),
+            "{said}"
+        );
+        let said = Loop { uid: 0 }.to_string();
+        assert!(
+            said.contains("runs as user 0") && !said.contains("--proxy-uid"),
+            "{said}"
+        );
+    }
+}
