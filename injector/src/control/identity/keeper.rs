@@ -424,7 +424,11 @@ impl State<'_> {
     fn lock(&self, patience: Duration) -> Result<File, Error> {
         let roots = self.path("roots");
         let mut builder = DirBuilder::new();
-        builder.recursive(true).mode(0o700).create(&roots).map_err(at("make the directory", &roots))?;
+        builder
+            .recursive(true)
+            .mode(0o700)
+            .create(&roots)
+            .map_err(at("make the directory", &roots))?;
         let metadata = fs::metadata(self.0).map_err(at("look at", self.0))?;
         check_owner(self.0, metadata.uid(), nix::unistd::geteuid().as_raw())?;
         let path = self.path("lock");

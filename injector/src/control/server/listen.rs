@@ -86,6 +86,9 @@ mod tests {
             let why = listen("--listen", &[ours, theirs]).expect_err("it is not ours");
             assert!(why.to_string().contains(&format!("{theirs} (--listen)")), "{why}");
         }
-        assert_eq!(listen("--listen", &[ours]).map(|listeners| listeners.len()).ok(), Some(1));
+        assert_eq!(
+            listen("--listen", &[ours]).map(|listeners| listeners.len()).ok(),
+            Some(1)
+        );
     }
 }
