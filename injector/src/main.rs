@@ -18,7 +18,7 @@ use tracing::{error, info, warn};
 
 /// Gives the sidecars of a Portunus mesh what they need.
 #[derive(Debug, Parser)]
-#[command(name = "injector", version, about, long_about = None)]
+#[command(name = "injector", version)]
 struct Injector {
     #[command(subcommand)]
     role: Role,
