@@ -106,6 +106,14 @@ pub fn keep(files: Files, look: Duration, stop: CancellationToken) -> Result<Kep
         roots = authority.roots().len(),
         "the certificate authority is ready"
     );
+    if let Some(domain) = authority.made_for_another() {
+        warn!(
+            of_root = domain,
+            trust_domain = %files.trust_domain,
+            "a root was made for another trust domain than --trust-domain: sidecars that were certified or set up for that one \
+             are refused, and refuse"
+        );
+    }
     let (to, authorities) = watch::channel(Arc::new(authority));
     let (to_trouble, trouble) = watch::channel(None);
     let (mut seen, mut renewing, mut exposed) = (contents, renewing, exposed);
@@ -569,6 +577,18 @@ mod tests {
         );
         drop(held);
         state.lock(patience).expect("it is free again");
+    }
+
+    #[test]
+    fn a_root_that_was_made_for_another_trust_domain_is_known() {
+        let directory = crate::testing::Directory::new();
+        let mut files = crate::testing::state_files(&directory.0);
+        let now = SystemTime::now();
+        let made_for = |files: &Files| files.load(now).expect("it is there").made_for_another();
+        assert_eq!(made_for(&files), None);
+        let first = files.trust_domain.to_string();
+        files.trust_domain = TrustDomain::parse("another.test").expect("it is one");
+        assert_eq!(made_for(&files), Some(first));
     }
 
     #[test]
