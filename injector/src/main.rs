@@ -1,5 +1,7 @@
 //! `injector control` and, later, `injector webhook`.
 
+use std::ffi::OsString;
+use std::io::Write;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -12,11 +14,11 @@ use portunus_injector::control::{self, Settings, log, server::Limits};
 use portunus_proto::{CONTROL_ADMIN_PORT, CONTROL_NAMESPACE, CONTROL_PORT, TrustDomain};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
-use tracing::{error, info};
+use tracing::{error, info, warn};
 
-/// Puts into workloads what the mesh needs there.
+/// Gives the sidecars of a Portunus mesh what they need.
 #[derive(Debug, Parser)]
-#[command(name = "injector", version, about, long_about = None)]
+#[command(name = "injector", version)]
 struct Injector {
     #[command(subcommand)]
     role: Role,
@@ -25,7 +27,10 @@ struct Injector {
 #[derive(Debug, Subcommand)]
 enum Role {
     /// Gives sidecars their identity, endpoints and policy, from a directory of manifests
+    #[command(after_long_help = CONTROL)]
     Control(Box<Control>),
+    /// Prints the version
+    Version,
 }
 
 #[derive(Debug, Args)]
@@ -65,14 +70,14 @@ struct Control {
     /// Control's own namespace: its SPIFFE id is spiffe://TRUST-DOMAIN/ns/NAMESPACE/sa/control
     #[arg(long, default_value = CONTROL_NAMESPACE)]
     namespace: String,
-    /// How long certificates last, such as 24h; sidecars renew at 70 %
+    /// How long certificates last, such as 24h; from 1m to 2160h. Sidecars renew at 70 %
     #[arg(long, default_value = "24h", value_parser = lifetime)]
     certificate_lifetime: Duration,
     /// Where sidecars are served, in gRPC over TLS [default: port 8080 of all addresses]
-    #[arg(long, value_name = "ADDRESS:PORT")]
+    #[arg(long, value_name = "ADDRESS:PORT", value_parser = address)]
     listen: Vec<SocketAddr>,
     /// Where /live, /ready, /metrics and /source are [default: port 9995 of all addresses]
-    #[arg(long, value_name = "ADDRESS:PORT")]
+    #[arg(long, value_name = "ADDRESS:PORT", value_parser = address)]
     admin_listen: Vec<SocketAddr>,
     /// The form of the log
     #[arg(long, value_enum, default_value_t)]
@@ -82,11 +87,37 @@ struct Control {
     log_level: log::Level,
 }
 
+const CONTROL: &str = "\
+It is given --state, or an issuer: --issuer-certificate, --issuer-key and --extra-root.
+
+Example:
+  injector control --source /etc/portunus/mesh --state /var/lib/portunus --trust-domain mesh.example
+
+Each sidecar is then given four things:
+  --control-address    where control listens, such as 10.99.0.254:8080
+  --control-identity   spiffe://mesh.example/ns/portunus/sa/control (trust domain and namespace as here)
+  --trust-bundle       the roots: roots/*.pem of the state directory, in one file
+  --join-token-file    a token of `portunus token`, whose SHA-256 is in its Workload
+
+--source, --state and --trust-domain may be said by PORTUNUS_SOURCE, PORTUNUS_STATE and PORTUNUS_TRUST_DOMAIN, too; other
+settings may not.
+
+Exit status: 0 ended as asked, 1 control does not run (the log says why), 2 the command was not understood.";
+
 fn main() -> ExitCode {
-    let Role::Control(control) = Injector::parse().role;
+    let control = match Injector::parse().role {
+        Role::Control(control) => control,
+        Role::Version => return version(),
+    };
     if let Err(why) = log::begin(control.log_format, control.log_level) {
         eprintln!("control does not run: there is no thread to write the log: {why}");
         return ExitCode::FAILURE;
+    }
+    for name in unknown_variables(std::env::vars_os()) {
+        warn!(
+            variable = name,
+            "this is no setting of control's in the environment; see injector control --help"
+        );
     }
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let run = async {
@@ -130,6 +161,34 @@ async fn stopped() -> anyhow::Result<()> {
     Ok(())
 }
 
+fn version() -> ExitCode {
+    match writeln!(std::io::stdout(), "injector {}", env!("CARGO_PKG_VERSION")) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(_) => ExitCode::FAILURE,
+    }
+}
+
+/// What looks like a setting in the environment and is none. Kubernetes makes variables such as
+/// `PORTUNUS_CONTROL_SERVICE_HOST` and `PORTUNUS_CONTROL_PORT` for a Service named `portunus-control`: nobody's mistake.
+fn unknown_variables(environment: impl Iterator<Item = (OsString, OsString)>) -> Vec<String> {
+    let names = environment.filter_map(|(name, _)| name.into_string().ok());
+    let is_service_link = |name: &str| {
+        let of_service = name.ends_with("_SERVICE_HOST") || name.contains("_SERVICE_PORT");
+        of_service || name.ends_with("_PORT") || name.contains("_PORT_")
+    };
+    let is_known = |name: &str| ["PORTUNUS_SOURCE", "PORTUNUS_STATE", "PORTUNUS_TRUST_DOMAIN"].contains(&name);
+    let mut unknown: Vec<_> = names
+        .filter(|name| name.starts_with("PORTUNUS_") && !is_known(name) && !is_service_link(name))
+        .collect();
+    unknown.sort();
+    unknown
+}
+
+fn address(text: &str) -> Result<SocketAddr, String> {
+    let address = text.parse();
+    address.map_err(|_| "it must be an address and a port, such as 127.0.0.1:8080 or [::]:8080".to_owned())
+}
+
 fn lifetime(text: &str) -> Result<Duration, String> {
     let fine = Duration::from_secs(60)..=Duration::from_secs(90 * 24 * 60 * 60);
     let lifetime = duration::parse(text).filter(|lifetime| fine.contains(lifetime));
@@ -164,5 +223,31 @@ impl Control {
             admin_listen: everywhere(self.admin_listen, CONTROL_ADMIN_PORT),
             limits: Limits::default(),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_variable_that_is_no_setting_is_named_and_those_of_kubernetes_are_not() {
+        let names = [
+            "PORTUNUS_SOURCE",
+            "PORTUNUS_LISTEN",
+            "PORTUNUS_CONTROL_SERVICE_HOST",
+            "PORTUNUS_CONTROL_PORT_8080_TCP",
+            "PATH",
+        ];
+        let unknown = unknown_variables(names.map(|name| (name.into(), OsString::new())).into_iter());
+        assert_eq!(unknown, ["PORTUNUS_LISTEN"]);
+    }
+
+    #[test]
+    fn an_address_to_listen_at_needs_both_halves() {
+        for wrong in ["localhost:1", ":8080", "8080", "10.0.0.1"] {
+            assert!(address(wrong).is_err_and(|why| why.contains("such as")), "{wrong}");
+        }
+        assert!(address("[::]:8080").is_ok());
     }
 }

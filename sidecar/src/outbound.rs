@@ -200,9 +200,14 @@ fn no_endpoint(service: &Service, why: NoEndpoint, call: &Call) -> Failure {
     {
         Some(last) => format!("{why}; last: {last}"),
         None => match (service.unready(), why) {
-            (unready @ 1.., NoEndpoint::NoneKnown) => {
-                format!("control says that {unready} are not ready, and no other is known")
+            (1, NoEndpoint::NoneKnown) => "control says that its one known endpoint is not ready".to_owned(),
+            (unready @ 2.., NoEndpoint::NoneKnown) => {
+                format!("control says that {unready} endpoints are not ready, and no other is known")
             }
+            (0, NoEndpoint::NoneKnown) => match service.without_workloads() {
+                Some(name) => format!("Service {name} selects no Workload: look at its selector and its ports"),
+                None => why.to_string(),
+            },
             (_, why) => why.to_string(),
         },
     };

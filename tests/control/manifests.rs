@@ -180,7 +180,10 @@ fn endpoints_come_and_go_and_policy_changes_within_a_second_and_without_a_failed
         none_failed(&late, 200, "after a workload was removed")?;
         none_failed(&traffic.calls(), 500, "while endpoints and policy changed")?;
 
-        ensure!(third.sidecar.output().contains("control is away"), "its stream goes on");
+        ensure!(
+            third.sidecar.output().contains("control shuts this sidecar out"),
+            "its stream goes on"
+        );
         third.sidecar.begin_again()?;
         timed(SOON, "a removed workload's token does not work", || {
             third

@@ -52,7 +52,7 @@ fn an_endpoint_that_is_not_ready_gets_no_new_call_and_its_stream_goes_on_and_it_
         for greeter in &shop.greeters {
             shop.control.set_ready(&greeter.pod, false)?;
         }
-        let why = "control says that 4 are not ready";
+        let why = "control says that 4 endpoints are not ready";
         timed(SOON, "calls say that nobody is ready", || {
             traffic
                 .calls()

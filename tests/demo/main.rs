@@ -93,9 +93,10 @@ fn prepare() -> Result<()> {
     step("a DNS server and a Python application's libraries", || {
         tools::prepare(|piece| println!("  {piece}"))
     })?;
-    step("the sidecar and a tonic application", || {
-        build::sidecar().and(build::peer())
-    })?;
+    step(
+        "the sidecar, control and a tonic application (built the first time, some minutes)",
+        || build::sidecar().and(build::injector()).and(build::peer()),
+    )?;
     Ok(())
 }
 
@@ -153,7 +154,8 @@ fn show(pods: &mut Pods, duration: Duration) -> Result<bool> {
         println!("{sentence}");
     }
     println!(
-        "\nOne in twenty was traced, this one for instance:\n{}",
+        "\nOne in twenty was traced, this one for instance{}:\n{}",
+        pods.traces.source(),
         pods.traces.tree()?
     );
     Ok(verdict.good)

@@ -59,6 +59,14 @@ impl Traces {
         Ok(pod.at(family, support::jaeger::OTLP_GRPC)?.to_string())
     }
 
+    /// Where a trace is drawn from, as one would say it behind it.
+    pub(crate) fn source(&self) -> &'static str {
+        match self {
+            Traces::Written { .. } => "",
+            Traces::Jaeger(_) => " (from Jaeger)",
+        }
+    }
+
     /// The tree of one trace that is whole, with both sidecars' spans; spans leave a second late.
     pub(crate) fn tree(&self) -> Result<String> {
         let mut tree = None;

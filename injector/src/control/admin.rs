@@ -123,10 +123,10 @@ impl Admin {
 
     fn source(&self) -> String {
         let health = self.health.borrow().clone();
-        let newest = if health.is_refused() {
-            "refused: the last good state stays in force"
-        } else {
-            "taken"
+        let newest = match (health.is_refused(), health.since) {
+            (true, Some(_)) => "refused: the last good state stays in force",
+            (true, None) => "refused, and there is no state before it: no sidecar is served until this is mended",
+            (false, _) => "taken",
         };
         let mut page = format!(
             "the newest state was {newest}\ntaken {}, refused {}\n",

@@ -86,7 +86,7 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> Result<(), Erro
         to_serving,
         rooms.clone(),
     ));
-    let admin_listeners = listen::listen(&settings.admin_listen)?;
+    let admin_listeners = listen::listen("--admin-listen", &settings.admin_listen)?;
     let watching = settings.source.clone().follow(rooms.child_token()).await;
     let numbers = Arc::new(Numbers::default());
     let (to_open, open) = watch::channel(false);
@@ -108,7 +108,7 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> Result<(), Erro
         .await;
     if let Some(worlds) = worlds.flatten() {
         // Not before there is something to say: a sidecar that is refused goes to another control, one that waits does not.
-        let listeners = listen::listen(&settings.listen)?;
+        let listeners = listen::listen("--listen", &settings.listen)?;
         let services = Services {
             certifier: Arc::new(Certifier {
                 states: watching.states.clone(),

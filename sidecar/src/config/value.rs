@@ -287,7 +287,10 @@ impl TrustBundle {
         let roots: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&text).collect();
         let roots = roots.map_err(|why| format!("it is no PEM: {why}"))?;
         if roots.is_empty() {
-            return Err("it has no certificate in PEM (-----BEGIN CERTIFICATE-----)".to_owned());
+            return Err(
+                "it has no certificate in PEM, which would be between lines of BEGIN CERTIFICATE and END CERTIFICATE"
+                    .to_owned(),
+            );
         }
         let file = file.into();
         Ok(TrustBundle { file, roots })

@@ -1,6 +1,6 @@
 //! The stream from control: what we follow goes up, what is known comes down.
 
-use std::collections::{HashSet, VecDeque};
+use std::collections::{BTreeMap, HashSet, VecDeque};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -24,7 +24,7 @@ use super::reach::{Controls, Nobody, Reached};
 use super::settings::Settings;
 use super::status::Shown;
 use super::wire;
-use crate::policy::Inbound;
+use crate::policy::{Inbound, Mode};
 use crate::route::Subject;
 use crate::tls::Bundle;
 
@@ -136,7 +136,14 @@ impl Following {
         self.controls.came(addr, came);
         match end {
             End::Renewed => debug!("the stream from control begins anew with the new certificate"),
+            end if is_disbelieved => self.shut_out(&end.to_string()),
             end => self.away(&end.to_string()),
+        }
+    }
+
+    fn shut_out(&self, why: &str) {
+        if self.status.away(why) {
+            warn!(why, "control shuts this sidecar out; what it said last still holds");
         }
     }
 
@@ -244,8 +251,12 @@ impl Following {
                     is_news
                 });
                 if is_news {
-                    let (inbound, from) = (&**self.inbound.borrow(), &inbound.from[..inbound.from.len().min(8)]);
-                    info!(?inbound, ?from, "what is accepted changed");
+                    let from = inbound.from[..inbound.from.len().min(8)].join(",");
+                    let now = self.inbound.borrow();
+                    let mode = now.default.map_or_else(String::new, |mode| mode.to_string());
+                    let ports = listed(&now.ports, Mode::to_string);
+                    let protocols = listed(&now.protocols, |protocol| format!("{protocol:?}").to_ascii_lowercase());
+                    info!(mode, ports, protocols, from, "what is accepted changed");
                 }
             }
             Err(why) => warn!(%why, "what control says of inbound calls is not taken; the last good word holds"),
@@ -272,6 +283,15 @@ struct Session<'a> {
     /// What control knows, or is being told, that we follow.
     told: HashSet<Subject>,
     to_tell: VecDeque<Tell>,
+}
+
+/// What holds for ports, as settings say it: `9090=permissive,9091=strict`.
+fn listed<T>(ports: &BTreeMap<u16, T>, word: impl Fn(&T) -> String) -> String {
+    let each = ports
+        .iter()
+        .take(64)
+        .map(|(port, what)| format!("{port}={}", word(what)));
+    each.collect::<Vec<_>>().join(",")
 }
 
 fn told(tell: Tell) -> v1::FollowRequest {

@@ -82,7 +82,7 @@ enum Unreached {
     Tcp(#[from] io::Error),
     #[error("nobody answers within {0:?}")]
     Silent(Duration),
-    #[error("{0}")]
+    #[error("it answers, but {0}")]
     Tls(#[from] tls::Error),
     #[error("{}", sentence(.0))]
     Http2(#[from] tonic::transport::Error),

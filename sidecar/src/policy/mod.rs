@@ -3,6 +3,7 @@
 mod permit;
 
 use std::collections::BTreeMap;
+use std::fmt;
 
 use portunus_proto::Declared;
 
@@ -18,6 +19,16 @@ pub enum Mode {
     Permissive,
     /// Plain and nothing else.
     Disabled,
+}
+
+impl fmt::Display for Mode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Mode::Strict => "strict",
+            Mode::Permissive => "permissive",
+            Mode::Disabled => "disabled",
+        })
+    }
 }
 
 /// The modes of a workload's ports, and what control says that they speak.

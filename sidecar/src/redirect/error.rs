@@ -14,7 +14,7 @@ pub enum Error {
     /// The capability is missing.
     #[error(
         "redirect rules need the capability NET_ADMIN in the pod's network namespace, which this process lacks: \
-         give it to the init container (securityContext.capabilities.add: [NET_ADMIN])"
+         give it to the init container (securityContext.capabilities.add: [NET_ADMIN]), or run it as root"
     )]
     NotPermitted,
 

@@ -453,6 +453,14 @@ impl Service {
         }
     }
 
+    /// `name.namespace:port` of a service of the mesh for which control names no endpoint at all.
+    pub fn without_workloads(&self) -> Option<&str> {
+        match &*self.known {
+            Known::Service(view) if view.endpoints.is_empty() => Some(&view.name),
+            Known::Service(_) | Known::Pending | Known::Endpoint(_) | Known::Outside(_) => None,
+        }
+    }
+
     /// How many of the mesh's endpoints take no new calls, as control says.
     pub fn unready(&self) -> usize {
         match &*self.known {

@@ -39,16 +39,29 @@ fn is_plain(bytes: &[u8]) -> bool {
 
 /// What an error says and what its causes say, each once, in as much as a line takes.
 pub fn sentence(error: &(dyn std::error::Error + 'static)) -> String {
-    let mut all = error.to_string();
+    let mut all = in_our_words(error.to_string());
     let mut cause = error.source();
     while let Some(error) = cause {
-        let text = error.to_string();
+        let text = in_our_words(error.to_string());
         if !all.contains(&text) {
             all = format!("{all}: {text}");
         }
         cause = error.source();
     }
     cut(&all)
+}
+
+/// What rustls says of a connection that ended in its midst, with the address of a page for programmers, is "broke off".
+fn in_our_words(text: String) -> String {
+    const RUSTLS: &str = "peer closed connection without sending TLS close_notify";
+    let Some((before, after)) = text.split_once(RUSTLS) else {
+        return text;
+    };
+    let after = match after.trim_start_matches([':', ' ', '\n']).strip_prefix("https://") {
+        Some(page) => page.find(char::is_whitespace).map_or("", |end| &page[end..]),
+        None => after,
+    };
+    format!("{before}the other end broke off{after}")
 }
 
 /// As much of a stranger's text as a line takes.
@@ -61,6 +74,14 @@ mod tests {
     use portunus_logbook::is_control;
 
     use super::*;
+
+    #[test]
+    fn a_connection_that_broke_off_is_told_without_the_address_of_a_page() {
+        let page = "https://docs.rs/rustls/latest/rustls/manual/_03_howto/index.html#unexpected-eof";
+        let rustls = format!("h2: peer closed connection without sending TLS close_notify: {page}");
+        let error = std::io::Error::other(rustls);
+        assert_eq!(sentence(&error), "h2: the other end broke off");
+    }
 
     #[test]
     fn what_moves_a_terminal_or_ends_a_line_is_escaped_and_the_rest_stays() {

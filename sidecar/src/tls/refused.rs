@@ -13,7 +13,9 @@ pub enum Refused {
     #[error("the peer showed no certificate")]
     NoCertificate,
     /// A certificate that does not stand under one of the roots that we were given.
-    #[error("no root of this mesh certified the peer's certificate, nor its issuer")]
+    #[error(
+        "no root of this mesh certified the peer's certificate, nor its issuer; roots are those of --trust-bundle, and control's"
+    )]
     UnknownIssuer,
     /// A certificate that its own holder signed.
     #[error("the peer's certificate is signed by itself")]

@@ -54,16 +54,16 @@ enum Key {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Mistake {
     /// Something else came first, or hello came again.
-    #[error("the first request, and only the first, is hello")]
+    #[error("a stream begins with the name of its workload, once")]
     Order,
     /// It names no workload.
-    #[error("hello names its workload as namespace/name")]
+    #[error("a stream names its workload as namespace/name")]
     NoWorkload,
     /// The workload is not there, or has no sidecar.
-    #[error("the workload that hello names does not exist, or has no joinTokenSha256")]
+    #[error("its Workload does not exist, or has no joinTokenSha256")]
     Gone,
     /// It is somebody else.
-    #[error("the client certificate is not that of the workload that hello names")]
+    #[error("its certificate is not that of the Workload that it names")]
     OtherIdentity,
     /// It is no name, no address, or far too long.
     #[error("a subject has a host or an address, and a port")]

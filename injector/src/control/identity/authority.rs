@@ -215,6 +215,21 @@ impl Authority {
         &self.roots
     }
 
+    /// The trust domain that a root was made for by control, where that is another: what is certified now is of ours all the
+    /// same. Of a name as long as a root's may be, the beginning.
+    pub fn made_for_another(&self) -> Option<String> {
+        let ours = named(&self.trust_domain);
+        let mut names = self.roots.iter().filter_map(|root| {
+            let (_, root) = X509Certificate::from_der(root).ok()?;
+            let name = root.subject().iter_common_name().next()?.as_str().ok()?;
+            let (domain, mark) = name.split_once(" root ")?;
+            // An operator's own root may be named as he likes.
+            let is_ours = mark.len() == 8 && mark.bytes().all(|digit| digit.is_ascii_hexdigit());
+            is_ours.then(|| domain.to_owned())
+        });
+        names.find(|domain| *domain != ours)
+    }
+
     /// The trust domain.
     pub fn trust_domain(&self) -> &TrustDomain {
         &self.trust_domain
@@ -371,7 +386,7 @@ fn authority_params(
     );
     params.distinguished_name = DistinguishedName::new();
     // Two issuers of one name and two keys would make verifiers try in vain.
-    let name: String = trust_domain.as_str().chars().take(32).collect();
+    let name = named(trust_domain);
     params
         .distinguished_name
         .push(DnType::CommonName, format!("{name} {role} {mark}"));
@@ -380,6 +395,11 @@ fn authority_params(
     params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
     params.use_authority_key_identifier_extension = true;
     params
+}
+
+/// A trust domain in the name of a certificate, which has 64 letters at most.
+fn named(trust_domain: &TrustDomain) -> String {
+    trust_domain.as_str().chars().take(32).collect()
 }
 
 /// Whether a file of an issuer holds this certificate alone: then a root issues by itself.

@@ -46,8 +46,10 @@ pub enum Origin {
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// A file cannot be read or written.
-    #[error("{path}: {source}")]
+    #[error("cannot {verb} {path} as user {}: {source}", nix::unistd::geteuid())]
     File {
+        /// What was tried: "read", "write", "make the directory".
+        verb: &'static str,
         /// Which.
         path: PathBuf,
         /// What the system says.
@@ -104,6 +106,14 @@ pub fn keep(files: Files, look: Duration, stop: CancellationToken) -> Result<Kep
         roots = authority.roots().len(),
         "the certificate authority is ready"
     );
+    if let Some(domain) = authority.made_for_another() {
+        warn!(
+            of_root = domain,
+            trust_domain = %files.trust_domain,
+            "a root was made for another trust domain than --trust-domain: sidecars that were certified or set up for that one \
+             are refused, and refuse"
+        );
+    }
     let (to, authorities) = watch::channel(Arc::new(authority));
     let (to_trouble, trouble) = watch::channel(None);
     let (mut seen, mut renewing, mut exposed) = (contents, renewing, exposed);
@@ -422,8 +432,12 @@ impl State<'_> {
     fn lock(&self, patience: Duration) -> Result<File, Error> {
         let roots = self.path("roots");
         let mut builder = DirBuilder::new();
-        builder.recursive(true).mode(0o700).create(&roots).map_err(at(&roots))?;
-        let metadata = fs::metadata(self.0).map_err(at(self.0))?;
+        builder
+            .recursive(true)
+            .mode(0o700)
+            .create(&roots)
+            .map_err(at("make the directory", &roots))?;
+        let metadata = fs::metadata(self.0).map_err(at("look at", self.0))?;
         check_owner(self.0, metadata.uid(), nix::unistd::geteuid().as_raw())?;
         let path = self.path("lock");
         let lock = OpenOptions::new()
@@ -432,14 +446,14 @@ impl State<'_> {
             .write(true)
             .mode(0o600)
             .open(&path);
-        let lock = lock.map_err(at(&path))?;
+        let lock = lock.map_err(at("open for writing", &path))?;
         let until = Instant::now() + patience;
         loop {
             match lock.try_lock() {
                 Ok(()) => return Ok(lock),
                 Err(TryLockError::WouldBlock) if Instant::now() < until => std::thread::sleep(LOOK_AT_LOCK),
                 Err(TryLockError::WouldBlock) => return Err(Error::Locked { path, patience }),
-                Err(TryLockError::Error(why)) => return Err(at(&path)(why)),
+                Err(TryLockError::Error(why)) => return Err(at("lock", &path)(why)),
             }
         }
     }
@@ -457,8 +471,8 @@ impl State<'_> {
     fn roots(&self) -> Result<Vec<PathBuf>, Error> {
         let directory = self.path("roots");
         let mut files = Vec::new();
-        for entry in fs::read_dir(&directory).map_err(at(&directory))? {
-            let path = entry.map_err(at(&directory))?.path();
+        for entry in fs::read_dir(&directory).map_err(at("read the directory", &directory))? {
+            let path = entry.map_err(at("read the directory", &directory))?.path();
             if path.extension().is_some_and(|extension| extension == "pem") {
                 files.push(path);
             }
@@ -476,14 +490,14 @@ impl State<'_> {
             .write(true)
             .mode(0o600)
             .open(&new)
-            .map_err(at(&new))?;
+            .map_err(at("write", &new))?;
         let written = file.write_all(text.as_bytes()).and_then(|()| file.sync_all());
         let placed = written.and_then(|()| fs::rename(&new, path));
         if placed.is_err() {
             // Half a key is no use to anybody.
             let _ = fs::remove_file(&new);
         }
-        placed.map_err(at(path))
+        placed.map_err(at("write", path))
     }
 }
 
@@ -512,7 +526,7 @@ const MOST_BYTES: u64 = 1 << 20;
 
 /// Whether it is there. That this cannot be told is no reason to make another.
 fn exists(path: &Path) -> Result<bool, Error> {
-    path.try_exists().map_err(at(path))
+    path.try_exists().map_err(at("look at", path))
 }
 
 fn read(path: &Path) -> Result<Vec<u8>, Error> {
@@ -523,12 +537,12 @@ fn read(path: &Path) -> Result<Vec<u8>, Error> {
         .read(true)
         .custom_flags(O_NONBLOCK)
         .open(path)
-        .map_err(at(path))?;
-    if !file.metadata().map_err(at(path))?.is_file() {
+        .map_err(at("read", path))?;
+    if !file.metadata().map_err(at("read", path))?.is_file() {
         let source = io::Error::new(io::ErrorKind::InvalidInput, "is no file");
-        return Err(at(path)(source));
+        return Err(at("read", path)(source));
     }
-    io::Read::read_to_end(&mut io::Read::take(file, MOST_BYTES), &mut bytes).map_err(at(path))?;
+    io::Read::read_to_end(&mut io::Read::take(file, MOST_BYTES), &mut bytes).map_err(at("read", path))?;
     Ok(bytes)
 }
 
@@ -536,8 +550,10 @@ fn text(path: &Path) -> Result<String, Error> {
     Ok(String::from_utf8_lossy(&read(path)?).into_owned())
 }
 
-fn at(path: &Path) -> impl FnOnce(io::Error) -> Error + '_ {
+/// An error that says who tried what.
+fn at<'p>(verb: &'static str, path: &'p Path) -> impl FnOnce(io::Error) -> Error + 'p {
     move |source| Error::File {
+        verb,
         path: path.to_owned(),
         source,
     }
@@ -561,6 +577,18 @@ mod tests {
         );
         drop(held);
         state.lock(patience).expect("it is free again");
+    }
+
+    #[test]
+    fn a_root_that_was_made_for_another_trust_domain_is_known() {
+        let directory = crate::testing::Directory::new();
+        let mut files = crate::testing::state_files(&directory.0);
+        let now = SystemTime::now();
+        let made_for = |files: &Files| files.load(now).expect("it is there").made_for_another();
+        assert_eq!(made_for(&files), None);
+        let first = files.trust_domain.to_string();
+        files.trust_domain = TrustDomain::parse("another.test").expect("it is one");
+        assert_eq!(made_for(&files), Some(first));
     }
 
     #[test]

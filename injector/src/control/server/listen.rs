@@ -11,24 +11,29 @@ use tracing::warn;
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// One address cannot be listened at.
-    #[error("cannot listen at {address}: {source}")]
+    #[error("cannot listen at {address} ({flag}): {source}")]
     Listen {
+        /// The setting that names it.
+        flag: &'static str,
         /// Which.
         address: SocketAddr,
         /// What the system says.
         source: io::Error,
     },
     /// This machine has none of the families.
-    #[error("this machine has none of the families of the addresses to listen at")]
-    Nowhere,
+    #[error("this machine has none of the families of the addresses to listen at ({flag})")]
+    Nowhere {
+        /// The setting that names them.
+        flag: &'static str,
+    },
 }
 
-/// Listens at all of the addresses. All addresses of a family that the machine does not have are left out; one of its
+/// Listens at all of the addresses, which a setting names. All addresses of a family that the machine does not have are left out; one of its
 /// addresses is not, since somebody meant that one.
 ///
 /// # Errors
 /// When an address is taken, or is not this machine's, or none remains.
-pub fn listen(addresses: &[SocketAddr]) -> Result<Vec<TcpListener>, Error> {
+pub fn listen(flag: &'static str, addresses: &[SocketAddr]) -> Result<Vec<TcpListener>, Error> {
     let mut listeners = Vec::new();
     for address in addresses {
         match open(*address) {
@@ -38,6 +43,7 @@ pub fn listen(addresses: &[SocketAddr]) -> Result<Vec<TcpListener>, Error> {
             }
             Err(source) => {
                 return Err(Error::Listen {
+                    flag,
                     address: *address,
                     source,
                 });
@@ -45,7 +51,7 @@ pub fn listen(addresses: &[SocketAddr]) -> Result<Vec<TcpListener>, Error> {
         }
     }
     if listeners.is_empty() {
-        return Err(Error::Nowhere);
+        return Err(Error::Nowhere { flag });
     }
     Ok(listeners)
 }
@@ -77,9 +83,12 @@ mod tests {
         // Of documentation (RFC 5737, RFC 3849): nobody has them.
         for theirs in ["192.0.2.1:0", "[2001:db8::1]:0"] {
             let theirs: SocketAddr = theirs.parse().expect("it is one");
-            let why = listen(&[ours, theirs]).expect_err("it is not ours");
-            assert!(why.to_string().contains(&theirs.to_string()), "{why}");
+            let why = listen("--listen", &[ours, theirs]).expect_err("it is not ours");
+            assert!(why.to_string().contains(&format!("{theirs} (--listen)")), "{why}");
         }
-        assert_eq!(listen(&[ours]).map(|listeners| listeners.len()).ok(), Some(1));
+        assert_eq!(
+            listen("--listen", &[ours]).map(|listeners| listeners.len()).ok(),
+            Some(1)
+        );
     }
 }

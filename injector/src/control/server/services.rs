@@ -166,7 +166,8 @@ impl Services {
         to: &mpsc::Sender<Result<FollowResponse, Status>>,
     ) -> Result<(), Status> {
         let hello = tokio::time::timeout(HELLO, requests.message()).await;
-        let hello = hello.map_err(|_| Status::deadline_exceeded("no hello came"))??;
+        let hello =
+            hello.map_err(|_| Status::deadline_exceeded("the stream does not say for which workload it is"))??;
         let Some(hello) = hello else { return Ok(()) };
         if let Some(Ask::Hello(hello)) = &hello.ask {
             let name = hello.workload.split_once('/');

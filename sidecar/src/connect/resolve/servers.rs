@@ -182,6 +182,7 @@ impl Servers {
             NetError::Dns(DnsError::ResponseCode(code)) => about(Cause::Failed, &format_args!("says {code}")),
             NetError::Timeout => about(Cause::Silent, &format_args!("did not answer within {:?}", self.timeout)),
             NetError::Io(error) => about(Cause::Silent, &format_args!("cannot be asked ({error})")),
+            NetError::NoConnections => about(Cause::Silent, &"cannot be reached"),
             error => about(Cause::Failed, &format_args!("gave no usable answer ({error})")),
         })?;
         self.read(&lookup, question).ok_or_else(|| match question.kind {
