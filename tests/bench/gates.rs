@@ -5,20 +5,19 @@ use std::{path::PathBuf, process::Command};
 use serde_json::Value;
 
 #[test]
-fn a_call_takes_at_most_6000_user_instructions_and_9100_with_headers_as_callers_send_them() {
+fn a_call_takes_at_most_6000_user_instructions_and_9000_with_headers_as_callers_send_them() {
     // The tokens and hashes of a run make its count scatter by 1 to 2 %: the least of three says what the code costs.
     let results: Vec<_> = (0..3).flat_map(|_| measure("T9", &["--bare"])).collect();
     assert_at_most(&results, "T9", 6_000.0);
-    // The goal is 9,000, and the least of three lies within 1 % of it.
-    assert_at_most(&results, "T9.callers", 9_100.0);
+    assert_at_most(&results, "T9.callers", 9_000.0);
 }
 
 #[test]
-fn control_policy_and_a_trace_of_one_call_in_twenty_take_at_most_2000_user_instructions_more() {
-    let results = measure("T9", &[]);
-    // More than the goals, which are those of a sidecar alone: what is reached must not be lost.
-    assert_at_most(&results, "T9", 8_000.0);
-    assert_at_most(&results, "T9.callers", 11_000.0);
+fn as_a_member_of_a_mesh_one_call_in_twenty_traced_it_takes_hardly_more() {
+    // Which calls are traced is chance, too. The goals are 6,000 and 9,000, and the second is not reached yet.
+    let results: Vec<_> = (0..2).flat_map(|_| measure("T9", &[])).collect();
+    assert_at_most(&results, "T9", 6_100.0);
+    assert_at_most(&results, "T9.callers", 9_700.0);
 }
 
 #[test]
