@@ -12,8 +12,11 @@ use std::ffi::OsString;
 use std::fs;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Component, Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
-use notify::{Event, RecommendedWatcher, RecursiveMode, Watcher};
+use notify::event::ModifyKind;
+use notify::{Event, EventKind, RecommendedWatcher, RecursiveMode, Watcher};
 use tokio::sync::mpsc;
 use tracing::warn;
 
@@ -21,6 +24,8 @@ use tracing::warn;
 pub struct Ears {
     changes: mpsc::Receiver<()>,
     way: Way,
+    /// Whether something that is watched was moved or removed: then it is watched no longer, also if it came back since.
+    is_deaf: Arc<AtomicBool>,
     /// It stops when it is dropped; `None` where the kernel does not take it.
     watcher: Option<RecommendedWatcher>,
 }
@@ -44,19 +49,26 @@ impl Ears {
     pub fn at(directory: &Path) -> Ears {
         let way = Way::to(directory);
         let (to, changes) = mpsc::channel(1);
-        let of_interest = way.clone();
+        let is_deaf = Arc::new(AtomicBool::new(false));
+        let (of_interest, deafens) = (way.clone(), is_deaf.clone());
         let heard = move |event: notify::Result<Event>| {
+            if event.as_ref().is_ok_and(|event| of_interest.is_lost_by(event)) {
+                deafens.store(true, Relaxed);
+            }
             if event.map_or(true, |event| of_interest.is_changed_by(&event)) {
                 let _ = to.try_send(());
             }
         };
         let watcher = notify::recommended_watcher(heard).and_then(|mut watcher| {
-            watcher.watch(&way.end, RecursiveMode::NonRecursive)?;
-            // Of those that cannot be watched the poll is left.
+            // Of a folder on the way that cannot be watched the poll is left.
             for parent in way.turns().filter_map(Path::parent) {
                 let _ = watcher.watch(parent, RecursiveMode::NonRecursive);
             }
-            Ok(watcher)
+            match watcher.watch(&way.end, RecursiveMode::NonRecursive) {
+                // It is not there: that it comes is heard of.
+                Err(_) if way.node.is_none() => Ok(watcher),
+                watched => watched.map(|()| watcher),
+            }
         });
         if let Err(why) = &watcher {
             warn!(directory = %directory.display(), %why, "changes are not heard of, only looked for");
@@ -64,6 +76,7 @@ impl Ears {
         Ears {
             changes,
             way,
+            is_deaf,
             watcher: watcher.ok(),
         }
     }
@@ -75,9 +88,14 @@ impl Ears {
         }
     }
 
+    /// Whether something is watched no longer, so that others are needed.
+    pub fn are_deaf(&self) -> bool {
+        self.is_deaf.load(Relaxed)
+    }
+
     /// These, as long as they hear, and are at the directory that is there now; or else others.
     pub fn turned_to(self, directory: &Path) -> Ears {
-        if self.watcher.is_some() && Way::to(directory) == self.way {
+        if self.watcher.is_some() && !self.are_deaf() && Way::to(directory) == self.way {
             self
         } else {
             Ears::at(directory)
@@ -116,6 +134,16 @@ impl Way {
     /// What leads elsewhere if it becomes another: the links, and the end itself.
     fn turns(&self) -> impl Iterator<Item = &Path> {
         self.links.iter().chain([&self.end]).map(PathBuf::as_path)
+    }
+
+    /// Whether something went away that is watched.
+    fn is_lost_by(&self, event: &Event) -> bool {
+        let goes = matches!(
+            event.kind,
+            EventKind::Remove(_) | EventKind::Modify(ModifyKind::Name(_))
+        );
+        let watched = |path: &PathBuf| *path == self.end || self.turns().any(|turn| turn.parent() == Some(path));
+        goes && event.paths.iter().any(watched)
     }
 
     /// Whether anything changed that is in the directory, or leads to it. To read a file is no change.

@@ -554,6 +554,13 @@ async fn another_directory_in_the_place_of_the_source_is_seen_at_once_and_so_is_
     rename("..1/m", "manifests");
     directory.write("manifests/a.yaml", &whole("S  ports: [{port: 81}]\n"));
     until_workloads(0).await;
+    // One that goes away and comes back is the same, but the kernel watches it no longer.
+    rename("manifests", "aside-too");
+    rename("aside-too", "manifests");
+    directory.write("manifests/a.yaml", GOOD);
+    until_workloads(1).await;
+    directory.write("manifests/a.yaml", &whole("S  ports: [{port: 81}]\n"));
+    until_workloads(0).await;
     stop.cancel();
     watching.ended().await;
 }

@@ -112,7 +112,8 @@ impl Follower {
             tokio::select! {
                 () = heard(&mut ears) => self.calm(&mut ears).await,
                 () = sleep_until(next_look) => {
-                    if self.look().await == seen {
+                    let are_deaf = ears.as_ref().is_some_and(Ears::are_deaf);
+                    if self.look().await == seen && !are_deaf {
                         continue;
                     }
                 }

@@ -315,10 +315,10 @@ impl World {
         endpoints
     }
 
-    /// An endpoint has an identity if there is a sidecar, and it takes mTLS on this port.
+    /// An endpoint has an identity if there is a sidecar, and it takes mTLS on this port, which is not the sidecar's own.
     fn endpoint(&self, name: &Name, address: IpAddr, port: u16) -> v1::Endpoint {
         let takes_mtls = self.accepts.get(name).and_then(|accepts| accepts.mode(port)) != Some(Mtls::Disabled);
-        let identity = self.identity(name).filter(|_| takes_mtls);
+        let identity = self.identity(name).filter(|_| takes_mtls && port != ADMIN_PORT);
         let workload = self.snapshot.workloads.get(name);
         v1::Endpoint {
             ip: address.to_string(),

@@ -46,6 +46,8 @@ pub struct Services {
 
 /// How long a stream may take to say hello.
 const HELLO: Duration = Duration::from_secs(10);
+/// How long it may take to arrange a state that has come: of thousands of workloads some 20 ms.
+const ARRANGED: Duration = Duration::from_secs(1);
 /// How many answers may wait for a slow reader. What comes after is not made before there is room.
 const QUEUE: usize = 16;
 /// How long one stream looks for what there is to tell before others have their turn.
@@ -174,7 +176,16 @@ impl Services {
             *named = name.map(|(namespace, name)| shortened(&Name::new(namespace, name)));
         }
         let world = self.worlds.borrow_and_update().clone();
-        let mut follow = Follow::hello(&hello, &proven, &world).map_err(refused)?;
+        let mut follow = match Follow::hello(&hello, &proven, &world) {
+            Err(Mistake::Gone | Mistake::OtherIdentity) => {
+                // It may have been certified by a state that is just being arranged.
+                let _ = tokio::time::timeout(ARRANGED, self.worlds.changed()).await;
+                let world = self.worlds.borrow_and_update().clone();
+                Follow::hello(&hello, &proven, &world)
+            }
+            judged => judged,
+        }
+        .map_err(refused)?;
         let followers = self.followers.clone();
         let place = followers.begin(follow.workload());
         self.authorities.mark_unchanged();
