@@ -256,13 +256,18 @@ fn show_names(registry: &Arc<Registry>, names: Names) {
     });
 }
 
-/// Not ready from the first connection of our own on that comes back to us: no call can succeed, and no user changes
-/// while a process runs. Said once, however many come.
+/// Not ready while connections of our own come back to us: no call can succeed. Said once, however many come. Where the rules
+/// are what is wrong they may be mended: the probe dials each 5 s, and none comes back any more.
 async fn say_loop(left_alone: Condition, dialled: Arc<Dialled>) {
-    dialled.looped().await;
-    let sentence = Loop::here().to_string();
-    error!("{sentence}");
-    left_alone.unmet(sentence);
+    loop {
+        dialled.looped().await;
+        let sentence = Loop::here().to_string();
+        error!("{sentence}");
+        left_alone.unmet(sentence);
+        while tokio::time::timeout(LEFT_ALONE_FOR, dialled.looped()).await.is_ok() {}
+        info!("no connection of this proxy's own has come back to it for a minute: the redirect rules leave it alone");
+        left_alone.met();
+    }
 }
 
 /// Not ready while the redirect rules are missing: the pod's traffic would go past the proxy. Looked for often until
@@ -294,6 +299,8 @@ async fn look_for_rules(redirected: Condition, config: Arc<Config>, dialled: Arc
     }
 }
 
+/// How long none of our own connections must come back before the rules count as right again.
+const LEFT_ALONE_FOR: Duration = Duration::from_secs(60);
 /// How soon the rules are looked for again while they are missing.
 const RULES_MISSING_PAUSE: Duration = Duration::from_millis(50);
 /// How soon they are looked at again once they were seen.

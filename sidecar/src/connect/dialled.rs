@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use parking_lot::Mutex;
@@ -14,21 +15,39 @@ use tokio::sync::Notify;
 /// What all workers have dialled and not closed. It is asked when a connection begins or ends, never for an RPC.
 #[derive(Debug, Default)]
 pub struct Dialled {
-    /// Whether each came back here.
-    open: Mutex<HashMap<Way, bool>>,
+    open: Mutex<Open>,
     looped: Notify,
 }
+
+#[derive(Debug, Default)]
+struct Open {
+    ways: HashMap<Way, Entry>,
+    /// How many there have been.
+    begun: u64,
+}
+
+#[derive(Debug)]
+struct Entry {
+    number: u64,
+    since: Instant,
+    has_looped: bool,
+}
+
+/// One that comes back does so at once. Later it is another's, which the kernel has given the same port here: it changes the
+/// ports of connections that the rules lead to one place from one port.
+const COMES_BACK_WITHIN: Duration = Duration::from_secs(3);
 
 /// Where a connection comes from and where it was to go, in one form for IPv4. The address that it comes from is not
 /// enough: the kernel gives the same one to connections that go elsewhere, the application's too. No two that are open
 /// have both alike.
 type Way = (SocketAddr, SocketAddr);
 
-/// One of them, until this is dropped; to be dropped before its socket, whose addresses may then be another's.
+/// One of them, until this is dropped.
 #[derive(Debug)]
 pub struct Mine {
     of: Arc<Dialled>,
     way: Way,
+    number: u64,
 }
 
 /// The rules of redirection do not leave this proxy alone.
@@ -58,8 +77,19 @@ impl Dialled {
             }
             let from = socket.local_addr()?.as_socket();
             let way = way(from.ok_or(io::ErrorKind::AddrNotAvailable)?, to);
-            open.insert(way, false);
-            Mine { of: self.clone(), way }
+            open.begun += 1;
+            let number = open.begun;
+            let entry = Entry {
+                number,
+                since: Instant::now(),
+                has_looped: false,
+            };
+            open.ways.insert(way, entry);
+            Mine {
+                of: self.clone(),
+                way,
+                number,
+            }
         };
         Ok((TcpStream::from_std(socket.into())?, mine))
     }
@@ -67,15 +97,15 @@ impl Dialled {
     /// Whether a connection that arrived here is one of these. Whoever dialled it learns that ([`Mine::has_looped`]), and
     /// so does who waits for the first ([`Dialled::looped`]).
     pub fn takes_back(&self, from: SocketAddr, to: SocketAddr) -> bool {
-        match self.open.lock().get_mut(&way(from, to)) {
-            Some(has_looped) => *has_looped = true,
-            None => return false,
+        match self.open.lock().ways.get_mut(&way(from, to)) {
+            Some(entry) if entry.since.elapsed() < COMES_BACK_WITHIN => entry.has_looped = true,
+            Some(_) | None => return false,
         }
         self.looped.notify_one();
         true
     }
 
-    /// Waits until a connection has come back. For one who waits.
+    /// Waits until a connection has come back since this was asked last. For one who waits.
     pub async fn looped(&self) {
         self.looped.notified().await;
     }
@@ -84,13 +114,19 @@ impl Dialled {
 impl Mine {
     /// Whether it has arrived at our own listener, and was refused there.
     pub fn has_looped(&self) -> bool {
-        self.of.open.lock().get(&self.way).is_some_and(|has_looped| *has_looped)
+        let open = self.of.open.lock();
+        let entry = open.ways.get(&self.way);
+        entry.is_some_and(|entry| entry.number == self.number && entry.has_looped)
     }
 }
 
 impl Drop for Mine {
     fn drop(&mut self) {
-        self.of.open.lock().remove(&self.way);
+        let ways = &mut self.of.open.lock().ways;
+        // Its socket may be closed already, and its addresses be those of a younger one.
+        if ways.get(&self.way).is_some_and(|entry| entry.number == self.number) {
+            ways.remove(&self.way);
+        }
     }
 }
 
@@ -140,9 +176,13 @@ mod tests {
         assert!(dialled.takes_back(from, to));
         assert!(mine.has_looped());
         dialled.looped().await;
+        for entry in dialled.open.lock().ways.values_mut() {
+            entry.since -= COMES_BACK_WITHIN;
+        }
+        assert!(!dialled.takes_back(from, to), "so late it is another's");
         drop(mine);
         assert!(!dialled.takes_back(from, to));
-        assert!(dialled.open.lock().is_empty());
+        assert!(dialled.open.lock().ways.is_empty());
     }
 
     #[tokio::test]
@@ -157,7 +197,7 @@ mod tests {
             assert!(socket.take_error().expect("it says").is_some(), "nobody listens");
             drop(mine);
         }
-        assert!(dialled.open.lock().is_empty());
+        assert!(dialled.open.lock().ways.is_empty());
     }
 
     #[test]

@@ -540,11 +540,13 @@ impl Worker {
         }
     }
 
-    /// Whatever has become of this wire in this turn: it may have freed a place that a call waits for.
+    /// Whatever has become of this wire in this turn: it may have freed a place that a call waits for; or it drains now, and
+    /// was the last that stood, so that a dial is due. One that is full changes nothing.
     fn serve_wire(&mut self, key: WireKey) {
         let Some(wire) = self.wires.slots.get(key) else { return };
         if let Side::Server { pool } = wire.side
             && self.pools.is_awaited(pool)
+            && (wire.engine.has_capacity() || wire.engine.is_draining())
         {
             let addr = wire.peer;
             self.serve(pool, addr);
