@@ -174,6 +174,9 @@ impl Blocks {
     pub(super) fn learn(&mut self, block: &[u8], fields: &Fields, lists: &mut Lists, interner: &mut Interner) {
         if let Some(list) = lists.keep(fields, interner) {
             self.remember(block, list);
+        } else {
+            // All are held: to look for one again is not worth it for a while.
+            self.quiet = 0;
         }
     }
 
