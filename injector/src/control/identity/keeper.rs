@@ -116,7 +116,7 @@ pub fn keep(files: Files, look: Duration, stop: CancellationToken) -> Result<Kep
     }
     let (to, authorities) = watch::channel(Arc::new(authority));
     let (to_trouble, trouble) = watch::channel(None);
-    let (mut seen, mut renewing, mut exposed, mut looks) = (contents, renewing, exposed, 0u32);
+    let (mut seen, mut renewing, mut exposed) = (contents, renewing, exposed);
     let files = Arc::new(files);
     let looking = async move {
         loop {
@@ -130,11 +130,7 @@ pub fn keep(files: Files, look: Duration, stop: CancellationToken) -> Result<Kep
             ageing.warn(&to.borrow(), renewing, now, moment());
             let has_begun = to.borrow().has_begun(now);
             let changed = contents != seen;
-            // What was wrong may have been beside the contents: an owner, a lock, a full disk.
-            let in_trouble = to_trouble.borrow().is_some();
-            looks = looks.wrapping_add(1);
-            let tries_again = in_trouble && looks.is_multiple_of(LOOKS_PER_TRY);
-            if !changed && !tries_again && !ageing.is_due(&to.borrow(), now, moment()) {
+            if !changed && !ageing.is_due(&to.borrow(), now, moment()) {
                 continue;
             }
             let reader = files.clone();
@@ -146,10 +142,13 @@ pub fn keep(files: Files, look: Duration, stop: CancellationToken) -> Result<Kep
             };
             match loaded {
                 // It was due, and nothing better could be made.
-                Ok(loaded) if !changed && !in_trouble && loaded.contents == seen => {
+                Ok(loaded) if !changed && loaded.contents == seen => {
                     renewing = loaded.renewing;
                     warn_of_readers(&loaded.exposed, &exposed);
                     exposed = loaded.exposed;
+                    if to_trouble.send_if_modified(|trouble| trouble.take().is_some()) {
+                        info!("the certificate authority can be read again, and is the same");
+                    }
                 }
                 Ok(loaded) => {
                     let authority = loaded.authority;
