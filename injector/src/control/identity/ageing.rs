@@ -83,7 +83,9 @@ impl Ageing {
             (true, false) => Age::Good,
         };
         let is_waiting = |(tried, at): (Age, Instant)| tried == age && now.saturating_duration_since(at) < self.every;
-        if age == Age::Good || self.tried.is_some_and(is_waiting) {
+        // One that has not begun signs nothing that counts: there another is tried for at each look.
+        let may_wait = age != Age::Unborn && self.tried.is_some_and(is_waiting);
+        if age == Age::Good || may_wait {
             self.tried = self.tried.filter(|_| age != Age::Good);
             return false;
         }
