@@ -261,14 +261,11 @@ impl Worker {
 
     /// Ends the call by an answer of our own, and records it.
     pub(crate) fn fail(&mut self, key: CallKey, failure: Failure) {
-        let Some(call) = self.calls.get_mut(key) else { return };
+        let Some(call) = self.calls.get(key) else { return };
         if call.exchange.phase.is_last() {
             return;
         }
-        if let (Phase::Waiting, Some(choice)) = (call.exchange.phase, &call.choice) {
-            self.pools.forget(choice.pool, key.to_bits());
-        }
-        self.note_haste(key);
+        self.gives_up_server(key);
         let answer = self.note_failure(key, &failure);
         let Some(call) = self.calls.get_mut(key) else { return };
         call.ended = Some(answer.code);

@@ -8,6 +8,7 @@ pub mod numbers;
 mod run;
 mod seldom;
 pub mod server;
+mod times;
 
 pub use admin::Admin;
 pub use run::{Error, Settings, run};

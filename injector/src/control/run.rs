@@ -16,6 +16,7 @@ use super::numbers::Numbers;
 use super::seldom::Seldom;
 use super::server::tls::{self, Serving, serving};
 use super::server::{Limits, Server, Services, listen};
+use super::times::{date, moment};
 use crate::cluster::States;
 use crate::cluster::file::Source;
 
@@ -204,11 +205,10 @@ async fn prove(
                     said.forget();
                     to.send_replace(serving);
                 }
-                Err(why) if said.is_due(why.to_string(), SAY_AGAIN, tokio::time::Instant::now().into_std()) => {
-                    let ends = jiff::Timestamp::try_from(ends).map(|time| time.to_string());
+                Err(why) if said.is_due(why.to_string(), SAY_AGAIN, moment()) => {
                     error!(
                         %why,
-                        ends = ends.unwrap_or_default(),
+                        ends = date(ends),
                         "control's own certificate cannot be renewed: once it has ended no sidecar connects to this control, \
                          and what they know stays as it is; mend the certificate authority"
                     );

@@ -211,20 +211,25 @@ impl Worker {
         if call.exchange.phase != Phase::Answered {
             call.ended = Some(Code::Cancelled);
         }
-        let waiting = call.exchange.phase == Phase::Waiting;
-        let pool = call.choice.as_ref().map(|choice| choice.pool);
-        self.note_haste(key);
+        self.gives_up_server(key);
         let Some(call) = self.calls.get_mut(key) else { return };
         call.exchange.caller_reset(reason, &mut self.wires);
-        if let (true, Some(pool)) = (waiting, pool) {
-            self.pools.forget(pool, user);
-        }
         self.settle(key);
+    }
+
+    /// A call is about to end before its server has ended it, whoever wants that: it waits for no connection any more, and
+    /// the reset of its request is one that the server may mind.
+    pub(super) fn gives_up_server(&mut self, key: CallKey) {
+        let Some(call) = self.calls.get(key) else { return };
+        if let (Phase::Waiting, Some(choice)) = (call.exchange.phase, &call.choice) {
+            self.pools.forget(choice.pool, key.to_bits());
+        }
+        self.note_haste(key);
     }
 
     /// A call is about to be reset that has no answer yet. Many of these look like an attack to the server, the more so those
     /// of requests that it has not even taken up.
-    pub(super) fn note_haste(&mut self, key: CallKey) {
+    fn note_haste(&mut self, key: CallKey) {
         let Some(call) = self.calls.get(key) else { return };
         let (Phase::Asked, Some(up), Some(choice)) = (call.exchange.phase, call.exchange.up, &call.choice) else {
             return;
@@ -653,7 +658,7 @@ impl Worker {
         // A status would have to wait behind the bytes that wait.
         if for_caller > 0 || call.exchange.phase.is_last() {
             let answer = self.note_failure(key, &failure);
-            self.note_haste(key);
+            self.gives_up_server(key);
             let Some(call) = self.calls.get_mut(key) else { return };
             call.ended = Some(answer.code);
             call.exchange.cut(Reason::ENHANCE_YOUR_CALM, &mut self.wires);
@@ -728,7 +733,7 @@ impl Worker {
                 let mut judged = Vec::new();
                 let spoke = wire.engine.heard_settings();
                 for user in users {
-                    self.server_gone(user, &wire, why, &mut judged);
+                    self.server_gone(user, &wire, has_looped, why, &mut judged);
                 }
                 if !spoke {
                     // Whoever takes connections and says nothing there is not reached by the next one either.
@@ -757,14 +762,21 @@ impl Worker {
         self.not_dialled(pool, &format!("no mTLS with {addr}: {why}"));
     }
 
-    fn server_gone(&mut self, user: u64, wire: &Wire, why: &str, judged: &mut Vec<(ServiceKey, EndpointKey)>) {
+    fn server_gone(
+        &mut self,
+        user: u64,
+        wire: &Wire,
+        has_looped: bool,
+        why: &str,
+        judged: &mut Vec<(ServiceKey, EndpointKey)>,
+    ) {
         let key = Key::from_bits(user);
         let addr = wire.peer;
         let Some(call) = self.calls.get_mut(key) else { return };
         if call.exchange.phase == Phase::Answered {
             call.exchange.server_reset(Reason::NO_ERROR, &mut self.wires);
             self.settle(key);
-        } else if wire.dialled.as_ref().is_some_and(|mine| mine.has_looped()) {
+        } else if has_looped {
             // Whatever has left us came back to us, and no server saw it; so would all that is dialled.
             call.exchange.up = None;
             self.fail(key, Failure::Loop { why: why.to_owned() });

@@ -164,10 +164,9 @@ impl Worker {
         let silence = self.now.saturating_duration_since(wire.heard);
         let engine = &wire.engine;
         let waits = engine.open_streams() > 0;
-        let ask = matches!(wire.side, Side::Server { .. }) && waits && silence > ASK_AFTER && {
-            let waits_since = |first| engine.waits_since(first);
-            wire.pings.may_ask_whether_it_lives(self.now, waits_since)
-        };
+        let waits_since = |first| engine.waits_since(first);
+        let is_silent = matches!(wire.side, Side::Server { .. }) && waits && silence > ASK_AFTER;
+        let ask = is_silent && wire.pings.may_ask_whether_it_lives(self.now, waits_since);
         let idle = !waits && silence > engine.settings().idle_timeout && !engine.is_draining();
         let drained = engine.is_draining() && !waits && silence > Connection::GOAWAY_PATIENCE;
         let lingering = engine.is_draining() && silence > Connection::GOAWAY_PATIENCE;

@@ -6,6 +6,7 @@ use tracing::warn;
 
 use super::authority::Authority;
 use crate::control::seldom::Seldom;
+use crate::control::times::date;
 
 /// Whether control renews the issuer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -41,17 +42,9 @@ impl Renewing {
 pub struct Ageing {
     /// From one try to the next.
     every: Duration,
-    tried: Option<(Age, Instant)>,
+    /// For one that is old.
+    tried: Seldom<()>,
     said: Seldom<Warning>,
-}
-
-/// How old it is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Age {
-    /// Its life has not begun, by this clock.
-    Unborn,
-    Good,
-    Old,
 }
 
 /// That an issuer ends, and why there is no other.
@@ -70,27 +63,19 @@ impl Ageing {
     pub fn new(every: Duration) -> Ageing {
         Ageing {
             every,
-            tried: None,
+            tried: Seldom::default(),
             said: Seldom::default(),
         }
     }
 
-    /// Whether another issuer is to be tried for now: at once when this one has become old, or young, and then at a slow pace.
+    /// Whether another issuer is to be tried for now: at once when this one has become old, and then at a slow pace. One whose
+    /// life has not begun, by this clock, signs nothing that counts: there another is tried for each time.
     pub fn is_due(&mut self, authority: &Authority, clock: SystemTime, now: Instant) -> bool {
-        let age = match (authority.has_begun(clock), authority.is_old(clock)) {
-            (false, _) => Age::Unborn,
-            (true, true) => Age::Old,
-            (true, false) => Age::Good,
-        };
-        let is_waiting = |(tried, at): (Age, Instant)| tried == age && now.saturating_duration_since(at) < self.every;
-        // One that has not begun signs nothing that counts: there another is tried for at each look.
-        let may_wait = age != Age::Unborn && self.tried.is_some_and(is_waiting);
-        if age == Age::Good || may_wait {
-            self.tried = self.tried.filter(|_| age != Age::Good);
-            return false;
+        if authority.has_begun(clock) && authority.is_old(clock) {
+            return self.tried.is_due((), self.every, now);
         }
-        self.tried = Some((age, now));
-        true
+        self.tried.forget();
+        !authority.has_begun(clock)
     }
 
     /// Warns of an old issuer that control makes no other for: at once, when the reason or the issuer is another one, and
@@ -130,7 +115,7 @@ impl Ageing {
 
 /// When the issuer ends, for people.
 pub fn ends(authority: &Authority) -> String {
-    jiff::Timestamp::try_from(authority.not_after()).map_or_else(|_| "never".to_owned(), |time| time.to_string())
+    date(authority.not_after())
 }
 
 #[cfg(test)]

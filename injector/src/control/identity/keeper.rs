@@ -15,6 +15,7 @@ use tracing::{error, info, warn};
 
 use super::ageing::{Ageing, Renewing, ends};
 use super::authority::{self, Authority, issuer_would_end, make_issuer, make_key, make_root};
+use crate::control::times::moment;
 
 /// Where the authority's files are.
 #[derive(Clone, Debug)]
@@ -386,11 +387,6 @@ struct Loaded {
     renewing: Renewing,
     exposed: Vec<Exposed>,
     contents: Contents,
-}
-
-/// Now, by a clock that nobody turns but tests.
-fn moment() -> Instant {
-    tokio::time::Instant::now().into_std()
 }
 
 /// Says once, as long as it is so, that control does not renew though it has a key.

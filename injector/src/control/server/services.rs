@@ -24,6 +24,7 @@ use crate::cluster::Name;
 use crate::control::discovery::{Follow, Mistake, Next, World};
 use crate::control::identity::{Authority, Certifier, shortened};
 use crate::control::numbers::{Numbers, Open};
+use crate::control::times::date;
 
 /// What answers sidecars.
 #[derive(Clone)]
@@ -83,12 +84,11 @@ impl Identity for Services {
                     &self.numbers.renewed
                 };
                 counter.fetch_add(1, Relaxed);
-                let ends = jiff::Timestamp::try_from(certified.not_after).map(|time| time.to_string());
                 info!(
                     %from,
                     workload = certified.response.workload,
                     id = %certified.id,
-                    ends = ends.unwrap_or_default(),
+                    ends = date(certified.not_after),
                     proof = if certified.by_token { "token" } else { "certificate" },
                     "a key was certified"
                 );
