@@ -15,7 +15,7 @@ use opentelemetry_proto::tonic::collector::trace::v1::{
     ExportTraceServiceRequest, ExportTraceServiceResponse,
     trace_service_server::{TraceService, TraceServiceServer},
 };
-use socket2::{Domain, Protocol, Socket, Type};
+use support::Place;
 use tokio::{
     io::AsyncWriteExt as _,
     net::{TcpListener, TcpStream},
@@ -73,20 +73,18 @@ pub(crate) enum Bad {
 
 /// Starts a bad collector, for as long as this program runs.
 pub(crate) fn start_bad(bad: Bad, cpu: usize) -> Result<SocketAddr> {
-    let socket = Socket::new(Domain::IPV4, Type::STREAM, Some(Protocol::TCP))?;
-    socket.bind(&SocketAddr::from((Ipv4Addr::LOCALHOST, 0)).into())?;
-    let address = socket.local_addr()?.as_socket().context("it is an address")?;
+    let place = Place::new()?;
+    let address = place.address;
     if bad == Bad::Down {
-        // Bound, so that nobody else gets the port, and not listening.
-        std::mem::forget(socket);
+        // Held, so that nobody else gets the port, and nobody listens.
+        std::mem::forget(place);
         return Ok(address);
     }
-    socket.listen(64)?;
-    socket.set_nonblocking(true)?;
+    let listener = place.listen()?;
     std::thread::Builder::new().name("collector".into()).spawn(move || {
         let serve = async {
             process::pin(gettid(), cpu)?;
-            let listener = TcpListener::from_std(socket.into())?;
+            let listener = TcpListener::from_std(listener)?;
             if bad == Bad::Erring {
                 let server = tonic::transport::Server::builder().add_service(TraceServiceServer::new(Refusing));
                 return anyhow::Ok(server.serve_with_incoming(TcpIncoming::from(listener)).await?);

@@ -1,16 +1,15 @@
 //! A collector that can be good, and bad in every way that is tried: always at the same address.
 
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use opentelemetry_proto::tonic::collector::trace::v1::trace_service_server::{TraceService, TraceServiceServer};
 use opentelemetry_proto::tonic::collector::trace::v1::{
     ExportTracePartialSuccess, ExportTraceServiceRequest, ExportTraceServiceResponse,
 };
-use socket2::{Domain, Protocol, Socket, Type};
+use support::Place;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::runtime::Runtime;
@@ -45,31 +44,10 @@ pub(crate) struct Collector {
     runtime: Option<Runtime>,
 }
 
-/// A free address, which stays ours as long as this lives: bound, and not listening, so that connections are refused.
-pub(crate) struct Place {
-    pub(crate) address: SocketAddr,
-    _held: Socket,
-}
-
-impl Place {
-    pub(crate) fn new() -> Result<Place> {
-        let held = socket()?;
-        held.bind(&SocketAddr::from(([127, 0, 0, 1], 0)).into())?;
-        let address = held.local_addr()?.as_socket().context("it is an address")?;
-        Ok(Place { address, _held: held })
-    }
-
-    /// Somebody listens here.
-    pub(crate) fn listen(&self) -> Result<std::net::TcpListener> {
-        let socket = socket()?;
-        socket.bind(&self.address.into())?;
-        socket.listen(64)?;
-        Ok(socket.into())
-    }
-
-    /// A collector starts here.
-    pub(crate) fn start(&self, manner: Manner) -> Result<Collector> {
-        let listener = self.listen()?;
+impl Collector {
+    /// Starts one here.
+    pub(crate) fn start(place: &Place, manner: Manner) -> Result<Collector> {
+        let listener = place.listen()?;
         let spans = Arc::<AtomicU64>::default();
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(1)
@@ -102,9 +80,7 @@ impl Place {
             runtime: Some(runtime),
         })
     }
-}
 
-impl Collector {
     /// Spans that it was sent.
     pub(crate) fn spans(&self) -> u64 {
         self.spans.load(Relaxed)
@@ -175,12 +151,4 @@ impl TraceService for Service {
             }
         }
     }
-}
-
-fn socket() -> Result<Socket> {
-    let socket = Socket::new(Domain::IPV4, Type::STREAM, Some(Protocol::TCP))?;
-    socket.set_reuse_address(true)?;
-    socket.set_reuse_port(true)?;
-    socket.set_nonblocking(true)?;
-    Ok(socket)
 }

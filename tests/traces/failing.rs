@@ -5,9 +5,10 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use portunus_sidecar::telemetry::export::{Protocol, Settings};
+use support::Place;
 use tonic::Code;
 
-use crate::collector::{Manner, Place};
+use crate::collector::{Collector, Manner};
 use crate::recorder::{Recorder, settings};
 
 /// What must be true after a collector's return.
@@ -26,7 +27,7 @@ fn test(promise: impl FnOnce() -> Result<()>) {
 /// The collector is bad in this manner, then well again at the same address.
 fn recovers_from(bad: Option<Manner>) -> Result<()> {
     let place = Place::new()?;
-    let collector = bad.map(|manner| place.start(manner)).transpose()?;
+    let collector = bad.map(|manner| Collector::start(&place, manner)).transpose()?;
     let mut recorder = recorder(&place, Protocol::Grpc)?;
     recorder.record(10)?;
     // Long enough for several tries, and for pauses as long as they become.
@@ -40,7 +41,7 @@ fn recovers_from(bad: Option<Manner>) -> Result<()> {
         "they may still be taken"
     );
     drop(collector);
-    let collector = place.start(Manner::Good)?;
+    let collector = Collector::start(&place, Manner::Good)?;
     let back = Instant::now();
     recorder.wait_for("exported", 10, RECOVERY)?;
     println!("{bad:?}: delivered {:?} after its return", back.elapsed());
@@ -82,7 +83,7 @@ fn a_collector_that_is_unavailable_is_found_back() {
 fn spans_that_a_collector_will_never_take_are_given_up_at_once_and_counted() {
     test(|| {
         let place = Place::new()?;
-        let collector = place.start(Manner::Refusing(Code::InvalidArgument))?;
+        let collector = Collector::start(&place, Manner::Refusing(Code::InvalidArgument))?;
         let mut recorder = recorder(&place, Protocol::Grpc)?;
         recorder.record(10)?;
         recorder.wait_for("failed", 10, Duration::from_secs(5))?;
@@ -99,7 +100,7 @@ fn spans_that_a_collector_will_never_take_are_given_up_at_once_and_counted() {
 fn what_a_collector_leaves_of_a_batch_is_counted_as_dropped() {
     test(|| {
         let place = Place::new()?;
-        let _collector = place.start(Manner::Partial)?;
+        let _collector = Collector::start(&place, Manner::Partial)?;
         let mut recorder = recorder(&place, Protocol::Grpc)?;
         recorder.record(10)?;
         recorder.wait_for("dropped", 1, Duration::from_secs(5))?;
@@ -116,7 +117,7 @@ fn what_a_collector_leaves_of_a_batch_is_counted_as_dropped() {
 fn by_http_too_a_silent_collector_is_left_and_found_back() {
     test(|| {
         let place = Place::new()?;
-        let silent = place.start(Manner::Silent)?;
+        let silent = Collector::start(&place, Manner::Silent)?;
         let mut recorder = recorder(&place, Protocol::Http)?;
         recorder.record(10)?;
         support::wait_until(Duration::from_secs(10), "the exporter has said hello", || {
@@ -133,7 +134,7 @@ fn by_http_too_a_silent_collector_is_left_and_found_back() {
 fn a_flood_of_spans_at_a_silent_collector_costs_a_bounded_memory_and_holds_nobody_up() {
     test(|| {
         let place = Place::new()?;
-        let _collector = place.start(Manner::Silent)?;
+        let _collector = Collector::start(&place, Manner::Silent)?;
         let mut recorder = recorder(&place, Protocol::Grpc)?;
         recorder.record(1_000)?;
         let before = resident()?;
@@ -162,7 +163,7 @@ fn a_flood_of_spans_at_a_silent_collector_costs_a_bounded_memory_and_holds_nobod
 fn the_end_of_the_process_waits_for_a_silent_collector_no_longer_than_it_says() {
     test(|| {
         let place = Place::new()?;
-        let _collector = place.start(Manner::Silent)?;
+        let _collector = Collector::start(&place, Manner::Silent)?;
         let mut recorder = recorder(&place, Protocol::Grpc)?;
         recorder.record(10)?;
         let registry = recorder.registry.clone();
