@@ -185,7 +185,7 @@ pub(crate) fn code_of_reset(reason: Reason) -> Code {
 mod tests {
     use super::*;
     use crate::exchange::End;
-    use crate::http2::hpack::{Fields, Interner};
+    use crate::http2::hpack::Interner;
 
     fn now() -> Tick {
         let now = Instant::now();
@@ -199,7 +199,7 @@ mod tests {
             stream: Key::NONE,
         };
         Call {
-            exchange: Exchange::new(end, Fields::new(), true, &Interner::new()),
+            exchange: Exchange::new(end, Box::default(), true, &Interner::new()),
             inbound: false,
             checks: false,
             meant: SocketAddr::from(([127, 0, 0, 1], 1)),

@@ -76,7 +76,7 @@ fn tell_the_application(worker: &mut Worker, key: CallKey) {
     let wire = worker.wires.slots.get(call.exchange.down.wire);
     let client_cert = wire.and_then(|wire| wire.client_cert);
     let interner = &mut worker.wires.shared.interner;
-    let head = &mut call.exchange.head;
+    let Some(head) = &mut call.exchange.head else { return };
     head.remove_all(Name::ForwardedClientCert, interner);
     if let Some(id) = client_cert {
         head.push_id(id, interner);

@@ -109,10 +109,7 @@ fn go(worker: &mut Worker, key: CallKey) -> Result<(), Failure> {
     if is_own {
         // What arrives there is believed: nobody stands at the door between the application and itself.
         call.exchange
-            .head
-            .remove_all(Name::ForwardedClientCert, &mut worker.wires.shared.interner);
-        call.exchange
-            .remove_from_trailers(Name::ForwardedClientCert, &mut worker.wires.shared);
+            .remove_from_request(Name::ForwardedClientCert, &mut worker.wires.shared);
     }
     call.choice = Some(Choice {
         place: begun.call,
@@ -223,17 +220,15 @@ fn named(worker: &mut Worker, key: CallKey) -> Option<ServiceKey> {
     let call = worker.calls.get(key)?;
     let port = call.meant.port();
     let interner = &worker.wires.shared.interner;
-    let at = call.exchange.head.place(Name::Authority)?;
-    let id = call.exchange.head.id(at);
+    let head = call.exchange.head.as_ref()?;
+    let at = head.place(Name::Authority)?;
+    let id = head.id(at);
     match id.map_or(ByTag::Unknown, |id| worker.services.by_tag(interner.tag(id), port)) {
         ByTag::Service(known) => return Some(known),
         ByTag::NoName => return None,
         ByTag::Unknown => {}
     }
-    let service = match worker
-        .services
-        .named(call.exchange.head.value(at, interner)?, port, worker.now)
-    {
+    let service = match worker.services.named(head.value(at, interner)?, port, worker.now) {
         Named::Known(service) => service,
         Named::New(service) => {
             worker.inquire(service);
@@ -259,7 +254,8 @@ fn allow_deadline(worker: &mut Worker, key: CallKey) -> Result<(), Failure> {
         return Ok(());
     };
     let interner = &worker.wires.shared.interner;
-    let Some(text) = call.exchange.head.value_of(Name::GrpcTimeout, interner) else {
+    let head = call.exchange.head.as_ref();
+    let Some(text) = head.and_then(|head| head.value_of(Name::GrpcTimeout, interner)) else {
         return Ok(());
     };
     match timeout::parse(text) {

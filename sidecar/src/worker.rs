@@ -21,7 +21,6 @@ pub(crate) use record::Asked;
 pub use run::{Answers, Command, Cut, EndpointView, Mesh, Open, Orders, Parts, run};
 
 use std::collections::VecDeque;
-use std::mem;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -53,7 +52,7 @@ use run::Inbox;
 /// at a time.
 const READ_BYTES: usize = 128 << 10;
 /// Empty header lists that are kept for the next calls.
-const SPARE_LISTS: usize = 256;
+const SPARE_LISTS: usize = 128;
 
 /// Everything that one worker owns.
 pub(crate) struct Worker {
@@ -91,7 +90,11 @@ pub(crate) struct Worker {
     /// Marks of calls whose held bytes moved; kept for its memory alone.
     moved: Vec<u64>,
     /// Empty header lists, kept for their memory alone.
-    spare: Vec<Fields>,
+    #[expect(
+        clippy::vec_box,
+        reason = "they move between here, the wires and the calls as they are"
+    )]
+    spare: Vec<Box<Fields>>,
     /// Turns so far.
     turns: u64,
     draining_inbound: bool,
@@ -140,7 +143,7 @@ impl Worker {
             Some(spare) => self.wires.shared.take_fields(spare),
             None => {
                 // As many calls at once as never before: most of them will wait for long.
-                let mut head = self.wires.shared.take_fields(Fields::new());
+                let mut head = self.wires.shared.take_fields(Box::default());
                 head.shrink();
                 head
             }
@@ -182,8 +185,8 @@ impl Worker {
                 self.recorder.started(method);
             }
         }
-        let refused = if call.exchange.head.over_limit() {
-            Some(Failure::request_too_large(&call.exchange.head, &self.parts.http2))
+        let refused = if let Some(head) = call.exchange.head.as_ref().filter(|head| head.over_limit()) {
+            Some(Failure::request_too_large(head, &self.parts.http2))
         } else if self.wires.shared.budget.is_spent() {
             let used = self.wires.shared.budget.used();
             Some(Failure::MemoryBudget { used })
@@ -234,10 +237,10 @@ impl Worker {
             }
             let mut text = Vec::with_capacity(9);
             timeout::format(left, &mut text);
-            call.exchange
-                .head
-                .remove_all(Name::GrpcTimeout, &mut self.wires.shared.interner);
-            call.exchange.head.push(b"grpc-timeout", &text, false);
+            if let Some(head) = &mut call.exchange.head {
+                head.remove_all(Name::GrpcTimeout, &mut self.wires.shared.interner);
+                head.push(b"grpc-timeout", &text, false);
+            }
         }
         let to = self.wires.slots.get(wire);
         if !call.is_counted
@@ -247,7 +250,8 @@ impl Worker {
             self.counts.request(to.label);
         }
         let max = to.map_or(usize::MAX, |to| to.engine.max_header_list());
-        if let Some(bytes) = call.exchange.head.exceeds(max, &self.wires.shared.interner) {
+        let interner = &self.wires.shared.interner;
+        if let Some(bytes) = call.exchange.head.as_ref().and_then(|head| head.exceeds(max, interner)) {
             let addr = call.server();
             return Err(Failure::NextHopHeaders { addr, bytes, max });
         }
@@ -350,12 +354,20 @@ impl Worker {
             call = again;
         }
         call.exchange.release(&mut self.wires);
-        if call.exchange.head.has_memory() && self.spare.len() < SPARE_LISTS {
-            self.spare.push(mem::take(&mut call.exchange.head));
+        if let Some(head) = call.exchange.head.take() {
+            self.spare_list(head);
         }
         self.calls.discard(key);
         if let Some(gone) = left.gone {
             self.retire(at, gone.addr);
+        }
+    }
+
+    /// A header list that is not needed any more is memory for the next call's.
+    #[inline(always)]
+    fn spare_list(&mut self, list: Box<Fields>) {
+        if self.spare.len() < SPARE_LISTS {
+            self.spare.push(list);
         }
     }
 
@@ -424,20 +436,21 @@ impl Worker {
 
 /// The method of an RPC: known by the number on its interned path, else looked up or learned.
 fn method_of(exchange: &Exchange, inbound: bool, interner: &mut Interner, recorder: &mut Recorder) -> Option<MethodId> {
-    let at = exchange.head.place(Name::Path)?;
+    let head = exchange.head.as_ref()?;
+    let at = head.place(Name::Path)?;
     let (direction, shift) = if inbound {
         (Direction::Inbound, 16)
     } else {
         (Direction::Outbound, 0)
     };
-    let Some(id) = exchange.head.id(at) else {
-        return Some(recorder.method(direction, exchange.head.value(at, interner)?));
+    let Some(id) = head.id(at) else {
+        return Some(recorder.method(direction, head.value(at, interner)?));
     };
     let tag = interner.tag(id);
     if let Some(method) = MethodId::from_tag((tag >> shift) as u16) {
         return Some(method);
     }
-    let method = recorder.method(direction, exchange.head.value(at, interner)?);
+    let method = recorder.method(direction, head.value(at, interner)?);
     interner.set_tag(id, tag | u32::from(method.tag()) << shift);
     Some(method)
 }

@@ -17,4 +17,4 @@ pub use pipe::Pipe;
 pub use pool::{PoolKey, Pools, Reach, Unreached, Via};
 pub use resets::{Due, Resets};
 pub use stream::Stream;
-pub use wire::{LateReset, Lifetime, Ready, Side, Transport, Wire, WireKey, Wires};
+pub use wire::{LateReset, Lifetime, Ready, Server, Side, Transport, Wire, WireKey, Wires};

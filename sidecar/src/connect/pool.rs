@@ -395,7 +395,7 @@ fn since(then: Instant, now: Instant) -> Duration {
 
 /// Whether a wire has sent so many resets that its peer may soon cut it for that.
 pub fn is_worn(wire: &super::wire::Wire) -> bool {
-    let hasty = wire.resets.as_ref().map_or(0, |resets| resets.hasty());
+    let hasty = wire.server.as_ref().map_or(0, |server| server.resets.hasty());
     wire.engine.early_resets() >= RESETS_TO_REPLACE || hasty >= HASTY_RESETS_TO_REPLACE
 }
 

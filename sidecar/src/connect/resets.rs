@@ -112,6 +112,11 @@ impl Resets {
         true
     }
 
+    /// Whether it is worth telling of responses: something was reset, or is known.
+    pub fn has_begun(&self) -> bool {
+        self.last > 0 || self.shown > 0
+    }
+
     /// A response came to `stream`. Requests are taken up in order: so was this one, and those before it.
     pub fn response_to(&mut self, stream: u32) {
         self.shown = self.shown.max(stream.saturating_add(1));

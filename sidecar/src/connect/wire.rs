@@ -40,12 +40,8 @@ pub struct Wire {
     pub heard: Instant,
     /// When the wire was made.
     pub born: Instant,
-    /// PINGs that the peer, a server, was sent.
-    pub pings: Pings,
-    /// Since when a header block has been coming.
-    pub inside_headers: Option<Instant>,
-    /// Requests that were reset before they were answered, once there was one.
-    pub resets: Option<Box<Resets>>,
+    /// How many looks have found it inside one header block.
+    pub looks_inside_headers: u16,
     /// Bytes of output that have left since the beginning: in TLS, counted before they were sealed, and all that was sealed
     /// together once one byte of it has left.
     pub flushed: u64,
@@ -57,13 +53,13 @@ pub struct Wire {
     pub certified: Option<Box<Lifetime>>,
     /// What the application is told of a peer that has proven who it is, as one of the interned fields.
     pub client_cert: Option<FieldId>,
-    /// That it was dialled here, if it was. Told before the transport is closed.
-    pub dialled: Option<Box<Mine>>,
+    /// What only a server's wire has. It goes before the transport is closed.
+    pub server: Option<Box<Server>>,
     transport: Transport,
     /// Bytes that are sealed and of which nothing has left, counted before.
-    sealed: u64,
+    sealed: u32,
     waker: Waker,
-    first: Option<Box<[u8]>>,
+    first: Option<Box<First>>,
     /// Why nothing can be written any more, once that is so. What came before may still be read.
     pub(crate) mute: Option<io::Error>,
     /// Whether the wire stands in the worker's list of those that want the next turn, too.
@@ -74,8 +70,22 @@ pub struct Wire {
     is_finished: bool,
 }
 
-/// A wire takes a block of memory of this size; the allocator's next size is 1,280.
-const _: () = assert!(size_of::<Wire>() <= 1_024);
+/// A wire takes a block of memory of this size; the allocator's next size is 1,024.
+const _: () = assert!(size_of::<Wire>() <= 896);
+
+/// What is kept of a server that we ask.
+#[derive(Default)]
+pub struct Server {
+    /// PINGs that it was sent.
+    pub pings: Pings,
+    /// Requests that were reset before it answered them.
+    pub resets: Resets,
+    /// That it was dialled here, if it was.
+    pub dialled: Option<Box<Mine>>,
+}
+
+/// Bytes that were read before there was a wire.
+struct First(Vec<u8>);
 
 /// What a peer has shown of itself, step by step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -200,7 +210,7 @@ impl Wire {
         if let Transport::Tls(socket, session) = &mut self.transport
             && let Ok(1..) = socket.try_write(session.output())
         {
-            self.flushed += std::mem::take(&mut self.sealed);
+            self.flushed += u64::from(std::mem::take(&mut self.sealed));
         }
     }
 
@@ -209,19 +219,25 @@ impl Wire {
         matches!(self.transport, Transport::Pipe(_))
     }
 
+    /// HEADERS or DATA came.
+    #[inline(always)]
+    pub(crate) fn heard_more(&mut self) {
+        if let Some(server) = &mut self.server {
+            server.pings.heard_more(self.engine.measures_path());
+        }
+    }
+
     /// Reads what came, once.
     pub fn read(&mut self, buffer: &mut [u8], now: Instant) -> Read {
-        if let Some(first) = self.first.take() {
-            let n = first.len().min(buffer.len());
-            buffer[..n].copy_from_slice(&first[..n]);
-            if n < first.len() {
-                self.first = Some(first[n..].into());
+        if let Some(mut first) = self.first.take() {
+            let First(bytes) = &mut *first;
+            let n = bytes.len().min(buffer.len());
+            buffer[..n].copy_from_slice(&bytes[..n]);
+            bytes.drain(..n);
+            if !bytes.is_empty() {
+                self.first = Some(first);
             }
-            return if n == 0 {
-                self.read(buffer, now)
-            } else {
-                Read::Bytes(n, true)
-            };
+            return Read::Bytes(n, true);
         }
         if self.is_finished {
             return Read::Nothing;
@@ -348,7 +364,8 @@ impl Wire {
                     return Ok(true);
                 }
                 session.seal(output)?;
-                self.sealed = whole as u64;
+                // Nobody leaves gigabytes unread for long: what is over is cut before.
+                self.sealed = u32::try_from(whole).unwrap_or(u32::MAX);
                 self.engine.written(whole, shared);
             }
             if is_writable(socket, &self.waker) {
@@ -357,7 +374,7 @@ impl Wire {
                     Ok(n) => {
                         session.sent(n);
                         if n > 0 {
-                            self.flushed += std::mem::take(&mut self.sealed);
+                            self.flushed += u64::from(std::mem::take(&mut self.sealed));
                         }
                     }
                     Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
@@ -372,7 +389,7 @@ impl Wire {
 
     /// Bytes of output since the beginning, those that wait included: where the next byte will stand.
     pub fn position(&self) -> u64 {
-        self.flushed + self.sealed + self.engine.output().len() as u64
+        self.flushed + u64::from(self.sealed) + self.engine.output().len() as u64
     }
 }
 
@@ -512,9 +529,7 @@ impl Wires {
             side,
             heard: now,
             born: now,
-            pings: Pings::default(),
-            inside_headers: None,
-            resets: None,
+            looks_inside_headers: 0,
             flushed: 0,
             shown: match (is_tls, side) {
                 (true, Side::Server { .. }) => Shown::Nothing,
@@ -523,11 +538,11 @@ impl Wires {
             label: 0,
             certified: None,
             client_cert: None,
-            dialled: None,
+            server: matches!(side, Side::Server { .. }).then(Box::default),
             transport,
             sealed: 0,
             waker: waker.clone().into(),
-            first: Some(first.into_boxed_slice()).filter(|bytes| !bytes.is_empty()),
+            first: (!first.is_empty()).then(|| Box::new(First(first))),
             mute: None,
             is_unfinished: false,
             turn: 0,

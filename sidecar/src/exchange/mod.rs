@@ -69,7 +69,7 @@ pub struct Exchange {
     /// How far it is.
     pub phase: Phase,
     /// The request's header list, while it may have to be sent (again).
-    pub head: Fields,
+    pub head: Option<Box<Fields>>,
     /// Whether the content type is gRPC's.
     pub is_grpc: bool,
     /// Messages of the request.
@@ -98,7 +98,7 @@ pub struct Exchange {
 impl Exchange {
     /// An exchange whose request is `head`.
     #[inline(always)]
-    pub fn new(down: End, head: Fields, request_ended: bool, interner: &Interner) -> Exchange {
+    pub fn new(down: End, head: Box<Fields>, request_ended: bool, interner: &Interner) -> Exchange {
         let value = |name| head.value_of(name, interner);
         let is_grpc = value(Name::ContentType).is_some_and(grpc::is_content_type);
         let is_post = head.id(0) == Some(FieldId::METHOD_POST);
@@ -107,7 +107,7 @@ impl Exchange {
             down,
             up: None,
             phase: Phase::Waiting,
-            head,
+            head: Some(head),
             is_grpc,
             asked: Boundary::default(),
             answered: Boundary::default(),
@@ -127,7 +127,7 @@ impl Exchange {
     /// Counts the request's header list in the budget, for as long as it is kept.
     #[inline(always)]
     pub fn count_head(&mut self, shared: &mut Shared) {
-        self.head_counted = self.head.list_size() as u32;
+        self.head_counted = self.head.as_ref().map_or(0, |head| head.list_size() as u32);
         shared.budget.add(self.head_counted.into());
     }
 
@@ -137,6 +137,9 @@ impl Exchange {
         let Some((to, shared)) = wires.touch(wire) else {
             return false;
         };
+        let Some(head) = &self.head else {
+            return false;
+        };
         let Some(stream) = to.engine.open(user, self.is_head) else {
             return false;
         };
@@ -144,7 +147,7 @@ impl Exchange {
         self.up = Some(End { wire, stream });
         self.phase = Phase::Asked;
         let bare = self.request_ended && self.replay.is_empty() && self.replay.trailers().is_none();
-        to.engine.send_headers(stream, &self.head, false, bare, shared);
+        to.engine.send_headers(stream, head, false, bare, shared);
         if bare {
             return true;
         }
@@ -286,7 +289,9 @@ impl Exchange {
     /// there is reset.
     pub fn take_back(&mut self, wires: &mut Wires) -> bool {
         self.reset_up(Reason::CANCEL, wires);
-        let again = self.phase == Phase::Asked && self.replay.is_whole() && !self.head.is_empty();
+        let again = self.phase == Phase::Asked
+            && self.replay.is_whole()
+            && self.head.as_ref().is_some_and(|head| !head.is_empty());
         if again {
             self.phase = Phase::Waiting;
             // What the first server did not grant, the next one may.
@@ -344,8 +349,11 @@ impl Exchange {
         (of(self.down), self.up.map_or(0, of), kept)
     }
 
-    /// Takes a field out of the request's trailers, if they are kept.
-    pub fn remove_from_trailers(&mut self, name: Name, shared: &mut Shared) {
+    /// Takes a field out of the request's header list, and out of its trailers if they are kept.
+    pub fn remove_from_request(&mut self, name: Name, shared: &mut Shared) {
+        if let Some(head) = &mut self.head {
+            head.remove_all(name, &mut shared.interner);
+        }
         self.replay.remove_from_trailers(name, shared);
     }
 
@@ -384,14 +392,14 @@ impl Exchange {
 
     #[inline(always)]
     fn forget_request(&mut self, wires: &mut Wires) {
-        if !self.head.is_empty() {
-            self.head.clear(&mut wires.shared.interner);
-        }
         let counted = std::mem::take(&mut self.head_counted);
         wires.shared.budget.release(counted.into());
-        if counted > LARGE_HEAD {
-            // The call may last; the memory of its list need not.
-            self.head.shrink();
+        if let Some(head) = &mut self.head {
+            head.clear(&mut wires.shared.interner);
+            if counted > LARGE_HEAD {
+                // Whoever uses it next needs less.
+                head.shrink();
+            }
         }
         self.replay.forget(&mut wires.shared);
     }

@@ -25,34 +25,32 @@ pub(crate) enum Verdict {
     Cut,
 }
 
-/// A budget that refills with time.
+/// A budget of at most so much, that refills with time.
 #[derive(Debug)]
-struct Purse {
+struct Purse<const MOST: i32, const PER_SECOND: i32> {
     tokens: i32,
-    most: i32,
-    per_second: i32,
     warned: bool,
 }
 
-impl Purse {
-    const fn new(most: i32, per_second: i32) -> Purse {
-        Purse {
-            tokens: most,
-            most,
-            per_second,
-            warned: false,
-        }
-    }
+impl<const MOST: i32, const PER_SECOND: i32> Purse<MOST, PER_SECOND> {
+    const FULL: Self = Purse {
+        tokens: MOST,
+        warned: false,
+    };
 
     fn earn(&mut self, n: i32) {
-        self.tokens = (self.tokens + n).min(self.most);
+        self.tokens = (self.tokens + n).min(MOST);
+    }
+
+    fn refill(&mut self, ms: i32) {
+        self.earn(PER_SECOND * ms / 1_000);
     }
 
     fn spend(&mut self, n: i32) -> Verdict {
         self.tokens = self.tokens.saturating_sub(n);
         if self.tokens < 0 {
             Verdict::Cut
-        } else if self.tokens < self.most / 2 && !self.warned {
+        } else if self.tokens < MOST / 2 && !self.warned {
             self.warned = true;
             Verdict::Warn
         } else {
@@ -64,16 +62,16 @@ impl Purse {
 /// The budgets of one connection.
 #[derive(Debug)]
 pub(crate) struct Ledger {
-    control: Purse,
-    resets: Purse,
+    control: Purse<10_000, 200>,
+    resets: Purse<1_000, 50>,
     refilled: Instant,
 }
 
 impl Ledger {
     pub(crate) fn new(now: Instant) -> Ledger {
         Ledger {
-            control: Purse::new(10_000, 200),
-            resets: Purse::new(1_000, 50),
+            control: Purse::FULL,
+            resets: Purse::FULL,
             refilled: now,
         }
     }
@@ -93,9 +91,8 @@ impl Ledger {
         if passed >= Duration::from_millis(100) {
             self.refilled = now;
             let ms = passed.as_millis().min(60_000) as i32;
-            for purse in [&mut self.control, &mut self.resets] {
-                purse.earn(purse.per_second * ms / 1_000);
-            }
+            self.control.refill(ms);
+            self.resets.refill(ms);
         }
         match on {
             Abuse::ControlFrames => self.control.spend(cost),

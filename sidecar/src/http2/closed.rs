@@ -18,7 +18,7 @@ const REMEMBERED: usize = 32;
 #[derive(Default)]
 pub(crate) struct Closed {
     ring: Vec<(u32, How)>,
-    next: usize,
+    next: u8,
     /// Whether some were forgotten.
     forgot: bool,
 }
@@ -31,8 +31,13 @@ impl Closed {
             return;
         }
         self.forgot = true;
-        self.ring[self.next] = (id, how);
-        self.next = (self.next + 1) % REMEMBERED;
+        if let Some(oldest) = self.ring.get_mut(usize::from(self.next)) {
+            *oldest = (id, how);
+        }
+        self.next += 1;
+        if usize::from(self.next) == REMEMBERED {
+            self.next = 0;
+        }
     }
 
     /// How `id` ended; `None` if it never was a stream.

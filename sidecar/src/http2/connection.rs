@@ -28,7 +28,7 @@ pub struct Shared {
     /// Header lists that come again and again.
     pub(crate) lists: Lists,
     /// The header list of the event that was returned last, unless it is one of those.
-    fields: Fields,
+    fields: Box<Fields>,
     /// The one of those that it is, then.
     known: Option<Rc<Fields>>,
     /// Memory that may be used.
@@ -48,7 +48,7 @@ impl Shared {
         Shared {
             interner: Interner::new(),
             lists: Lists::default(),
-            fields: Fields::new(),
+            fields: Box::default(),
             known: None,
             budget: Budget::new(budget),
             least_header_list: usize::MAX,
@@ -98,7 +98,7 @@ impl Shared {
 
     /// Takes that list, and leaves none in its place. `empty` is memory for the one or the other.
     #[inline(always)]
-    pub fn take_fields(&mut self, mut empty: Fields) -> Fields {
+    pub fn take_fields(&mut self, mut empty: Box<Fields>) -> Box<Fields> {
         let Some(known) = self.known.take() else {
             return std::mem::replace(&mut self.fields, empty);
         };
@@ -290,15 +290,15 @@ pub struct Connection {
     /// What the connection's window is restored to.
     pub(crate) recv_target: i64,
     /// How much of `recv_window` stands in the worker's budget.
-    pub(crate) reserved: u64,
+    pub(crate) reserved: u32,
     pub(crate) send_window: i64,
     /// Streams that hold bytes and have room, in their turn.
     pub(crate) ready: std::collections::VecDeque<StreamKey>,
     pub(crate) out: Vec<u8>,
     /// How much of `out` the socket took.
-    pub(crate) out_taken: usize,
-    /// What DATA may fill it up to: more while the socket takes all of it.
-    out_limit: usize,
+    out_taken: usize,
+    /// Whether the socket did not take all of it: DATA may not fill it up as far, then.
+    is_backed_up: bool,
     /// The DATA frame that `out` ends with.
     pub(crate) tail: Tail,
     /// The highest stream that the peer opened.
@@ -322,7 +322,7 @@ pub struct Connection {
     /// Streams that are reset, which the peer has not been told: it counts them still.
     pub(crate) unsaid_resets: u32,
     /// Memory beside that of the streams that stands in the worker's budget ([`Connection::count_kept`]).
-    pub(crate) kept: u64,
+    pub(crate) kept: u32,
 }
 
 /// What is left of a stream that was taken out.
@@ -338,9 +338,9 @@ pub(crate) struct Gone {
 pub(crate) struct Tail {
     pub(crate) stream: u32,
     /// Where its header stands in the output.
-    pub(crate) at: usize,
-    /// Where it ends.
-    pub(crate) end: usize,
+    pub(crate) at: u32,
+    /// Where it ends; 0 where there is none.
+    pub(crate) end: u32,
 }
 
 /// How far our own going away is (RFC 9113, 6.8).
@@ -413,7 +413,7 @@ impl Connection {
             ready: Default::default(),
             out: Vec::new(),
             out_taken: 0,
-            out_limit: BULK_OUTPUT_BYTES,
+            is_backed_up: false,
             tail: Tail::default(),
             last_theirs: 0,
             next_ours: 1,
@@ -581,26 +581,33 @@ impl Connection {
 
     /// The socket took `n` bytes of [`Connection::output`].
     pub fn written(&mut self, n: usize, shared: &mut Shared) {
-        self.out_taken += n;
+        let taken = self.out_taken + n;
         self.tail = Tail::default();
-        if self.out_taken == self.out.len() {
+        if taken == self.out.len() {
             self.return_output(shared);
-        } else if self.out_taken > OUTPUT_BYTES {
-            self.out.drain(..self.out_taken);
+        } else if taken > OUTPUT_BYTES {
+            self.out.drain(..taken);
             self.out_taken = 0;
+        } else {
+            self.out_taken = taken;
         }
     }
 
     /// The turn's output was written: whether some of it is left, since the socket took no more.
     #[inline(always)]
     pub fn set_backed_up(&mut self, is_backed_up: bool) {
-        self.out_limit = if is_backed_up { OUTPUT_BYTES } else { BULK_OUTPUT_BYTES };
+        self.is_backed_up = is_backed_up;
     }
 
     /// How many bytes of DATA the output has room for.
     #[inline(always)]
     pub(crate) fn output_room(&self) -> usize {
-        self.out_limit.saturating_sub(self.out.len() - self.out_taken)
+        let most = if self.is_backed_up {
+            OUTPUT_BYTES
+        } else {
+            BULK_OUTPUT_BYTES
+        };
+        most.saturating_sub(self.out.len() - self.out_taken)
     }
 
     /// Whether the peer has left more unread than any peer needs to.
@@ -621,15 +628,15 @@ impl Connection {
     #[cold]
     fn recount_kept(&mut self, unread: bool, shared: &mut Shared) {
         let output = if unread { self.out.capacity() } else { 0 };
-        let kept = (output + self.parser.unfinished_block()) as u64;
-        shared.budget.release(self.kept);
-        shared.budget.add(kept);
+        let kept = u32::try_from(output + self.parser.unfinished_block()).unwrap_or(u32::MAX);
+        shared.budget.release(self.kept.into());
+        shared.budget.add(kept.into());
         self.kept = kept;
     }
 
     /// What [`Connection::count_kept`] counted.
     pub fn kept(&self) -> u64 {
-        self.kept
+        self.kept.into()
     }
 
     /// Whether held bytes could be moved into the output now.
@@ -666,8 +673,8 @@ impl Connection {
         }
         self.decoder.release(&mut shared.interner);
         self.encoder.release(&mut shared.interner);
-        shared.budget.unreserve(std::mem::take(&mut self.reserved));
-        shared.budget.release(std::mem::take(&mut self.kept));
+        shared.budget.unreserve(std::mem::take(&mut self.reserved).into());
+        shared.budget.release(std::mem::take(&mut self.kept).into());
     }
 
     #[inline(always)]
@@ -791,8 +798,9 @@ impl Connection {
             .max(self.path.need().min(self.settings.connection_window_ceiling as i64));
         // A connection grows when it has used much of what it had, as one that is not idle.
         let mut target = wanted.max(self.recv_target);
-        let extra = |target: i64| (target - DEFAULT_WINDOW as i64).max(0) as u64;
-        if extra(target) > self.reserved && !shared.budget.reserve(extra(target) - self.reserved) {
+        // A window has 31 bits.
+        let extra = |target: i64| (target - DEFAULT_WINDOW as i64).max(0) as u32;
+        if extra(target) > self.reserved && !shared.budget.reserve((extra(target) - self.reserved).into()) {
             target = DEFAULT_WINDOW as i64;
             if target <= self.recv_window {
                 self.settle_reservation(shared);
@@ -814,9 +822,9 @@ impl Connection {
         if self.reserved == 0 {
             return;
         }
-        let out = (self.recv_window - DEFAULT_WINDOW as i64).max(0) as u64;
+        let out = (self.recv_window - DEFAULT_WINDOW as i64).max(0) as u32;
         if out < self.reserved {
-            shared.budget.unreserve(self.reserved - out);
+            shared.budget.unreserve((self.reserved - out).into());
             self.reserved = out;
         }
     }

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 /// A path that is quicker than this needs nothing beyond the first windows.
 const NEAR: Duration = Duration::from_millis(1);
 /// Bytes that must come before it is worth asking.
-const WORTH_ASKING: u64 = 32 << 10;
+const WORTH_ASKING: u32 = 32 << 10;
 /// How soon a near peer is asked again.
 const NEAR_PAUSE: Duration = Duration::from_secs(10);
 
@@ -24,61 +24,70 @@ pub(crate) fn worth_giving(window: i64, need: i64) -> i64 {
 /// The path from a peer that sends.
 #[derive(Debug)]
 pub(crate) struct Path {
+    state: State,
     /// Bytes of DATA since the last PING was sent, or since the last answer.
-    bytes: u64,
-    asked: Option<Instant>,
-    next: Instant,
-    need: i64,
-    shortest: Duration,
+    bytes: u32,
+    need: u32,
+    /// The shortest round trip so far, in microseconds.
+    shortest: u32,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum State {
+    /// A PING that was sent then is under way.
+    Asked(Instant),
+    /// None is sent before that.
+    Rests(Instant),
 }
 
 impl Path {
     pub(crate) fn new(now: Instant) -> Path {
         Path {
+            state: State::Rests(now),
             bytes: 0,
-            asked: None,
-            next: now,
             need: 0,
-            shortest: Duration::MAX,
+            shortest: u32::MAX,
         }
     }
 
     /// Credit that keeps the path full; 0 for a near one.
     pub(crate) fn need(&self) -> i64 {
-        self.need
+        self.need.into()
     }
 
     /// DATA came: whether a PING should measure the path now. (gRPC servers count pings, but DATA that they send clears
     /// the count.)
-    pub(crate) fn data(&mut self, bytes: u64, now: Instant) -> bool {
-        self.bytes += bytes;
-        if self.asked.is_some() || self.bytes < WORTH_ASKING || now < self.next {
-            return false;
+    pub(crate) fn data(&mut self, bytes: u32, now: Instant) -> bool {
+        self.bytes = self.bytes.saturating_add(bytes);
+        match self.state {
+            State::Rests(until) if self.bytes >= WORTH_ASKING && now >= until => {
+                self.state = State::Asked(now);
+                self.bytes = 0;
+                true
+            }
+            State::Rests(_) | State::Asked(_) => false,
         }
-        self.asked = Some(now);
-        self.bytes = 0;
-        true
     }
 
     /// Whether a PING is not answered yet.
     pub(crate) fn is_asked(&self) -> bool {
-        self.asked.is_some()
+        matches!(self.state, State::Asked(_))
     }
 
     /// The PING was answered.
     pub(crate) fn answered(&mut self, now: Instant) {
-        let Some(asked) = self.asked.take() else { return };
-        let took = now.saturating_duration_since(asked);
-        self.shortest = self.shortest.min(took);
+        let State::Asked(at) = self.state else { return };
+        let took = now.saturating_duration_since(at);
+        self.shortest = self.shortest.min(u32::try_from(took.as_micros()).unwrap_or(u32::MAX));
         let arrived = std::mem::take(&mut self.bytes);
-        if self.shortest < NEAR {
+        if Duration::from_micros(self.shortest.into()) < NEAR {
             self.need = 0;
-            self.next = now + NEAR_PAUSE;
+            self.state = State::Rests(now + NEAR_PAUSE);
             return;
         }
         // What came in one round trip could come because there was credit for it: twice as much lets it grow.
-        self.need = self.need.max(arrived as i64 * 2);
-        self.next = now + took;
+        self.need = self.need.max(arrived.saturating_mul(2));
+        self.state = State::Rests(now + took);
     }
 }
 
@@ -109,8 +118,8 @@ mod tests {
             path.data(carried, now);
             now += Duration::from_millis(20);
             path.answered(now);
-            assert_eq!(path.need(), 2 * carried as i64);
-            carried = path.need() as u64;
+            assert_eq!(path.need(), 2 * i64::from(carried));
+            carried = path.need() as u32;
         }
         assert!(path.need() > 4 << 20);
     }

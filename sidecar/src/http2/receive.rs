@@ -333,7 +333,7 @@ impl Connection {
         if !header.has(PADDED) {
             self.ledger.useful(header.len as usize);
         }
-        if self.path.data(header.len as u64, self.now) {
+        if self.path.data(header.len, self.now) {
             frame::put_ping(&mut self.out, 0, PATH_PING);
         }
         Ok(simple)

@@ -162,9 +162,9 @@ impl Connection {
             self.pass_on_block(id, true, shared);
             self.ended(key, shared);
         } else if let Some(stream) = self.waits_for_trailers(key) {
-            let fields = shared.take_fields(Fields::new());
+            let fields = shared.take_fields(Box::default());
             shared.budget.add(fields.list_size() as u64);
-            stream.ending = Ending::Trailers(Box::new(fields));
+            stream.ending = Ending::Trailers(fields);
         }
     }
 
@@ -357,13 +357,14 @@ impl Connection {
     #[inline(always)]
     fn put_data(&mut self, id: u32, bytes: &[u8], end: bool) {
         let tail = self.tail;
-        let grows = tail.stream == id && tail.end == self.out.len() && tail.end > 0;
-        let len = if grows { tail.end - tail.at - HEADER_BYTES } else { 0 };
+        let grows = tail.stream == id && tail.end as usize == self.out.len() && tail.end > 0;
+        let at = tail.at as usize;
+        let len = if grows { self.out.len() - at - HEADER_BYTES } else { 0 };
         if grows && len + bytes.len() <= MAX_PAYLOAD {
             let header = frame::header(len + bytes.len(), kind::DATA, if end { END_STREAM } else { 0 }, id);
-            self.out[tail.at..tail.at + HEADER_BYTES].copy_from_slice(&header);
+            self.out[at..at + HEADER_BYTES].copy_from_slice(&header);
             self.out.extend_from_slice(bytes);
-            self.tail.end = self.out.len();
+            self.tail.end = self.out.len() as u32;
             return;
         }
         let mut last = bytes;
@@ -375,17 +376,18 @@ impl Connection {
         self.put_frame(id, last, if end { END_STREAM } else { 0 });
     }
 
-    #[inline(always)]
+    #[inline(never)]
     fn put_frame(&mut self, id: u32, payload: &[u8], flags: u8) {
         let at = self.out.len();
         self.out.reserve(HEADER_BYTES + payload.len());
         self.out
             .extend_from_slice(&frame::header(payload.len(), kind::DATA, flags, id));
         self.out.extend_from_slice(payload);
+        // A peer that leaves gigabytes unread is cut long before.
         self.tail = Tail {
             stream: id,
-            at,
-            end: self.out.len(),
+            at: at as u32,
+            end: self.out.len() as u32,
         };
     }
 

@@ -46,8 +46,8 @@ impl Worker {
                 engine.expect_streams(self.pools.likely_streams(pool));
                 let side = Side::Server { pool };
                 let wire = self.wires.insert(transport, Vec::new(), engine, addr, side, self.now);
-                if let Some(wire) = self.wires.slots.get_mut(wire) {
-                    wire.dialled = Some(mine);
+                if let Some(server) = self.wires.slots.get_mut(wire).and_then(|wire| wire.server.as_mut()) {
+                    server.dialled = Some(mine);
                 }
                 self.get_to_know(wire, inbound);
                 self.counts.of(inbound).opened_upstream();

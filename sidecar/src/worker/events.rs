@@ -4,12 +4,12 @@ use std::mem;
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use super::Worker;
 use super::upkeep::NO_SETTINGS;
-use super::{SPARE_LISTS, Worker};
 use crate::balance::EndpointKey;
 use crate::call::{CallKey, code_of_reset};
 use crate::connect::wire::{Read, Shown, Wire};
-use crate::connect::{self, PoolKey, Side, Unreached, Via, WireKey, pool};
+use crate::connect::{self, PoolKey, Server, Side, Unreached, Via, WireKey, pool};
 use crate::exchange::{End, Exchange, Phase};
 use crate::failure::Failure;
 use crate::grpc::Code;
@@ -74,11 +74,11 @@ impl Worker {
                 Ok(Some(event)) => {
                     match event {
                         Event::Headers { .. } => {
-                            wire.pings.heard_more(wire.engine.measures_path());
-                            wire.inside_headers = None;
+                            wire.heard_more();
+                            wire.looks_inside_headers = 0;
                             wire.shown = Shown::Answers;
                         }
-                        Event::Data { .. } => wire.pings.heard_more(wire.engine.measures_path()),
+                        Event::Data { .. } => wire.heard_more(),
                         _ => {}
                     }
                     match wire.side {
@@ -239,7 +239,9 @@ impl Worker {
             return;
         };
         let stream = wire.engine.id(up.stream);
-        let resets = wire.resets.get_or_insert_default();
+        let Some(Server { resets, .. }) = wire.server.as_deref_mut() else {
+            return;
+        };
         if resets.has_taken_up(stream, self.now) {
             return;
         }
@@ -265,10 +267,12 @@ impl Worker {
             return;
         };
         let next = wire.engine.next_stream();
-        let resets = wire.resets.get_or_insert_default();
-        if wire.pings.may_ask(now) {
+        let Some(Server { pings, resets, .. }) = wire.server.as_deref_mut() else {
+            return;
+        };
+        if pings.may_ask(now) {
             let question = resets.ask(next, now);
-            wire.pings.asked(now);
+            pings.asked(now);
             wire.engine.ping(question, shared);
         } else {
             resets.leave_to_time(next, now);
@@ -318,21 +322,19 @@ impl Worker {
     fn has_answered(&mut self, key: CallKey) {
         if let Some(up) = self.calls.get(key).and_then(|call| call.exchange.up)
             && let Some(wire) = self.wires.slots.get_mut(up.wire)
+            && let Some(server) = &mut wire.server
         {
-            let stream = wire.engine.id(up.stream);
-            wire.resets.get_or_insert_default().response_to(stream);
+            server.resets.response_to(wire.engine.id(up.stream));
         }
     }
 
     /// A PING was answered.
     fn server_lives(&mut self, key: WireKey, payload: [u8; 8]) {
-        let Some(wire) = self.wires.slots.get_mut(key) else {
-            return;
-        };
-        let resets = wire.resets.as_mut();
-        let is_ours = payload == Connection::KEEPALIVE_PAYLOAD;
-        if is_ours || resets.is_some_and(|resets| resets.answered(payload, self.now)) {
-            wire.pings.answered();
+        let wire = self.wires.slots.get_mut(key);
+        if let Some(Server { pings, resets, .. }) = wire.and_then(|wire| wire.server.as_deref_mut())
+            && (payload == Connection::KEEPALIVE_PAYLOAD || resets.answered(payload, self.now))
+        {
+            pings.answered();
         }
     }
 
@@ -358,9 +360,10 @@ impl Worker {
             Head::Response(status) => {
                 if let Some(up) = call.exchange.up
                     && let Some(wire) = self.wires.slots.get_mut(up.wire)
-                    && let Some(resets) = &mut wire.resets
+                    && let Some(server) = &mut wire.server
+                    && server.resets.has_begun()
                 {
-                    resets.response_to(wire.engine.id(up.stream));
+                    server.resets.response_to(wire.engine.id(up.stream));
                 }
                 call.exchange.response_head(status, false, end, &mut self.wires);
                 let unavailable = call.exchange.code == Some(Code::Unavailable);
@@ -372,9 +375,8 @@ impl Worker {
                     service.balancer.answered(place, latency, self.now);
                 }
                 // The call may last; the memory of its request's list need not.
-                let head = mem::take(&mut call.exchange.head);
-                if self.spare.len() < SPARE_LISTS {
-                    self.spare.push(head);
+                if let Some(head) = call.exchange.head.take() {
+                    self.spare_list(head);
                 }
             }
             Head::Trailers => call.exchange.response_trailers(&mut self.wires),
@@ -722,7 +724,8 @@ impl Worker {
             Side::Server { pool } => {
                 let inbound = self.pools.get(pool).is_some_and(|pool| pool.via == Via::Own);
                 self.counts.of(inbound).closed_upstream();
-                let has_looped = wire.dialled.as_ref().is_some_and(|mine| mine.has_looped());
+                let mine = wire.server.as_ref().and_then(|server| server.dialled.as_ref());
+                let has_looped = mine.is_some_and(|mine| mine.has_looped());
                 let looped = has_looped.then(|| connect::Loop::here().to_string());
                 let why = looped.as_deref().unwrap_or(why);
                 if wire.shown == Shown::Nothing {

@@ -36,7 +36,8 @@ impl Worker {
     fn record(&mut self, key: CallKey) {
         let Some(call) = self.calls.get_mut(key) else { return };
         let kind = if call.inbound { Kind::Server } else { Kind::Client };
-        let (head, interner) = (&mut call.exchange.head, &mut self.wires.shared.interner);
+        let Some(head) = &mut call.exchange.head else { return };
+        let interner = &mut self.wires.shared.interner;
         if self.access.is_some() {
             let value = |name| head.value_of(name, interner).unwrap_or_default().into();
             let asked = Asked {

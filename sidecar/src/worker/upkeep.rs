@@ -45,7 +45,11 @@ impl Worker {
             let Some((wire, shared)) = self.wires.touch(reset.wire) else {
                 continue;
             };
-            match wire.resets.get_or_insert_default().due(reset.stream, self.now) {
+            let due = match &mut wire.server {
+                Some(server) => server.resets.due(reset.stream, self.now),
+                None => Due::Say,
+            };
+            match due {
                 Due::Say => {
                     wire.engine.say_reset(reset.stream, reset.reason, shared);
                     continue;
@@ -69,10 +73,9 @@ impl Worker {
             let Some(wire) = self.wires.slots.get_mut(key) else {
                 continue;
             };
-            wire.inside_headers = match (wire.engine.is_inside_headers(), wire.inside_headers) {
-                (true, None) => Some(self.now),
-                (true, since) => since,
-                (false, _) => None,
+            wire.looks_inside_headers = match wire.engine.is_inside_headers() {
+                true => wire.looks_inside_headers.saturating_add(1),
+                false => 0,
             };
             if let Some((reason, why)) = self.overdue(key) {
                 self.end_wire(key, reason, why);
@@ -147,13 +150,13 @@ impl Worker {
                 "the peer did not acknowledge our SETTINGS in time",
             ));
         }
-        let inside = wire
-            .inside_headers
-            .map(|since| self.now.saturating_duration_since(since));
-        if inside.is_some_and(|inside| inside > settings.headers_timeout) {
+        // The first look says nothing of how long it had been before.
+        let inside = LOOK_EVERY * u32::from(wire.looks_inside_headers.saturating_sub(1));
+        if wire.looks_inside_headers > 1 && inside >= settings.headers_timeout {
             return Some((Reason::ENHANCE_YOUR_CALM, "a header block took too long"));
         }
-        if wire.pings.are_overdue(wire.heard, self.now) {
+        let pings = wire.server.as_ref().map(|server| &server.pings);
+        if pings.is_some_and(|pings| pings.are_overdue(wire.heard, self.now)) {
             return Some((Reason::NO_ERROR, "the peer did not answer a PING"));
         }
         None
@@ -165,8 +168,8 @@ impl Worker {
         let engine = &wire.engine;
         let waits = engine.open_streams() > 0;
         let waits_since = |first| engine.waits_since(first);
-        let is_silent = matches!(wire.side, Side::Server { .. }) && waits && silence > ASK_AFTER;
-        let ask = is_silent && wire.pings.may_ask_whether_it_lives(self.now, waits_since);
+        let server = wire.server.as_ref().filter(|_| waits && silence > ASK_AFTER);
+        let ask = server.is_some_and(|server| server.pings.may_ask_whether_it_lives(self.now, waits_since));
         let idle = !waits && silence > engine.settings().idle_timeout && !engine.is_draining();
         let drained = engine.is_draining() && !waits && silence > Connection::GOAWAY_PATIENCE;
         let lingering = engine.is_draining() && silence > Connection::GOAWAY_PATIENCE;
@@ -178,7 +181,9 @@ impl Worker {
             return;
         };
         if ask {
-            wire.pings.asked_whether_it_lives(now, wire.engine.next_stream());
+            if let Some(server) = &mut wire.server {
+                server.pings.asked_whether_it_lives(now, wire.engine.next_stream());
+            }
             wire.engine.ping(Connection::KEEPALIVE_PAYLOAD, shared);
         }
         if idle {

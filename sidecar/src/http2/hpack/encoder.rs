@@ -221,7 +221,7 @@ impl Places {
     /// Adds an id that is not there; `len` says how many there are with it.
     fn insert(&mut self, id: FieldId, number: u32, len: usize) {
         if len * 2 > self.places.len() {
-            let bigger = vec![(0, 0); (len * 2).next_power_of_two().max(16)];
+            let bigger = vec![(0, 0); (len * 2).next_power_of_two().max(8)];
             for (id, number) in std::mem::replace(&mut self.places, bigger) {
                 if id != 0 {
                     self.put(id, number);

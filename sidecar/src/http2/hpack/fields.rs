@@ -313,12 +313,6 @@ impl Fields {
         }
     }
 
-    /// Whether it has any memory, of fields or for fields to come.
-    #[inline(always)]
-    pub fn has_memory(&self) -> bool {
-        self.items.capacity() > 0
-    }
-
     /// Gives back the memory that it has beside its fields.
     pub fn shrink(&mut self) {
         self.items.shrink_to_fit();

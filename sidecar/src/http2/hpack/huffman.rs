@@ -63,6 +63,10 @@ fn decode_into(src: &[u8], out: &mut [u8]) -> Result<(usize, Plain), Error> {
     while used < end {
         // At least 57 bits: behind the end, ones, as if padding went on for ever.
         let word = word_at(src, used / 8) << (used % 8);
+        let rest = end - used;
+        if rest < 8 && word.leading_ones() as usize >= rest {
+            return Ok((len, plain));
+        }
         // Four windows of 12 bits are less than 57. Where a longer code begins, no window takes anything any more.
         let (mut bits, mut text, mut taken) = (word, 0, Taken(0));
         for _ in 0..4 {
@@ -76,10 +80,6 @@ fn decode_into(src: &[u8], out: &mut [u8]) -> Result<(usize, Plain), Error> {
         len += taken.symbols();
         if taken.bits() > 0 {
             continue;
-        }
-        let rest = end - used;
-        if rest < 8 && word.leading_ones() as usize >= rest {
-            return Ok((len, plain));
         }
         let (symbol, length) = long_code(word);
         if length as usize > rest {
@@ -98,16 +98,23 @@ fn decode_into(src: &[u8], out: &mut [u8]) -> Result<(usize, Plain), Error> {
     }
 }
 
+/// Eight bytes from there on, as a number; behind the end, ones.
 #[inline]
 fn word_at(src: &[u8], at: usize) -> u64 {
-    match src[at..].first_chunk::<8>() {
-        Some(word) => u64::from_be_bytes(*word),
-        None => {
-            let mut word = [0xff; 8];
-            word[..src.len() - at].copy_from_slice(&src[at..]);
-            u64::from_be_bytes(word)
-        }
+    let ahead = &src[at..];
+    if let Some(word) = ahead.first_chunk::<8>() {
+        return u64::from_be_bytes(*word);
     }
+    // They are the end of the last eight bytes, if there are so many.
+    let missing = 64 - 8 * ahead.len() as u32;
+    let known = match src.last_chunk::<8>() {
+        Some(last) => u64::from_be_bytes(*last).unbounded_shl(missing),
+        None => ahead
+            .iter()
+            .fold(0, |word, byte| word << 8 | u64::from(*byte))
+            .unbounded_shl(missing),
+    };
+    known | u64::MAX.unbounded_shr(64 - missing)
 }
 
 /// Finds the code of more than [`WINDOW_BITS`] bits that `word` begins with, and its length.

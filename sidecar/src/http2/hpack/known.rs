@@ -382,7 +382,7 @@ mod tests {
             shared.decode(&block, decoder, &ROOMY).expect("a good block");
             self.known += usize::from(shared.is_known());
             assert_eq!(texts(shared.fields(), &shared.interner), wanted);
-            let mut taken = shared.take_fields(Fields::new());
+            let mut taken = shared.take_fields(Box::default());
             // What we say ourselves stands behind what came.
             self.sent += 1;
             let number = self.sent.to_string();

@@ -109,7 +109,7 @@ impl Relay {
                 });
                 match up {
                     Some(up) => {
-                        let fields = self.shared.take_fields(Fields::new());
+                        let fields = self.shared.take_fields(Box::default());
                         self.up.send_headers(up, &fields, false, end, &mut self.shared);
                         self.shared.take_fields(fields);
                     }
@@ -118,7 +118,7 @@ impl Relay {
             }
             Event::Headers { user, .. } => {
                 if let Some(up) = self.pairs[user as usize].up {
-                    let mut fields = self.shared.take_fields(Fields::new());
+                    let mut fields = self.shared.take_fields(Box::default());
                     self.up.send_trailers(up, &mut fields, &mut self.shared);
                     self.shared.take_fields(fields);
                 }
@@ -153,7 +153,7 @@ impl Relay {
                 let pair = &mut self.pairs[user as usize];
                 pair.answered |= end;
                 let down = pair.down;
-                let mut fields = self.shared.take_fields(Fields::new());
+                let mut fields = self.shared.take_fields(Box::default());
                 match head {
                     Head::Trailers => self.down.send_trailers(down, &mut fields, &mut self.shared),
                     head => {

@@ -483,7 +483,7 @@ impl Ours {
         let most = conn.settings().max_concurrent_streams as usize;
         assert!(self.role == Role::Client || conn.open_streams() <= most);
         let used = self.end.shared.budget.used();
-        assert!(used >= conn.reserved, "credit that is out is reserved");
+        assert!(used >= conn.reserved.into(), "credit that is out is reserved");
     }
 }
 
