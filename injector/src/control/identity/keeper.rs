@@ -15,6 +15,7 @@ use tracing::{error, info, warn};
 
 use super::ageing::{Ageing, Renewing, ends};
 use super::authority::{self, Authority, issuer_would_end, make_issuer, make_key, make_root};
+use crate::control::seldom::Seldom;
 use crate::control::times::moment;
 
 /// Where the authority's files are.
@@ -87,7 +88,7 @@ pub enum Error {
 }
 
 /// Reads the authority, or makes one; then looks at the files, once in `look`, until `stop`. A bad change leaves the last good
-/// one. Of an issuer that is old another is made; where that cannot be it is tried again at a slower pace, and said.
+/// one, and is tried again at a slower pace; so is another issuer for one that is old.
 ///
 /// # Errors
 /// When there is none to begin with.
@@ -118,6 +119,7 @@ pub fn keep(files: Files, look: Duration, stop: CancellationToken) -> Result<Kep
     let (to, authorities) = watch::channel(Arc::new(authority));
     let (to_trouble, trouble) = watch::channel(None);
     let (mut seen, mut renewing, mut exposed) = (contents, renewing, exposed);
+    let mut tried_again = Seldom::default();
     let files = Arc::new(files);
     let looking = async move {
         loop {
@@ -131,7 +133,10 @@ pub fn keep(files: Files, look: Duration, stop: CancellationToken) -> Result<Kep
             ageing.warn(&to.borrow(), renewing, now, moment());
             let has_begun = to.borrow().has_begun(now);
             let changed = contents != seen;
-            if !changed && !ageing.is_due(&to.borrow(), now, moment()) {
+            // What is wrong may be beside the files, and over: an owner, a lock, a clock.
+            let in_trouble = to_trouble.borrow().is_some();
+            let tries_again = in_trouble && tried_again.is_due((), look * LOOKS_PER_TRY, moment());
+            if !changed && !tries_again && !ageing.is_due(&to.borrow(), now, moment()) {
                 continue;
             }
             let reader = files.clone();
@@ -143,13 +148,10 @@ pub fn keep(files: Files, look: Duration, stop: CancellationToken) -> Result<Kep
             };
             match loaded {
                 // It was due, and nothing better could be made.
-                Ok(loaded) if !changed && loaded.contents == seen => {
+                Ok(loaded) if !changed && !in_trouble && loaded.contents == seen => {
                     renewing = loaded.renewing;
                     warn_of_readers(&loaded.exposed, &exposed);
                     exposed = loaded.exposed;
-                    if to_trouble.send_if_modified(|trouble| trouble.take().is_some()) {
-                        info!("the certificate authority can be read again, and is the same");
-                    }
                 }
                 Ok(loaded) => {
                     let authority = loaded.authority;
@@ -408,7 +410,8 @@ fn warn_of_readers(exposed: &[Exposed], before: &[Exposed]) {
     }
 }
 
-/// So many looks at the files come on one try to get another issuer in the place of one that is old.
+/// So many looks at the files come on one try to get another issuer in the place of one that is old, or to read anew what
+/// could not be used though nothing in it has changed.
 const LOOKS_PER_TRY: u32 = 30;
 /// How often files are read that change while they are read.
 const MOST_READINGS: usize = 3;

@@ -710,6 +710,35 @@ async fn an_issuer_that_was_made_while_the_clock_was_ahead_is_replaced_and_harms
     kept.task.await.expect("it ends");
 }
 
+#[tokio::test]
+async fn what_could_not_be_used_is_tried_again_though_no_file_changes() {
+    let (directory, other) = (Directory::new(), Directory::new());
+    let files = state_files(&directory.0);
+    files.load(SystemTime::now()).expect("it can be made");
+    let stop = CancellationToken::new();
+    let mut kept = keep(files, Duration::from_millis(20), stop.clone()).expect("it is there");
+    // An operator's, made under the same root where the clock is ahead: it begins in some seconds.
+    let issuer = state_files(&other.0);
+    issuer.load(SystemTime::now()).expect("it can be made");
+    for file in ["root-key.pem", "roots/root.pem"] {
+        fs::copy(directory.0.join(file), other.0.join(file)).expect("it can be copied");
+    }
+    fs::remove_file(other.0.join("issuer.pem")).expect("it is there");
+    let ahead = issuer
+        .load(SystemTime::now() + DAY + Duration::from_secs(3))
+        .expect("it can be made");
+    fs::copy(other.0.join("issuer.pem"), directory.0.join("new")).expect("it can be copied");
+    fs::rename(directory.0.join("new"), directory.0.join("issuer.pem")).expect("it can be moved");
+    kept.trouble.wait_for(Option::is_some).await.expect("it lives");
+    let taken = |authority: &Arc<Authority>| authority.not_after() == ahead.not_after();
+    let waiting = kept.authorities.wait_for(taken);
+    let taken = tokio::time::timeout(Duration::from_secs(20), waiting).await;
+    taken.expect("it was tried again").expect("it lives");
+    kept.trouble.wait_for(Option::is_none).await.expect("it lives");
+    stop.cancel();
+    kept.task.await.expect("it ends");
+}
+
 #[test]
 fn two_controls_over_one_directory_make_one_authority() {
     let directory = Directory::new();
