@@ -8,7 +8,7 @@ use std::time::Instant;
 
 use ends::{BUDGET, end, frames};
 use libfuzzer_sys::fuzz_target;
-use portunus_sidecar::http2::hpack::{Fields, Name};
+use portunus_sidecar::http2::hpack::Name;
 use portunus_sidecar::http2::{Connection, Event, Head, PREFACE, Reason, Settings, Shared, StreamKey};
 
 fuzz_target!(|script: &[u8]| {
@@ -143,7 +143,7 @@ impl Relay {
                     up,
                     answered: false,
                 });
-                let fields = self.shared.take_fields(Fields::new());
+                let fields = self.shared.take_fields(Box::default());
                 match up {
                     Some(up) => self.up.send_headers(up, &fields, false, end, &mut self.shared),
                     None => {
