@@ -33,7 +33,7 @@ impl Process {
             .arg(cpu.to_string())
             .arg(program.get_program())
             .args(program.get_args());
-        // What the suite tells its tests is not for the program.
+        // What the suite tells its tests is not for the program, and what somebody has set is not what is measured.
         for (name, _) in std::env::vars_os() {
             if name.as_encoded_bytes().starts_with(b"PORTUNUS_") {
                 command.env_remove(name);

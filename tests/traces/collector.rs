@@ -92,6 +92,10 @@ impl Drop for Collector {
         let Some(runtime) = self.runtime.take() else { return };
         if self.manner == Manner::Silent {
             self.serving.abort();
+            // Only then does nobody listen here any more.
+            while !self.serving.is_finished() {
+                std::thread::sleep(Duration::from_millis(1));
+            }
             // With it, its connections live until the process ends.
             std::mem::forget(runtime);
         } else {

@@ -16,7 +16,7 @@ const TAKES_UP_WITHIN: Duration = Duration::from_millis(150);
 /// How the PING begins that asks; the rest of its eight bytes says of which streams.
 const QUESTION: [u8; 4] = *b"worn";
 
-/// What is known of one wire's. Few wires have any.
+/// What is known of one wire's. Most have none.
 #[derive(Debug, Default)]
 pub struct Resets {
     /// How many the server may not have taken up.

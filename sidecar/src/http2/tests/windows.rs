@@ -277,8 +277,8 @@ fn one_stream_fills_a_far_path_though_its_bytes_come_in_bursts() {
 fn what_an_idle_connection_takes_is_little() {
     let connection = size_of::<crate::http2::Connection>();
     let stream = size_of::<crate::http2::Stream>();
-    assert!(connection <= 1_024, "{connection} bytes");
-    assert!(stream <= 256, "{stream} bytes");
+    assert!(connection <= 656, "{connection} bytes");
+    assert!(stream <= 96, "{stream} bytes");
 }
 
 #[test]
