@@ -284,11 +284,11 @@ impl Failure {
 
     /// What the caller is told.
     pub fn answer(&self) -> Answer {
-        let http = match self.code() {
-            Code::DeadlineExceeded => 504,
-            Code::Unauthenticated => 401,
-            Code::ResourceExhausted if self.fault() == Fault::Caller => 431,
-            Code::Internal => 502,
+        let http = match (self, self.code()) {
+            (Failure::RequestHeadersTooLarge { .. } | Failure::NextHopHeaders { .. }, _) => 431,
+            (_, Code::DeadlineExceeded) => 504,
+            (_, Code::Unauthenticated) => 401,
+            (_, Code::Internal) => 502,
             _ => 503,
         };
         Answer {

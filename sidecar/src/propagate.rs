@@ -83,7 +83,7 @@ impl Tracing {
             );
         }
         if self.parent_based && self.propagators.w3c {
-            let value = head.last_value_of(Name::Traceparent, interner);
+            let value = head.only_value_of(Name::Traceparent, interner);
             if value.is_some_and(w3c::is_plainly_unsampled) {
                 return None;
             }
@@ -193,11 +193,8 @@ impl Tracing {
                 said = caller;
             }
         };
-        let once = |name| {
-            // Of two that contradict each other, neither is believed.
-            let mut values = head.values(name, interner);
-            values.next().filter(|_| values.next().is_none())
-        };
+        // Of two that contradict each other, neither is believed.
+        let once = |name| head.only_value_of(name, interner);
         if self.propagators.w3c && head.names().has(Name::Traceparent) {
             forms.w3c = true;
             hear(
@@ -272,10 +269,16 @@ impl<'a> B3Fields<'a> {
 }
 
 /// Writes where the RPC stands into its header list, in place of what stood there.
+///
+/// Where the trace begins here, there was no `traceparent`, or none that can be understood: a `tracestate` that came
+/// belongs to nothing then, and goes (W3C Trace Context, 3.3).
 #[inline(always)]
 fn write(context: &Context, parent: Option<SpanId>, forms: Forms, head: &mut Fields, interner: &mut Interner) {
     if forms.w3c {
         head.remove_all(Name::Traceparent, interner);
+        if parent.is_none() {
+            head.remove_all(Name::Tracestate, interner);
+        }
         head.push_ours(Name::Traceparent, b"traceparent", &w3c::format(context));
     }
     if forms.b3 || forms.b3_multi {

@@ -164,6 +164,63 @@ async fn a_watch_hears_at_once_and_where_it_is_not_served_check_is_asked() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_watch_that_says_nothing_is_silence() {
+    let settings = Settings {
+        mode: Mode::Watch,
+        ..checked()
+    };
+    let service = Service::start(2, settings).await;
+    service.peers[0].serves_watch();
+    service.peers[0].says(Says::Nothing);
+    service.load_until(50, || service.state(0) == "unhealthy").await;
+    assert_eq!(
+        service.peers[0].checks(),
+        2,
+        "it was asked as often as an endpoint may be silent"
+    );
+    service.peers[0].says(SERVING);
+    service.load_until(50, || service.state(0) == "ready").await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_watch_that_is_refused_is_asked_for_again_after_the_interval_and_no_sooner() {
+    let settings = Settings {
+        mode: Mode::Watch,
+        interval: Duration::from_secs(30),
+        ..checked()
+    };
+    let service = Service::start(2, settings).await;
+    service.peers[0].serves_watch();
+    service.peers[0].says(Says::Code("7"));
+    service.load_until(50, || service.peers[0].checks() == 1).await;
+    service.load(50, Duration::from_secs(4)).await;
+    assert_eq!(service.peers[0].checks(), 1);
+    assert_eq!(service.state(0), "ready");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_endpoint_is_unwell_and_well_again_after_as_many_checks_as_the_thresholds_say() {
+    let settings = Settings {
+        thresholds: Thresholds {
+            unhealthy: 4,
+            healthy: 3,
+        },
+        ..checked()
+    };
+    let service = Service::start(2, settings).await;
+    let peer = &service.peers[0];
+    service.load_until(50, || peer.checks() > 1).await;
+    peer.says(Says::Nothing);
+    let asked = peer.checks();
+    service.load_until(50, || service.state(0) == "unhealthy").await;
+    assert_eq!(peer.checks() - asked, 4);
+    peer.says(SERVING);
+    let asked = peer.checks();
+    service.load_until(50, || service.state(0) == "ready").await;
+    assert_eq!(peer.checks() - asked, 3);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_watch_keeps_no_connection_open_that_drains_and_goes_on_by_another() {
     let settings = Settings {
         mode: Mode::Watch,
@@ -292,7 +349,7 @@ async fn is_ejected_after_five_failures(bad: Does) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_endpoint_that_says_unavailable_five_times_is_ejected() {
-    is_ejected_after_five_failures(Does::Fails).await;
+    is_ejected_after_five_failures(Does::Ends("14")).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -309,9 +366,19 @@ async fn an_endpoint_that_ends_the_connection_under_five_calls_is_ejected() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_endpoint_that_breaks_the_protocol_in_five_calls_is_ejected_and_one_that_says_internal_is_not() {
+    is_ejected_after_five_failures(Does::Lies).await;
+    let service = Service::start(3, Settings::off()).await;
+    service.peers[0].does(Does::Ends("13"));
+    service.load_until(100, || service.peers[0].calls() >= 20).await;
+    assert_eq!(service.world.metric("portunus_ejections_total", &["failures"]), 0.0);
+    assert_eq!(service.state(0), "ready");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_check_that_says_serving_ends_an_ejection_and_one_failure_brings_the_next() {
     let service = Service::start(3, checked()).await;
-    service.peers[0].does(Does::Fails);
+    service.peers[0].does(Does::Ends("14"));
     let ejections = || service.world.metric("portunus_ejections_total", &["failures"]);
     service.load_until(100, || ejections() == 1.0).await;
     let failed = service.peers[0].calls();
@@ -331,7 +398,7 @@ async fn a_check_that_says_serving_ends_an_ejection_and_one_failure_brings_the_n
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_only_endpoint_is_never_ejected() {
     let service = Service::start(1, Settings::off()).await;
-    service.peers[0].does(Does::Fails);
+    service.peers[0].does(Does::Ends("14"));
     service.load(100, Duration::from_secs(1)).await;
     assert_eq!(service.state(0), "ready");
     service.peers[0].does(Does::Answers(Duration::ZERO));

@@ -35,7 +35,10 @@ pub(crate) enum Says {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Does {
     Answers(Duration),
-    Fails,
+    /// Answers with this status.
+    Ends(&'static str),
+    /// Says how long its answer is, and then says more.
+    Lies,
     /// Resets the stream.
     Resets(h2::Reason),
     /// Resets it behind the headers.
@@ -149,6 +152,9 @@ impl Peer {
             "/grpc.health.v1.Health/Watch" if self.watchable.load(Relaxed) => {
                 self.checks.fetch_add(1, Relaxed);
                 let mut says = self.says.subscribe();
+                if let refusal @ Says::Code(_) = *says.borrow() {
+                    return self.say(refusal, &mut respond).await;
+                }
                 let mut body = respond.send_response(head(), false)?;
                 loop {
                     if let Says::Status(status) = *says.borrow_and_update() {
@@ -207,7 +213,14 @@ impl Peer {
                 tokio::time::sleep(after).await;
                 self.say(Says::Status(1), respond).await
             }
-            Does::Fails => self.say(Says::Code("14"), respond).await,
+            Does::Ends(status) => self.say(Says::Code(status), respond).await,
+            Does::Lies => {
+                let mut response = head();
+                response.headers_mut().insert("content-length", 3.into());
+                let mut body = respond.send_response(response, false)?;
+                body.send_data(message(1), false)?;
+                body.send_trailers(trailers("0"))
+            }
             Does::Resets(reason) => {
                 respond.send_reset(reason);
                 Ok(())

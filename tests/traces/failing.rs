@@ -1,6 +1,8 @@
 //! Whatever a collector does, whoever records does not feel it; and when it is back, spans are too, within 5 s.
 
 use std::fs;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
@@ -124,8 +126,41 @@ fn by_http_too_a_silent_collector_is_left_and_found_back() {
             recorder.spans("exported") == 0 && has_connection(place.address.port())
         })?;
         drop(silent);
-        let _web = Web::start(&place)?;
+        let _web = Web::start(&place, 200)?;
         recorder.wait_for("exported", 10, RECOVERY)
+    });
+}
+
+#[test]
+fn by_http_too_a_collector_that_is_unavailable_is_found_back() {
+    test(|| {
+        let place = Place::new()?;
+        let unavailable = Web::start(&place, 503)?;
+        let mut recorder = recorder(&place, Protocol::Http)?;
+        recorder.record(10)?;
+        support::wait_until(Duration::from_secs(10), "it was asked twice", || {
+            unavailable.asked() > 1
+        })?;
+        ensure!(
+            recorder.spans("failed") + recorder.spans("dropped") == 0,
+            "they may still be taken"
+        );
+        drop(unavailable);
+        let _web = Web::start(&place, 200)?;
+        recorder.wait_for("exported", 10, RECOVERY)
+    });
+}
+
+#[test]
+fn by_http_too_spans_that_a_collector_will_never_take_are_given_up_at_once_and_counted() {
+    test(|| {
+        let place = Place::new()?;
+        let web = Web::start(&place, 400)?;
+        let mut recorder = recorder(&place, Protocol::Http)?;
+        recorder.record(10)?;
+        recorder.wait_for("failed", 10, Duration::from_secs(5))?;
+        ensure!(web.asked() == 1, "it was asked {} times", web.asked());
+        Ok(())
     });
 }
 
@@ -134,9 +169,10 @@ fn by_http_too_a_silent_collector_is_left_and_found_back() {
 fn a_flood_of_spans_at_a_silent_collector_costs_a_bounded_memory_and_holds_nobody_up() {
     test(|| {
         let place = Place::new()?;
-        let _collector = Collector::start(&place, Manner::Silent)?;
+        let silent = Collector::start(&place, Manner::Silent)?;
         let mut recorder = recorder(&place, Protocol::Grpc)?;
-        recorder.record(1_000)?;
+        const FIRST: usize = 1_000;
+        recorder.record(FIRST)?;
         let before = resident()?;
         let began = Instant::now();
         const FLOOD: usize = 200_000;
@@ -155,6 +191,27 @@ fn a_flood_of_spans_at_a_silent_collector_costs_a_bounded_memory_and_holds_nobod
         ensure!(dropped > FLOOD as u64 * 9 / 10, "only {dropped} are dropped");
         ensure!(grown < 8 << 10, "{grown} KiB more are resident");
         ensure!(longest < Duration::from_secs(1), "somebody waited for {longest:?}");
+        // What was kept leaves, and each span is counted once, whatever became of it.
+        drop(silent);
+        let collector = Collector::start(&place, Manner::Good)?;
+        recorder.wait_for("exported", 1, RECOVERY)?;
+        let counted = || ["exported", "dropped", "failed"].map(|outcome| recorder.spans(outcome));
+        let all = (FIRST + FLOOD) as u64;
+        support::wait_until(RECOVERY, "each span is counted", || {
+            counted().iter().sum::<u64>() >= all
+        })
+        .with_context(|| format!("{:?} of {all}", counted()))?;
+        let [exported, ..] = counted();
+        ensure!(
+            counted().iter().sum::<u64>() == all,
+            "{:?}, and {all} were recorded",
+            counted()
+        );
+        ensure!(
+            collector.spans() == exported,
+            "{exported} are said to be exported, {} came",
+            collector.spans()
+        );
         Ok(())
     });
 }
@@ -202,13 +259,14 @@ fn has_connection(port: u16) -> bool {
     fs::read_to_string("/proc/net/tcp").is_ok_and(|table| table.contains(&remote))
 }
 
-/// The least of an OTLP/HTTP collector: it answers 200 to whatever comes.
+/// The least of an OTLP/HTTP collector: it answers whatever comes with one status.
 struct Web {
     _runtime: tokio::runtime::Runtime,
+    asked: Arc<AtomicU64>,
 }
 
 impl Web {
-    fn start(place: &Place) -> Result<Web> {
+    fn start(place: &Place, status: u16) -> Result<Web> {
         use http_body_util::{BodyExt as _, Empty};
         use hyper_util::rt::TokioIo;
 
@@ -217,14 +275,22 @@ impl Web {
             .worker_threads(1)
             .enable_all()
             .build()?;
+        let asked = Arc::<AtomicU64>::default();
+        let counted = asked.clone();
         runtime.spawn(async move {
             let listener = tokio::net::TcpListener::from_std(listener)?;
             loop {
                 let (connection, _) = listener.accept().await?;
-                let answer = hyper::service::service_fn(|request: hyper::Request<hyper::body::Incoming>| async {
-                    assert_eq!(request.uri().path(), "/v1/traces");
-                    request.into_body().collect().await?;
-                    Ok::<_, hyper::Error>(hyper::Response::new(Empty::<bytes::Bytes>::new()))
+                let asked = counted.clone();
+                let answer = hyper::service::service_fn(move |request: hyper::Request<hyper::body::Incoming>| {
+                    asked.fetch_add(1, Relaxed);
+                    async move {
+                        assert_eq!(request.uri().path(), "/v1/traces");
+                        request.into_body().collect().await?;
+                        let mut response = hyper::Response::new(Empty::<bytes::Bytes>::new());
+                        *response.status_mut() = hyper::StatusCode::from_u16(status).expect("a status");
+                        Ok::<_, hyper::Error>(response)
+                    }
                 });
                 let serve =
                     hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(connection), answer);
@@ -233,6 +299,13 @@ impl Web {
             #[expect(unreachable_code, reason = "it gives the block its type")]
             Ok::<_, std::io::Error>(())
         });
-        Ok(Web { _runtime: runtime })
+        Ok(Web {
+            _runtime: runtime,
+            asked,
+        })
+    }
+
+    fn asked(&self) -> u64 {
+        self.asked.load(Relaxed)
     }
 }

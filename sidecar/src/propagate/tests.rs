@@ -111,12 +111,29 @@ fn a_caller_without_a_trace_gets_one_recorded_or_not() {
 fn a_traceparent_that_is_none_or_stands_twice_is_replaced_by_one() {
     let mut tracing = tracing(Root::Never, true, Propagators::default());
     let good = format!("00-{TRACE}-{SPAN}-01");
+    let declines = format!("00-{TRACE}-{SPAN}-00");
+    let no_digits = declines.replace('a', "g");
+    let zero = declines.replace(SPAN, &"0".repeat(16));
     for fields in [
         &[("traceparent", "nonsense")][..],
         &[("traceparent", &good), ("traceparent", &good)],
+        &[("traceparent", &good), ("traceparent", &declines)],
+        &[
+            ("traceparent", &declines),
+            ("tracestate", "a=b"),
+            ("traceparent", &declines),
+        ],
+        &[("traceparent", &no_digits), ("tracestate", "a=b")],
+        &[("tracestate", "a=b"), ("traceparent", &zero)],
+        &[("tracestate", "a=b")],
     ] {
         let (span, sent) = passed(&mut tracing, fields);
         assert!(span.is_none());
+        assert_eq!(
+            sent.len(),
+            1,
+            "the state of a trace that there is not goes as well: {sent:?}"
+        );
         let written = w3c::parse(value(&sent, "traceparent").as_bytes()).expect("it is one");
         assert_ne!(written.trace_id.to_hex(), TRACE);
         assert!(!written.sampled);

@@ -45,11 +45,9 @@ impl Worker {
             let Some((wire, shared)) = self.wires.touch(reset.wire) else {
                 continue;
             };
-            let due = match &mut wire.server {
-                Some(server) => server.resets.due(reset.stream, self.now),
-                None => Due::Say,
-            };
-            match due {
+            // Only requests that we sent are reset late.
+            let Some(server) = &mut wire.server else { continue };
+            match server.resets.due(reset.stream, self.now) {
                 Due::Say => {
                     wire.engine.say_reset(reset.stream, reset.reason, shared);
                     continue;

@@ -232,6 +232,41 @@ fn the_failure_that_ejects_is_told_so_and_no_other_and_the_next_pick_goes_elsewh
 }
 
 #[test]
+fn dials_that_fail_count_among_the_five() {
+    for (dials, ejected) in [(3, false), (4, true)] {
+        let mut service = Service::new(2, 3);
+        let key = service.key(0);
+        for _ in 0..dials {
+            let Service { balancer, now, rng, .. } = &mut service;
+            balancer.dial_failed(key, *now, rng);
+        }
+        service.one(0, Outcome::Failed);
+        assert_eq!(service.is_ejected(0), ejected, "{dials} dials");
+    }
+}
+
+#[test]
+fn ejections_of_many_sidecars_do_not_end_together() {
+    let mut lasted: Vec<_> = (0..50)
+        .map(|seed| {
+            let mut service = Service::new(seed, 2);
+            for _ in 0..5 {
+                service.one(0, Outcome::Failed);
+            }
+            let State::Ejected { until, .. } = service.state(0) else {
+                panic!("it is ejected")
+            };
+            until - service.now
+        })
+        .collect();
+    lasted.sort_unstable();
+    let second = Duration::from_secs(1);
+    assert!(lasted[0] < 18 * second && lasted[49] > 27 * second, "{lasted:?}");
+    let apart = lasted.windows(2).map(|pair| pair[1] - pair[0]).max();
+    assert!(apart < Some(3 * second), "{lasted:?}");
+}
+
+#[test]
 fn a_call_that_waited_while_its_endpoint_drained_is_one_call_when_that_is_named_again() {
     let mut service = Service::new(3, 3);
     let second = Duration::from_secs(1);

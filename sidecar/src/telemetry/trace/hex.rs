@@ -33,6 +33,17 @@ pub(super) fn read_wide(digits: &[u8]) -> Option<u128> {
     Some(u128::from(read(high)?) << 64 | u128::from(read(low)?))
 }
 
+/// Whether these are digits in lower case, and not all of them 0. All are looked at, side by side.
+#[inline]
+pub(super) fn is_above_zero<const N: usize>(digits: &[u8; N]) -> bool {
+    let (mut wrong, mut above) = (false, 0);
+    for digit in digits {
+        wrong |= digit.wrapping_sub(b'0') > 9 && digit.wrapping_sub(b'a') > 5;
+        above |= digit ^ b'0';
+    }
+    !wrong && above != 0
+}
+
 /// All digits of a number, eight at a time. Each call without a trace pays for three of this.
 #[inline]
 pub(super) fn digits(number: u64) -> [u8; 16] {
@@ -70,6 +81,13 @@ mod tests {
         fn digits_are_those_of_the_standard_library_and_read_back(number: u64) {
             prop_assert_eq!(digits(number).to_vec(), format!("{number:016x}").into_bytes());
             prop_assert_eq!(read(&digits(number)), Some(number));
+        }
+
+        #[test]
+        fn a_number_above_zero_is_what_reads_as_one(number in 0..3u64, at in 0..16usize, byte: u8) {
+            let mut text = digits(number);
+            text[at] = byte;
+            prop_assert_eq!(is_above_zero(&text), read(&text).is_some_and(|number| number > 0));
         }
     }
 }

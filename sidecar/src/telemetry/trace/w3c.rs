@@ -45,9 +45,21 @@ pub fn format(context: &Context) -> [u8; LEN] {
     text
 }
 
-/// Whether a value of the usual form says that the caller does not record: asked of every such RPC, so that nothing else
-/// of the value is looked at.
+/// Whether a value of version 00 says that the caller does not record: asked of every such RPC, and so without reading the
+/// numbers. One that is malformed says nothing, as for [`parse`].
 #[inline]
 pub fn is_plainly_unsampled(value: &[u8]) -> bool {
-    value.len() == LEN && value.starts_with(b"00-") && value.ends_with(b"-00")
+    let Some((b"00-", value)) = value.split_first_chunk() else {
+        return false;
+    };
+    let Some((trace_id, value)) = value.split_first_chunk::<32>() else {
+        return false;
+    };
+    let Some((b"-", value)) = value.split_first_chunk() else {
+        return false;
+    };
+    let Some((span_id, b"-00")) = value.split_first_chunk::<16>() else {
+        return false;
+    };
+    hex::is_above_zero(trace_id) && hex::is_above_zero(span_id)
 }

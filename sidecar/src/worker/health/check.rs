@@ -40,7 +40,12 @@ enum Watched {
     /// It is not served.
     Unimplemented,
     /// Of itself, or because nothing came.
-    Ended(Ended),
+    Ended {
+        /// What that says.
+        ended: Ended,
+        /// Whether the stream had said something before.
+        had_begun: bool,
+    },
 }
 
 impl Checker {
@@ -54,25 +59,26 @@ impl Checker {
             if !caller.is_open() {
                 caller = self.local.checks(self.service, self.addr);
             }
-            let ended = if watches {
+            let (ended, had_begun) = if watches {
                 match self.watch(&caller).await {
                     Watched::Unimplemented => {
                         watches = false;
                         continue;
                     }
-                    Watched::Ended(ended) => ended,
+                    Watched::Ended { ended, had_begun } => (ended, had_begun),
                 }
             } else {
                 let _permit = self.permits.acquire().await;
                 let asked = tokio::time::timeout(self.settings.timeout, self.check(&caller));
-                asked.await.unwrap_or(Ended::Found(Finding::Failed(Lack::Silent)))
+                let asked = asked.await.unwrap_or(Ended::Found(Finding::Failed(Lack::Silent)));
+                (asked, false)
             };
             if let Ended::Found(found) = ended {
                 self.tell(found);
             }
             let pause = until_the_next(self.settings.interval, &mut rand::rng());
-            if watches {
-                // A stream that ended after an hour is opened again as late as one that ended at once.
+            if had_begun || matches!(ended, Ended::NotAsked) {
+                // What the stream would have said since is not known: it is opened again soon.
                 tokio::time::sleep(pause.min(Duration::from_secs(1))).await;
             } else {
                 tokio::time::sleep_until(began + pause).await;
@@ -118,19 +124,22 @@ impl Checker {
                 std::future::pending::<()>().await;
             }
         };
-        let answer = tokio::select! {
-            answer = answer => answer,
-            () = late => return Watched::Ended(Ended::Found(Finding::Failed(Lack::Silent))),
+        let ended = tokio::select! {
+            answer = answer => match answer {
+                Ok(()) if pieces.is_unimplemented() => return Watched::Unimplemented,
+                // It was served, and is not any more: what it said last is old.
+                Ok(()) => match pieces.ended(None) {
+                    Ended::Found(Finding::Alive) if last.is_some() => Ended::Found(Finding::Failed(Lack::Failed)),
+                    ended => ended,
+                },
+                Err(Error::Draining | Error::AfterEnd | TAKEN_BACK) => Ended::NotAsked,
+                Err(Error::Reset(_) | Error::Closed) => Ended::Found(Finding::Failed(Lack::Failed)),
+            },
+            () = late => Ended::Found(Finding::Failed(Lack::Silent)),
         };
-        match answer {
-            Ok(()) if pieces.is_unimplemented() => Watched::Unimplemented,
-            // It was served, and is not any more: what it said last is old.
-            Ok(()) => Watched::Ended(match pieces.ended(None) {
-                Ended::Found(Finding::Alive) if last.is_some() => Ended::Found(Finding::Failed(Lack::Failed)),
-                ended => ended,
-            }),
-            Err(Error::Draining | Error::AfterEnd | TAKEN_BACK) => Watched::Ended(Ended::NotAsked),
-            Err(Error::Reset(_) | Error::Closed) => Watched::Ended(Ended::Found(Finding::Failed(Lack::Failed))),
+        Watched::Ended {
+            ended,
+            had_begun: begun.is_cancelled(),
         }
     }
 

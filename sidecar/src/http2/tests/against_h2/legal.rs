@@ -110,6 +110,7 @@ impl Shell {
     async fn run(mut self) -> Shell {
         let mut asked = 0;
         let mut buffer = vec![0; 30_000];
+        let mut peer_reads = true;
         loop {
             if self.role == Role::Client {
                 while asked < self.plans.len() && self.conn.heard_settings() && self.conn.has_capacity() {
@@ -125,11 +126,13 @@ impl Shell {
             let (mut reader, mut writer) = tokio::io::split(&mut self.io);
             let (read, written) = tokio::select! {
                 n = reader.read(&mut buffer) => (Some(n.unwrap_or(0)), None),
-                n = writer.write(&output), if !output.is_empty() => (None, Some(n.unwrap_or(0))),
+                n = writer.write(&output), if peer_reads && !output.is_empty() => (None, Some(n.unwrap_or(0))),
             };
-            if read == Some(0) || written == Some(0) {
+            if read == Some(0) {
                 return self;
             }
+            // A peer that has closed hears nothing more, but what it said before that is still to be read.
+            peer_reads &= written != Some(0);
             self.conn.written(written.unwrap_or(0), &mut self.shared);
             let mut input = &buffer[..read.unwrap_or(0)];
             loop {
