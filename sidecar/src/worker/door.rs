@@ -21,7 +21,7 @@ use super::run::{Inbox, Mesh, Message, Parts, Stop, Tunnels};
 use crate::accept::{self, Accepted, Original, OwnPorts, PodAddresses};
 use crate::connect::resolve::Routes;
 use crate::connect::{self, Dialler, Side, Transport, Via};
-use crate::detect::{self, Declared, Detected, Guess, Opened, Protocol, Speaker, SpeaksFirst, Waiting};
+use crate::detect::{self, Declared, Detected, Expected, Guess, Opened, Protocol, Speaker, SpeaksFirst, Waiting};
 use crate::edge::first_line::{FirstLine, NoRequest};
 use crate::edge::{client_cert, http1};
 use crate::policy::{self, Mode, Permit};
@@ -43,7 +43,9 @@ pub(super) struct Door {
     tunnel: tunnel::Settings,
     http1: http1::Settings,
     waiting: Waiting,
+    /// Of what crosses, and of what is inside the mesh's TLS: who is behind that says nothing of those who come in plain.
     speaks_first: SpeaksFirst,
+    speaks_first_inside: SpeaksFirst,
     inbox: Arc<Inbox>,
     /// No further requests on connections that are open.
     drain: CancellationToken,
@@ -57,6 +59,15 @@ pub(super) struct Door {
     dialler: Dialler,
     counts: Counts,
     noise: RefCell<Noise>,
+}
+
+/// Where in a connection it is listened.
+#[derive(Clone, Copy)]
+enum Layer {
+    /// To what crosses, at a port that takes this: the mesh's TLS may come there, if it takes anything.
+    Outer(Option<Mode>),
+    /// To what is inside the mesh's TLS.
+    Inner,
 }
 
 /// A connection whose other end is known as far as it can be.
@@ -105,6 +116,7 @@ impl Door {
                 dialler: Dialler::new(parts.dial.clone(), parts.own(), parts.dialled.clone()),
                 waiting: Waiting::new(&parts.detect),
                 speaks_first: SpeaksFirst::new(&parts.detect),
+                speaks_first_inside: SpeaksFirst::new(&parts.detect),
                 inbox: inbox.clone(),
                 drain: if inbound { &stop.inbound } else { &stop.cut }.clone(),
                 cut: stop.cut.clone(),
@@ -159,10 +171,9 @@ impl Door {
         };
         let declared = self.declared(meant.port());
         let mode = self.mode(meant.port());
-        let (listened_for, patience) = (self.listened_for(declared, mode), self.patience(mode));
-        let Some(detected) = self.detect(&accepted.socket, listened_for, patience, meant).await else {
-            return;
-        };
+        let listened_for = self.listened_for(declared, mode);
+        let detected = self.detect(&accepted.socket, listened_for, Layer::Outer(mode), meant);
+        let Some(detected) = detected.await else { return };
         let Accepted { socket, peer, .. } = accepted;
         if mode.is_some() && is_the_mesh(&detected.protocol) {
             return Box::pin(self.terminate(socket, detected.client_bytes, peer, meant, declared)).await;
@@ -224,10 +235,29 @@ impl Door {
 
     /// How long a caller may say nothing that can be understood. Where nothing but the mesh's TLS may come, its client
     /// speaks first, and soon.
-    fn patience(&self, mode: Option<Mode>) -> Duration {
-        match mode {
-            Some(Mode::Strict) => self.detect.dribble,
-            Some(Mode::Permissive | Mode::Disabled) | None => Duration::MAX,
+    fn patience(&self, layer: Layer) -> Duration {
+        match layer {
+            Layer::Outer(Some(Mode::Strict)) => self.detect.dribble,
+            Layer::Outer(Some(Mode::Permissive | Mode::Disabled) | None) | Layer::Inner => Duration::MAX,
+        }
+    }
+
+    /// Who speaks first at a destination, and is remembered for that.
+    fn speaks_first(&self, layer: Layer) -> &SpeaksFirst {
+        match layer {
+            Layer::Outer(_) => &self.speaks_first,
+            Layer::Inner => &self.speaks_first_inside,
+        }
+    }
+
+    /// How soon the server is dialled for its client's silence. Where members come with their ClientHello and others without,
+    /// it would be dialled for members in vain, and its first words would be taken for an answer to them.
+    fn expected(&self, layer: Layer, meant: SocketAddr) -> Expected {
+        let has_certificate = || self.mesh.as_ref().is_some_and(|mesh| mesh.own.load().is_some());
+        match layer {
+            _ if !self.speaks_first(layer).knows(meant, Instant::now()) => Expected::Nothing,
+            Layer::Outer(Some(Mode::Permissive)) if has_certificate() => Expected::HelloOrServerFirst,
+            Layer::Outer(_) | Layer::Inner => Expected::ServerFirst,
         }
     }
 
@@ -236,24 +266,24 @@ impl Door {
         &self,
         client: impl Speaker,
         declared: Declared,
-        patience: Duration,
+        layer: Layer,
         meant: SocketAddr,
     ) -> Option<Detected> {
-        let known = self.speaks_first.knows(meant, Instant::now());
+        let expected = self.expected(layer, meant);
         let dial = async || self.reach(meant).await;
         let found = tokio::select! {
             () = self.cut.cancelled() => return None,
-            () = tokio::time::sleep(patience) => {
+            () = tokio::time::sleep(self.patience(layer)) => {
                 self.counts.ended(Ending::NoHello);
                 return None;
             }
-            found = detect::detect(client, declared, known, dial, &self.waiting, &self.detect) => found,
+            found = detect::detect(client, declared, expected, dial, &self.waiting, &self.detect) => found,
         };
         match found {
             Ok(detected) => {
                 // The mesh's ClientHello says nothing of who speaks first inside, and of what.
                 if self.mode(meant.port()).is_none() || !is_the_mesh(&detected.protocol) {
-                    self.speaks_first.learn(meant, detected.guess, Instant::now());
+                    self.speaks_first(layer).learn(meant, detected.guess, Instant::now());
                     self.counts.guess(detected.guess);
                 }
                 Some(detected)
@@ -315,7 +345,7 @@ impl Door {
         }
         let mut stream = tls::Stream::new(socket, session);
         // Whoever is in the mesh must not smuggle in what its callers may not say.
-        let Some(detected) = self.detect(&mut stream, declared, Duration::MAX, meant).await else {
+        let Some(detected) = self.detect(&mut stream, declared, Layer::Inner, meant).await else {
             return;
         };
         if detected.protocol == Protocol::Http2 {
