@@ -158,6 +158,14 @@ pub enum Error<E: std::error::Error + 'static> {
         /// How long it was waited for.
         within: Duration,
     },
+    /// Slower than any TLS client.
+    #[error("the client began a TLS ClientHello ({bytes} bytes of it) and did not finish it within {within:?}")]
+    HalfHello {
+        /// How much of it came.
+        bytes: usize,
+        /// How long it was waited for.
+        within: Duration,
+    },
     /// Too many wait; this one has waited longest.
     #[error(
         "too many connections wait for somebody to speak, and this one has waited longest; declare the port's protocol, or raise the limit"

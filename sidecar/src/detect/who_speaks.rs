@@ -29,8 +29,8 @@ use tokio::{
 };
 
 use super::{
-    ClientHello, Declared, Detected, Error, Expected, Guess, MOST_FIRST_BYTES, Opened, PREFACE, Protocol,
-    ServerOpening, Settings, Verdict, Waiting, classify, client_hello::HANDSHAKE_RECORD, server_opening,
+    Declared, Detected, Error, Expected, Guess, MOST_FIRST_BYTES, Opened, PREFACE, Protocol, ServerOpening, Settings,
+    Verdict, Waiting, classify, client_hello::HANDSHAKE_RECORD, server_opening,
 };
 use crate::connect::Stream;
 
@@ -123,9 +123,9 @@ async fn listen<E: std::error::Error + 'static>(
                 false if !said.is_empty() && PREFACE.starts_with(&said) => {
                     return Err(Error::Dribble { bytes: said.len(), within: settings.dribble });
                 }
-                // Carried as bytes in any case: only the name stays unknown.
+                // It might be meant for us, and whoever it is meant for would not wait either.
                 false if said.first() == Some(&HANDSHAKE_RECORD) => {
-                    break (Protocol::Tls(ClientHello::default()), Guess::Incomplete);
+                    return Err(Error::HalfHello { bytes: said.len(), within: settings.dribble });
                 }
                 false => break (Protocol::Opaque, Guess::Incomplete),
             },

@@ -5,6 +5,7 @@ mod reach;
 
 use std::cell::RefCell;
 use std::collections::HashMap;
+use std::fmt::Display;
 use std::io::ErrorKind;
 use std::net::SocketAddr;
 use std::rc::Rc;
@@ -172,9 +173,9 @@ impl Door {
         let declared = self.declared(meant.port());
         let mode = self.mode(meant.port());
         let listened_for = self.listened_for(declared, mode);
-        let detected = self.detect(&accepted.socket, listened_for, Layer::Outer(mode), meant);
-        let Some(detected) = detected.await else { return };
         let Accepted { socket, peer, .. } = accepted;
+        let detected = self.detect(&socket, listened_for, Layer::Outer(mode), peer, meant);
+        let Some(detected) = detected.await else { return };
         if mode.is_some() && is_the_mesh(&detected.protocol) {
             return Box::pin(self.terminate(socket, detected.client_bytes, peer, meant, declared)).await;
         }
@@ -267,13 +268,20 @@ impl Door {
         client: impl Speaker,
         declared: Declared,
         layer: Layer,
+        peer: SocketAddr,
         meant: SocketAddr,
     ) -> Option<Detected> {
-        let expected = self.expected(layer, meant);
+        let (expected, patience) = (self.expected(layer, meant), self.patience(layer));
+        let no_hello = |why: &dyn Display| {
+            if let Some(Line { left_out }) = self.line(peer) {
+                tracing::info!(%peer, %meant, left_out, "connection ended: {why}");
+            }
+        };
         let dial = async || self.reach(meant).await;
         let found = tokio::select! {
             () = self.cut.cancelled() => return None,
-            () = tokio::time::sleep(self.patience(layer)) => {
+            () = tokio::time::sleep(patience) => {
+                no_hello(&format_args!("the port takes mTLS only, and no ClientHello came within {patience:?}"));
                 self.counts.ended(Ending::NoHello);
                 return None;
             }
@@ -289,7 +297,11 @@ impl Door {
                 Some(detected)
             }
             Err(error) => {
-                tracing::debug!(%meant, "{error}");
+                if matches!(error, detect::Error::HalfHello { .. }) {
+                    no_hello(&error);
+                } else {
+                    tracing::debug!(%meant, "{error}");
+                }
                 self.counts.ended(Ending::of_detection(&error));
                 None
             }
@@ -345,7 +357,7 @@ impl Door {
         }
         let mut stream = tls::Stream::new(socket, session);
         // Whoever is in the mesh must not smuggle in what its callers may not say.
-        let Some(detected) = self.detect(&mut stream, declared, Layer::Inner, meant).await else {
+        let Some(detected) = self.detect(&mut stream, declared, Layer::Inner, peer, meant).await else {
             return;
         };
         if detected.protocol == Protocol::Http2 {

@@ -9,6 +9,7 @@ use tokio::{
 };
 
 use super::*;
+use crate::detect::ClientHello;
 
 /// What grpc-go 1.85 sends to a client that has said nothing.
 const SETTINGS_OF_GRPC_GO: &[u8] = b"\x00\x00\x06\x04\x00\x00\x00\x00\x00\x00\x05\x00\x00\x40\x00";
@@ -511,7 +512,7 @@ async fn an_unfinished_preface_is_not_waited_for_without_end() {
 }
 
 #[tokio::test]
-async fn an_unfinished_hello_is_carried_as_tls_without_a_name() {
+async fn an_unfinished_hello_is_not_waited_for_without_end_either() {
     let dribble = Duration::from_millis(100);
     let scene = Scene::new(Settings {
         dribble,
@@ -519,9 +520,9 @@ async fn an_unfinished_hello_is_carried_as_tls_without_a_name() {
     })
     .await;
     scene.client_says(b"\x16\x03\x01\x00\xf0\x01").await;
-    let detected = scene.detect().await.expect("detected");
-    assert_eq!(detected.protocol, Protocol::Tls(ClientHello::default()));
-    assert_eq!(detected.guess, Guess::Incomplete);
+    let error = scene.detect().await.expect_err("too slow");
+    assert!(matches!(error, Error::HalfHello { bytes: 6, .. }), "{error}");
+    assert_eq!(scene.dials.get(), 0);
 }
 
 #[tokio::test]
