@@ -36,7 +36,10 @@ struct Behind {
 
 impl Behind {
     fn come(to: SocketAddr, shown: &Shown) -> Behind {
-        let mut config = client_config(Some(shown));
+        Behind::speaking(to, client_config(Some(shown)))
+    }
+
+    fn speaking(to: SocketAddr, mut config: ClientConfig) -> Behind {
         config.enable_secret_extraction = true;
         let name = ServerName::try_from("a.example").expect("a name");
         let mut client = ClientConnection::new(Arc::new(config), name).expect("a client");
@@ -242,6 +245,28 @@ async fn who_breaks_tls_behind_a_good_handshake_loses_the_connection_and_nobody_
         calls > 20 && p99 < Duration::from_millis(250),
         "{calls} calls, p99 {p99:?}"
     );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_ends_a_tunnels_tls_later_is_no_second_handshake() {
+    let root = Authority::root("root");
+    let application = ends::Ear::open().await;
+    let world = World::before(application.addr, ends::inbound(&root, Mode::Strict)).await;
+    let config = ends::speaking(client_config(Some(&root.leaf(|_| {}))), &[ends::TCP]);
+    let proxy = world.proxy;
+    let cut = tokio::task::spawn_blocking(move || {
+        let mut behind = Behind::speaking(proxy, config);
+        let word = behind.record(ContentType::ApplicationData, b"\0a word");
+        let alert = behind.record(ContentType::Alert, &[2, 40]);
+        behind.socket.write_all(&[word, alert].concat()).expect("it is read");
+        behind.is_cut()
+    });
+    assert!(cut.await.expect("no panic"), "it lives on");
+    world
+        .until("portunus_proxy_errors_total", &["inbound", "broken_tls"], |now| now == 1.0)
+        .await;
+    assert_eq!(world.metric(ends::HANDSHAKES, &["inbound", "result=\"ok\""]), 1.0);
+    assert_eq!(world.metric(ends::HANDSHAKES, &[]), 1.0);
 }
 
 /// A key of RSA with so many bits, and an exponent as long as this: somebody may have its private half, but not we.

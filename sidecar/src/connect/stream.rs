@@ -17,7 +17,11 @@ pub struct Stream {
     /// Told before the socket is closed.
     _mine: Option<Box<Mine>>,
     kind: Kind,
+    judged: Option<Judged>,
 }
+
+/// Hears what the server made of our certificate: `ok`, or the reason of its refusal.
+type Judged = Box<dyn FnOnce(&'static str)>;
 
 enum Kind {
     /// As it is.
@@ -32,6 +36,7 @@ impl Stream {
         Stream {
             _mine: None,
             kind: Kind::Plain(socket),
+            judged: None,
         }
     }
 
@@ -40,6 +45,7 @@ impl Stream {
         Stream {
             _mine: None,
             kind: Kind::Tls(Box::new(stream)),
+            judged: None,
         }
     }
 
@@ -47,6 +53,15 @@ impl Stream {
     pub fn dialled(self, mine: Box<Mine>) -> Stream {
         Stream {
             _mine: Some(mine),
+            ..self
+        }
+    }
+
+    /// Tells what the server made of our certificate, which in TLS 1.3 it may refuse when the handshake is over for us: it
+    /// has taken it once it says something, or ends in order. Never, where we end the connection before.
+    pub fn when_judged(self, told: impl FnOnce(&'static str) + 'static) -> Stream {
+        Stream {
+            judged: Some(Box::new(told)),
             ..self
         }
     }
@@ -91,10 +106,29 @@ impl fmt::Debug for Stream {
 
 impl AsyncRead for Stream {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        match &mut self.get_mut().kind {
+        let this = self.get_mut();
+        let read = match &mut this.kind {
             Kind::Plain(socket) => Pin::new(socket).poll_read(cx, buffer),
             Kind::Tls(stream) => Pin::new(stream).poll_read(cx, buffer),
+        };
+        if let Poll::Ready(read) = &read
+            && let Some(told) = this.judged.take()
+        {
+            told(verdict(read));
         }
+        read
+    }
+}
+
+/// The reason where a server ended the connection behind the handshake, and said nothing.
+pub const NO_WORD: &str = "refused_by_peer";
+
+/// What a server has said of our certificate by what came first from it.
+fn verdict(first: &io::Result<()>) -> &'static str {
+    let Err(error) = first else { return "ok" };
+    match tls::Error::within(error) {
+        None | Some(tls::Error::Truncated | tls::Error::Io(_)) => NO_WORD,
+        Some(why) => why.reason(),
     }
 }
 

@@ -508,18 +508,10 @@ impl Door {
         }
     }
 
-    /// A tunnel broke: what is not a peer's or the network's usual way to end is said, and counted.
+    /// A tunnel broke: what is not a peer's or the network's usual way to end is said, and counted. That a server refuses our
+    /// certificate was said when it was read (`reach`).
     fn broken(&self, meant: SocketAddr, side: tunnel::Side, kind: ErrorKind, tls: Option<&'static str>) {
         match (kind, tls) {
-            // In TLS 1.3 a server may refuse our certificate after the handshake was well for us.
-            (ErrorKind::PermissionDenied, Some(reason)) => {
-                tracing::warn!(%meant, ?side, reason, "no mTLS: the peer ended the tunnel's TLS for that");
-                let inbound = self.inbound;
-                self.inbox.send(Message::ShookHands {
-                    inbound,
-                    result: reason,
-                });
-            }
             (ErrorKind::InvalidData, Some(reason)) => {
                 tracing::info!(%meant, ?side, reason, "connection ended: its TLS was broken");
                 self.counts.ended(Ending::BrokenTls);
