@@ -214,8 +214,14 @@ fn attacks() -> Vec<Attack> {
 async fn who_breaks_tls_behind_a_good_handshake_loses_the_connection_and_nobody_else_loses_anything() {
     let _alone = crate::floods::ALONE.lock().await;
     let root = Authority::root("root");
+    for mode in [Mode::Strict, Mode::Permissive] {
+        who_breaks_tls_behind_a_good_handshake(&root, mode).await;
+    }
+}
+
+async fn who_breaks_tls_behind_a_good_handshake(root: &Authority, mode: Mode) {
     let shown = root.leaf(|_| {});
-    let world = World::with(ends::inbound(&root, Mode::Strict)).await;
+    let world = World::with(ends::patient(root, mode)).await;
     let innocent = Innocent::start(&world, &shown).await;
     let before = resident();
     let proxy = world.proxy;
@@ -239,7 +245,7 @@ async fn who_breaks_tls_behind_a_good_handshake_loses_the_connection_and_nobody_
     let (calls, p99) = innocent.stop().await;
     let grown = resident().saturating_sub(before);
     eprintln!("+{grown} MiB; {calls} calls, p99 {p99:?}");
-    assert!(spared.is_empty(), "not cut: {spared:?}");
+    assert!(spared.is_empty(), "{mode:?}: not cut: {spared:?}");
     assert!(grown < 50, "memory grew by {grown} MiB");
     assert!(
         calls > 20 && p99 < Duration::from_millis(250),
@@ -263,7 +269,9 @@ async fn what_ends_a_tunnels_tls_later_is_no_second_handshake() {
     });
     assert!(cut.await.expect("no panic"), "it lives on");
     world
-        .until("portunus_proxy_errors_total", &["inbound", "broken_tls"], |now| now == 1.0)
+        .until("portunus_proxy_errors_total", &["inbound", "broken_tls"], |now| {
+            now == 1.0
+        })
         .await;
     assert_eq!(world.metric(ends::HANDSHAKES, &["inbound", "result=\"ok\""]), 1.0);
     assert_eq!(world.metric(ends::HANDSHAKES, &[]), 1.0);
@@ -306,8 +314,14 @@ impl Signer for Claims {
 async fn keys_of_any_size_are_refused_for_their_signature_and_in_no_time() {
     let _alone = crate::floods::ALONE.lock().await;
     let root = Authority::root("root");
+    for mode in ends::MODES {
+        keys_of_any_size(&root, mode).await;
+    }
+}
+
+async fn keys_of_any_size(root: &Authority, mode: Mode) {
     let application = ends::Ear::open().await;
-    let world = World::before(application.addr, ends::inbound(&root, Mode::Strict)).await;
+    let world = World::before(application.addr, ends::patient(root, mode)).await;
     let usual: &[u8] = &[1, 0, 1];
     let huge = [&[0x55][..], &[0x77; 2_000]].concat();
     for (bits, exponent) in [

@@ -170,7 +170,7 @@ async fn half_a_hello_and_half_a_handshake_are_closed_in_time_where_plain_is_tak
     let hello = hello(&root.leaf(|_| {}));
     let application = Ear::open().await;
     let meet = async |mode| {
-        let world = World::before(application.addr, ends::inbound(&root, mode)).await;
+        let world = World::before(application.addr, ends::patient(&root, mode)).await;
         // One byte says as little as one that is missing.
         let (byte, begun, last, half) = tokio::join!(
             crowd(&world, 20, &hello[..1]),
@@ -202,8 +202,8 @@ async fn a_dribbled_hello_is_closed_in_time() {
     let root = Authority::root("root");
     let application = Ear::open().await;
     let mut worlds = Vec::new();
-    for mode in [Mode::Strict, Mode::Permissive, Mode::Disabled] {
-        worlds.push(World::before(application.addr, ends::inbound(&root, mode)).await);
+    for mode in ends::MODES {
+        worlds.push(World::before(application.addr, ends::patient(&root, mode)).await);
     }
     let hello = hello(&root.leaf(|_| {}));
     let mut all = tokio::task::JoinSet::new();

@@ -163,8 +163,8 @@ async fn a_hello_in_pieces_is_the_same_hello() {
     let root = Authority::root("root");
     let application = Ear::open().await;
     let message = Hello::usual(&root).message();
-    for mode in [Mode::Strict, Mode::Permissive, Mode::Disabled] {
-        let world = World::before(application.addr, ends::inbound(&root, mode)).await;
+    for mode in ends::MODES {
+        let world = World::before(application.addr, ends::patient(&root, mode)).await;
         let everywhere = (1..message.len()).filter(|at| *at < 300 || at % 29 == 0);
         for at in everywhere {
             let (first, second) = message.split_at(at);
@@ -322,7 +322,7 @@ async fn a_strange_hello_for_the_mesh_is_met_alike_where_plain_is_taken_too() {
     let application = Ear::open().await;
     let usual = Hello::usual(&root);
     for mode in [Mode::Permissive, Mode::Disabled] {
-        let world = World::before(application.addr, ends::inbound(&root, mode)).await;
+        let world = World::before(application.addr, ends::patient(&root, mode)).await;
         let mut met_alike = 0;
         for (what, hello, due) in strange(&usual) {
             // Others may be for the application, which takes what comes.
@@ -332,7 +332,7 @@ async fn a_strange_hello_for_the_mesh_is_met_alike_where_plain_is_taken_too() {
                 met_alike += 1;
             }
         }
-        assert!(met_alike > 20, "{met_alike}");
+        assert!(met_alike > 15, "{met_alike}");
         assert!(application.has_heard_nothing(), "{mode:?}");
     }
 }
