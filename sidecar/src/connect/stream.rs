@@ -4,6 +4,7 @@ use std::fmt;
 use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll};
+use std::time::SystemTime;
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
@@ -66,9 +67,12 @@ impl Stream {
         }
     }
 
-    /// Whether it is inside the mesh's TLS.
-    pub fn is_tls(&self) -> bool {
-        matches!(self.kind, Kind::Tls(_))
+    /// When the first of the two certificates ends that its TLS was made with.
+    pub fn certified_until(&self) -> Option<SystemTime> {
+        match &self.kind {
+            Kind::Plain(_) => None,
+            Kind::Tls(stream) => Some(stream.certified_until()),
+        }
     }
 
     /// The TCP connection below.

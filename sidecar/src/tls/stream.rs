@@ -3,6 +3,7 @@
 use std::io::{self, Read as _};
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
+use std::time::SystemTime;
 
 use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
@@ -49,6 +50,12 @@ impl Stream {
     /// Who is at the other end.
     pub fn peer(&self) -> &Peer {
         self.session.peer()
+    }
+
+    /// When the first of the two certificates ends that it was made with.
+    pub fn certified_until(&self) -> SystemTime {
+        let (peer, shown) = (self.session.peer(), self.session.shown());
+        peer.not_after().min(shown.not_after())
     }
 
     /// The socket, for its options and addresses.

@@ -8,9 +8,10 @@ use std::collections::HashMap;
 use std::fmt::Display;
 use std::io::ErrorKind;
 use std::net::SocketAddr;
+use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use http::HeaderValue;
 use portunus_logbook::{Line, Noise};
@@ -52,6 +53,8 @@ pub(super) struct Door {
     drain: CancellationToken,
     cut: CancellationToken,
     tunnels: Tunnels,
+    /// Whether what is open is cut when a certificate ends that it was made with.
+    cut_expired: bool,
     /// Told when a listener fails.
     deaf: Rc<dyn Fn(String)>,
     mesh: Option<Mesh>,
@@ -122,6 +125,7 @@ impl Door {
                 drain: if inbound { &stop.inbound } else { &stop.cut }.clone(),
                 cut: stop.cut.clone(),
                 tunnels: tunnels.clone(),
+                cut_expired: parts.cut_expired,
                 deaf: deaf.clone(),
                 counts: Counts::new(recorder, inbound),
                 noise: RefCell::default(),
@@ -409,16 +413,16 @@ impl Door {
             Ok(permit) => permit,
             Err(refusal) => return self.turned_away(caller.stream, caller.peer, caller.meant, &refusal),
         };
-        let came_in_mtls = proven.is_some();
+        let certified = caller.stream.certified_until();
         match self.seen(&detected, caller.meant) {
             FirstLine::Request => self.http1(caller, detected).await,
             FirstLine::Other => {
-                self.tunnel(caller.stream, came_in_mtls, detected, caller.meant, permit)
+                self.tunnel(caller.stream, certified, detected, caller.meant, permit)
                     .await
             }
             line @ (FirstLine::Blank | FirstLine::Method(_) | FirstLine::Line(_)) => {
                 let guarded = NoRequest::new(caller.stream, line);
-                self.tunnel(guarded, came_in_mtls, detected, caller.meant, permit).await;
+                self.tunnel(guarded, certified, detected, caller.meant, permit).await;
             }
         }
     }
@@ -466,7 +470,7 @@ impl Door {
     async fn tunnel(
         &self,
         client: impl Stream,
-        came_in_mtls: bool,
+        certified: Option<SystemTime>,
         detected: Detected,
         meant: SocketAddr,
         _permit: Permit,
@@ -487,18 +491,20 @@ impl Door {
             },
         };
         let open = (self.tunnels.open(self.inbound), self.counts.tunnels.hold());
-        self.counts.begins(came_in_mtls || upstream.is_tls());
-        let carried = Carried::default();
-        let summary = tunnel::carry(
+        // It is in mTLS on one of its sides at most.
+        let certified = certified.or(upstream.certified_until());
+        self.counts.begins(certified.is_some());
+        let (carried, cut) = (Carried::default(), self.cut(certified));
+        let carrying = pin!(tunnel::carry(
             client,
             detected.client_bytes,
             upstream,
             server_bytes,
             &self.tunnel,
             &carried,
-            &self.cut,
-        )
-        .await;
+            &cut,
+        ));
+        let summary = self.outlive(certified, meant, &cut, carrying).await;
         drop(open);
         self.counts.up.add(summary.bytes_up);
         self.counts.down.add(summary.bytes_down);
@@ -506,6 +512,39 @@ impl Door {
         if let tunnel::End::Broken { side, kind, tls } = summary.end {
             self.broken(meant, side, kind, tls);
         }
+    }
+
+    /// What cuts a connection whose certificates end then.
+    fn cut(&self, certified: Option<SystemTime>) -> CancellationToken {
+        match certified {
+            Some(_) if self.cut_expired => self.cut.child_token(),
+            Some(_) | None => self.cut.clone(),
+        }
+    }
+
+    /// Carries what is no HTTP/2 to its end. Nobody can move an application's bytes to another connection: where they go on
+    /// when a certificate ends, that is seen, or they are cut, where that is wished.
+    async fn outlive<T>(
+        &self,
+        certified: Option<SystemTime>,
+        meant: SocketAddr,
+        cut: &CancellationToken,
+        mut carrying: Pin<&mut impl Future<Output = T>>,
+    ) -> T {
+        let Some(until) = certified else {
+            return carrying.await;
+        };
+        tokio::select! {
+            biased;
+            ended = &mut carrying => return ended,
+            () = passed(until) => {}
+        }
+        if self.cut_expired {
+            tracing::info!(%meant, "connection ended: its certificate has ended");
+            cut.cancel();
+        }
+        let _outlives = self.tunnels.outlives(self.inbound);
+        carrying.await
     }
 
     /// A tunnel broke: what is not a peer's or the network's usual way to end is said, and counted. That a server refuses our
@@ -553,9 +592,19 @@ impl Door {
             admits: &|| self.admit(meant.port(), proven.as_ref()),
         };
         let open = (self.tunnels.open(self.inbound), self.counts.tunnels.hold());
-        self.counts.begins(proven.is_some());
-        let first = detected.client_bytes;
-        let summary = http1::serve(stream, first, &facts, dial, &self.http1, &self.drain, &self.cut).await;
+        let certified = stream.certified_until();
+        self.counts.begins(certified.is_some());
+        let (first, cut) = (detected.client_bytes, self.cut(certified));
+        let serving = pin!(http1::serve(
+            stream,
+            first,
+            &facts,
+            dial,
+            &self.http1,
+            &self.drain,
+            &cut
+        ));
+        let summary = self.outlive(certified, meant, &cut, serving).await;
         drop(open);
         self.counts.up.add(summary.bytes_up);
         self.counts.down.add(summary.bytes_down);
@@ -574,6 +623,18 @@ impl Door {
 
 /// How long a handshake may take, from the ClientHello on.
 const HANDSHAKE: Duration = Duration::from_secs(4);
+
+/// How often it is looked whether a certificate has ended whose end seems far: clocks are set.
+const CLOCK: Duration = Duration::from_secs(30);
+
+/// Returns once it is later than `until` by the clock that certificates go by.
+async fn passed(until: SystemTime) {
+    while let Ok(left) = until.duration_since(SystemTime::now())
+        && !left.is_zero()
+    {
+        tokio::time::sleep(left.min(CLOCK)).await;
+    }
+}
 
 /// Whether a ClientHello offers what the mesh speaks, and so is not an application's own.
 fn is_the_mesh(protocol: &Protocol) -> bool {
