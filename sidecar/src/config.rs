@@ -76,7 +76,7 @@ pub struct Config {
     pub control: Option<control::Settings>,
     /// What inbound ports take where control says nothing.
     pub mtls: policy::Inbound,
-    /// Whether streams are cut when a certificate ends that their connection was made with.
+    /// Whether streams and tunnels are cut when a certificate ends that their connection was made with.
     pub cut_expired: bool,
     /// Which DNS servers to ask.
     pub resolv_conf: PathBuf,

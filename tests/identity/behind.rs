@@ -36,7 +36,10 @@ struct Behind {
 
 impl Behind {
     fn come(to: SocketAddr, shown: &Shown) -> Behind {
-        let mut config = client_config(Some(shown));
+        Behind::speaking(to, client_config(Some(shown)))
+    }
+
+    fn speaking(to: SocketAddr, mut config: ClientConfig) -> Behind {
         config.enable_secret_extraction = true;
         let name = ServerName::try_from("a.example").expect("a name");
         let mut client = ClientConnection::new(Arc::new(config), name).expect("a client");
@@ -211,8 +214,14 @@ fn attacks() -> Vec<Attack> {
 async fn who_breaks_tls_behind_a_good_handshake_loses_the_connection_and_nobody_else_loses_anything() {
     let _alone = crate::floods::ALONE.lock().await;
     let root = Authority::root("root");
+    for mode in [Mode::Strict, Mode::Permissive] {
+        who_breaks_tls_behind_a_good_handshake(&root, mode).await;
+    }
+}
+
+async fn who_breaks_tls_behind_a_good_handshake(root: &Authority, mode: Mode) {
     let shown = root.leaf(|_| {});
-    let world = World::with(ends::inbound(&root, Mode::Strict)).await;
+    let world = World::with(ends::patient(root, mode)).await;
     let innocent = Innocent::start(&world, &shown).await;
     let before = resident();
     let proxy = world.proxy;
@@ -236,12 +245,36 @@ async fn who_breaks_tls_behind_a_good_handshake_loses_the_connection_and_nobody_
     let (calls, p99) = innocent.stop().await;
     let grown = resident().saturating_sub(before);
     eprintln!("+{grown} MiB; {calls} calls, p99 {p99:?}");
-    assert!(spared.is_empty(), "not cut: {spared:?}");
+    assert!(spared.is_empty(), "{mode:?}: not cut: {spared:?}");
     assert!(grown < 50, "memory grew by {grown} MiB");
     assert!(
         calls > 20 && p99 < Duration::from_millis(250),
         "{calls} calls, p99 {p99:?}"
     );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_ends_a_tunnels_tls_later_is_no_second_handshake() {
+    let root = Authority::root("root");
+    let application = ends::Ear::open().await;
+    let world = World::before(application.addr, ends::inbound(&root, Mode::Strict)).await;
+    let config = ends::speaking(client_config(Some(&root.leaf(|_| {}))), &[ends::TCP]);
+    let proxy = world.proxy;
+    let cut = tokio::task::spawn_blocking(move || {
+        let mut behind = Behind::speaking(proxy, config);
+        let word = behind.record(ContentType::ApplicationData, b"\0a word");
+        let alert = behind.record(ContentType::Alert, &[2, 40]);
+        behind.socket.write_all(&[word, alert].concat()).expect("it is read");
+        behind.is_cut()
+    });
+    assert!(cut.await.expect("no panic"), "it lives on");
+    world
+        .until("portunus_proxy_errors_total", &["inbound", "broken_tls"], |now| {
+            now == 1.0
+        })
+        .await;
+    assert_eq!(world.metric(ends::HANDSHAKES, &["inbound", "result=\"ok\""]), 1.0);
+    assert_eq!(world.metric(ends::HANDSHAKES, &[]), 1.0);
 }
 
 /// A key of RSA with so many bits, and an exponent as long as this: somebody may have its private half, but not we.
@@ -281,8 +314,14 @@ impl Signer for Claims {
 async fn keys_of_any_size_are_refused_for_their_signature_and_in_no_time() {
     let _alone = crate::floods::ALONE.lock().await;
     let root = Authority::root("root");
+    for mode in ends::MODES {
+        keys_of_any_size(&root, mode).await;
+    }
+}
+
+async fn keys_of_any_size(root: &Authority, mode: Mode) {
     let application = ends::Ear::open().await;
-    let world = World::before(application.addr, ends::inbound(&root, Mode::Strict)).await;
+    let world = World::before(application.addr, ends::patient(root, mode)).await;
     let usual: &[u8] = &[1, 0, 1];
     let huge = [&[0x55][..], &[0x77; 2_000]].concat();
     for (bits, exponent) in [

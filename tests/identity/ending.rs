@@ -10,13 +10,15 @@ use portunus_sidecar::route::{Known, Policy, View};
 use portunus_sidecar::worker::Mesh;
 use support::pki::{self, Pki};
 use support::relay::bytes::Bytes;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
 
 use crate::authority::{Authority, OURS, PEERS};
 use crate::ends::{self, Ear, HANDSHAKES, id};
 use crate::plain::server_config;
 use crate::raw::{DATA, HEADERS};
 
-use crate::world::{Begun, Setup, World, collect, request, send_bytes};
+use crate::world::{Begun, PATIENCE, Setup, World, collect, request, send_bytes};
 
 /// How long the caller's first certificate lasts: it is replaced, and so is the connection, which lives for 5 s at least.
 const LIFE: Duration = Duration::from_secs(8);
@@ -118,6 +120,93 @@ async fn streams_are_cut_when_the_certificate_ends_where_that_is_wished() {
     assert_ne!(code.as_deref(), Some("0"));
     let after = caller.call("/a.B/C", 100, 100).await.expect("answered");
     assert_eq!(after.grpc_status.as_deref(), Some("0"));
+}
+
+/// How long the certificate lasts that tunnels are made with.
+const SHORT: Duration = Duration::from_secs(3);
+
+/// What each side has that has outlived a certificate.
+async fn outlived(near: &World, far: &World, count: f64) {
+    near.until(OUTLIVED, &["outbound"], |now| now == count).await;
+    far.until(OUTLIVED, &["inbound"], |now| now == count).await;
+}
+
+/// A client's sidecar whose certificate ends soon, and an application's, of which one may cut what outlives it.
+async fn tunnels(application: SocketAddr, near_cuts: bool, far_cuts: bool) -> (World, World) {
+    let pki = Pki::new("mesh.test");
+    let (near, far) = (pki.id("near"), pki.id("far"));
+    let far_side = Setup {
+        cut_expired: far_cuts,
+        ..ends::of(pki.mesh(&far, Mode::Strict, |_| None), true)
+    };
+    let far_world = World::before(application, far_side).await;
+    let mesh = pki::mesh(pki.credential(&near, SHORT), Mode::Strict, move |_| Some(far.clone()));
+    let near_side = Setup {
+        cut_expired: near_cuts,
+        ..ends::of(mesh, false)
+    };
+    (World::before(far_world.proxy, near_side).await, far_world)
+}
+
+/// Whether it is answered as HTTP/1.
+async fn is_answered(client: &mut TcpStream) -> bool {
+    let mut answer = [0; 15];
+    let asked = client.write_all(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n").await;
+    if asked.is_err() || client.read_exact(&mut answer).await.is_err() {
+        return false;
+    }
+    assert_eq!(&answer, b"HTTP/1.1 200 OK");
+    // The rest of the head.
+    let mut room = [0; 4_096];
+    let n = client.read(&mut room).await.expect("a whole answer");
+    room[..n].ends_with(b"\r\n\r\n")
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn tunnels_and_http_1_that_outlive_a_certificate_go_on_and_are_counted() {
+    let (application, _) = crate::spoofs::http1().await;
+    let (near, far) = tunnels(application, false, false).await;
+    let mut client = TcpStream::connect(near.proxy).await.expect("it listens");
+    assert!(is_answered(&mut client).await);
+    outlived(&near, &far, 0.0).await;
+    outlived(&near, &far, 1.0).await;
+    assert!(is_answered(&mut client).await, "it does not go on");
+    drop(client);
+    outlived(&near, &far, 0.0).await;
+
+    let application = Ear::open().await;
+    let (near, far) = tunnels(application.addr, false, false).await;
+    let mut client = TcpStream::connect(near.proxy).await.expect("it listens");
+    client.write_all(b"\0one").await.expect("it is open");
+    outlived(&near, &far, 1.0).await;
+    client.write_all(b"another").await.expect("it is open");
+    let began = Instant::now();
+    while *application.heard.lock() != b"\0oneanother" {
+        assert!(began.elapsed() < PATIENCE, "it does not go on");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    drop(client);
+    outlived(&near, &far, 0.0).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn tunnels_and_http_1_are_cut_when_the_certificate_ends_where_that_is_wished() {
+    for (near_cuts, far_cuts) in [(true, false), (false, true)] {
+        for first in [&b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"[..], b"\0one"] {
+            // It answers nothing, so that nothing but the cut ends it.
+            let application = Ear::open().await;
+            let (near, far) = tunnels(application.addr, near_cuts, far_cuts).await;
+            let began = Instant::now();
+            let mut client = TcpStream::connect(near.proxy).await.expect("it listens");
+            client.write_all(first).await.expect("it is open");
+            let ended = tokio::time::timeout(PATIENCE, client.read(&mut [0; 16])).await;
+            let (ended, took) = (ended.expect("it is cut"), began.elapsed());
+            assert!(ended.is_err(), "it looks whole: {ended:?}");
+            assert!(took > SHORT / 2, "it was cut after {took:?}");
+            assert_eq!(application.connections.load(Relaxed), 1);
+            outlived(&near, &far, 0.0).await;
+        }
+    }
 }
 
 /// A mesh in which all that is called is a service of these endpoints.

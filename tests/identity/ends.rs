@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use parking_lot::Mutex;
 use portunus_proto::{SpiffeId, TrustDomain};
+use portunus_sidecar::detect;
 use portunus_sidecar::policy::Mode;
 use portunus_sidecar::tls::{Bundle, Credential};
 use portunus_sidecar::worker::Mesh;
@@ -18,7 +19,7 @@ use tokio_rustls::client::TlsStream;
 use tokio_rustls::{TlsAcceptor, TlsConnector};
 
 use crate::authority::{Authority, OURS, leaf_params};
-use crate::world::Setup;
+use crate::world::{PATIENCE, Setup};
 
 /// The ALPN of the mesh's HTTP/2.
 pub const H2: &[u8] = b"portunus/h2";
@@ -41,6 +42,20 @@ pub fn ours(root: &Authority) -> Arc<Credential> {
 pub fn inbound(root: &Authority, mode: Mode) -> Setup {
     of(pki::mesh(ours(root), mode, |_| None), true)
 }
+
+/// The same, where whoever speaks at once is heard before the application is dialled for a silence, however busy this machine.
+pub fn patient(root: &Authority, mode: Mode) -> Setup {
+    Setup {
+        detect: detect::Settings {
+            silence: PATIENCE,
+            ..detect::Settings::default()
+        },
+        ..inbound(root, mode)
+    }
+}
+
+/// What a port may take.
+pub const MODES: [Mode; 3] = [Mode::Strict, Mode::Permissive, Mode::Disabled];
 
 /// The mesh of a sidecar that calls, and holds everybody for `who`.
 pub fn outbound(root: &Authority, who: &str) -> Setup {

@@ -15,6 +15,7 @@ use tokio::sync::Mutex;
 
 use crate::authority::{Authority, Shown};
 use crate::ends::{self, Ear};
+use crate::log;
 use crate::plain::client_config;
 use crate::world::{World, collect, request};
 
@@ -162,14 +163,51 @@ async fn the_silent_and_those_of_half_a_handshake_are_closed_in_time() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn half_a_hello_and_half_a_handshake_are_closed_in_time_where_plain_is_taken_too() {
+    let _alone = ALONE.lock().await;
+    log::keep();
+    let root = Authority::root("root");
+    let hello = hello(&root.leaf(|_| {}));
+    let application = Ear::open().await;
+    let meet = async |mode| {
+        let world = World::before(application.addr, ends::patient(&root, mode)).await;
+        // One byte says as little as one that is missing.
+        let (byte, begun, last, half) = tokio::join!(
+            crowd(&world, 20, &hello[..1]),
+            crowd(&world, 20, &hello[..hello.len() / 2]),
+            crowd(&world, 20, &hello[..hello.len() - 1]),
+            crowd(&world, 20, &hello),
+        );
+        for lived in [byte, begun, last, half] {
+            assert!(lived < AT_MOST, "{mode:?}: a connection lived {lived:?}");
+        }
+        world
+            .until("portunus_proxy_errors_total", &["inbound", "no_client_hello"], |now| {
+                now == 60.0
+            })
+            .await;
+        world
+            .until(ends::HANDSHAKES, &["inbound", "too_slow"], |now| now == 20.0)
+            .await;
+        let meant = format!("meant={}", world.meant);
+        log::says(&[&meant, "the client began a TLS ClientHello (1 bytes of it)"]).await;
+    };
+    tokio::join!(meet(Mode::Permissive), meet(Mode::Disabled));
+    assert!(application.has_heard_nothing());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_dribbled_hello_is_closed_in_time() {
     let _alone = ALONE.lock().await;
     let root = Authority::root("root");
     let application = Ear::open().await;
-    let world = World::before(application.addr, ends::inbound(&root, Mode::Strict)).await;
+    let mut worlds = Vec::new();
+    for mode in ends::MODES {
+        worlds.push(World::before(application.addr, ends::patient(&root, mode)).await);
+    }
     let hello = hello(&root.leaf(|_| {}));
     let mut all = tokio::task::JoinSet::new();
-    for at in 0..100 {
+    for (at, world) in (0..99).zip(worlds.iter().cycle()) {
         let mut socket = TcpStream::connect(world.proxy).await.expect("it listens");
         let hello = hello.clone();
         all.spawn(async move {

@@ -162,30 +162,26 @@ async fn meet(door: SocketAddr, said: &[u8]) -> Met {
 async fn a_hello_in_pieces_is_the_same_hello() {
     let root = Authority::root("root");
     let application = Ear::open().await;
-    let world = World::before(application.addr, ends::inbound(&root, Mode::Strict)).await;
     let message = Hello::usual(&root).message();
-    let everywhere = (1..message.len()).filter(|at| *at < 300 || at % 29 == 0);
-    for at in everywhere {
-        let (first, second) = message.split_at(at);
-        let met = meet(world.proxy, &[record(first), record(second)].concat()).await;
-        assert_eq!(met, Met::Answered, "split at {at} of {}", message.len());
-    }
-    for size in [1, 2, 3, 100] {
-        assert_eq!(
-            meet(world.proxy, &records(&message, size)).await,
-            Met::Answered,
-            "by {size}"
-        );
+    for mode in ends::MODES {
+        let world = World::before(application.addr, ends::patient(&root, mode)).await;
+        let everywhere = (1..message.len()).filter(|at| *at < 300 || at % 29 == 0);
+        for at in everywhere {
+            let (first, second) = message.split_at(at);
+            let met = meet(world.proxy, &[record(first), record(second)].concat()).await;
+            assert_eq!(met, Met::Answered, "{mode:?}: split at {at} of {}", message.len());
+        }
+        for size in [1, 2, 3, 100] {
+            let met = meet(world.proxy, &records(&message, size)).await;
+            assert_eq!(met, Met::Answered, "{mode:?}: by {size}");
+        }
     }
     assert!(application.has_heard_nothing());
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_strange_hello_is_answered_or_ended_and_reaches_nobody() {
-    let root = Authority::root("root");
-    let application = Ear::open().await;
-    let world = World::before(application.addr, ends::inbound(&root, Mode::Strict)).await;
-    let usual = Hello::usual(&root);
+/// Hellos with one thing strange in each, and how a port that takes mTLS alone meets them; where nothing stands, in one way
+/// or another.
+fn strange(usual: &Hello) -> Vec<(&'static str, Hello, Option<Met>)> {
     let offering = |names: &[&[u8]]| usual.with(ALPN, &protocols(names));
     let many: Vec<Vec<u8>> = (0..40).map(|number| format!("other/{number}").into_bytes()).collect();
     let mut crowded: Vec<&[u8]> = many.iter().map(Vec::as_slice).collect();
@@ -217,7 +213,7 @@ async fn a_strange_hello_is_answered_or_ended_and_reaches_nobody() {
     // Which one is rustls's affair.
     let alert = Some(Met::Alert(0));
     let anyhow = None;
-    let cases: Vec<(&str, Hello, Option<Met>)> = vec![
+    vec![
         ("as it should be", usual.clone(), answered),
         ("200 unknown extensions", unknown, answered),
         ("GREASE", greased, answered),
@@ -317,9 +313,38 @@ async fn a_strange_hello_is_answered_or_ended_and_reaches_nobody() {
             changed(|hello| hello.compression = vec![1, 0]),
             anyhow,
         ),
-    ];
+    ]
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_strange_hello_for_the_mesh_is_met_alike_where_plain_is_taken_too() {
+    let root = Authority::root("root");
+    let application = Ear::open().await;
+    let usual = Hello::usual(&root);
+    for mode in [Mode::Permissive, Mode::Disabled] {
+        let world = World::before(application.addr, ends::patient(&root, mode)).await;
+        let mut met_alike = 0;
+        for (what, hello, due) in strange(&usual) {
+            // Others may be for the application, which takes what comes.
+            if let Some(due @ (Met::Answered | Met::Alert(_))) = due {
+                let met = meet(world.proxy, &records(&hello.message(), 16_384)).await;
+                assert_eq!(discriminant(&due), discriminant(&met), "{mode:?}, {what}: {met:?}");
+                met_alike += 1;
+            }
+        }
+        assert!(met_alike > 15, "{met_alike}");
+        assert!(application.has_heard_nothing(), "{mode:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_strange_hello_is_answered_or_ended_and_reaches_nobody() {
+    let root = Authority::root("root");
+    let application = Ear::open().await;
+    let world = World::before(application.addr, ends::inbound(&root, Mode::Strict)).await;
+    let usual = Hello::usual(&root);
     let mut wrong = Vec::new();
-    for (what, hello, due) in cases {
+    for (what, hello, due) in strange(&usual) {
         // Records hold what fits into them.
         let met = meet(world.proxy, &records(&hello.message(), 16_384)).await;
         if due.is_some_and(|due| discriminant(&due) != discriminant(&met)) {

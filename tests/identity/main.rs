@@ -17,6 +17,7 @@ mod modes;
 #[path = "../../sidecar/src/tls/tests/plain.rs"]
 mod plain;
 mod scan;
+mod server_first;
 #[cfg(test)]
 #[path = "../../sidecar/src/tls/tests/shapes.rs"]
 mod shapes;

@@ -17,6 +17,7 @@ use crate::world::{Answer, PATIENCE, Setup, World, collect, request};
 
 const REQUESTS: &str = "portunus_requests_total";
 const ERRORS: &str = "portunus_proxy_errors_total";
+const TUNNELS: &str = "portunus_tunnels_total";
 
 /// A call on a connection of its own to `door`.
 async fn ask(door: std::net::SocketAddr) -> Answer {
@@ -133,6 +134,79 @@ async fn a_disabled_port_takes_plain_alone_and_says_so() {
     assert_eq!(status(&answer), "16", "{message}");
     assert!(message.contains("takes no mTLS"), "{message}");
     assert_eq!(answer.head["portunus-error"], "mtls_disabled");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_no_call_is_taken_in_plain_by_a_disabled_port_and_closed_in_mtls() {
+    let root = Authority::root("root");
+    let application = Ear::open().await;
+    let world = World::before(application.addr, ends::patient(&root, Mode::Disabled)).await;
+    let words: [&[u8]; 3] = [b"", b"GET / HTTP/1.1\r\nHost: a\r\n\r\n", b"*1\r\n$4\r\nPING\r\n"];
+    for (before, words) in words.into_iter().enumerate() {
+        let config = ends::speaking(client_config(Some(&root.leaf(|_| {}))), &[ends::TCP]);
+        let mut member = ends::shake(world.proxy, config).await.expect("a handshake");
+        // It may be over before that is said.
+        let _ = member.write_all(words).await;
+        let ended = tokio::time::timeout(PATIENCE, member.read(&mut [0; 16])).await;
+        let ended = ended.expect("it ends");
+        assert!(ended.is_err(), "{}: {ended:?}", words.escape_ascii());
+        world
+            .until(ERRORS, &["inbound", "mtls_disabled"], |now| now == 1.0 + before as f64)
+            .await;
+    }
+    assert!(application.has_heard_nothing(), "the application was reached");
+    let mut open = Vec::new();
+    for (before, words) in words[1..].iter().enumerate() {
+        let mut plain = TcpStream::connect(world.proxy).await.expect("it listens");
+        plain.write_all(words).await.expect("it is read");
+        open.push(plain);
+        let last = &words[words.len() - 4..];
+        until(|| application.heard.lock().ends_with(last)).await;
+        assert_eq!(
+            world.metric(TUNNELS, &["inbound", "tls=\"false\""]),
+            1.0 + before as f64
+        );
+    }
+    assert_eq!(world.metric(TUNNELS, &["inbound", "tls=\"true\""]), 0.0);
+    assert_eq!(world.metric(ERRORS, &["inbound"]), 3.0, "nothing plain was refused");
+}
+
+/// Waits until something is so.
+async fn until(so: impl Fn() -> bool) {
+    let began = std::time::Instant::now();
+    while !so() {
+        assert!(began.elapsed() < PATIENCE, "it does not become so");
+        tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_applications_own_tls_is_carried_to_it_where_plain_is_taken() {
+    let (root, others) = (Authority::root("root"), Authority::root("another"));
+    for mode in [Mode::Permissive, Mode::Disabled] {
+        let mut config = server_config(&others.leaf(|_| {}));
+        config.alpn_protocols = vec![b"h2".to_vec()];
+        let application = Ear::in_tls(config).await;
+        let world = World::before(application.addr, ends::patient(&root, mode)).await;
+        for (before, protocols) in [&[][..], &[b"h2".as_slice()]].into_iter().enumerate() {
+            // Somebody whom the mesh does not know, and whom the application takes.
+            let config = ends::speaking(client_config(Some(&others.leaf(|_| {}))), protocols);
+            let mut stranger = ends::shake(world.proxy, config)
+                .await
+                .expect("the application's handshake");
+            stranger.write_all(b"a word for it").await.expect("it is read");
+            until(|| application.heard.lock().len() == (before + 1) * 13).await;
+            assert_eq!(
+                world.metric(TUNNELS, &["inbound", "tls=\"false\""]),
+                1.0 + before as f64,
+                "{mode:?}"
+            );
+        }
+        assert_eq!(application.connections.load(Relaxed), 2, "{mode:?}");
+        // Nobody here has shaken hands.
+        assert_eq!(world.metric(ends::HANDSHAKES, &[]), 0.0, "{mode:?}");
+        assert_eq!(world.metric(ERRORS, &[]), 0.0, "{mode:?}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

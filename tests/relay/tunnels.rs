@@ -8,7 +8,7 @@ use portunus_sidecar::tls::Credential;
 use rustls_pki_types::PrivateKeyDer;
 use support::pki::{self, Pki};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::TcpStream;
+use tokio::net::{TcpListener, TcpStream};
 
 use crate::world::{Setup, World};
 
@@ -43,7 +43,58 @@ async fn a_tunnel_whose_certificate_is_refused_behind_the_handshake_is_counted_b
         n == 1.0
     })
     .await;
+    assert_eq!(near.metric("portunus_tls_handshakes_total", &[]), 1.0, "one handshake");
     assert_eq!(near.metric("portunus_proxy_errors_total", &["hidden_request"]), 0.0);
+    // A client that waits for its server to speak is told in the same way.
+    let mut application = TcpStream::connect(near.proxy).await.expect("it takes connections");
+    assert!(application.read_u8().await.is_err());
+    near.until("portunus_tls_handshakes_total", &["outbound", "peer_unknown_ca"], |n| {
+        n == 2.0
+    })
+    .await;
+    assert_eq!(near.metric("portunus_tls_handshakes_total", &[]), 2.0, "two handshakes");
+}
+
+#[tokio::test]
+async fn a_tunnel_is_counted_as_one_handshake_once_its_server_has_spoken_or_ended_and_not_before() {
+    let pki = Pki::new("mesh.test");
+    let server = pki.id("server");
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+    let far = Setup {
+        inbound: true,
+        pair: false,
+        mesh: Some(pki.mesh(&server, Mode::Strict, |_| None)),
+        ..Setup::default()
+    };
+    let far = World::before(listener.local_addr().expect("an address"), far).await;
+    let near = Setup {
+        pair: false,
+        mesh: Some(pki.mesh(&pki.id("client"), Mode::Strict, move |_| Some(server.clone()))),
+        ..Setup::default()
+    };
+    let near = World::before(far.proxy, near).await;
+    let handshakes = |labels: &[&str]| near.metric("portunus_tls_handshakes_total", labels);
+    let mut shaken = 0.0;
+    // One that answers; one that hears all and says nothing; one that leaves in disorder.
+    for (how, result) in [("answers", "ok"), ("ends", "ok"), ("resets", "refused_by_peer")] {
+        let mut client = TcpStream::connect(near.proxy).await.expect("it takes connections");
+        client.write_all(&[0, 1, 2, 3]).await.expect("it is open");
+        let (mut application, _) = listener.accept().await.expect("it is called");
+        application.read_exact(&mut [0; 4]).await.expect("they come");
+        assert_eq!(handshakes(&[]), shaken, "{how}: too early");
+        let labels = ["outbound", &format!("result=\"{result}\"")];
+        let before = handshakes(&labels);
+        match how {
+            "answers" => application.write_all(b"!").await.expect("it is open"),
+            "ends" => {}
+            _ => application.set_zero_linger().expect("a socket"),
+        }
+        drop(application);
+        shaken += 1.0;
+        near.until("portunus_tls_handshakes_total", &labels, |n| n == before + 1.0)
+            .await;
+        assert_eq!(handshakes(&[]), shaken, "{how}");
+    }
 }
 
 #[tokio::test]

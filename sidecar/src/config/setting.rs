@@ -209,7 +209,8 @@ pub(super) const PROXY: &[Group] = &[
                 "cut-expired-connections",
                 "SWITCH",
                 "off",
-                "on: streams are cut that still run when a certificate ends that their connection was made with",
+                "on: streams and tunnels are cut that still run when a certificate ends that their connection was made \
+                 with",
             ),
         ],
     ),

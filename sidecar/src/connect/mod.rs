@@ -16,5 +16,5 @@ pub use dialled::{Dialled, Loop, Mine};
 pub use pipe::Pipe;
 pub use pool::{PoolKey, Pools, Reach, Unreached, Via};
 pub use resets::{Due, Resets};
-pub use stream::Stream;
+pub use stream::{NO_WORD, Stream};
 pub use wire::{LateReset, Lifetime, Ready, Server, Side, Transport, Wire, WireKey, Wires};

@@ -4,6 +4,7 @@ use std::fmt;
 use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll};
+use std::time::SystemTime;
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
@@ -17,7 +18,11 @@ pub struct Stream {
     /// Told before the socket is closed.
     _mine: Option<Box<Mine>>,
     kind: Kind,
+    judged: Option<Judged>,
 }
+
+/// Hears what the server made of our certificate: `ok`, or the reason of its refusal.
+type Judged = Box<dyn FnOnce(&'static str)>;
 
 enum Kind {
     /// As it is.
@@ -32,6 +37,7 @@ impl Stream {
         Stream {
             _mine: None,
             kind: Kind::Plain(socket),
+            judged: None,
         }
     }
 
@@ -40,6 +46,7 @@ impl Stream {
         Stream {
             _mine: None,
             kind: Kind::Tls(Box::new(stream)),
+            judged: None,
         }
     }
 
@@ -51,9 +58,21 @@ impl Stream {
         }
     }
 
-    /// Whether it is inside the mesh's TLS.
-    pub fn is_tls(&self) -> bool {
-        matches!(self.kind, Kind::Tls(_))
+    /// Tells what the server made of our certificate, which in TLS 1.3 it may refuse when the handshake is over for us: it
+    /// has taken it once it says something, or ends in order. Never, where we end the connection before.
+    pub fn when_judged(self, told: impl FnOnce(&'static str) + 'static) -> Stream {
+        Stream {
+            judged: Some(Box::new(told)),
+            ..self
+        }
+    }
+
+    /// When the first of the two certificates ends that its TLS was made with.
+    pub fn certified_until(&self) -> Option<SystemTime> {
+        match &self.kind {
+            Kind::Plain(_) => None,
+            Kind::Tls(stream) => Some(stream.certified_until()),
+        }
     }
 
     /// The TCP connection below.
@@ -91,10 +110,29 @@ impl fmt::Debug for Stream {
 
 impl AsyncRead for Stream {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        match &mut self.get_mut().kind {
+        let this = self.get_mut();
+        let read = match &mut this.kind {
             Kind::Plain(socket) => Pin::new(socket).poll_read(cx, buffer),
             Kind::Tls(stream) => Pin::new(stream).poll_read(cx, buffer),
+        };
+        if let Poll::Ready(read) = &read
+            && let Some(told) = this.judged.take()
+        {
+            told(verdict(read));
         }
+        read
+    }
+}
+
+/// The reason where a server ended the connection behind the handshake, and said nothing.
+pub const NO_WORD: &str = "refused_by_peer";
+
+/// What a server has said of our certificate by what came first from it.
+fn verdict(first: &io::Result<()>) -> &'static str {
+    let Err(error) = first else { return "ok" };
+    match tls::Error::within(error) {
+        None | Some(tls::Error::Truncated | tls::Error::Io(_)) => NO_WORD,
+        Some(why) => why.reason(),
     }
 }
 

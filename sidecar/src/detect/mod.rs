@@ -29,6 +29,9 @@ pub struct Settings {
     /// Silence of the client after which the upstream connection is opened, in case the server speaks first.
     /// Default 200 ms.
     pub silence: Duration,
+    /// The same where the server is known to speak first, and a ClientHello may come that is not for it; never longer than
+    /// `silence`. Whoever brings one brings it as soon as the connection stands. Default 50 ms.
+    pub hello: Duration,
     /// How long first bytes that could still become several things may stay incomplete. Default 10 s.
     pub dribble: Duration,
     /// Connections of a worker that may wait undetected; one more resets the one that has waited longest.
@@ -44,10 +47,33 @@ impl Default for Settings {
     fn default() -> Self {
         Settings {
             silence: Duration::from_millis(200),
+            hello: Duration::from_millis(50),
             dribble: Duration::from_secs(10),
             most_waiting: 4_096,
             most_remembered: 1_024,
             remembered_for: Duration::from_secs(3_600),
+        }
+    }
+}
+
+/// What is expected of a connection on which nobody has spoken yet: so long its client may be silent until its server is
+/// dialled.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Expected {
+    /// Nothing: [`Settings::silence`].
+    Nothing,
+    /// Its server speaks first: not at all.
+    ServerFirst,
+    /// Its server speaks first, to those who bring no ClientHello that is meant for us: [`Settings::hello`].
+    HelloOrServerFirst,
+}
+
+impl Settings {
+    fn silence_of(&self, expected: Expected) -> Duration {
+        match expected {
+            Expected::Nothing => self.silence,
+            Expected::ServerFirst => Duration::ZERO,
+            Expected::HelloOrServerFirst => self.hello.min(self.silence),
         }
     }
 }
@@ -128,6 +154,14 @@ pub enum Error<E: std::error::Error + 'static> {
     )]
     Dribble {
         /// How much of the preface came.
+        bytes: usize,
+        /// How long it was waited for.
+        within: Duration,
+    },
+    /// Slower than any TLS client.
+    #[error("the client began a TLS ClientHello ({bytes} bytes of it) and did not finish it within {within:?}")]
+    HalfHello {
+        /// How much of it came.
         bytes: usize,
         /// How long it was waited for.
         within: Duration,

@@ -10,15 +10,18 @@
 //! ```
 //!
 //! The timer opens a connection; it never decides what the client speaks. A gRPC client may be silent for as long as its
-//! server lets it.
+//! server lets it. Where the server is known to speak first, the timer is shorter ([`Expected`]); but what the client has
+//! said by then is always heard before.
 
 use std::{
     future::poll_fn,
     io,
+    mem::MaybeUninit,
     pin::{Pin, pin},
     task::Poll,
 };
 
+use socket2::SockRef;
 use tokio::{
     io::{AsyncRead, ReadBuf},
     net::TcpStream,
@@ -26,13 +29,13 @@ use tokio::{
 };
 
 use super::{
-    ClientHello, Declared, Detected, Error, Guess, MOST_FIRST_BYTES, Opened, PREFACE, Protocol, ServerOpening,
-    Settings, Verdict, Waiting, classify, client_hello::HANDSHAKE_RECORD, server_opening,
+    Declared, Detected, Error, Expected, Guess, MOST_FIRST_BYTES, Opened, PREFACE, Protocol, ServerOpening, Settings,
+    Verdict, Waiting, classify, client_hello::HANDSHAKE_RECORD, server_opening,
 };
 use crate::connect::Stream;
 
 /// Finds out what `client` carries. `dial` opens the connection to its original destination, if it is needed to listen
-/// to the server; with `known_to_speak_first` that is at once. When a tunnel is decided while a dial is under way, its
+/// to the server; when that is, `expected` says. When a tunnel is decided while a dial is under way, its
 /// end is awaited, so `dial` must have a deadline of its own.
 ///
 /// Reads at most [`MOST_FIRST_BYTES`] of each side; all that was read is in the result. Dropping the future closes the
@@ -44,7 +47,7 @@ use crate::connect::Stream;
 pub async fn detect<E: std::error::Error + 'static>(
     mut client: impl Speaker,
     declared: Declared,
-    known_to_speak_first: bool,
+    expected: Expected,
     dial: impl AsyncFnOnce() -> Result<Stream, E>,
     waiting: &Waiting,
     settings: &Settings,
@@ -55,15 +58,8 @@ pub async fn detect<E: std::error::Error + 'static>(
         Declared::Http | Declared::GrpcWeb | Declared::Tls => false,
         Declared::Nothing => true,
     };
-    let listened = listen(
-        &mut client,
-        server_may_speak_first,
-        known_to_speak_first,
-        dial,
-        waiting,
-        settings,
-    )
-    .await;
+    let expected = server_may_speak_first.then_some(expected);
+    let listened = listen(&mut client, expected, dial, waiting, settings).await;
     if let Err(Error::Dial(_) | Error::Upstream(_) | Error::Crowded) = &listened {
         client.refuse();
     }
@@ -72,25 +68,22 @@ pub async fn detect<E: std::error::Error + 'static>(
 
 async fn listen<E: std::error::Error + 'static>(
     client: &mut impl Speaker,
-    server_may_speak_first: bool,
-    known_to_speak_first: bool,
+    expected: Option<Expected>,
     dial: impl AsyncFnOnce() -> Result<Stream, E>,
     waiting: &Waiting,
     settings: &Settings,
 ) -> Result<Detected, Error<E>> {
     let place = waiting.enter();
     let mut dialling = pin!(dial());
-    let mut server = match server_may_speak_first && known_to_speak_first {
-        true => Server::Dialled,
-        false => Server::Undialled,
-    };
+    let mut server = Server::Undialled;
     let mut said = Vec::new();
-    let silence_ends = Instant::now() + settings.silence;
+    // Never, where no server speaks first.
+    let mut silence_ends = expected.map(|expected| Instant::now() + settings.silence_of(expected));
     let mut dribble_ends = None;
 
     let (protocol, guess) = loop {
-        let may_dial = server_may_speak_first && matches!(server, Server::Undialled) && said.is_empty();
-        let alarm = if may_dial { Some(silence_ends) } else { dribble_ends };
+        let may_dial = silence_ends.is_some() && matches!(server, Server::Undialled) && said.is_empty();
+        let alarm = if may_dial { silence_ends } else { dribble_ends };
 
         tokio::select! {
             // The client first: what it says is surer than what its server does.
@@ -124,13 +117,15 @@ async fn listen<E: std::error::Error + 'static>(
             },
 
             () = ring(alarm) => match may_dial {
+                // The event loop has not told of it yet, and will.
+                true if client.has_spoken().map_err(Error::Client)? => silence_ends = None,
                 true => server = Server::Dialled,
                 false if !said.is_empty() && PREFACE.starts_with(&said) => {
                     return Err(Error::Dribble { bytes: said.len(), within: settings.dribble });
                 }
-                // Carried as bytes in any case: only the name stays unknown.
+                // It might be meant for us, and whoever it is meant for would not wait either.
                 false if said.first() == Some(&HANDSHAKE_RECORD) => {
-                    break (Protocol::Tls(ClientHello::default()), Guess::Incomplete);
+                    return Err(Error::HalfHello { bytes: said.len(), within: settings.dribble });
                 }
                 false => break (Protocol::Opaque, Guess::Incomplete),
             },
@@ -244,6 +239,12 @@ pub trait Speaker {
     /// future is dropped before it is done.
     fn hear(&mut self, said: &mut Vec<u8>) -> impl Future<Output = io::Result<usize>>;
 
+    /// Whether there is something to hear, its end too, that [`Speaker::hear`] has not been woken for.
+    ///
+    /// # Errors
+    /// When it is gone.
+    fn has_spoken(&self) -> io::Result<bool>;
+
     /// Leaves it so that dropping it resets it, if it is able to.
     fn refuse(&self);
 }
@@ -256,6 +257,14 @@ impl Speaker for &TcpStream {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
                 heard => return heard,
             }
+        }
+    }
+
+    fn has_spoken(&self) -> io::Result<bool> {
+        match SockRef::from(*self).peek(&mut [MaybeUninit::uninit()]) {
+            Ok(_) => Ok(true),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(false),
+            Err(gone) => Err(gone),
         }
     }
 
@@ -283,6 +292,11 @@ impl<S: AsyncRead + Unpin> Speaker for &mut S {
         .await
     }
 
+    /// Whoever decrypts was asked last of all, and holds back nothing.
+    fn has_spoken(&self) -> io::Result<bool> {
+        Ok(false)
+    }
+
     fn refuse(&self) {}
 }
 
@@ -298,6 +312,8 @@ fn take(said: &mut Vec<u8>, read: impl FnOnce(&mut [u8]) -> io::Result<usize>) -
 
 async fn ring(alarm: Option<Instant>) {
     match alarm {
+        // A timer of tokio's is late by up to a millisecond.
+        Some(at) if at <= Instant::now() => {}
         Some(at) => sleep_until(at).await,
         None => std::future::pending().await,
     }

@@ -25,7 +25,7 @@ pub static TLS_HANDSHAKES: Family<Counter, 2> = Family::counter(
 /// Connections that outlived a certificate.
 pub static OUTLIVED: Family<Gauge, 1> = Family::gauge(
     "portunus_connections_past_certificate",
-    "mTLS connections that carry their last streams although a certificate that they were made with has ended.",
+    "mTLS connections that still carry something although a certificate that they were made with has ended.",
     ["direction"],
 );
 

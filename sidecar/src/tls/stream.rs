@@ -3,11 +3,13 @@
 use std::io::{self, Read as _};
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
+use std::time::SystemTime;
 
 use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
 use tokio::net::TcpStream;
 
+use super::engine::Engine;
 use super::error::Error;
 use super::peer::Peer;
 use super::session::{LEAST_BUFFER, Session};
@@ -18,7 +20,8 @@ const MOST_SEALED: usize = 64 * 1024;
 /// A TLS connection as a stream of bytes.
 ///
 /// The peer's `close_notify` is the end of what is read; an end of the connection without it is an error
-/// (`UnexpectedEof`), because what came may not be all. Shutting down sends `close_notify`, then ends the socket's
+/// (`UnexpectedEof`), because what came may not be all. An alert is `PermissionDenied` as long as it may be about our
+/// certificate, and `InvalidData` from then on. Shutting down sends `close_notify`, then ends the socket's
 /// side.
 pub struct Stream {
     socket: TcpStream,
@@ -26,12 +29,17 @@ pub struct Stream {
     /// Plaintext that the reader had no room for.
     unread: Vec<u8>,
     taken: usize,
+    /// The peer has taken our certificate: what it ends the connection for from then on is no refusal of that.
+    judged: bool,
 }
 
 impl Stream {
     /// Joins what a handshake gave.
     pub fn new(socket: TcpStream, session: Session) -> Stream {
+        // A client has judged us before its side of the handshake ends, a server may not have.
+        let judged = matches!(session.engine, Engine::Server(_));
         Stream {
+            judged,
             socket,
             session,
             unread: Vec::new(),
@@ -42,6 +50,12 @@ impl Stream {
     /// Who is at the other end.
     pub fn peer(&self) -> &Peer {
         self.session.peer()
+    }
+
+    /// When the first of the two certificates ends that it was made with.
+    pub fn certified_until(&self) -> SystemTime {
+        let (peer, shown) = (self.session.peer(), self.session.shown());
+        peer.not_after().min(shown.not_after())
     }
 
     /// The socket, for its options and addresses.
@@ -145,7 +159,13 @@ impl AsyncRead for Stream {
         // has it.
         let flushed = this.poll_output(cx);
         match opened {
-            Poll::Ready(Ok(_)) => Poll::Ready(Ok(())),
+            Poll::Ready(Ok(_)) => {
+                this.judged = true;
+                Poll::Ready(Ok(()))
+            }
+            Poll::Ready(Err(error @ Error::ByPeer(_))) if this.judged => {
+                Poll::Ready(Err(io::Error::new(io::ErrorKind::InvalidData, error)))
+            }
             Poll::Ready(Err(error)) => Poll::Ready(Err(error.into())),
             Poll::Pending => match flushed {
                 Poll::Ready(Err(error)) => Poll::Ready(Err(error)),

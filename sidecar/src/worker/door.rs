@@ -5,11 +5,13 @@ mod reach;
 
 use std::cell::RefCell;
 use std::collections::HashMap;
+use std::fmt::Display;
 use std::io::ErrorKind;
 use std::net::SocketAddr;
+use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use http::HeaderValue;
 use portunus_logbook::{Line, Noise};
@@ -21,7 +23,7 @@ use super::run::{Inbox, Mesh, Message, Parts, Stop, Tunnels};
 use crate::accept::{self, Accepted, Original, OwnPorts, PodAddresses};
 use crate::connect::resolve::Routes;
 use crate::connect::{self, Dialler, Side, Transport, Via};
-use crate::detect::{self, Declared, Detected, Guess, Opened, Protocol, Speaker, SpeaksFirst, Waiting};
+use crate::detect::{self, Declared, Detected, Expected, Guess, Opened, Protocol, Speaker, SpeaksFirst, Waiting};
 use crate::edge::first_line::{FirstLine, NoRequest};
 use crate::edge::{client_cert, http1};
 use crate::policy::{self, Mode, Permit};
@@ -43,12 +45,16 @@ pub(super) struct Door {
     tunnel: tunnel::Settings,
     http1: http1::Settings,
     waiting: Waiting,
+    /// Of what crosses, and of what is inside the mesh's TLS: who is behind that says nothing of those who come in plain.
     speaks_first: SpeaksFirst,
+    speaks_first_inside: SpeaksFirst,
     inbox: Arc<Inbox>,
     /// No further requests on connections that are open.
     drain: CancellationToken,
     cut: CancellationToken,
     tunnels: Tunnels,
+    /// Whether what is open is cut when a certificate ends that it was made with.
+    cut_expired: bool,
     /// Told when a listener fails.
     deaf: Rc<dyn Fn(String)>,
     mesh: Option<Mesh>,
@@ -57,6 +63,15 @@ pub(super) struct Door {
     dialler: Dialler,
     counts: Counts,
     noise: RefCell<Noise>,
+}
+
+/// Where in a connection it is listened.
+#[derive(Clone, Copy)]
+enum Layer {
+    /// To what crosses, at a port that takes this: the mesh's TLS may come there, if it takes anything.
+    Outer(Option<Mode>),
+    /// To what is inside the mesh's TLS.
+    Inner,
 }
 
 /// A connection whose other end is known as far as it can be.
@@ -105,10 +120,12 @@ impl Door {
                 dialler: Dialler::new(parts.dial.clone(), parts.own(), parts.dialled.clone()),
                 waiting: Waiting::new(&parts.detect),
                 speaks_first: SpeaksFirst::new(&parts.detect),
+                speaks_first_inside: SpeaksFirst::new(&parts.detect),
                 inbox: inbox.clone(),
                 drain: if inbound { &stop.inbound } else { &stop.cut }.clone(),
                 cut: stop.cut.clone(),
                 tunnels: tunnels.clone(),
+                cut_expired: parts.cut_expired,
                 deaf: deaf.clone(),
                 counts: Counts::new(recorder, inbound),
                 noise: RefCell::default(),
@@ -159,11 +176,10 @@ impl Door {
         };
         let declared = self.declared(meant.port());
         let mode = self.mode(meant.port());
-        let (listened_for, patience) = (self.listened_for(declared, mode), self.patience(mode));
-        let Some(detected) = self.detect(&accepted.socket, listened_for, patience, meant).await else {
-            return;
-        };
+        let listened_for = self.listened_for(declared, mode);
         let Accepted { socket, peer, .. } = accepted;
+        let detected = self.detect(&socket, listened_for, Layer::Outer(mode), peer, meant);
+        let Some(detected) = detected.await else { return };
         if mode.is_some() && is_the_mesh(&detected.protocol) {
             return Box::pin(self.terminate(socket, detected.client_bytes, peer, meant, declared)).await;
         }
@@ -224,10 +240,29 @@ impl Door {
 
     /// How long a caller may say nothing that can be understood. Where nothing but the mesh's TLS may come, its client
     /// speaks first, and soon.
-    fn patience(&self, mode: Option<Mode>) -> Duration {
-        match mode {
-            Some(Mode::Strict) => self.detect.dribble,
-            Some(Mode::Permissive | Mode::Disabled) | None => Duration::MAX,
+    fn patience(&self, layer: Layer) -> Duration {
+        match layer {
+            Layer::Outer(Some(Mode::Strict)) => self.detect.dribble,
+            Layer::Outer(Some(Mode::Permissive | Mode::Disabled) | None) | Layer::Inner => Duration::MAX,
+        }
+    }
+
+    /// Who speaks first at a destination, and is remembered for that.
+    fn speaks_first(&self, layer: Layer) -> &SpeaksFirst {
+        match layer {
+            Layer::Outer(_) => &self.speaks_first,
+            Layer::Inner => &self.speaks_first_inside,
+        }
+    }
+
+    /// How soon the server is dialled for its client's silence. Where members come with their ClientHello and others without,
+    /// it would be dialled for members in vain, and its first words would be taken for an answer to them.
+    fn expected(&self, layer: Layer, meant: SocketAddr) -> Expected {
+        let has_certificate = || self.mesh.as_ref().is_some_and(|mesh| mesh.own.load().is_some());
+        match layer {
+            _ if !self.speaks_first(layer).knows(meant, Instant::now()) => Expected::Nothing,
+            Layer::Outer(Some(Mode::Permissive)) if has_certificate() => Expected::HelloOrServerFirst,
+            Layer::Outer(_) | Layer::Inner => Expected::ServerFirst,
         }
     }
 
@@ -236,30 +271,41 @@ impl Door {
         &self,
         client: impl Speaker,
         declared: Declared,
-        patience: Duration,
+        layer: Layer,
+        peer: SocketAddr,
         meant: SocketAddr,
     ) -> Option<Detected> {
-        let known = self.speaks_first.knows(meant, Instant::now());
+        let (expected, patience) = (self.expected(layer, meant), self.patience(layer));
+        let no_hello = |why: &dyn Display| {
+            if let Some(Line { left_out }) = self.line(peer) {
+                tracing::info!(%peer, %meant, left_out, "connection ended: {why}");
+            }
+        };
         let dial = async || self.reach(meant).await;
         let found = tokio::select! {
             () = self.cut.cancelled() => return None,
             () = tokio::time::sleep(patience) => {
+                no_hello(&format_args!("the port takes mTLS only, and no ClientHello came within {patience:?}"));
                 self.counts.ended(Ending::NoHello);
                 return None;
             }
-            found = detect::detect(client, declared, known, dial, &self.waiting, &self.detect) => found,
+            found = detect::detect(client, declared, expected, dial, &self.waiting, &self.detect) => found,
         };
         match found {
             Ok(detected) => {
                 // The mesh's ClientHello says nothing of who speaks first inside, and of what.
                 if self.mode(meant.port()).is_none() || !is_the_mesh(&detected.protocol) {
-                    self.speaks_first.learn(meant, detected.guess, Instant::now());
+                    self.speaks_first(layer).learn(meant, detected.guess, Instant::now());
                     self.counts.guess(detected.guess);
                 }
                 Some(detected)
             }
             Err(error) => {
-                tracing::debug!(%meant, "{error}");
+                if matches!(error, detect::Error::HalfHello { .. }) {
+                    no_hello(&error);
+                } else {
+                    tracing::debug!(%meant, "{error}");
+                }
                 self.counts.ended(Ending::of_detection(&error));
                 None
             }
@@ -315,7 +361,7 @@ impl Door {
         }
         let mut stream = tls::Stream::new(socket, session);
         // Whoever is in the mesh must not smuggle in what its callers may not say.
-        let Some(detected) = self.detect(&mut stream, declared, Duration::MAX, meant).await else {
+        let Some(detected) = self.detect(&mut stream, declared, Layer::Inner, peer, meant).await else {
             return;
         };
         if detected.protocol == Protocol::Http2 {
@@ -367,16 +413,16 @@ impl Door {
             Ok(permit) => permit,
             Err(refusal) => return self.turned_away(caller.stream, caller.peer, caller.meant, &refusal),
         };
-        let came_in_mtls = proven.is_some();
+        let certified = caller.stream.certified_until();
         match self.seen(&detected, caller.meant) {
             FirstLine::Request => self.http1(caller, detected).await,
             FirstLine::Other => {
-                self.tunnel(caller.stream, came_in_mtls, detected, caller.meant, permit)
+                self.tunnel(caller.stream, certified, detected, caller.meant, permit)
                     .await
             }
             line @ (FirstLine::Blank | FirstLine::Method(_) | FirstLine::Line(_)) => {
                 let guarded = NoRequest::new(caller.stream, line);
-                self.tunnel(guarded, came_in_mtls, detected, caller.meant, permit).await;
+                self.tunnel(guarded, certified, detected, caller.meant, permit).await;
             }
         }
     }
@@ -424,7 +470,7 @@ impl Door {
     async fn tunnel(
         &self,
         client: impl Stream,
-        came_in_mtls: bool,
+        certified: Option<SystemTime>,
         detected: Detected,
         meant: SocketAddr,
         _permit: Permit,
@@ -445,18 +491,20 @@ impl Door {
             },
         };
         let open = (self.tunnels.open(self.inbound), self.counts.tunnels.hold());
-        self.counts.begins(came_in_mtls || upstream.is_tls());
-        let carried = Carried::default();
-        let summary = tunnel::carry(
+        // It is in mTLS on one of its sides at most.
+        let certified = certified.or(upstream.certified_until());
+        self.counts.begins(certified.is_some());
+        let (carried, cut) = (Carried::default(), self.cut(certified));
+        let carrying = pin!(tunnel::carry(
             client,
             detected.client_bytes,
             upstream,
             server_bytes,
             &self.tunnel,
             &carried,
-            &self.cut,
-        )
-        .await;
+            &cut,
+        ));
+        let summary = self.outlive(certified, meant, &cut, carrying).await;
         drop(open);
         self.counts.up.add(summary.bytes_up);
         self.counts.down.add(summary.bytes_down);
@@ -466,18 +514,43 @@ impl Door {
         }
     }
 
-    /// A tunnel broke: what is not a peer's or the network's usual way to end is said, and counted.
+    /// What cuts a connection whose certificates end then.
+    fn cut(&self, certified: Option<SystemTime>) -> CancellationToken {
+        match certified {
+            Some(_) if self.cut_expired => self.cut.child_token(),
+            Some(_) | None => self.cut.clone(),
+        }
+    }
+
+    /// Carries what is no HTTP/2 to its end. Nobody can move an application's bytes to another connection: where they go on
+    /// when a certificate ends, that is seen, or they are cut, where that is wished.
+    async fn outlive<T>(
+        &self,
+        certified: Option<SystemTime>,
+        meant: SocketAddr,
+        cut: &CancellationToken,
+        mut carrying: Pin<&mut impl Future<Output = T>>,
+    ) -> T {
+        let Some(until) = certified else {
+            return carrying.await;
+        };
+        tokio::select! {
+            biased;
+            ended = &mut carrying => return ended,
+            () = passed(until) => {}
+        }
+        if self.cut_expired {
+            tracing::info!(%meant, "connection ended: its certificate has ended");
+            cut.cancel();
+        }
+        let _outlives = self.tunnels.outlives(self.inbound);
+        carrying.await
+    }
+
+    /// A tunnel broke: what is not a peer's or the network's usual way to end is said, and counted. That a server refuses our
+    /// certificate was said when it was read (`reach`).
     fn broken(&self, meant: SocketAddr, side: tunnel::Side, kind: ErrorKind, tls: Option<&'static str>) {
         match (kind, tls) {
-            // In TLS 1.3 a server may refuse our certificate after the handshake was well for us.
-            (ErrorKind::PermissionDenied, Some(reason)) => {
-                tracing::warn!(%meant, ?side, reason, "no mTLS: the peer ended the tunnel's TLS for that");
-                let inbound = self.inbound;
-                self.inbox.send(Message::ShookHands {
-                    inbound,
-                    result: reason,
-                });
-            }
             (ErrorKind::InvalidData, Some(reason)) => {
                 tracing::info!(%meant, ?side, reason, "connection ended: its TLS was broken");
                 self.counts.ended(Ending::BrokenTls);
@@ -519,9 +592,19 @@ impl Door {
             admits: &|| self.admit(meant.port(), proven.as_ref()),
         };
         let open = (self.tunnels.open(self.inbound), self.counts.tunnels.hold());
-        self.counts.begins(proven.is_some());
-        let first = detected.client_bytes;
-        let summary = http1::serve(stream, first, &facts, dial, &self.http1, &self.drain, &self.cut).await;
+        let certified = stream.certified_until();
+        self.counts.begins(certified.is_some());
+        let (first, cut) = (detected.client_bytes, self.cut(certified));
+        let serving = pin!(http1::serve(
+            stream,
+            first,
+            &facts,
+            dial,
+            &self.http1,
+            &self.drain,
+            &cut
+        ));
+        let summary = self.outlive(certified, meant, &cut, serving).await;
         drop(open);
         self.counts.up.add(summary.bytes_up);
         self.counts.down.add(summary.bytes_down);
@@ -540,6 +623,18 @@ impl Door {
 
 /// How long a handshake may take, from the ClientHello on.
 const HANDSHAKE: Duration = Duration::from_secs(4);
+
+/// How often it is looked whether a certificate has ended whose end seems far: clocks are set.
+const CLOCK: Duration = Duration::from_secs(30);
+
+/// Returns once it is later than `until` by the clock that certificates go by.
+async fn passed(until: SystemTime) {
+    while let Ok(left) = until.duration_since(SystemTime::now())
+        && !left.is_zero()
+    {
+        tokio::time::sleep(left.min(CLOCK)).await;
+    }
+}
 
 /// Whether a ClientHello offers what the mesh speaks, and so is not an application's own.
 fn is_the_mesh(protocol: &Protocol) -> bool {

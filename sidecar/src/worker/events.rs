@@ -9,7 +9,7 @@ use super::upkeep::NO_SETTINGS;
 use crate::balance::EndpointKey;
 use crate::call::{CallKey, code_of_reset};
 use crate::connect::wire::{Read, Shown, Wire};
-use crate::connect::{self, PoolKey, Server, Side, Unreached, Via, WireKey, pool};
+use crate::connect::{self, NO_WORD, PoolKey, Server, Side, Unreached, Via, WireKey, pool};
 use crate::exchange::{End, Exchange, Phase};
 use crate::failure::Failure;
 use crate::grpc::Code;
@@ -755,11 +755,7 @@ impl Worker {
 
     /// A server ended the connection before it had shown that it takes us for whom we are: most likely it does not.
     fn refused_by(&mut self, pool: PoolKey, addr: SocketAddr, why: &str) {
-        let reason = if why == NO_SETTINGS {
-            "no_settings"
-        } else {
-            "refused_by_peer"
-        };
+        let reason = if why == NO_SETTINGS { "no_settings" } else { NO_WORD };
         tracing::warn!(%addr, reason, "no mTLS: {why}");
         self.counts.shook_hands(false, reason, &self.recorder);
         self.not_dialled(pool, &format!("no mTLS with {addr}: {why}"));

@@ -78,7 +78,7 @@ pub struct Parts {
     pub names: Names,
     /// The mesh, if the sidecar belongs to one.
     pub mesh: Option<Mesh>,
-    /// Whether streams are cut when a certificate ends that their connection was made with.
+    /// Whether streams and tunnels are cut when a certificate ends that their connection was made with.
     pub cut_expired: bool,
     /// Where numbers are recorded.
     pub registry: Arc<Registry>,
@@ -332,17 +332,33 @@ pub(super) struct Stop {
 pub(super) struct Tunnels {
     pub(super) inbound: std::rc::Rc<std::cell::Cell<u64>>,
     pub(super) outbound: std::rc::Rc<std::cell::Cell<u64>>,
+    /// Those of them that have outlived a certificate.
+    pub(super) inbound_outlived: std::rc::Rc<std::cell::Cell<u64>>,
+    pub(super) outbound_outlived: std::rc::Rc<std::cell::Cell<u64>>,
 }
 
-/// One that is open, until it is dropped.
+/// One that is counted, until it is dropped.
 pub(super) struct OneOpen(std::rc::Rc<std::cell::Cell<u64>>);
 
 impl Tunnels {
     /// One more is open.
     pub(super) fn open(&self, inbound: bool) -> OneOpen {
-        let open = if inbound { &self.inbound } else { &self.outbound };
-        open.set(open.get() + 1);
-        OneOpen(open.clone())
+        OneOpen::of(if inbound { &self.inbound } else { &self.outbound })
+    }
+
+    /// One that is open has outlived a certificate.
+    pub(super) fn outlives(&self, inbound: bool) -> OneOpen {
+        OneOpen::of(match inbound {
+            true => &self.inbound_outlived,
+            false => &self.outbound_outlived,
+        })
+    }
+}
+
+impl OneOpen {
+    fn of(counted: &std::rc::Rc<std::cell::Cell<u64>>) -> OneOpen {
+        counted.set(counted.get() + 1);
+        OneOpen(counted.clone())
     }
 }
 
@@ -372,7 +388,7 @@ impl Loop {
                 return cut;
             }
             if self.worker.now >= next_look {
-                self.worker.look_at_wires();
+                self.worker.look_at_wires(&self.tunnels);
                 self.worker.look_at_endpoints();
                 self.worker.flush();
                 *self.open.endpoints.lock() = self.worker.endpoints();

@@ -4,6 +4,7 @@ use std::time::{Duration, SystemTime};
 
 use super::Worker;
 use super::events::SPARED;
+use super::run::Tunnels;
 use crate::connect::wire::Shown;
 use crate::connect::{Due, Side, WireKey};
 use crate::exchange::Phase;
@@ -65,8 +66,8 @@ impl Worker {
     }
 
     /// Looks at every wire: whom to ask whether it lives, whom to close.
-    pub(super) fn look_at_wires(&mut self) {
-        self.look_at_certificates(SystemTime::now());
+    pub(super) fn look_at_wires(&mut self, tunnels: &Tunnels) {
+        self.look_at_certificates(SystemTime::now(), tunnels);
         for key in self.wires.slots.keys() {
             let Some(wire) = self.wires.slots.get_mut(key) else {
                 continue;
@@ -98,9 +99,10 @@ impl Worker {
     }
 
     /// Connections are replaced before the certificates end that they were made with. The streams of one that still has some
-    /// then go on, and are seen; or are cut, where that is wished.
-    fn look_at_certificates(&mut self, wall: SystemTime) {
-        let (mut inbound, mut outbound) = (0, 0);
+    /// then go on, and are seen; or are cut, where that is wished. Tunnels look after themselves (`door.rs`).
+    fn look_at_certificates(&mut self, wall: SystemTime, tunnels: &Tunnels) {
+        let tunnels = [&tunnels.inbound_outlived, &tunnels.outbound_outlived].map(|outlived| outlived.get() as i64);
+        let [mut inbound, mut outbound] = tunnels;
         for key in self.wires.slots.keys() {
             let Some(wire) = self.wires.slots.get_mut(key) else {
                 continue;

@@ -9,6 +9,7 @@ use tokio::{
 };
 
 use super::*;
+use crate::detect::ClientHello;
 
 /// What grpc-go 1.85 sends to a client that has said nothing.
 const SETTINGS_OF_GRPC_GO: &[u8] = b"\x00\x00\x06\x04\x00\x00\x00\x00\x00\x00\x05\x00\x00\x40\x00";
@@ -50,15 +51,15 @@ impl Scene {
     }
 
     async fn detect(&self) -> Result<Detected, Error<io::Error>> {
-        self.detect_as(Declared::Nothing, false).await
+        self.detect_as(Declared::Nothing, Expected::Nothing).await
     }
 
-    async fn detect_as(&self, declared: Declared, known: bool) -> Result<Detected, Error<io::Error>> {
+    async fn detect_as(&self, declared: Declared, expected: Expected) -> Result<Detected, Error<io::Error>> {
         let dial = async || {
             self.dials.set(self.dials.get() + 1);
             TcpStream::connect(self.server_address()).await.map(Stream::plain)
         };
-        detect(&self.accepted, declared, known, dial, &self.waiting, &self.settings).await
+        detect(&self.accepted, declared, expected, dial, &self.waiting, &self.settings).await
     }
 
     async fn client_says(&self, bytes: &[u8]) {
@@ -183,7 +184,7 @@ async fn a_destination_known_to_speak_first_is_dialled_at_once() {
         says(&server, b"220 ready\r\n").await;
         server
     };
-    let (detected, _server) = tokio::join!(scene.detect_as(Declared::Nothing, true), banner);
+    let (detected, _server) = tokio::join!(scene.detect_as(Declared::Nothing, Expected::ServerFirst), banner);
     assert_eq!(detected.expect("detected").guess, Guess::ServerFirst);
 }
 
@@ -199,8 +200,58 @@ async fn a_client_that_speaks_first_to_a_destination_known_otherwise_is_heard() 
         scene.client_says(PREFACE).await;
         server
     };
-    let (detected, _server) = tokio::join!(scene.detect_as(Declared::Nothing, true), speaks);
+    let (detected, _server) = tokio::join!(scene.detect_as(Declared::Nothing, Expected::ServerFirst), speaks);
     assert_eq!(detected.expect("detected").protocol, Protocol::Http2);
+}
+
+#[tokio::test]
+async fn what_a_client_has_said_is_heard_before_a_server_that_speaks_first_is_dialled() {
+    let scene = Scene::new(Settings::default()).await;
+    scene.client_says(PREFACE).await;
+    let detected = scene.detect_as(Declared::Nothing, Expected::ServerFirst).await;
+    assert_eq!(detected.expect("detected").guess, Guess::ClientFirst);
+    assert_eq!(scene.dials.get(), 0);
+}
+
+#[tokio::test]
+async fn where_a_hello_may_come_a_server_that_speaks_first_is_dialled_soon_and_not_before_it() {
+    let long = Duration::from_secs(3_600);
+    let expecting = |hello| {
+        Scene::new(Settings {
+            silence: long,
+            hello,
+            ..Settings::default()
+        })
+    };
+    let scene = expecting(Duration::from_millis(20)).await;
+    let banner = async {
+        let server = dialled(&scene.server).await;
+        says(&server, b"220 ready\r\n").await;
+        server
+    };
+    let (detected, _server) = tokio::join!(scene.detect_as(Declared::Nothing, Expected::HelloOrServerFirst), banner);
+    assert_eq!(detected.expect("detected").guess, Guess::ServerFirst);
+
+    let scene = expecting(long).await;
+    let late = async {
+        sleep(Duration::from_millis(20)).await;
+        scene.client_says(b"\x16\x03\x01\x00\x05\x01\x00\x00\x01\x00").await;
+    };
+    let (detected, ()) = tokio::join!(scene.detect_as(Declared::Nothing, Expected::HelloOrServerFirst), late);
+    assert_eq!(
+        detected.expect("detected").protocol,
+        Protocol::Tls(ClientHello::default())
+    );
+    assert_eq!(scene.dials.get(), 0);
+}
+
+#[test]
+fn no_hello_is_waited_for_longer_than_anybody() {
+    let settings = Settings {
+        silence: Duration::from_millis(10),
+        ..Settings::default()
+    };
+    assert_eq!(settings.silence_of(Expected::HelloOrServerFirst), settings.silence);
 }
 
 #[tokio::test]
@@ -325,7 +376,7 @@ async fn a_refused_upstream_is_passed_on() {
     let error = detect(
         &scene.accepted,
         Declared::Nothing,
-        false,
+        Expected::Nothing,
         dial,
         &scene.waiting,
         &scene.settings,
@@ -431,7 +482,7 @@ async fn a_client_that_resets_takes_its_upstream_along() {
     let listening = detect(
         &accepted,
         Declared::Nothing,
-        false,
+        Expected::Nothing,
         dial,
         &scene.waiting,
         &scene.settings,
@@ -461,7 +512,7 @@ async fn an_unfinished_preface_is_not_waited_for_without_end() {
 }
 
 #[tokio::test]
-async fn an_unfinished_hello_is_carried_as_tls_without_a_name() {
+async fn an_unfinished_hello_is_not_waited_for_without_end_either() {
     let dribble = Duration::from_millis(100);
     let scene = Scene::new(Settings {
         dribble,
@@ -469,9 +520,9 @@ async fn an_unfinished_hello_is_carried_as_tls_without_a_name() {
     })
     .await;
     scene.client_says(b"\x16\x03\x01\x00\xf0\x01").await;
-    let detected = scene.detect().await.expect("detected");
-    assert_eq!(detected.protocol, Protocol::Tls(ClientHello::default()));
-    assert_eq!(detected.guess, Guess::Incomplete);
+    let error = scene.detect().await.expect_err("too slow");
+    assert!(matches!(error, Error::HalfHello { bytes: 6, .. }), "{error}");
+    assert_eq!(scene.dials.get(), 0);
 }
 
 #[tokio::test]
@@ -485,7 +536,14 @@ async fn one_connection_too_many_resets_the_one_that_waited_longest() {
     let (newer_client, newer) = connection().await;
     let dial = async || Err(io::Error::other("nobody dials"));
     let newer_speaks = async {
-        let listening = detect(&newer, Declared::Nothing, false, dial, &scene.waiting, &scene.settings);
+        let listening = detect(
+            &newer,
+            Declared::Nothing,
+            Expected::Nothing,
+            dial,
+            &scene.waiting,
+            &scene.settings,
+        );
         let speaks = async {
             sleep(Duration::from_millis(20)).await;
             says(&newer_client, PREFACE).await;
@@ -507,7 +565,7 @@ async fn what_is_declared_is_not_read() {
     for (declared, protocol) in [(Declared::Http2, Protocol::Http2), (Declared::Opaque, Protocol::Opaque)] {
         let scene = Scene::quick().await;
         scene.client_says(b"GET / HTTP/1.1\r\n").await;
-        let detected = scene.detect_as(declared, false).await.expect("detected");
+        let detected = scene.detect_as(declared, Expected::Nothing).await.expect("detected");
         assert_eq!((detected.protocol, detected.guess), (protocol, Guess::Declared));
         assert!(detected.client_bytes.is_empty());
     }
@@ -521,7 +579,7 @@ async fn a_protocol_whose_client_speaks_first_is_never_dialled_for_a_silence() {
             sleep(Duration::from_millis(200)).await;
             scene.client_says(PREFACE).await;
         };
-        let (detected, ()) = tokio::join!(scene.detect_as(declared, true), late);
+        let (detected, ()) = tokio::join!(scene.detect_as(declared, Expected::ServerFirst), late);
         assert_eq!(detected.expect("detected").protocol, Protocol::Http2);
         assert_eq!(scene.dials.get(), 0);
     }
@@ -545,7 +603,7 @@ async fn a_client_that_speaks_while_its_server_is_dialled_gets_that_connection()
     let listening = detect(
         &scene.accepted,
         Declared::Nothing,
-        false,
+        Expected::Nothing,
         dial,
         &scene.waiting,
         &scene.settings,
@@ -584,7 +642,14 @@ async fn what_was_decrypted_is_listened_to_in_the_same_way() {
             tokio::task::yield_now().await;
         }
     };
-    let listening = detect(&mut decrypted, Declared::Nothing, false, dial, &waiting, &settings);
+    let listening = detect(
+        &mut decrypted,
+        Declared::Nothing,
+        Expected::Nothing,
+        dial,
+        &waiting,
+        &settings,
+    );
     let (detected, ()) = tokio::join!(listening, speaks);
     let detected = detected.map_err(|error: Error<io::Error>| error).expect("detected");
     assert_eq!(

@@ -114,6 +114,7 @@ impl Ending {
             Error::Dial(Unreached::Dial(_) | Unreached::NoEndpoint(_)) => Ending::Dial,
             Error::Upstream(_) => Ending::UpstreamReset,
             Error::Dribble { .. } => Ending::PrefaceTimeout,
+            Error::HalfHello { .. } => Ending::NoHello,
             Error::Crowded => Ending::Crowded,
         }
     }

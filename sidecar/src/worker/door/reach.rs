@@ -8,7 +8,7 @@ use rand::RngExt as _;
 
 use super::{Door, Message};
 use crate::connect::resolve::Routes;
-use crate::connect::{self, Stream, Via};
+use crate::connect::{self, NO_WORD, Stream, Via};
 use crate::control::Full;
 use crate::route::{Known, Subject, View};
 
@@ -37,19 +37,28 @@ impl Door {
     pub(super) async fn reach(&self, meant: SocketAddr) -> Result<Stream, Unreached> {
         let (addr, via) = self.who_is_at(meant).await?;
         let in_mtls = matches!(via, Via::Mesh(_));
-        let opened = self.dialler.open(addr, via).await;
-        let result = match &opened {
-            Ok(_) => in_mtls.then_some("ok"),
-            Err(error @ (connect::Error::Tls { .. } | connect::Error::NoCertificate { .. })) => {
-                tracing::warn!(%addr, reason = error.reason(), "{error}");
-                Some(error.reason())
+        let inbox = self.inbox.clone();
+        let count = move |result| inbox.send(Message::ShookHands { inbound: false, result });
+        match self.dialler.open(addr, via).await {
+            // The handshake has ended for us alone.
+            Ok(stream) if in_mtls => Ok(stream.when_judged(move |result| {
+                match result {
+                    "ok" => {}
+                    // Its log says why. Often it is no more than that its application is not there.
+                    NO_WORD => tracing::info!(%addr, "a tunnel's server ended it before it had said anything"),
+                    reason => tracing::warn!(%addr, reason, "no mTLS: the peer ended the tunnel's TLS for that"),
+                }
+                count(result);
+            })),
+            Ok(stream) => Ok(stream),
+            Err(error) => {
+                if matches!(error, connect::Error::Tls { .. } | connect::Error::NoCertificate { .. }) {
+                    tracing::warn!(%addr, reason = error.reason(), "{error}");
+                    count(error.reason());
+                }
+                Err(error.into())
             }
-            Err(connect::Error::Refused { .. } | connect::Error::Silent { .. } | connect::Error::Loop { .. }) => None,
-        };
-        if let Some(result) = result {
-            self.inbox.send(Message::ShookHands { inbound: false, result });
         }
-        Ok(opened?)
     }
 
     async fn who_is_at(&self, meant: SocketAddr) -> Result<(SocketAddr, Via), Unreached> {
