@@ -15,7 +15,8 @@ use rustls::{
     SignatureScheme, SupportedCipherSuite,
 };
 
-use crate::authority::{Authority, PEERS, Shown, der, leaf_params};
+use crate::authority::{Authority, PEERS, Shown, leaf_params};
+use crate::draft::der;
 use crate::ends;
 use crate::floods::{Innocent, resident};
 use crate::plain::{Always, client_config};

@@ -5,6 +5,9 @@
 mod authority;
 mod behind;
 mod certificates;
+#[cfg(test)]
+#[path = "../../sidecar/src/tls/tests/draft.rs"]
+mod draft;
 mod early;
 mod ending;
 mod ends;
