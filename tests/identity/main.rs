@@ -27,6 +27,7 @@ mod spoofs;
 mod strange;
 mod testssl;
 mod tunnels;
+mod updates;
 
 use support::relay::{raw, world};
 
