@@ -12,6 +12,8 @@ pub const MOST_PORTS: usize = 1_000;
 pub const MOST_ROOTS: usize = 32;
 /// The most certificates of a chain, the leaf among them.
 pub const MOST_CHAIN: usize = 8;
+/// The most issuers that a peer may show beside its own certificate. Honest ones have one or two.
+pub const MOST_ISSUERS: usize = 8;
 /// The longest certificate, in bytes.
 pub const LONGEST_CERTIFICATE: usize = 16 << 10;
 /// The longest name of DNS, in bytes (RFC 1035, 2.3.4).

@@ -144,6 +144,18 @@ pub fn judge(der: &[u8], domain: &TrustDomain, usages: &[Usage]) -> Result<Leaf,
     })
 }
 
+/// Whether the key usage of an issuer, where it has one, lets it certify (RFC 5280, 6.1.4 n). rustls-webpki does not ask.
+///
+/// # Errors
+/// When it does not, or the certificate cannot be read.
+pub fn may_certify(issuer: &[u8]) -> Result<(), NotSvid> {
+    let issuer = parse(issuer)?;
+    match issuer.key_usage().map_err(malformed)? {
+        Some(usage) if !usage.value.key_cert_sign() => Err(NotSvid::KeyUsage("an issuer's does not have keyCertSign")),
+        Some(_) | None => Ok(()),
+    }
+}
+
 /// The one URI name of a certificate. Names of other kinds may stand beside it (X509-SVID, 2).
 fn only_id(leaf: &X509Certificate<'_>) -> Result<SpiffeId, NotSvid> {
     let names = leaf.subject_alternative_name().map_err(malformed)?;

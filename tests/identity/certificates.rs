@@ -1,21 +1,24 @@
 //! Whoever shows a certificate with one thing wrong is refused by the whole sidecar, in both directions: the reason is named,
 //! and no application hears a byte.
 
+use portunus_proto::svid::Usage;
 use portunus_sidecar::policy::Mode;
-use rcgen::ExtendedKeyUsagePurpose as Eku;
+use rustls::{ClientConfig, ServerConfig};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
-use crate::authority::{Authority, OURS, PEERS, Shown, leaf_params};
+use crate::authority::{Authority, OURS, PEERS, leaf_params};
+use crate::draft::bare;
 use crate::ends::{self, Ear, HANDSHAKES};
 use crate::log;
-use crate::plain::{client_config, server_config};
+use crate::plain::{client_config, client_config_by, providers, server_config, server_config_by};
 use crate::raw;
-use crate::shapes::{right, wrong};
+use crate::shapes::{enough_of_each, right, wrong};
 use crate::world::{World, request};
 
 /// A part of the sentence that goes with a reason.
 fn sentence(reason: &str) -> &'static str {
     match reason {
+        "no_certificate" => "showed no certificate",
         "unknown_issuer" => "no root of this mesh certified",
         "self_signed" => "is signed by itself",
         "foreign_trust_domain" => "which is not of the trust domain cluster.local",
@@ -40,26 +43,37 @@ fn sentence(reason: &str) -> &'static str {
 async fn a_caller_with_a_bad_certificate_does_not_reach_the_application() {
     log::keep();
     let root = Authority::root("root");
+    let mut from = 0;
     for mode in ends::MODES {
-        callers_with_bad_certificates(&root, mode).await;
+        from += callers_with_bad_certificates(&root, mode, from).await;
     }
 }
 
-async fn callers_with_bad_certificates(root: &Authority, mode: Mode) {
+/// How many there were. Their addresses are those from a number on.
+async fn callers_with_bad_certificates(root: &Authority, mode: Mode, first: usize) -> usize {
     let application = Ear::open().await;
     let world = World::before(application.addr, ends::patient(root, mode)).await;
-    let mut shapes: Vec<_> = wrong(root)
-        .into_iter()
-        .map(|(what, reason, shown)| (what, reason, Some(shown)))
-        .collect();
-    let for_servers = root.leaf(|params| params.extended_key_usages = vec![Eku::ServerAuth]);
-    shapes.push(("for servers alone", "extended_key_usage", Some(for_servers)));
-    shapes.push(("none", "no_certificate", None));
-    assert!(shapes.len() >= 60, "only {}", shapes.len());
-    for (what, reason, shown) in shapes {
+    let shapes = wrong(root, Usage::Client);
+    enough_of_each(&shapes);
+    type Show<'a> = Box<dyn Fn() -> ClientConfig + 'a>;
+    let wrong = shapes.iter().map(|shape| {
+        let show = || client_config(Some(&shape.show()));
+        (shape.name(), shape.reason, Box::new(show) as Show<'_>)
+    });
+    let (providers, bare) = (providers(), bare());
+    let none = providers.iter().flat_map(|provider| {
+        let each = [None].into_iter().chain(bare.iter().map(Some));
+        each.map(move |shown| {
+            let show = move || client_config_by(provider.clone(), shown);
+            ("none".to_owned(), "no_certificate", Box::new(show) as Show<'_>)
+        })
+    });
+    let mut callers = 0;
+    for (what, reason, show) in wrong.chain(none) {
         let count = || world.metric(HANDSHAKES, &["direction=\"inbound\"", &format!("result=\"{reason}\"")]);
         let before = count();
-        let (from, said) = call_with(&world, shown.as_ref()).await;
+        let (from, said) = call_with(&world, first + callers, show()).await;
+        callers += 1;
         assert_eq!(said, b"", "{mode:?}, {what}: it was answered");
         let result = format!("result=\"{reason}\"");
         world
@@ -76,14 +90,19 @@ async fn callers_with_bad_certificates(root: &Authority, mode: Mode) {
     }
     assert_eq!(world.metric(HANDSHAKES, &["result=\"ok\""]), 0.0);
     assert_eq!(world.metric("portunus_requests_total", &["inbound"]), 0.0);
+    callers
 }
 
 /// A whole request, said as soon as the caller may. Who called, and what it heard.
-async fn call_with(world: &World, shown: Option<&Shown>) -> (std::net::SocketAddr, Vec<u8>) {
-    let socket = tokio::net::TcpStream::connect(world.proxy).await.expect("it listens");
+async fn call_with(world: &World, at: usize, config: ClientConfig) -> (std::net::SocketAddr, Vec<u8>) {
+    // No address causes more than a hundred lines of the log.
+    let address = std::net::Ipv4Addr::new(127, 0, 0, 1 + u8::try_from(at / 80).expect("few addresses"));
+    let socket = tokio::net::TcpSocket::new_v4().expect("a socket");
+    socket.bind((address, 0).into()).expect("an address of loopback");
+    let socket = socket.connect(world.proxy).await.expect("it listens");
     let from = socket.local_addr().expect("an address");
     let name = rustls::pki_types::ServerName::try_from("anybody.example").expect("a name");
-    let connector = tokio_rustls::TlsConnector::from(std::sync::Arc::new(client_config(shown)));
+    let connector = tokio_rustls::TlsConnector::from(std::sync::Arc::new(config));
     let mut heard = Vec::new();
     // In TLS 1.3 the caller's handshake ends before it is judged.
     if let Ok(mut stream) = connector.connect(name, socket).await {
@@ -100,22 +119,33 @@ async fn call_with(world: &World, shown: Option<&Shown>) -> (std::net::SocketAdd
 async fn a_server_with_a_bad_certificate_is_sent_nothing_and_its_caller_is_told_why() {
     log::keep();
     let root = Authority::root("root");
-    let mut shapes: Vec<_> = wrong(&root)
-        .into_iter()
-        .map(|(what, reason, shown)| (what, reason, PEERS, shown))
-        .collect();
-    let for_clients = root.leaf(|params| params.extended_key_usages = vec![Eku::ClientAuth]);
-    shapes.push(("for clients alone", "extended_key_usage", PEERS, for_clients));
-    shapes.push(("somebody else", "wrong_identity", OURS, root.leaf(|_| {})));
-    let other = leaf_params("spiffe://cluster.local/ns/shop/sa/caller2");
-    shapes.push((
-        "a name that begins alike",
-        "wrong_identity",
-        PEERS,
-        root.certify(&other),
-    ));
-    for (what, reason, expected, shown) in shapes {
-        let server = Ear::in_tls(server_config(&shown)).await;
+    let shapes = wrong(&root, Usage::Server);
+    enough_of_each(&shapes);
+    type Show<'a> = Box<dyn Fn() -> ServerConfig + 'a>;
+    let wrong = shapes.iter().map(|shape| {
+        let show: Show<'_> = Box::new(|| server_config(&shape.show()));
+        (shape.name(), shape.reason, show)
+    });
+    let others = [
+        OURS,
+        "spiffe://cluster.local/ns/shop/sa/Caller",
+        "spiffe://cluster.local/ns/shop/sa/caller2",
+    ];
+    let others = others.into_iter().map(|other| {
+        let shown = root.certify(&leaf_params(other));
+        let show: Show<'_> = Box::new(move || server_config(&shown));
+        (other.to_owned(), "wrong_identity", show)
+    });
+    let (providers, bare) = (providers(), bare());
+    let none = providers.iter().flat_map(|provider| {
+        bare.iter().map(move |shown| {
+            let show: Show<'_> = Box::new(move || server_config_by(provider.clone(), shown));
+            ("none".to_owned(), "no_certificate", show)
+        })
+    });
+    let expected = PEERS;
+    for (what, reason, show) in wrong.chain(others).chain(none) {
+        let server = Ear::in_tls(show()).await;
         let world = World::before(server.addr, ends::outbound(&root, expected)).await;
         let answer = world.caller().await.ask(request("/a.B/C", &[])).await;
         let answer = answer.expect("it is answered");
@@ -139,8 +169,9 @@ async fn a_server_with_a_bad_certificate_is_sent_nothing_and_its_caller_is_told_
 async fn peers_with_nothing_wrong_are_heard() {
     let root = Authority::root("root");
     let world = World::with(ends::inbound(&root, Mode::Strict)).await;
-    for (what, shown) in right(&root) {
-        let veil = ends::veil(world.proxy, client_config(Some(&shown))).await;
+    for shape in right(&root) {
+        let what = shape.around;
+        let veil = ends::veil(world.proxy, client_config(Some(&shape.show()))).await;
         let socket = tokio::net::TcpStream::connect(veil).await.expect("it listens");
         let (sender, connection) = h2::client::handshake(socket).await.expect(what);
         tokio::spawn(connection);

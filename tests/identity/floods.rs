@@ -1,7 +1,6 @@
 //! Whoever shakes hands without end, or never finishes: it is closed in time, costs bounded memory, and its neighbour's calls
 //! go on.
 
-use std::io::Write as _;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant};
@@ -52,6 +51,8 @@ pub fn resident() -> u64 {
 
 /// Somebody who calls all the while, in mTLS, on one connection.
 pub struct Innocent {
+    /// Calls that were answered until now.
+    pub answered: Arc<AtomicU64>,
     stop: Arc<AtomicBool>,
     calling: tokio::task::JoinHandle<Vec<Duration>>,
 }
@@ -65,9 +66,11 @@ impl Innocent {
         let mut sender = sender.ready().await.expect("it is ready");
         let stop = Arc::new(AtomicBool::new(false));
         let told = stop.clone();
+        let answered = Arc::new(AtomicU64::new(0));
+        let counted = answered.clone();
         let calling = tokio::spawn(async move {
             let mut took = Vec::new();
-            while !told.load(Relaxed) || took.len() < 100 {
+            while !told.load(Relaxed) || took.is_empty() {
                 let began = Instant::now();
                 let (response, _) = sender.send_request(request("/a.B/C", &[]), true).expect("it is open");
                 let answer = collect(response.await.expect("an answer"), 0)
@@ -75,20 +78,24 @@ impl Innocent {
                     .expect("a whole one");
                 assert_eq!(answer.grpc_status.as_deref(), Some("0"), "{:?}", answer.grpc_message);
                 took.push(began.elapsed());
+                counted.fetch_add(1, Relaxed);
                 tokio::time::sleep(Duration::from_millis(2)).await;
             }
             took
         });
-        Innocent { stop, calling }
+        Innocent {
+            answered,
+            stop,
+            calling,
+        }
     }
 
-    /// How many calls there were, at least a hundred, and the 99th percentile of what they took. That none failed is
-    /// part of it.
+    /// How many calls there were until now, and the 99th percentile of what they took. That none failed is part of it.
     pub async fn stop(self) -> (usize, Duration) {
         self.stop.store(true, Relaxed);
         let mut took = self.calling.await.expect("no call failed");
         took.sort();
-        (took.len(), took[took.len() * 99 / 100])
+        (took.len(), *took.get(took.len() * 99 / 100).expect("it called"))
     }
 }
 
@@ -279,7 +286,7 @@ async fn a_flood_of_handshakes_leaves_the_innocent_alone() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn key_updates_are_answered_and_a_storm_of_them_is_cut() {
+async fn a_storm_of_key_updates_is_cut_by_the_one_that_it_is_sent_to() {
     let _alone = ALONE.lock().await;
     let root = Authority::root("root");
     let shown = root.leaf(|_| {});
@@ -297,11 +304,9 @@ async fn key_updates_are_answered_and_a_storm_of_them_is_cut() {
         let began = Instant::now();
         let mut updates = 0;
         while began.elapsed() < AT_MOST {
-            let sent = client.refresh_traffic_keys().is_ok()
-                && (!client.wants_write() || client.write_tls(&mut socket).is_ok())
-                && socket.flush().is_ok();
+            client.refresh_traffic_keys().expect("the storm goes on");
             updates += 1;
-            if !sent {
+            if client.wants_write() && client.write_tls(&mut socket).is_err() {
                 return (updates, began.elapsed());
             }
             if updates % 16 == 0 {
@@ -309,8 +314,13 @@ async fn key_updates_are_answered_and_a_storm_of_them_is_cut() {
                 socket
                     .set_read_timeout(Some(Duration::from_millis(5)))
                     .expect("a socket");
-                if matches!(client.read_tls(&mut socket), Ok(0)) || client.process_new_packets().is_err() {
-                    return (updates, began.elapsed());
+                let read = client.read_tls(&mut socket);
+                match (read, client.process_new_packets()) {
+                    (Ok(0), _) | (_, Err(rustls::Error::AlertReceived(_))) => return (updates, began.elapsed()),
+                    (_, Err(error)) => panic!("it was not understood: {error}"),
+                    (Ok(_), Ok(_)) => {}
+                    (Err(error), Ok(_)) if error.kind() == std::io::ErrorKind::WouldBlock => {}
+                    (Err(_), Ok(_)) => return (updates, began.elapsed()),
                 }
             }
         }

@@ -1,118 +1,179 @@
 //! What we refuse is judged by two others as well: py-spiffe, which knows SPIFFE and no roots, and `openssl verify`, which
-//! knows chains and no SPIFFE.
+//! knows chains and no SPIFFE. One of them has to refuse it, too, and for the same reason.
 
-use std::collections::BTreeMap;
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context as _, Result, ensure};
+use portunus_proto::svid::Usage;
 use support::tools;
 
 use crate::authority::{Authority, Shown};
-use crate::shapes::{right, wrong};
+use crate::shapes::{Kind, Shape, right, wrong};
 
-/// Refused by us and by neither of the others, and why.
-const STRICTER: &[(&str, &str)] = &[
+/// Refused by us, and by neither of the others for the same reason: the kind, the defects (all where none is named), and why.
+const STRICTER: &[(Kind, &[&str], &str)] = &[
     (
-        "ten issuers",
-        "a chain has eight at most here; the others have no bound so low",
-    ),
-    (
-        "another trust domain under our root",
+        Kind::ForeignTrustDomain,
+        &[],
         "neither of the others knows which is ours",
     ),
     (
-        "a trust domain that begins like ours",
-        "neither of the others knows which is ours",
-    ),
-    (
-        "domain in upper case",
-        "py-spiffe makes it lower case; SPIFFE-ID, 2.1 has no upper case",
-    ),
-    (
-        "too long an id",
+        Kind::BadSyntax,
+        &["too long an id"],
         "SPIFFE-ID, 2.3 allows 2,048 bytes; py-spiffe does not count",
     ),
     (
-        "a key usage that nobody has to heed",
+        Kind::UpperCase,
+        &[
+            "the domain",
+            "the first letter of the domain",
+            "the last letter of the domain",
+            "a letter in the middle of the domain",
+            "a foreign domain",
+        ],
+        "py-spiffe makes it lower case; SPIFFE-ID, 2.1 has no upper case",
+    ),
+    (
+        Kind::KeyUsage,
+        &["a key usage that nobody has to heed"],
         "X509-SVID, 4.3 wants it critical; neither of the others asks",
     ),
     (
-        "constrained to URIs that it fits",
-        "rustls-webpki takes no constraint of URIs for fulfilled",
+        Kind::NameConstraints,
+        &[
+            "constrained to URIs that it fits",
+            "other URIs are excluded",
+            "any URI is excluded",
+            "its URI is permitted, others are excluded",
+        ],
+        "rustls-webpki takes no constraint of URIs for fulfilled; for OpenSSL an empty one excludes nothing",
     ),
     (
-        "other URIs are excluded",
-        "rustls-webpki takes no constraint of URIs for fulfilled",
+        Kind::Other,
+        &["ten issuers", "eight issuers that it does not need"],
+        "a chain has eight issuers at most here; the others have no bound so low",
     ),
     (
-        "the peer has another key",
+        Kind::Other,
+        &["the peer has another key", "the peer has another key of another kind"],
         "that is proven by the handshake, which neither of the others sees",
     ),
 ];
-/// Taken by us, and refused by one of the others, and why.
+/// Uncommon and taken by us, but refused by one of the others, and why.
 const MILDER: &[(&str, &str)] = &[
     (
-        "by an issuer's issuer",
-        "one of them has no key usage, which py-spiffe demands; RFC 5280, 4.2.1.3 forbids nothing then",
+        "no basic constraints",
+        "py-spiffe demands them; without the extension it is no authority (RFC 5280, 4.2.1.9)",
     ),
-    ("ended ten seconds ago", "clocks may be 20 seconds apart here"),
-    ("begins in ten seconds", "clocks may be 20 seconds apart here"),
     (
-        "does not say that it is no authority",
-        "py-spiffe demands that it does; without the extension it is none (RFC 5280, 4.2.1.9)",
+        "no identifier of its issuer's key",
+        "OpenSSL demands it where it is strict; a chain is found by names, too",
     ),
-    ("Ed25519", "py-spiffe cannot read such a key"),
+    (
+        "an issuer's issuer without key usage",
+        "both demand one; RFC 5280, 4.2.1.3 forbids nothing then",
+    ),
+    ("ended 15 seconds ago", "clocks may be 20 seconds apart here"),
+    ("begins in 20 seconds", "clocks may be 20 seconds apart here"),
 ];
 
+/// What the others say where we name this reason.
+fn words(kind: Kind, reason: &str) -> &'static [&'static str] {
+    match (kind, reason) {
+        // What is no time for rustls-webpki is one for OpenSSL.
+        (Kind::Expired, "malformed") => &["certificate has expired", "certificate is not yet valid"],
+        // OpenSSL looks whether it is its own issuer by name and by key.
+        (Kind::SelfSigned, "self_signed" | "bad_signature") => {
+            &["self-signed certificate", "unable to get local issuer certificate"]
+        }
+        (_, "expired") => &["certificate has expired"],
+        (_, "not_yet_valid") => &["certificate is not yet valid"],
+        (_, "unknown_issuer") => &[
+            "unable to get local issuer certificate",
+            "self-signed certificate in certificate chain",
+        ],
+        // It looks for an issuer by the identifier of its key, and finds none.
+        (_, "bad_signature") => &[
+            "certificate signature failure",
+            "unable to get local issuer certificate",
+        ],
+        (_, "name_constraints") => &["permitted subtree violation", "excluded subtree violation"],
+        (_, "extended_key_usage") => &["unsuitable certificate purpose", "unsupported certificate purpose"],
+        (_, "key_usage") => &["key usage", "KeyUsage"],
+        (_, "ca_as_leaf") => &["must not have CA flag"],
+        (_, "no_uri_name") => &["does not contain"],
+        // The last where one of the names has bytes that are not ASCII.
+        (_, "several_uri_names") => &["multiple URI SAN", "GeneralName::UniformResourceIdentifier"],
+        (_, "bad_spiffe_id") => &["SPIFFE ID", "GeneralName::UniformResourceIdentifier"],
+        (_, "chain") => &["invalid CA certificate", "path length constraint exceeded"],
+        (_, "malformed") => &[
+            "Could not",
+            "Unable to parse",
+            "error parsing asn1",
+            "Duplicate",
+            "unhandled critical extension",
+        ],
+        _ => &[],
+    }
+}
+
 #[test]
-fn what_is_refused_here_is_refused_by_others_too() -> Result<()> {
+fn what_is_refused_here_is_refused_by_others_too_and_for_the_same_reason() -> Result<()> {
     let root = Authority::root("root");
     let folder = std::env::temp_dir().join(format!("portunus-judges-{}", std::process::id()));
-    let judged = judge_all(&root, &folder);
+    let judged = [Usage::Client, Usage::Server].map(|usage| judge_all(&root, usage, &folder));
     std::fs::remove_dir_all(&folder)?;
-    let mut found = BTreeMap::new();
-    for (what, reason, by_spiffe, by_openssl) in judged? {
-        let (spiffe, openssl) = (by_spiffe.is_none(), by_openssl.is_none());
-        eprintln!(
-            "{what}: {} | {} | {}",
-            reason.unwrap_or("ok"),
-            said(&by_spiffe),
-            said(&by_openssl)
-        );
-        let kind = match (reason, spiffe && openssl) {
-            (Some(_), true) => "stricter",
-            (None, false) => "milder",
-            (Some(_), false) | (None, true) => continue,
-        };
-        found.entry(kind).or_insert_with(Vec::new).push(what);
+    let (mut all, mut stricter, mut milder) = (BTreeSet::new(), BTreeSet::new(), BTreeSet::new());
+    for judged in judged {
+        for (shape, others) in judged? {
+            all.insert((shape.kind, shape.defect));
+            let refused = others.iter().flatten();
+            let told: Vec<_> = refused.map(String::as_str).collect();
+            eprintln!("{}: {} | {}", shape.name(), shape.reason, told.join(" | "));
+            let confirmed = words(shape.kind, shape.reason)
+                .iter()
+                .any(|word| told.iter().any(|told| told.contains(word)));
+            match shape.kind {
+                Kind::Right if told.is_empty() => {}
+                Kind::Right => {
+                    milder.insert(shape.around);
+                }
+                _ if confirmed => {}
+                // One of the others already refuses it for what is around.
+                _ if !told.is_empty() && MILDER.iter().any(|(around, _)| *around == shape.around) => {}
+                kind => {
+                    stricter.insert((kind, shape.defect));
+                }
+            }
+        }
     }
-    for (kind, known) in [("stricter", STRICTER), ("milder", MILDER)] {
-        let known: Vec<_> = known.iter().map(|(what, _)| *what).collect();
-        let found = found.remove(kind).unwrap_or_default();
-        ensure!(
-            found == known,
-            "we are {kind} for {found:?}, and should be for {known:?}"
-        );
-    }
+    let known: BTreeSet<_> = all
+        .into_iter()
+        .filter(|(of, defect)| {
+            let mut known = STRICTER.iter();
+            known.any(|(kind, defects, _)| kind == of && (defects.is_empty() || defects.contains(defect)))
+        })
+        .collect();
+    ensure!(
+        stricter == known,
+        "we alone refuse {stricter:#?}, and should {known:#?}"
+    );
+    let known: BTreeSet<_> = MILDER.iter().map(|(around, _)| *around).collect();
+    ensure!(milder == known, "we alone take {milder:#?}, and should {known:#?}");
     Ok(())
 }
 
-fn said(verdict: &Option<String>) -> &str {
-    verdict.as_deref().unwrap_or("ok")
-}
+/// What py-spiffe and OpenSSL say; nothing where they take it.
+type Others = [Option<String>; 2];
 
-/// What it is, our reason, what py-spiffe says, what OpenSSL says; nothing where it is taken.
-type Judged = (&'static str, Option<&'static str>, Option<String>, Option<String>);
-
-fn judge_all(root: &Authority, folder: &Path) -> Result<Vec<Judged>> {
-    let wrong = wrong(root)
-        .into_iter()
-        .map(|(what, reason, shown)| (what, Some(reason), shown));
-    let right = right(root).into_iter().map(|(what, shown)| (what, None, shown));
-    let all: Vec<_> = wrong.chain(right).collect();
+fn judge_all<'a>(root: &'a Authority, usage: Usage, folder: &Path) -> Result<Vec<(Shape<'a>, Others)>> {
+    let mut shapes = wrong(root, usage);
+    shapes.extend(right(root));
+    let shown: Vec<_> = shapes.iter().map(Shape::show).collect();
     let mut folders = Vec::new();
-    for (at, (_, _, shown)) in all.iter().enumerate() {
+    for (at, shown) in shown.iter().enumerate() {
         folders.push(lay_out(shown, &folder.join(at.to_string()))?);
     }
     let trusted = folder.join("root.der");
@@ -121,21 +182,26 @@ fn judge_all(root: &Authority, folder: &Path) -> Result<Vec<Judged>> {
     let output = Command::new(tools::spiffe()?).arg(script).args(&folders).output()?;
     let lines = String::from_utf8(output.stdout)?;
     ensure!(
-        lines.lines().count() == all.len(),
+        lines.lines().count() == shapes.len(),
         "py-spiffe says {lines}{}",
         String::from_utf8_lossy(&output.stderr)
     );
     let mut judged = Vec::new();
-    for (((what, reason, shown), line), folder) in all.into_iter().zip(lines.lines()).zip(&folders) {
+    for (((shape, shown), line), folder) in shapes.into_iter().zip(shown).zip(lines.lines()).zip(&folders) {
         let by_spiffe = (!line.starts_with("ok ")).then(|| line.to_owned());
-        judged.push((what, reason, by_spiffe, openssl(&shown, folder, &trusted)?));
+        judged.push((shape, [by_spiffe, openssl(&shown, usage, folder, &trusted)?]));
     }
     Ok(judged)
 }
 
 fn lay_out(shown: &Shown, folder: &Path) -> Result<PathBuf> {
     std::fs::create_dir_all(folder)?;
-    std::fs::write(folder.join("key.der"), &shown.key)?;
+    // py-spiffe cannot read the second version of PKCS#8 (RFC 5958), in which rcgen writes Ed25519: the first has no public key.
+    let key = match &shown.key[..] {
+        [0x30, 0x51, 2, 1, 1, rest @ ..] => [&[0x30, 0x2e, 2, 1, 0], &rest[..43]].concat(),
+        key => key.to_vec(),
+    };
+    std::fs::write(folder.join("key.der"), key)?;
     std::fs::write(
         folder.join("chain.der"),
         shown.chain.iter().flat_map(|one| one.to_vec()).collect::<Vec<u8>>(),
@@ -146,11 +212,15 @@ fn lay_out(shown: &Shown, folder: &Path) -> Result<PathBuf> {
     Ok(folder.to_owned())
 }
 
-/// Why OpenSSL refuses the chain of a client.
-fn openssl(shown: &Shown, folder: &Path, trusted: &Path) -> Result<Option<String>> {
+/// Why OpenSSL refuses the chain: all that it finds.
+fn openssl(shown: &Shown, usage: Usage, folder: &Path, trusted: &Path) -> Result<Option<String>> {
+    let purpose = match usage {
+        Usage::Client => "sslclient",
+        Usage::Server => "sslserver",
+    };
     let mut command = Command::new("openssl");
     command
-        .args(["verify", "-purpose", "sslclient", "-x509_strict", "-trusted"])
+        .args(["verify", "-purpose", purpose, "-x509_strict", "-trusted"])
         .arg(trusted);
     for at in 1..shown.chain.len() {
         command.arg("-untrusted").arg(folder.join(format!("{at}.der")));
@@ -160,10 +230,13 @@ fn openssl(shown: &Shown, folder: &Path, trusted: &Path) -> Result<Option<String
         .output()
         .context("there is no openssl")?;
     let said = String::from_utf8_lossy(&output.stderr);
-    let why = said
+    let found: Vec<_> = said
         .lines()
-        .find(|line| line.starts_with("error "))
-        .or(said.lines().next())
-        .unwrap_or("refused");
-    Ok((!output.status.success()).then(|| why.to_owned()))
+        .filter(|line| line.starts_with("error ") && line.contains(" lookup: "))
+        .collect();
+    let why = match found.is_empty() {
+        false => found.join("; "),
+        true => said.lines().next().unwrap_or("refused").to_owned(),
+    };
+    Ok((!output.status.success()).then_some(why))
 }

@@ -5,6 +5,9 @@
 mod authority;
 mod behind;
 mod certificates;
+#[cfg(test)]
+#[path = "../../sidecar/src/tls/tests/draft.rs"]
+mod draft;
 mod early;
 mod ending;
 mod ends;
@@ -25,6 +28,7 @@ mod spoofs;
 mod strange;
 mod testssl;
 mod tunnels;
+mod updates;
 
 use support::relay::{raw, world};
 

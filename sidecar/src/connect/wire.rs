@@ -595,6 +595,9 @@ impl Wires {
 
 #[cfg(test)]
 mod tests {
+    use std::os::fd::OwnedFd;
+    use std::os::unix::net::UnixDatagram;
+
     use super::*;
     use crate::http2::Settings;
 
@@ -701,6 +704,63 @@ mod tests {
         drop(pipe);
         let error = flush(&mut wires, key).expect_err("nobody is there");
         assert_eq!(error.kind(), io::ErrorKind::BrokenPipe);
+    }
+
+    /// A socket that keeps what each write has said apart, and its other end.
+    async fn packets() -> (TcpStream, UnixDatagram) {
+        let (ours, theirs) = UnixDatagram::pair().expect("a pair");
+        for socket in [&ours, &theirs] {
+            socket.set_nonblocking(true).expect("a socket");
+        }
+        let ours = std::net::TcpStream::from(OwnedFd::from(ours));
+        let ours = TcpStream::from_std(ours).expect("a socket");
+        ours.writable().await.expect("there is room");
+        (ours, theirs)
+    }
+
+    /// Has a wire say many frames and flushes it once: how much it said, and what each of its writes brought.
+    fn flushed_once(transport: Transport, other: &UnixDatagram) -> (usize, Vec<Vec<u8>>) {
+        let mut wires = Wires::new(1 << 20);
+        let now = Instant::now();
+        let engine = Connection::client(Arc::new(Settings::default()), false, now, &mut wires.shared);
+        let peer = SocketAddr::from(([0, 0, 0, 0], 0));
+        let side = Side::Server { pool: Key::NONE };
+        let key = wires.insert(transport, Vec::new(), engine, peer, side, now);
+        let (wire, shared) = wires.touch(key).expect("it is open");
+        while wire.engine.output().len() < 100_000 {
+            wire.engine.say_goaway(0, Reason::NO_ERROR, "a frame");
+        }
+        let said = wire.engine.output().len();
+        assert!(matches!(wire.flush(shared), Ok(true)));
+        assert_eq!(wire.flushed, said as u64);
+        let (mut writes, mut room) = (Vec::new(), vec![0; 1 << 20]);
+        while let Ok(n) = other.recv(&mut room) {
+            writes.push(room[..n].to_vec());
+        }
+        (said, writes)
+    }
+
+    #[tokio::test]
+    async fn one_flush_is_one_write_and_in_tls_of_as_few_full_records_as_it_fits_into() {
+        let (socket, other) = packets().await;
+        let (said, writes) = flushed_once(Transport::Socket(socket), &other);
+        assert_eq!(writes.iter().map(Vec::len).collect::<Vec<_>>(), [said]);
+
+        let ((_, session), _peer) = tls::tests::both(tls::Alpn::H2).await;
+        let (socket, other) = packets().await;
+        let (said, writes) = flushed_once(Transport::Tls(socket, Box::new(session)), &other);
+        assert_eq!(writes.len(), 1, "one write");
+        let (mut records, mut rest) = (Vec::new(), &writes[0][..]);
+        while let [23, 3, 3, high, low, tail @ ..] = rest {
+            let length = usize::from(u16::from_be_bytes([*high, *low]));
+            // Behind the plaintext stand its kind and a tag (RFC 8446, 5.2).
+            records.push(length - 1 - 16);
+            rest = &tail[length..];
+        }
+        assert!(rest.is_empty(), "nothing else is written");
+        let mut expected = vec![16_384; said / 16_384];
+        expected.push(said % 16_384);
+        assert_eq!(records, expected);
     }
 
     #[tokio::test]

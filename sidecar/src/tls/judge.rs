@@ -3,6 +3,7 @@
 use std::time::{Duration, SystemTime};
 
 use portunus_proto::SpiffeId;
+use portunus_proto::limits::MOST_ISSUERS;
 use portunus_proto::svid::{self, NotSvid, SKEW, Usage};
 use rustls::pki_types::{CertificateDer, UnixTime};
 use webpki::{EndEntityCert, KeyUsage};
@@ -11,8 +12,6 @@ use super::credential::Bundle;
 use super::refused::Refused;
 use super::remembered;
 
-/// Longest chain of issuers below the root. Honest ones have one or two.
-const MOST_INTERMEDIATES: usize = 8;
 impl Bundle {
     /// Judges a chain, from leaf to last issuer, as a handshake would: whom it proves. It is for tools and tests; who a
     /// connection's other end is, its [`Peer`](super::Peer) alone says.
@@ -35,8 +34,8 @@ pub(super) fn check_chain(
     usage: Usage,
     now: UnixTime,
 ) -> Result<(), Refused> {
-    if intermediates.len() > MOST_INTERMEDIATES {
-        return Err(Refused::Chain(format!("it has more than {MOST_INTERMEDIATES} issuers")));
+    if intermediates.len() > MOST_ISSUERS {
+        return Err(Refused::Chain(format!("it has more than {MOST_ISSUERS} issuers")));
     }
     let end_entity = EndEntityCert::try_from(leaf).map_err(|error| refused(error, leaf, usage))?;
     let verify_at = |time: UnixTime| {
@@ -65,15 +64,8 @@ pub(super) fn check_chain(
         other => other,
     };
     let path = path.map_err(|error| refused(error, leaf, usage))?;
-    // rustls-webpki does not ask whether an issuer's key usage lets it certify (RFC 5280, 6.1.4 n).
     for issuer in path.intermediate_certificates() {
-        let issuer = issuer.der();
-        let issuer = svid::parse(&issuer)?;
-        let key_usage = issuer.key_usage();
-        let key_usage = key_usage.map_err(|error| NotSvid::Malformed(error.to_string()))?;
-        if key_usage.is_some_and(|allowed| !allowed.value.key_cert_sign()) {
-            return Err(NotSvid::KeyUsage("an issuer's does not have keyCertSign").into());
-        }
+        svid::may_certify(&issuer.der())?;
     }
     Ok(())
 }

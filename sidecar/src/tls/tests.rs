@@ -2,6 +2,7 @@
 
 mod authority;
 mod certificates;
+mod draft;
 mod forged;
 mod handshake;
 mod plain;
@@ -26,7 +27,7 @@ use super::{Bundle, Credential};
 pub(crate) use handshake::both;
 
 use authority::{Authority, OURS, PEERS, Shown, leaf_params, soon};
-use plain::{Anything, client_config, server_config};
+use plain::{Anything, client_config, client_config_by, server_config, server_config_by};
 
 /// Long enough for the slowest machine; nothing waits for its end in a test that passes.
 const IN_TIME: Duration = Duration::from_secs(20);

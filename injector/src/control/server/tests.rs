@@ -40,6 +40,7 @@ use crate::control::identity::Authority;
 use crate::control::{Error, Settings, run};
 use crate::testing::{Directory, Log, domain, state_files, workload};
 
+mod certificates;
 mod hostile;
 
 const SOON: Duration = Duration::from_secs(15);

@@ -4,6 +4,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use portunus_proto::limits::MOST_ISSUERS;
 use portunus_proto::svid::{self, SKEW, Usage};
 use portunus_proto::{CONTROL_ACCOUNT, SpiffeId, TrustDomain, key_exchanges};
 use rcgen::KeyPair;
@@ -82,7 +83,7 @@ fn provider() -> CryptoProvider {
     }
 }
 
-/// webpki judges the chain, [`svid`] the leaf, as sidecars do it. A client may have no certificate; what it may then do is decided later.
+/// webpki judges the chain, [`svid`] the leaf and whether its issuers may certify, as sidecars do it. A client may have no certificate; what it may then do is decided later.
 struct Verifier {
     chain: Arc<dyn ClientCertVerifier>,
     domain: TrustDomain,
@@ -106,6 +107,11 @@ impl Verifier {
         })
     }
 }
+
+/// Nobody honest shows so many.
+#[derive(Debug, thiserror::Error)]
+#[error("the peer's certificate chain has more than {MOST_ISSUERS} issuers")]
+struct TooManyIssuers;
 
 impl fmt::Debug for Verifier {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -133,6 +139,12 @@ impl ClientCertVerifier for Verifier {
         now: UnixTime,
     ) -> Result<ClientCertVerified, rustls::Error> {
         use CertificateError as E;
+        fn refused(why: impl std::error::Error + Send + Sync + 'static) -> rustls::Error {
+            rustls::Error::InvalidCertificate(E::Other(OtherError(Arc::new(why))))
+        }
+        if intermediates.len() > MOST_ISSUERS {
+            return Err(refused(TooManyIssuers));
+        }
         let verify_at = |seconds| {
             let time = UnixTime::since_unix_epoch(Duration::from_secs(seconds));
             self.chain.verify_client_cert(leaf, intermediates, time)
@@ -147,7 +159,10 @@ impl ClientCertVerifier for Verifier {
             }
             other => other,
         }?;
-        let refused = |why| rustls::Error::InvalidCertificate(E::Other(OtherError(Arc::new(why))));
+        // Which of them stand between leaf and root is not said here: so all that are shown have to be issuers.
+        for issuer in intermediates {
+            svid::may_certify(issuer).map_err(refused)?;
+        }
         svid::judge(leaf, &self.domain, &[Usage::Client]).map_err(refused)?;
         Ok(verified)
     }

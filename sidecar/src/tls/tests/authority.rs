@@ -6,8 +6,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, SystemTime};
 
 use rcgen::{
-    BasicConstraints, CertificateParams, CertifiedIssuer, CustomExtension, DistinguishedName, DnType,
-    ExtendedKeyUsagePurpose, IsCa, KeyPair, KeyUsagePurpose, SanType,
+    BasicConstraints, CertificateParams, CertifiedIssuer, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa,
+    KeyPair, KeyUsagePurpose, SanType,
 };
 use rustls::crypto::aws_lc_rs;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
@@ -49,6 +49,13 @@ pub(super) fn authority_params(name: &str) -> CertificateParams {
     params
 }
 
+/// An issuer with nothing wrong.
+pub(super) fn issuer_params() -> CertificateParams {
+    // Each has a name of its own, or the wrong one of two would be tried, too.
+    static COUNT: AtomicUsize = AtomicUsize::new(0);
+    authority_params(&format!("issuer {}", COUNT.fetch_add(1, Ordering::Relaxed)))
+}
+
 /// A leaf with nothing wrong.
 pub(super) fn leaf_params(uri: &str) -> CertificateParams {
     let mut params = CertificateParams::default();
@@ -73,11 +80,13 @@ impl Authority {
     }
 
     pub(super) fn below(&self, change: impl FnOnce(&mut CertificateParams)) -> Authority {
-        // Each has a name of its own, or the wrong one of two would be tried, too.
-        static COUNT: AtomicUsize = AtomicUsize::new(0);
-        let mut params = authority_params(&format!("issuer {}", COUNT.fetch_add(1, Ordering::Relaxed)));
+        let mut params = issuer_params();
         change(&mut params);
-        let issuer = CertifiedIssuer::signed_by(params, KeyPair::generate().unwrap(), &self.issuer).unwrap();
+        self.certify_issuer(params, KeyPair::generate().unwrap())
+    }
+
+    pub(super) fn certify_issuer(&self, params: CertificateParams, key: KeyPair) -> Authority {
+        let issuer = CertifiedIssuer::signed_by(params, key, &self.issuer).unwrap();
         let mut chain = vec![issuer.der().clone()];
         chain.extend_from_slice(&self.chain);
         Authority { issuer, chain }
@@ -113,28 +122,4 @@ impl Shown {
         let key = aws_lc_rs::sign::any_supported_type(&self.private()).unwrap();
         Arc::new(CertifiedKey::new(self.chain.clone(), key))
     }
-}
-
-pub(super) fn der(tag: u8, parts: &[&[u8]]) -> Vec<u8> {
-    let content = parts.concat();
-    let mut bytes = vec![tag];
-    match u8::try_from(content.len()) {
-        Ok(short @ 0..128) => bytes.push(short),
-        _ => {
-            bytes.push(0x82);
-            bytes.extend_from_slice(&u16::try_from(content.len()).unwrap().to_be_bytes());
-        }
-    }
-    bytes.extend_from_slice(&content);
-    bytes
-}
-
-/// The names of a certificate, with whatever bytes.
-pub(super) fn uri_names(uris: &[&[u8]]) -> CustomExtension {
-    let names: Vec<_> = uris.iter().map(|uri| der(0x86, &[uri])).collect();
-    let names: Vec<&[u8]> = names.iter().map(Vec::as_slice).collect();
-    let mut extension = CustomExtension::from_oid_content(&[2, 5, 29, 17], der(0x30, &names));
-    // As for every certificate whose subject is empty (RFC 5280, 4.2.1.6).
-    extension.set_criticality(true);
-    extension
 }

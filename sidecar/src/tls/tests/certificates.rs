@@ -1,19 +1,21 @@
 //! Whom we refuse, in both directions, and whom we do not.
 
-use rcgen::ExtendedKeyUsagePurpose as Eku;
+use portunus_proto::svid::Usage;
 use tokio::net::{TcpListener, TcpStream};
 
 use super::super::credential::SHA256;
 use super::super::{Alpn, Credential, Error, NotSvid, Peer, Refused, Unusable, accept, connect};
-use super::shapes::{right, wrong};
+use super::draft::bare;
+use super::plain::providers;
+use super::shapes::{LEAST, enough_of_each, right, wrong};
 use super::*;
 
 const SECRET: &[u8] = b"an application's words";
 
-/// What comes of a call by one that shows this, and what that one saw.
-async fn called_by(credential: &Credential, shown: Option<&Shown>) -> (Result<Peer, Error>, Saw) {
+/// What comes of a call by such a one, and what that one saw.
+async fn called_by(credential: &Credential, config: ClientConfig) -> (Result<Peer, Error>, Saw) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let peer = calls(listener.local_addr().unwrap(), client_config(shown), SECRET);
+    let peer = calls(listener.local_addr().unwrap(), config, SECRET);
     let (socket, _) = listener.accept().await.unwrap();
     let accepted = accept(socket, Vec::new(), credential, IN_TIME).await;
     let accepted = accepted.map(|(_, session)| session.peer().clone());
@@ -23,9 +25,9 @@ async fn called_by(credential: &Credential, shown: Option<&Shown>) -> (Result<Pe
     )
 }
 
-/// What comes of a call to one that shows this, and what that one saw.
-async fn calling(credential: &Credential, shown: &Shown, expected: &str) -> (Result<Peer, Error>, Saw) {
-    let (address, peer) = is_called(server_config(shown), SECRET);
+/// What comes of a call to such a one, and what that one saw.
+async fn calling(credential: &Credential, config: ServerConfig, expected: &str) -> (Result<Peer, Error>, Saw) {
+    let (address, peer) = is_called(config, SECRET);
     let socket = TcpStream::connect(address).await.unwrap();
     let connected = connect(socket, credential, &id(expected), Alpn::H2, IN_TIME).await;
     let connected = connected.map(|(_, session)| session.peer().clone());
@@ -49,58 +51,140 @@ fn alert(reason: &str) -> &'static str {
 }
 
 fn refused(what: &str, reason: &str, found: (Result<Peer, Error>, Saw)) {
+    assert_eq!(wrongly_judged(what, reason, alert(reason), found), None);
+}
+
+/// What is wrong with how it was refused, if anything is.
+fn wrongly_judged(what: &str, reason: &str, alert: &str, found: (Result<Peer, Error>, Saw)) -> Option<String> {
     let (result, saw) = found;
-    let error = result.expect_err(what);
-    assert!(matches!(error, Error::Refused(_)), "{what}: {error}");
-    assert_eq!(error.reason(), reason, "{what}: {error}");
-    assert_eq!(saw.plain, b"", "{what}");
     let told = saw.error.unwrap_or_default();
-    assert!(told.contains(alert(reason)), "{what}: the peer was told {told:?}");
+    match result {
+        Ok(_) => Some(format!("{what}: it was taken")),
+        Err(Error::Refused(why)) if why.reason() == reason && saw.plain.is_empty() && told.contains(alert) => None,
+        Err(error) => Some(format!("{what}: {}, {error}; told {told:?}", error.reason())),
+    }
 }
 
 #[tokio::test]
 async fn a_caller_whose_certificate_is_wrong_is_refused_and_told_why() {
     let root = Authority::root("root");
     let credential = root.credential();
-    let shapes = wrong(&root);
-    assert!(shapes.len() >= 60, "only {}", shapes.len());
-    for (what, reason, shown) in shapes {
-        refused(what, reason, called_by(&credential, Some(&shown)).await);
+    let shapes = wrong(&root, Usage::Client);
+    enough_of_each(&shapes);
+    let mut wrongly = Vec::new();
+    for shape in shapes {
+        let found = called_by(&credential, client_config(Some(&shape.show()))).await;
+        wrongly.extend(wrongly_judged(&shape.name(), shape.reason, alert(shape.reason), found));
     }
-    refused("none", "no_certificate", called_by(&credential, None).await);
-    let for_servers = root.leaf(|params| params.extended_key_usages = vec![Eku::ServerAuth]);
-    let found = called_by(&credential, Some(&for_servers)).await;
-    refused("for servers alone", "extended_key_usage", found);
+    assert!(wrongly.is_empty(), "{wrongly:#?}");
 }
 
 #[tokio::test]
 async fn a_server_whose_certificate_is_wrong_is_refused_and_told_why() {
     let root = Authority::root("root");
     let credential = root.credential();
-    for (what, reason, shown) in wrong(&root) {
-        refused(what, reason, calling(&credential, &shown, PEERS).await);
+    let shapes = wrong(&root, Usage::Server);
+    enough_of_each(&shapes);
+    let mut wrongly = Vec::new();
+    for shape in shapes {
+        let found = calling(&credential, server_config(&shape.show()), PEERS).await;
+        wrongly.extend(wrongly_judged(&shape.name(), shape.reason, alert(shape.reason), found));
     }
-    let for_clients = root.leaf(|params| params.extended_key_usages = vec![Eku::ClientAuth]);
-    let found = calling(&credential, &for_clients, PEERS).await;
-    refused("for clients alone", "extended_key_usage", found);
-    let found = calling(&credential, &root.leaf(|_| {}), OURS).await;
-    refused("somebody else", "wrong_identity", found);
+    assert!(wrongly.is_empty(), "{wrongly:#?}");
+    for other in [
+        OURS,
+        "spiffe://cluster.local/ns/shop/sa/Caller",
+        "spiffe://cluster.local/ns/shop/sa/caller2",
+    ] {
+        let shown = root.certify(&leaf_params(other));
+        let found = calling(&credential, server_config(&shown), PEERS).await;
+        refused(other, "wrong_identity", found);
+    }
+}
+
+#[tokio::test]
+async fn a_caller_without_a_certificate_is_refused_however_it_shakes_hands() {
+    let credential = Authority::root("root").credential();
+    let mut count = 0;
+    for provider in providers() {
+        // An empty list, and an empty list with a proof of a key.
+        for shown in [None].into_iter().chain(bare().into_iter().map(Some)) {
+            let config = client_config_by(provider.clone(), shown.as_ref());
+            refused("none", "no_certificate", called_by(&credential, config).await);
+            count += 1;
+        }
+    }
+    assert!(count >= LEAST, "only {count}");
+}
+
+#[tokio::test]
+async fn a_server_without_a_certificate_is_refused_however_it_shakes_hands() {
+    let credential = Authority::root("root").credential();
+    let mut count = 0;
+    for provider in providers() {
+        for shown in bare() {
+            let config = server_config_by(provider.clone(), &shown);
+            // rustls ends the connection without the alert that RFC 8446, 4.4.2.4, has for it.
+            let found = calling(&credential, config, PEERS).await;
+            assert_eq!(wrongly_judged("none", "no_certificate", "", found), None);
+            count += 1;
+        }
+    }
+    assert!(count >= LEAST, "only {count}");
 }
 
 #[tokio::test]
 async fn peers_with_nothing_wrong_are_known_by_their_one_name() {
     let root = Authority::root("root");
     let credential = root.credential();
-    for (what, shown) in right(&root) {
+    for shape in right(&root) {
+        let (what, shown) = (shape.name(), shape.show());
         let hash = SHA256.hash(&shown.chain[0]);
         for (result, saw) in [
-            called_by(&credential, Some(&shown)).await,
-            calling(&credential, &shown, PEERS).await,
+            called_by(&credential, client_config(Some(&shown))).await,
+            calling(&credential, server_config(&shown), PEERS).await,
         ] {
             let peer = result.unwrap_or_else(|error| panic!("{what}: {error}"));
             assert_eq!(peer.id(), &id(PEERS), "{what}: {saw:?}");
             assert_eq!(peer.hash(), hash.as_ref(), "{what}");
             assert!(peer.not_after() > soon(-60), "{what}");
+        }
+    }
+}
+
+#[test]
+fn clocks_may_be_twenty_seconds_apart_and_no_second_more() {
+    const NOW: u64 = 2_000_000_000;
+    let at = |seconds| SystemTime::UNIX_EPOCH + Duration::from_secs(seconds);
+    let (from, until) = (NOW - 1_000, NOW + 1_000);
+    let root = Authority::root("root");
+    let lives = |params: &mut rcgen::CertificateParams| {
+        (params.not_before, params.not_after) = (at(from).into(), at(until).into());
+    };
+    let chains = [
+        root.leaf(lives),
+        root.below(lives).leaf(|params| {
+            (params.not_before, params.not_after) = (at(from - 1_000).into(), at(until + 1_000).into());
+        }),
+    ];
+    for shown in chains {
+        for usage in [Usage::Client, Usage::Server] {
+            let judge = |now| {
+                let now = UnixTime::since_unix_epoch(Duration::from_secs(now));
+                root.bundle().judge(&shown.chain, usage, now)
+            };
+            for early in 0..=30 {
+                match judge(from - early) {
+                    Ok(_) => assert!(early <= 20, "taken {early} s before it begins"),
+                    Err(why) => assert!(early > 20 && why.reason() == "not_yet_valid", "{early} s before: {why}"),
+                }
+            }
+            for late in 0..=30 {
+                match judge(until + late) {
+                    Ok(_) => assert!(late <= 20, "taken {late} s after it ended"),
+                    Err(why) => assert!(late > 20 && why.reason() == "expired", "{late} s after: {why}"),
+                }
+            }
         }
     }
 }
@@ -113,13 +197,13 @@ async fn every_root_of_a_bundle_is_believed_and_none_that_left_it() {
     let both = Bundle::new(domain.clone(), &roots).unwrap();
     let credential = old.credential().with_bundle(both).unwrap();
     for root in [&old, &new] {
-        let (result, _) = called_by(&credential, Some(&root.leaf(|_| {}))).await;
+        let (result, _) = called_by(&credential, client_config(Some(&root.leaf(|_| {})))).await;
         result.expect("it is in the bundle");
     }
     let credential = credential.with_bundle(new.bundle()).unwrap();
-    let found = called_by(&credential, Some(&old.leaf(|_| {}))).await;
+    let found = called_by(&credential, client_config(Some(&old.leaf(|_| {})))).await;
     refused("the root left", "unknown_issuer", found);
-    let found = calling(&credential, &old.leaf(|_| {}), PEERS).await;
+    let found = calling(&credential, server_config(&old.leaf(|_| {})), PEERS).await;
     refused("the root left", "unknown_issuer", found);
 }
 

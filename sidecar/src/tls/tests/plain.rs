@@ -3,12 +3,15 @@
 
 use std::sync::Arc;
 
+use portunus_proto::key_exchanges;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
-use rustls::crypto::aws_lc_rs;
+use rustls::crypto::{CryptoProvider, aws_lc_rs};
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
 use rustls::sign::CertifiedKey;
-use rustls::{ClientConfig, DigitallySignedStruct, DistinguishedName, ServerConfig, SignatureScheme};
+use rustls::{
+    ClientConfig, DigitallySignedStruct, DistinguishedName, ServerConfig, SignatureScheme, SupportedCipherSuite,
+};
 
 use super::authority::Shown;
 
@@ -111,9 +114,28 @@ impl rustls::client::ResolvesClientCert for Always {
     }
 }
 
+/// All that may be agreed on: each suite with each exchange of keys.
+pub(super) fn providers() -> Vec<CryptoProvider> {
+    let all = aws_lc_rs::default_provider();
+    let suites = all.cipher_suites.iter().filter(|suite| suite.tls13().is_some());
+    let with = |suite: &SupportedCipherSuite| {
+        let suite = *suite;
+        key_exchanges().into_iter().map(move |exchange| CryptoProvider {
+            cipher_suites: vec![suite],
+            kx_groups: vec![exchange],
+            ..aws_lc_rs::default_provider()
+        })
+    };
+    suites.flat_map(with).collect()
+}
+
 /// A plain rustls client that shows this, or nothing.
 pub(super) fn client_config(shown: Option<&Shown>) -> ClientConfig {
-    let builder = ClientConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
+    client_config_by(aws_lc_rs::default_provider(), shown)
+}
+
+pub(super) fn client_config_by(provider: CryptoProvider, shown: Option<&Shown>) -> ClientConfig {
+    let builder = ClientConfig::builder_with_provider(Arc::new(provider))
         .with_protocol_versions(&[&rustls::version::TLS13])
         .unwrap()
         .dangerous()
@@ -128,7 +150,11 @@ pub(super) fn client_config(shown: Option<&Shown>) -> ClientConfig {
 
 /// A plain rustls server that shows this.
 pub(super) fn server_config(shown: &Shown) -> ServerConfig {
-    let mut config = ServerConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
+    server_config_by(aws_lc_rs::default_provider(), shown)
+}
+
+pub(super) fn server_config_by(provider: CryptoProvider, shown: &Shown) -> ServerConfig {
+    let mut config = ServerConfig::builder_with_provider(Arc::new(provider))
         .with_protocol_versions(&[&rustls::version::TLS13])
         .unwrap()
         .with_client_cert_verifier(Arc::new(Anything { demands: true }))

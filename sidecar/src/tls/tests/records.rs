@@ -7,6 +7,7 @@ use proptest::prelude::*;
 use rustls::ConnectionCommon;
 use rustls::client::UnbufferedClientConnection;
 use rustls::server::UnbufferedServerConnection;
+use rustls::{CipherSuiteCommon, SupportedCipherSuite, Tls13CipherSuite};
 
 use super::super::engine::{Engine, Step};
 use super::super::output::Output;
@@ -312,6 +313,90 @@ fn the_peers_new_keys_are_taken_and_answered() {
     }
     update(called());
     update(calling());
+}
+
+/// A suite whose keys may serve for so few records that they are changed again and again.
+fn short_lived() -> rustls::crypto::CryptoProvider {
+    let suite = aws_lc_rs::cipher_suite::TLS13_AES_128_GCM_SHA256.tls13().unwrap();
+    let suite: &'static Tls13CipherSuite = Box::leak(Box::new(Tls13CipherSuite {
+        common: CipherSuiteCommon {
+            suite: suite.common.suite,
+            hash_provider: suite.common.hash_provider,
+            confidentiality_limit: RECORDS_A_KEY,
+        },
+        hkdf_provider: suite.hkdf_provider,
+        aead_alg: suite.aead_alg,
+        quic: None,
+    }));
+    rustls::crypto::CryptoProvider {
+        cipher_suites: vec![SupportedCipherSuite::Tls13(suite)],
+        ..aws_lc_rs::default_provider()
+    }
+}
+
+const RECORDS_A_KEY: u64 = 16;
+
+#[test]
+fn our_own_keys_are_changed_before_they_have_served_for_too_many_records() {
+    fn serve<C, S>(mut pair: Pair<C>)
+    where
+        C: DerefMut<Target = ConnectionCommon<S>>,
+        S: rustls::SideData,
+    {
+        let mut records = 0;
+        for round in 0..400 {
+            pair.session.seal(&some(round + 1)).unwrap();
+            records += count_records(pair.session.output());
+            // Whoever kept the old key could open nothing of it.
+            assert!(
+                heard(&mut pair.other, &mut pair.session) == some(round + 1),
+                "round {round}"
+            );
+            // What the peer says meanwhile changes nothing.
+            let bytes = sealed(&mut pair.other, &some(round));
+            assert_eq!(read_all(&mut pair.session, &[&bytes]).unwrap().0, some(round));
+        }
+        // A KeyUpdate is one of the records that a key serves for.
+        let updates = records - 400;
+        let least = 400 / usize::try_from(RECORDS_A_KEY).unwrap();
+        assert!((least..least + 4).contains(&updates), "{updates} updates");
+        // As many at once as the old key could not have served for to the end.
+        for _ in 0..20 {
+            pair.session.seal(&some(160_000)).unwrap();
+            assert!(heard(&mut pair.other, &mut pair.session) == some(160_000));
+        }
+        pair.session.close();
+        assert_eq!(heard(&mut pair.other, &mut pair.session), b"");
+        assert!(pair.other.process_new_packets().unwrap().peer_has_closed());
+    }
+    let root = Authority::root("root");
+    let shown = root.leaf(|_| {});
+    let peer = || Peer {
+        id: id(PEERS),
+        hash: [0; 32],
+        not_after: soon(60),
+    };
+    let mut config = server_config_by(short_lived(), &shown);
+    config.send_tls13_tickets = 0;
+    let engine = UnbufferedServerConnection::new(Arc::new(config)).unwrap();
+    let other = client(client_config(Some(&shown)));
+    serve(shaken(Engine::Server(Box::new(engine)), other, peer));
+    let name = ServerName::try_from("a.invalid").unwrap();
+    let config = Arc::new(client_config_by(short_lived(), Some(&shown)));
+    let engine = UnbufferedClientConnection::new(config, name).unwrap();
+    let mut config = server_config(&shown);
+    config.send_tls13_tickets = 0;
+    serve(shaken(Engine::Client(Box::new(engine)), server(config), peer));
+}
+
+fn count_records(mut bytes: &[u8]) -> usize {
+    let mut count = 0;
+    while let [_, 3, 3, high, low, tail @ ..] = bytes {
+        bytes = &tail[usize::from(u16::from_be_bytes([*high, *low]))..];
+        count += 1;
+    }
+    assert!(bytes.is_empty(), "a record is cut off");
+    count
 }
 
 #[test]
