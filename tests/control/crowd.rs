@@ -2,12 +2,14 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 use support::control::TRUST_DOMAIN;
-use support::{Control, Family, Pod, Program, Token, User, build, wait_until};
+use support::{Control, Family, Pod, Program, Token, User, build, http, wait_until};
 
+use crate::certificates::{A_LIFE, A_MINUTE};
 use crate::shop::{cpu, timed};
 
 #[test]
@@ -63,11 +65,59 @@ fn a_hundred_sidecars_ask_at_most_once_each_when_control_comes_and_hear_within_a
     });
 }
 
+#[test]
+fn a_hundred_whose_certificates_fell_due_or_ended_while_control_was_away_ask_at_most_once_each_when_it_comes() {
+    support::test(|mesh| {
+        let mut control = mesh.control(&A_MINUTE)?;
+        let pod = mesh.pod("crowd")?;
+        let tokens = enrol(&control)?;
+        wait_until(SOON, "control knows them", || {
+            control.output().contains(&format!("workloads={CROWD}"))
+        })?;
+        let crowd = Crowd::gather(&pod, &control, &tokens)?;
+        wait_until(SOON, "all have a stream", || {
+            crowd.all(|log| log.contains("control answers"))
+        })?;
+
+        control.kill()?;
+        control.apply("all", POLICY)?;
+        timed(A_LIFE, "every certificate is due", || crowd.all(is_due))?;
+        let due = comes_back(&mut control)?;
+        ensure!(due.certified == CROWD, "{} were certified", due.certified);
+        ensure!(due.refused == 0.0, "{} were refused", due.refused);
+        ensure!(due.joined == 0.0, "{} came by their token", due.joined);
+        let heard = crowd.all_heard(due.began)?;
+        println!(
+            "{:>8.0} ms after its return the last has heard what changed",
+            heard * 1_000.0
+        );
+        ensure!(heard < 1.4, "the last heard {heard:.2} s after control's return");
+
+        control.kill()?;
+        // They end 20 s after their time is over.
+        timed(A_LIFE * 2, "every certificate is over", || crowd.all_are_over(&pod))?;
+        let over = comes_back(&mut control)?;
+        ensure!(over.certified == CROWD, "{} were certified", over.certified);
+        ensure!(over.refused == 0.0, "{} were refused", over.refused);
+        ensure!(
+            over.joined == CROWD as f64,
+            "{} came by their token",
+            over.joined
+        );
+        ensure!(over.back < FIVE_SECONDS, "the last was back after {:?}", over.back);
+        Ok(())
+    });
+}
+
 /// What control heard of the crowd in the ten seconds after it came.
 struct Heard {
     /// How many asked for a certificate, each once.
     certified: usize,
+    /// How many of them by their token, since it was started.
+    joined: f64,
     refused: f64,
+    /// How long it took until all had a stream.
+    back: Duration,
     /// When it began to serve, if it was started: in seconds of the day.
     began: f64,
 }
@@ -96,9 +146,12 @@ fn heard_by(control: &mut Control, before: usize) -> Result<Heard> {
         ensure!(greedy.is_empty(), "more {what} than one each: {greedy:?}");
     }
     ensure!(back < TEN_SECONDS, "the last was back after {back:?}");
+    let metrics = control.metrics()?;
     Ok(Heard {
         certified: certified.len(),
-        refused: control.metrics()?.sum("portunus_control_refused_total", &[]),
+        joined: metrics.sum("portunus_control_certificates_total", &[("proof", "token")]),
+        refused: metrics.sum("portunus_control_refused_total", &[]),
+        back,
         began: said_at(output, "control serves sidecars").unwrap_or_default(),
     })
 }
@@ -157,7 +210,7 @@ impl Crowd {
         let start = |(number, token): (usize, &Token)| {
             let file = pod.folder().join(format!("token-{number}"));
             std::fs::write(&file, &token.text)?;
-            let port = |of: usize| format!("127.0.0.1:{}", FIRST_PORT + 3 * number + of);
+            let port = |of| address_of(number, of).to_string();
             let mut command = pod.command(User::Sidecar, &program);
             command.args(["proxy", "--workers", "1", "--control-address", &at]);
             command.args([
@@ -181,6 +234,14 @@ impl Crowd {
         self.0.iter().all(|one| is_so(&one.output()))
     }
 
+    /// Whether none of them has a certificate that serves.
+    fn all_are_over(&self, pod: &Pod) -> bool {
+        (0..self.0.len()).all(|number| {
+            let ready = http::get(pod, address_of(number, 2), "/ready");
+            ready.is_ok_and(|ready| ready.body.contains("certificate is over"))
+        })
+    }
+
     /// How long after `began` the last of them heard what has changed, in seconds.
     fn all_heard(&self, began: f64) -> Result<f64> {
         let mut last = 0.0;
@@ -191,6 +252,16 @@ impl Crowd {
         }
         Ok(last)
     }
+}
+
+/// The first, second or third address that one of them listens at.
+fn address_of(number: usize, of: usize) -> SocketAddr {
+    (Ipv4Addr::LOCALHOST, (FIRST_PORT + 3 * number + of) as u16).into()
+}
+
+/// Whether a sidecar has asked for another certificate, in vain, since it got its last.
+fn is_due(log: &str) -> bool {
+    log.rfind("there is no new certificate") > log.rfind("certified identity")
 }
 
 /// Whether the last that a sidecar said of control is that it is away.
@@ -204,5 +275,6 @@ const FOLLOWS: &str = "a sidecar follows";
 /// What all of them hear, whatever they follow.
 const POLICY: &str = "apiVersion: portunus.dev/v1alpha1\nkind: InboundPolicy\nmetadata: {name: all, namespace: shop}\n\
                       spec: {mtls: {mode: strict}}\n";
+const FIVE_SECONDS: Duration = Duration::from_secs(5);
 const TEN_SECONDS: Duration = Duration::from_secs(10);
 const SOON: Duration = Duration::from_secs(20);

@@ -110,7 +110,7 @@ impl Pace {
 }
 
 /// A random part of it.
-fn some(of: Duration) -> Duration {
+pub(super) fn some(of: Duration) -> Duration {
     of.mul_f64(rand::rng().random_range(0.0..1.0))
 }
 
