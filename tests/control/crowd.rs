@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 use support::control::TRUST_DOMAIN;
+use support::traffic::now;
 use support::{Control, Family, Pod, Program, Token, User, build, http, wait_until};
 
 use crate::certificates::{A_LIFE, A_MINUTE};
@@ -50,12 +51,24 @@ fn a_hundred_sidecars_ask_at_most_once_each_when_control_comes_and_hear_within_a
             "the last heard {heard:.2} s after control's return what had changed"
         );
 
-        // It hangs, with all their calls before its door, and goes on.
+        // It hangs, with all their calls before its door, those that were given up too, and goes on.
         control.program()?.pause()?;
         wait_until(SOON, "all miss it", || crowd.all(misses_control))?;
+        control.apply("all", &POLICY.replace("strict", "permissive"))?;
+        std::thread::sleep(TEN_SECONDS * 2);
         let before = control.output().len();
         control.program()?.resume()?;
+        let resumed = now() % A_DAY;
         let hung = heard_by(&mut control, before)?;
+        let heard = crowd.all_heard(resumed)?;
+        println!(
+            "{:>8.0} ms after it goes on the last has heard what changed",
+            heard * 1_000.0
+        );
+        ensure!(
+            heard < 1.4,
+            "the last heard {heard:.2} s after control went on what had changed"
+        );
         ensure!(
             hung.certified == 0,
             "they have certificates, and {} asked",
@@ -99,11 +112,7 @@ fn a_hundred_whose_certificates_fell_due_or_ended_while_control_was_away_ask_at_
         let over = comes_back(&mut control)?;
         ensure!(over.certified == CROWD, "{} were certified", over.certified);
         ensure!(over.refused == 0.0, "{} were refused", over.refused);
-        ensure!(
-            over.joined == CROWD as f64,
-            "{} came by their token",
-            over.joined
-        );
+        ensure!(over.joined == CROWD as f64, "{} came by their token", over.joined);
         ensure!(over.back < FIVE_SECONDS, "the last was back after {:?}", over.back);
         Ok(())
     });
@@ -248,7 +257,7 @@ impl Crowd {
         for one in &self.0 {
             let at = said_at(&one.output(), "what is accepted changed").context("one has not heard it")?;
             // There may be a midnight between.
-            last = f64::max(last, (at - began).rem_euclid(86_400.0));
+            last = f64::max(last, (at - began).rem_euclid(A_DAY));
         }
         Ok(last)
     }
@@ -269,6 +278,8 @@ fn misses_control(log: &str) -> bool {
     log.rfind("control is away") > log.rfind("control answers")
 }
 
+/// In seconds.
+const A_DAY: f64 = 86_400.0;
 const CROWD: usize = 100;
 const FIRST_PORT: usize = 20_000;
 const FOLLOWS: &str = "a sidecar follows";
