@@ -94,10 +94,11 @@ pub async fn run(stream: TcpStream, from: SocketAddr, house: Arc<House>) {
                 refused("no_room");
             }
         }
-        proven => match house.doorman.seat(from.ip()) {
-            Ok(_seat) => serve(tls, from, proven, &house).await,
+        Some((proven, not_after)) => match house.doorman.seat(from.ip(), &proven.id) {
+            Ok(_seat) => serve(tls, from, Some((proven, not_after)), &house).await,
             Err(Full::House) => refused("too_many"),
-            Err(Full::Address) => refused("too_many_of_address"),
+            Err(Full::Network) => refused("too_many_of_address"),
+            Err(Full::Identity) => refused("too_many_of_identity"),
         },
     }
 }
