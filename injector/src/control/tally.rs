@@ -13,6 +13,11 @@ impl<K: Eq + Hash> Tally<K> {
         self.0.get(key).copied().unwrap_or_default()
     }
 
+    /// How many there are of all.
+    pub fn total(&self) -> usize {
+        self.0.values().sum()
+    }
+
     /// One more.
     pub fn add(&mut self, key: K) {
         *self.0.entry(key).or_default() += 1;
