@@ -6,7 +6,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
-use support::traffic::{Call, PORT, Traffic, now};
+use support::traffic::{Call, Calls, PORT, Traffic, now};
 use support::{Family, Peer, Pod, Stack, in_netns};
 
 use crate::shop::{Greeter, Shop, member, none_failed, timed};
@@ -94,27 +94,15 @@ fn nothing_changes_while_control_is_away_and_what_changed_meanwhile_counts_withi
             matches!(echo(&shop.caller, quiet), Ok(Some(_)))
         })?;
         inside.flow(Duration::from_secs(2));
-        let ended = |call: &Call| call.at + call.ms / 1_000.0 - back;
         let known = late
             .calls()
             .0
             .iter()
             .filter(|call| call.is_ok())
-            .map(ended)
+            .map(|call| ended(call) - back)
             .fold(f64::MAX, f64::min);
         let inside = inside.calls();
-        let new = inside
-            .0
-            .iter()
-            .filter(|call| call.from == "hello-3")
-            .map(ended)
-            .fold(f64::MAX, f64::min);
-        let old = inside
-            .0
-            .iter()
-            .filter(|call| call.from == "hello-2")
-            .map(|call| call.at - back)
-            .fold(f64::MIN, f64::max);
+        let (new, old) = (first_of(&inside, "hello-3", back), last_of(&inside, "hello-2", back));
         println!(
             "after its return: {known:.3} s until the name, {new:.3} s until the new endpoint, {old:.3} s to the last call of the old"
         );
@@ -137,10 +125,11 @@ fn nothing_changes_while_control_is_away_and_what_changed_meanwhile_counts_withi
 }
 
 #[test]
-fn a_control_that_hangs_is_missed_and_its_going_on_is_noticed() {
+fn a_control_that_hangs_is_missed_and_what_changed_meanwhile_counts_within_a_second_of_its_going_on() {
     support::test(|mesh| {
         let shop = Shop::open(mesh, mesh.control(&[])?, 2, &[], &[])?;
-        let traffic = shop.calls(100, Duration::from_secs(60))?;
+        let spare = Greeter::start(mesh, &shop.control, "hello-3", "spare", &[])?;
+        let traffic = shop.calls(100, Duration::from_secs(120))?;
         shop.control.program()?.pause()?;
         timed(Duration::from_secs(15), "a control that hangs counts as away", || {
             let connected =
@@ -148,18 +137,64 @@ fn a_control_that_hangs_is_missed_and_its_going_on_is_noticed() {
             shop.sidecars()
                 .all(|sidecar| connected(sidecar).is_ok_and(|connected| connected == 0.0))
         })?;
-        traffic.flow(Duration::from_secs(5));
+        shop.control.revise(&shop.greeters[1].pod, &member("spare"))?;
+        shop.control.revise(&spare.pod, &member("hello"))?;
+        // Long enough for the caller to have given several connections up. It goes on in the worst moment.
+        traffic.flow(Duration::from_secs(25));
+        for (what, number) in [("has a connection", 1), ("has just given it up", 0)] {
+            timed(SOON, &format!("the caller {what}"), || {
+                connections_to(&shop.caller, CONTROL).is_ok_and(|open| open == number)
+            })?;
+        }
         shop.control.program()?.resume()?;
-        let back = timed(SOON, "all have a stream again", || {
+        let back = now();
+        let all = timed(SOON, "all have a stream again", || {
             let streams = shop
                 .control
                 .metrics()
                 .map(|metrics| metrics.sum("portunus_control_streams", &[]));
-            streams.is_ok_and(|streams| streams == 3.0)
+            streams.is_ok_and(|streams| streams == 4.0)
         })?;
-        ensure!(back < Duration::from_secs(4), "that took {back:?}");
-        none_failed(&traffic.calls(), 500, "while control hung")
+        ensure!(all < Duration::from_secs(4), "that took {all:?}");
+        timed(SOON, "the new endpoint is called", || {
+            traffic.calls().answered_by().contains("hello-3")
+        })?;
+        traffic.flow(Duration::from_secs(2));
+        let calls = traffic.calls();
+        let (new, old) = (first_of(&calls, "hello-3", back), last_of(&calls, "hello-2", back));
+        println!("after it goes on: {new:.3} s until the new endpoint, {old:.3} s to the last call of the old");
+        for (what, after) in [("the new endpoint", new), ("the end of the old", old)] {
+            ensure!(after < 1.0, "{what} came {after:.1} s after control went on");
+        }
+        none_failed(&calls, 2_000, "while control hung")
     });
+}
+
+/// When the first call that an endpoint answered ended, in seconds since a moment.
+fn first_of(calls: &Calls, endpoint: &str, since: f64) -> f64 {
+    let its = calls.0.iter().filter(|call| call.from == endpoint);
+    its.map(|call| ended(call) - since).fold(f64::MAX, f64::min)
+}
+
+/// When the last call that an endpoint answered began, in seconds since a moment.
+fn last_of(calls: &Calls, endpoint: &str, since: f64) -> f64 {
+    let its = calls.0.iter().filter(|call| call.from == endpoint);
+    its.map(|call| call.at - since).fold(f64::MIN, f64::max)
+}
+
+fn ended(call: &Call) -> f64 {
+    call.at + call.ms / 1_000.0
+}
+
+/// How many connections there are from a pod to this port of others, over IPv4 (proc_pid_net(5)).
+fn connections_to(pod: &Pod, port: u16) -> Result<usize> {
+    let table = in_netns(pod, || std::fs::read_to_string("/proc/thread-self/net/tcp"))??;
+    let is_one = |line: &&str| {
+        let mut fields = line.split_whitespace().skip(2);
+        let (to, state) = (fields.next().unwrap_or_default(), fields.next());
+        to.ends_with(&format!(":{port:04X}")) && state == Some(ESTABLISHED)
+    };
+    Ok(table.lines().filter(is_one).count())
 }
 
 /// UNAVAILABLE, with the sentence that says why.
@@ -199,5 +234,9 @@ fn echo(from: &Pod, to: SocketAddr) -> Result<Option<usize>> {
     })?
 }
 
+/// Where control listens.
+const CONTROL: u16 = 8080;
+/// As the kernel numbers it.
+const ESTABLISHED: &str = "01";
 const LATE: &str = "late.shop.svc.cluster.local";
 const SOON: Duration = Duration::from_secs(10);

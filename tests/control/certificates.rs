@@ -235,5 +235,5 @@ pub(crate) fn opened(sidecar: &Sidecar) -> f64 {
 }
 
 pub(crate) const A_MINUTE: [&str; 2] = ["--certificate-lifetime", "1m"];
-const A_LIFE: Duration = Duration::from_secs(60);
+pub(crate) const A_LIFE: Duration = Duration::from_secs(60);
 const SOON: Duration = Duration::from_secs(15);

@@ -2,12 +2,15 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 use support::control::TRUST_DOMAIN;
-use support::{Control, Family, Pod, Program, Token, User, build, wait_until};
+use support::traffic::now;
+use support::{Control, Family, Pod, Program, Token, User, build, http, wait_until};
 
+use crate::certificates::{A_LIFE, A_MINUTE};
 use crate::shop::{cpu, timed};
 
 #[test]
@@ -48,12 +51,24 @@ fn a_hundred_sidecars_ask_at_most_once_each_when_control_comes_and_hear_within_a
             "the last heard {heard:.2} s after control's return what had changed"
         );
 
-        // It hangs, with all their calls before its door, and goes on.
+        // It hangs, with all their calls before its door, those that were given up too, and goes on.
         control.program()?.pause()?;
         wait_until(SOON, "all miss it", || crowd.all(misses_control))?;
+        control.apply("all", &POLICY.replace("strict", "permissive"))?;
+        std::thread::sleep(TEN_SECONDS * 2);
         let before = control.output().len();
         control.program()?.resume()?;
+        let resumed = now() % A_DAY;
         let hung = heard_by(&mut control, before)?;
+        let heard = crowd.all_heard(resumed)?;
+        println!(
+            "{:>8.0} ms after it goes on the last has heard what changed",
+            heard * 1_000.0
+        );
+        ensure!(
+            heard < 1.4,
+            "the last heard {heard:.2} s after control went on what had changed"
+        );
         ensure!(
             hung.certified == 0,
             "they have certificates, and {} asked",
@@ -63,11 +78,55 @@ fn a_hundred_sidecars_ask_at_most_once_each_when_control_comes_and_hear_within_a
     });
 }
 
+#[test]
+fn a_hundred_whose_certificates_fell_due_or_ended_while_control_was_away_ask_at_most_once_each_when_it_comes() {
+    support::test(|mesh| {
+        let mut control = mesh.control(&A_MINUTE)?;
+        let pod = mesh.pod("crowd")?;
+        let tokens = enrol(&control)?;
+        wait_until(SOON, "control knows them", || {
+            control.output().contains(&format!("workloads={CROWD}"))
+        })?;
+        let crowd = Crowd::gather(&pod, &control, &tokens)?;
+        wait_until(SOON, "all have a stream", || {
+            crowd.all(|log| log.contains("control answers"))
+        })?;
+
+        control.kill()?;
+        control.apply("all", POLICY)?;
+        timed(A_LIFE, "every certificate is due", || crowd.all(is_due))?;
+        let due = comes_back(&mut control)?;
+        ensure!(due.certified == CROWD, "{} were certified", due.certified);
+        ensure!(due.refused == 0.0, "{} were refused", due.refused);
+        ensure!(due.joined == 0.0, "{} came by their token", due.joined);
+        let heard = crowd.all_heard(due.began)?;
+        println!(
+            "{:>8.0} ms after its return the last has heard what changed",
+            heard * 1_000.0
+        );
+        ensure!(heard < 1.4, "the last heard {heard:.2} s after control's return");
+
+        control.kill()?;
+        // They end 20 s after their time is over.
+        timed(A_LIFE * 2, "every certificate is over", || crowd.all_are_over(&pod))?;
+        let over = comes_back(&mut control)?;
+        ensure!(over.certified == CROWD, "{} were certified", over.certified);
+        ensure!(over.refused == 0.0, "{} were refused", over.refused);
+        ensure!(over.joined == CROWD as f64, "{} came by their token", over.joined);
+        ensure!(over.back < FIVE_SECONDS, "the last was back after {:?}", over.back);
+        Ok(())
+    });
+}
+
 /// What control heard of the crowd in the ten seconds after it came.
 struct Heard {
     /// How many asked for a certificate, each once.
     certified: usize,
+    /// How many of them by their token, since it was started.
+    joined: f64,
     refused: f64,
+    /// How long it took until all had a stream.
+    back: Duration,
     /// When it began to serve, if it was started: in seconds of the day.
     began: f64,
 }
@@ -96,9 +155,12 @@ fn heard_by(control: &mut Control, before: usize) -> Result<Heard> {
         ensure!(greedy.is_empty(), "more {what} than one each: {greedy:?}");
     }
     ensure!(back < TEN_SECONDS, "the last was back after {back:?}");
+    let metrics = control.metrics()?;
     Ok(Heard {
         certified: certified.len(),
-        refused: control.metrics()?.sum("portunus_control_refused_total", &[]),
+        joined: metrics.sum("portunus_control_certificates_total", &[("proof", "token")]),
+        refused: metrics.sum("portunus_control_refused_total", &[]),
+        back,
         began: said_at(output, "control serves sidecars").unwrap_or_default(),
     })
 }
@@ -157,7 +219,7 @@ impl Crowd {
         let start = |(number, token): (usize, &Token)| {
             let file = pod.folder().join(format!("token-{number}"));
             std::fs::write(&file, &token.text)?;
-            let port = |of: usize| format!("127.0.0.1:{}", FIRST_PORT + 3 * number + of);
+            let port = |of| address_of(number, of).to_string();
             let mut command = pod.command(User::Sidecar, &program);
             command.args(["proxy", "--workers", "1", "--control-address", &at]);
             command.args([
@@ -181,16 +243,34 @@ impl Crowd {
         self.0.iter().all(|one| is_so(&one.output()))
     }
 
+    /// Whether none of them has a certificate that serves.
+    fn all_are_over(&self, pod: &Pod) -> bool {
+        (0..self.0.len()).all(|number| {
+            let ready = http::get(pod, address_of(number, 2), "/ready");
+            ready.is_ok_and(|ready| ready.body.contains("certificate is over"))
+        })
+    }
+
     /// How long after `began` the last of them heard what has changed, in seconds.
     fn all_heard(&self, began: f64) -> Result<f64> {
         let mut last = 0.0;
         for one in &self.0 {
             let at = said_at(&one.output(), "what is accepted changed").context("one has not heard it")?;
             // There may be a midnight between.
-            last = f64::max(last, (at - began).rem_euclid(86_400.0));
+            last = f64::max(last, (at - began).rem_euclid(A_DAY));
         }
         Ok(last)
     }
+}
+
+/// The first, second or third address that one of them listens at.
+fn address_of(number: usize, of: usize) -> SocketAddr {
+    (Ipv4Addr::LOCALHOST, (FIRST_PORT + 3 * number + of) as u16).into()
+}
+
+/// Whether a sidecar has asked for another certificate, in vain, since it got its last.
+fn is_due(log: &str) -> bool {
+    log.rfind("there is no new certificate") > log.rfind("certified identity")
 }
 
 /// Whether the last that a sidecar said of control is that it is away.
@@ -198,11 +278,14 @@ fn misses_control(log: &str) -> bool {
     log.rfind("control is away") > log.rfind("control answers")
 }
 
+/// In seconds.
+const A_DAY: f64 = 86_400.0;
 const CROWD: usize = 100;
 const FIRST_PORT: usize = 20_000;
 const FOLLOWS: &str = "a sidecar follows";
 /// What all of them hear, whatever they follow.
 const POLICY: &str = "apiVersion: portunus.dev/v1alpha1\nkind: InboundPolicy\nmetadata: {name: all, namespace: shop}\n\
                       spec: {mtls: {mode: strict}}\n";
+const FIVE_SECONDS: Duration = Duration::from_secs(5);
 const TEN_SECONDS: Duration = Duration::from_secs(10);
 const SOON: Duration = Duration::from_secs(20);

@@ -69,20 +69,26 @@ Examples:
 A mistake looks like this:
   shop.yaml:12:11: mistake: InboundPolicy shop/all: spec.mtls.mode: is \"STRICT\"; expected one of strict, permissive, disabled
 
-Exit status: 0 no mistake, 1 a mistake, 2 the command was not understood.";
+Exit status: 0 no mistake, 1 a mistake (or nothing can be printed), 2 the command was not understood.";
 
 /// Runs the command.
 pub fn run(cli: Cli) -> ExitCode {
     let mut out = io::stdout().lock();
-    let done = match cli.command {
-        Command::Validate { dir, output, verbose } => validate::run(&dir, output, verbose, &mut out),
-        Command::Token { output } => token::run(output, &mut out).map(|()| ExitCode::SUCCESS),
-        Command::Version => writeln!(out, "portunus {}", env!("CARGO_PKG_VERSION")).map(|()| ExitCode::SUCCESS),
+    let (code, printed) = match cli.command {
+        Command::Validate { dir, output, verbose } => {
+            let checked = validate::check(&dir);
+            (checked.code(), checked.print(output, verbose, &mut out))
+        }
+        Command::Token { output } => (ExitCode::SUCCESS, token::run(output, &mut out)),
+        Command::Version => {
+            let printed = writeln!(out, "portunus {}", env!("CARGO_PKG_VERSION"));
+            (ExitCode::SUCCESS, printed)
+        }
     };
-    match done.and_then(|code| out.flush().map(|()| code)) {
-        Ok(code) => code,
-        // A reader that has seen enough, as `head` does, is no trouble.
-        Err(why) if why.kind() == io::ErrorKind::BrokenPipe => ExitCode::SUCCESS,
+    match printed.and_then(|()| out.flush()) {
+        Ok(()) => code,
+        // A reader that has seen enough, as `head` does, is no trouble, and changes no verdict.
+        Err(why) if why.kind() == io::ErrorKind::BrokenPipe => code,
         Err(why) => {
             eprintln!("portunus: the answer cannot be printed: {why}");
             ExitCode::FAILURE

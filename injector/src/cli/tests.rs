@@ -7,8 +7,10 @@ use crate::testing::Directory;
 
 fn validate(directory: &Directory, output: Output) -> (String, bool) {
     let mut out = Vec::new();
-    let code = validate::run(&directory.0, output, false, &mut out).expect("a vector takes all");
-    (String::from_utf8(out).expect("it is UTF-8"), code == ExitCode::SUCCESS)
+    let checked = validate::check(&directory.0);
+    let fine = checked.code() == ExitCode::SUCCESS;
+    checked.print(output, false, &mut out).expect("a vector takes all");
+    (String::from_utf8(out).expect("it is UTF-8"), fine)
 }
 
 #[test]

@@ -9,25 +9,40 @@ use serde_json::json;
 use super::Output;
 use crate::cluster::file::{self, Reading, Severity};
 
-pub fn run(directory: &Path, output: Output, verbose: bool, out: &mut impl Write) -> io::Result<ExitCode> {
-    let mut reading = file::read(directory);
-    let left_out = reading.findings.len();
-    if !verbose {
-        reading.findings.retain(|finding| finding.severity != Severity::Note);
+/// What was found.
+pub struct Checked(Reading);
+
+/// Reads a directory as control does.
+pub fn check(directory: &Path) -> Checked {
+    Checked(file::read(directory))
+}
+
+impl Checked {
+    /// The verdict, whether anybody reads it or not.
+    pub fn code(&self) -> ExitCode {
+        match self.0.snapshot {
+            Some(_) => ExitCode::SUCCESS,
+            None => ExitCode::FAILURE,
+        }
     }
-    let left_out = left_out - reading.findings.len();
-    match output {
-        Output::Text => text(&reading, left_out, out)?,
-        Output::Json => writeln!(
-            out,
-            "{:#}",
-            json!({ "accepted": reading.snapshot.is_some(), "findings": reading.findings })
-        )?,
+
+    /// Prints it; notes too, if it is to be verbose.
+    pub fn print(self, output: Output, verbose: bool, out: &mut impl Write) -> io::Result<()> {
+        let Checked(mut reading) = self;
+        let left_out = reading.findings.len();
+        if !verbose {
+            reading.findings.retain(|finding| finding.severity != Severity::Note);
+        }
+        let left_out = left_out - reading.findings.len();
+        match output {
+            Output::Text => text(&reading, left_out, out),
+            Output::Json => writeln!(
+                out,
+                "{:#}",
+                json!({ "accepted": reading.snapshot.is_some(), "findings": reading.findings })
+            ),
+        }
     }
-    Ok(match reading.snapshot {
-        Some(_) => ExitCode::SUCCESS,
-        None => ExitCode::FAILURE,
-    })
 }
 
 /// `left_out` notes are not printed: that there are some is said, since somebody may miss them.

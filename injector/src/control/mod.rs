@@ -8,6 +8,7 @@ pub mod numbers;
 mod run;
 mod seldom;
 pub mod server;
+mod tally;
 mod times;
 
 pub use admin::Admin;

@@ -19,7 +19,7 @@ use super::Wall;
 use super::ask::{is_broken, of_status};
 use super::directory::{Directory, Learned, Tell};
 use super::holder::{Current, Holder};
-use super::pace::Came;
+use super::pace::{Came, some};
 use super::reach::{Controls, Nobody, Reached};
 use super::settings::Settings;
 use super::status::Shown;
@@ -90,6 +90,11 @@ impl Following {
                 Err(_) => return,
             };
             let Some(current) = current else { continue };
+            // Control would take it for a moment more; but another comes, or none serves, before a stream is worth it.
+            if current.credential.not_after() < (self.wall)() {
+                let _ = timeout(LOOK, self.current.changed()).await;
+                continue;
+            }
             // What was said to another certificate is not said to this one.
             if last.replace(current.serial) != Some(current.serial) {
                 self.controls.forgive();
@@ -110,6 +115,7 @@ impl Following {
         let mut session = Session {
             addr,
             current,
+            rests_until: Instant::now() + self.settings.stream_rest + some(self.settings.stream_rest / 3),
             began: None,
             told: HashSet::new(),
             to_tell: VecDeque::new(),
@@ -172,6 +178,7 @@ impl Following {
                 Err(_) => return End::Silent(within),
             };
         let mut told_at = Instant::now();
+        let mut is_renewed = false;
         loop {
             let is_telling = !session.to_tell.is_empty();
             tokio::select! {
@@ -196,10 +203,12 @@ impl Following {
                 changed = self.current.changed() => {
                     // A certificate that is over is no reason to hang up, and another bundle none either.
                     let serial = self.current.borrow_and_update().as_ref().map(|current| current.serial);
-                    if changed.is_err() || serial.is_some_and(|serial| serial != session.current.serial) {
+                    is_renewed |= serial.is_some_and(|serial| serial != session.current.serial);
+                    if changed.is_err() {
                         return End::Renewed;
                     }
                 }
+                () = sleep_until(session.rests_until), if is_renewed => return End::Renewed,
                 () = sleep_until(first_word_by), if session.began.is_none() => return End::Silent(within),
                 () = sleep_until(told_at + within), if is_telling => return End::Stalled(within),
             }
@@ -278,6 +287,8 @@ impl Following {
 struct Session<'a> {
     addr: SocketAddr,
     current: &'a Current,
+    /// Before that it does not give way to one with another certificate.
+    rests_until: Instant,
     /// When the first word came.
     began: Option<Instant>,
     /// What control knows, or is being told, that we follow.

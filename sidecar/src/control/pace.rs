@@ -15,7 +15,7 @@ const KNOCK: Duration = Duration::from_millis(150);
 const KNOCK_SPREAD: Duration = Duration::from_millis(200);
 /// After the first connection that broke before it was of any use. Each further one doubles it.
 const FIRST_BROKEN_PAUSE: Duration = Duration::from_millis(200);
-/// The longest of these pauses: a control that was stopped, and goes on, is noticed that soon.
+/// The longest of these pauses. A proxy before control breaks connections, too, while control is away.
 const LONGEST_BROKEN_PAUSE: Duration = Duration::from_secs(2);
 /// After the second stream in a row that came and went. Each further one doubles it.
 const FIRST_STREAM_PAUSE: Duration = Duration::from_secs(1);
@@ -41,9 +41,9 @@ const RETURN_SPREAD: Duration = Duration::from_millis(100);
 /// What came of a call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Came {
-    /// Nobody listens there, or nobody answers to TCP.
+    /// Nobody listens there, or nobody answers to TCP or TLS: it was waited for already, and is served the moment it is back.
     Away,
-    /// The connection broke before an answer: it is somebody else, or it is going down, or stands still.
+    /// The connection broke before an answer: it is somebody else, or it is going down.
     Broken,
     /// Control heard a request, and its answer is no, or does not come.
     Failed,
@@ -110,7 +110,7 @@ impl Pace {
 }
 
 /// A random part of it.
-fn some(of: Duration) -> Duration {
+pub(super) fn some(of: Duration) -> Duration {
     of.mul_f64(rand::rng().random_range(0.0..1.0))
 }
 
@@ -166,7 +166,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn one_that_stands_still_is_noticed_within_three_seconds_of_going_on() {
+    async fn one_that_breaks_connections_is_tried_again_within_three_seconds() {
         let mut pace = Pace::new(Instant::now());
         for _ in 0..100 {
             let pause = pause(&mut pace, Came::Broken);

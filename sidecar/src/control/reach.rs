@@ -11,7 +11,7 @@ use hyper_util::rt::TokioIo;
 use rand::RngExt;
 use tokio::net::TcpStream;
 use tokio::sync::watch;
-use tokio::time::{Instant, sleep_until, timeout};
+use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tokio_util::task::TaskTracker;
 use tonic::transport::{Channel, Endpoint};
 
@@ -88,6 +88,16 @@ enum Unreached {
     Http2(#[from] tonic::transport::Error),
 }
 
+impl Unreached {
+    /// What that means for the next call.
+    fn came(&self) -> Came {
+        match self {
+            Unreached::Tcp(_) | Unreached::Silent(_) | Unreached::Tls(tls::Error::TooSlow(_)) => Came::Away,
+            Unreached::Tls(_) | Unreached::Http2(_) => Came::Broken,
+        }
+    }
+}
+
 impl Controls {
     pub(super) fn new(settings: Arc<Settings>, names: &Names, tracker: &TaskTracker) -> Result<Controls, Error> {
         if settings.addresses.is_empty() {
@@ -141,10 +151,7 @@ impl Controls {
                         return Ok(Reached { addr, channel, refusal });
                     }
                     Err(why) => {
-                        let came = match &why {
-                            Unreached::Tcp(_) | Unreached::Silent(_) => Came::Away,
-                            Unreached::Tls(_) | Unreached::Http2(_) => Came::Broken,
-                        };
+                        let came = why.came();
                         self.unreached.insert(addr, why.to_string());
                         self.came(addr, came);
                         // All were tried: whoever waits shall know why.
@@ -217,8 +224,7 @@ impl Controls {
         credential: Option<&Credential>,
     ) -> Result<(Channel, Refusal), Unreached> {
         let settings = &self.settings;
-        let socket = timeout(settings.connect_timeout, TcpStream::connect(addr)).await;
-        let socket = socket.map_err(|_| Unreached::Silent(settings.connect_timeout))??;
+        let socket = dial(addr, settings.connect_timeout).await?;
         socket.set_nodelay(true)?;
         let within = settings.handshake_timeout;
         let stream = tls::call_control(socket, bundle, credential, &settings.identity, within).await?;
@@ -280,11 +286,63 @@ impl Controls {
     }
 }
 
+/// A first packet that is lost the kernel sends again after a second, which is as long as is waited: so another socket asks in
+/// the middle of that time, and whoever is back is noticed within a second.
+async fn dial(addr: SocketAddr, within: Duration) -> Result<TcpStream, Unreached> {
+    let again = async {
+        sleep(within / 2).await;
+        TcpStream::connect(addr).await
+    };
+    let either = async {
+        tokio::select! {
+            socket = TcpStream::connect(addr) => socket,
+            socket = again => socket,
+        }
+    };
+    let socket = timeout(within, either).await;
+    Ok(socket.map_err(|_| Unreached::Silent(within))??)
+}
+
 /// Has somebody who waits for what tonic starts.
 struct Tracked(TaskTracker);
 
 impl<F: Future<Output = ()> + Send + 'static> hyper::rt::Executor<F> for Tracked {
     fn execute(&self, future: F) {
         self.0.spawn(future);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use socket2::{Domain, Socket, Type};
+
+    use super::*;
+
+    #[tokio::test]
+    async fn whoever_loses_the_first_packet_and_is_back_is_reached_within_the_second() {
+        let listener = Socket::new(Domain::IPV4, Type::STREAM, None).expect("a socket");
+        let any = SocketAddr::from(([127, 0, 0, 1], 0));
+        listener.bind(&any.into()).expect("a port is free");
+        listener.listen(0).expect("it listens");
+        let addr = listener.local_addr().ok().and_then(|addr| addr.as_socket());
+        let addr = addr.expect("it has one");
+        // Its queue is full, and the kernel drops what comes further (listen(2)).
+        let (within, mut waiting) = (Duration::from_secs(1), Vec::new());
+        while let Ok(socket) = dial(addr, Duration::from_millis(200)).await {
+            waiting.push(socket);
+        }
+        let dialled = tokio::spawn(dial(addr, within));
+        sleep(within / 4).await;
+        for _ in &waiting {
+            listener.accept().expect("somebody waits");
+        }
+        assert!(dialled.await.expect("it does not panic").is_ok());
+    }
+
+    #[test]
+    fn whoever_takes_a_connection_and_says_nothing_is_as_good_as_away() {
+        let silent = tls::Error::TooSlow(Duration::from_secs(5));
+        assert_eq!(Unreached::from(silent).came(), Came::Away);
+        assert_eq!(Unreached::from(tls::Error::Truncated).came(), Came::Broken);
     }
 }

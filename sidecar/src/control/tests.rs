@@ -213,7 +213,10 @@ async fn a_certificate_is_renewed_by_itself_and_the_stream_begins_anew_with_it()
     // Four fifths of its life are over when it comes.
     fake.say(|said| said.life = (8 * HOUR, 2 * HOUR));
     let control = fake.listen().await;
-    let sidecar = sidecar(&fake, &[control.addr]);
+    let sidecar = sidecar_with(Settings {
+        stream_rest: Duration::from_millis(100),
+        ..settings(&fake, &[control.addr])
+    });
     let first = sidecar
         .until(Duration::from_secs(5), |status| status.certificate.serves())
         .await;
@@ -329,6 +332,66 @@ async fn a_hundred_sidecars_ask_control_once_each_when_it_comes_back() {
     let more = fake.until(|seen| seen.by_token.len() > SIDECARS || seen.hellos.len() > SIDECARS);
     let more = timeout(Duration::from_secs(2), more).await;
     assert!(more.is_err(), "{:?}", fake.seen().by_token.len());
+}
+
+#[tokio::test]
+async fn certificates_that_fell_due_while_control_was_away_cost_one_request_and_one_stream_each() {
+    const SIDECARS: usize = 20;
+    let fake = Fake::new();
+    let control = fake.listen().await;
+    let addr = control.addr;
+    let sidecars: Vec<_> = (0..SIDECARS).map(|_| sidecar(&fake, &[addr])).collect();
+    for sidecar in &sidecars {
+        sidecar.connected().await;
+    }
+    drop(control);
+    let overdue = |status: &Status| matches!(&status.certificate, Certificate::Valid { overdue: Some(_), .. });
+    for sidecar in &sidecars {
+        sidecar.ahead.store(20 * 3_600, Relaxed);
+        sidecar.until(Duration::from_secs(10), overdue).await;
+    }
+    fake.say(|said| said.life = (HOUR, 60 * HOUR));
+    let _control = fake.listen_at(addr).await;
+    let all = fake.until(|seen| seen.by_token.len() == 2 * SIDECARS && seen.hellos.len() >= 2 * SIDECARS);
+    timeout(Duration::from_secs(30), all).await.expect("all come back");
+    let more = fake.until(|seen| seen.by_token.len() > 2 * SIDECARS || seen.hellos.len() > 2 * SIDECARS);
+    let more = timeout(Duration::from_secs(3), more).await;
+    let seen = fake.seen();
+    assert!(
+        more.is_err(),
+        "{} requests, {} streams",
+        seen.by_token.len(),
+        seen.hellos.len()
+    );
+    assert!(seen.by_token[SIDECARS..].iter().all(|by_token| !by_token));
+}
+
+#[tokio::test]
+async fn a_certificate_that_is_about_to_serve_nobody_opens_no_stream() {
+    let fake = Fake::new();
+    fake.say(|said| said.life = (HOUR, HOUR));
+    let control = fake.listen().await;
+    let addr = control.addr;
+    let sidecar = sidecar(&fake, &[addr]);
+    sidecar.connected().await;
+    fake.say(|said| said.no_renewal = Some(Refusal::unavailable("not now")));
+    // It is over, but peers whose clocks are behind may take it.
+    sidecar.ahead.store(3_605, Relaxed);
+    let overdue = |status: &Status| matches!(&status.certificate, Certificate::Valid { overdue: Some(why), .. } if why.contains("not now"));
+    sidecar.until(Duration::from_secs(10), overdue).await;
+    assert!(sidecar.control.status().stream.is_connected(), "what is open goes on");
+    drop(control);
+    sidecar
+        .until(Duration::from_secs(2), |status| !status.stream.is_connected())
+        .await;
+    let _control = fake.listen_at(addr).await;
+    let again = timeout(Duration::from_secs(2), fake.until(|seen| seen.hellos.len() > 1)).await;
+    assert!(again.is_err(), "{:?}", fake.seen().hellos);
+    fake.say(|said| (said.no_renewal, said.life) = (None, (HOUR, 24 * HOUR)));
+    sidecar
+        .until(Duration::from_secs(30), |status| status.stream.is_connected())
+        .await;
+    assert_eq!(fake.seen().hellos.len(), 2);
 }
 
 #[tokio::test]

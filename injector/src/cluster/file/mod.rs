@@ -21,7 +21,8 @@ use std::io::{self, Read};
 use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::thread;
+use std::time::{Duration, SystemTime};
 
 use super::{Name, Snapshot};
 use finding::Findings;
@@ -35,6 +36,11 @@ const MOST_FILE: u64 = 4 << 20;
 const MOST_TOTAL: u64 = 64 << 20;
 /// How many files there may be.
 const MOST_FILES: usize = 10_000;
+
+/// How often a directory is read that changes while it is read.
+const MOST_READINGS: usize = 5;
+/// From one such reading to the next: who writes several files may be about to finish.
+const BETWEEN_READINGS: Duration = Duration::from_millis(20);
 
 /// Nothing is waited for when a file is opened (open(2)).
 const O_NONBLOCK: i32 = 0o4_000;
@@ -67,8 +73,39 @@ struct Objects {
 }
 
 /// Reads the manifests in `directory`: files that end in `.yaml`, `.yml` or `.json`, not those that begin with a dot,
-/// and none in folders below. Everything that is wrong in any of them is told at once.
+/// and none in folders below. Everything that is wrong in any of them is told at once. What changes while it is read is
+/// read again, so that no state is made of files of two.
 pub fn read(directory: &Path) -> Reading {
+    read_settled(directory).0
+}
+
+/// The same, and what the directory looked like before and after; no stamp, and a mistake, if that was never the same.
+fn read_settled(directory: &Path) -> (Reading, Option<Stamp>) {
+    for tries in 0..MOST_READINGS {
+        if tries > 0 {
+            thread::sleep(BETWEEN_READINGS);
+        }
+        let before = stamp(directory);
+        let reading = read_once(directory);
+        if stamp(directory) == before {
+            return (reading, Some(before));
+        }
+    }
+    let mut findings = Findings::default();
+    findings.enter_file(directory.display().to_string().into());
+    let message = format!(
+        "changes while it is read, {MOST_READINGS} times in a row; expected manifests that are written elsewhere and renamed \
+         into it"
+    );
+    findings.mistake(At::default(), "", message);
+    let reading = Reading {
+        snapshot: None,
+        findings: findings.into_sorted(),
+    };
+    (reading, None)
+}
+
+fn read_once(directory: &Path) -> Reading {
     let mut findings = Findings::default();
     let mut objects = Objects {
         are_all: true,

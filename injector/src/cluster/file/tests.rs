@@ -1,7 +1,10 @@
 //! Manifests that are right, and every way in which they can be wrong.
 
+use std::collections::BTreeSet;
 use std::fs;
-use std::time::Duration;
+use std::sync::atomic::{AtomicU16, Ordering::Relaxed};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use portunus_proto::Declared;
 use tokio_util::sync::CancellationToken;
@@ -420,6 +423,98 @@ fn a_sentence_never_carries_what_a_terminal_would_obey() {
             "{finding:?}"
         );
     }
+}
+
+#[test]
+fn no_state_is_made_of_two_though_the_files_are_swapped_while_they_are_read() {
+    const FILES: u16 = 40;
+    const SWAPS: u16 = 100;
+    let directory = Directory::new();
+    let at = |name: &str| directory.0.join(name);
+    let link = |from: &str, to: &str| std::os::unix::fs::symlink(from, at(to)).expect("a link can be made");
+    // As Kubernetes does it. All ports of a generation are the same.
+    let swap = |generation: u16| {
+        let folder = format!("..{generation}");
+        fs::create_dir(at(&folder)).expect("a directory can be made");
+        for file in 0..FILES {
+            let service = whole(&format!("S  ports: [{{port: {generation}}}]\n"));
+            directory.write(
+                &format!("{folder}/{file}.yaml"),
+                &service.replace("bad", &format!("s{file}")),
+            );
+        }
+        link(&folder, "..tmp");
+        fs::rename(at("..tmp"), at("..data")).expect("it can be swapped");
+    };
+    let ports = |reading: Reading| -> Option<BTreeSet<u16>> {
+        let services = reading.snapshot?.services;
+        Some(services.values().map(|service| service.ports[0].port).collect())
+    };
+    swap(1);
+    (0..FILES).for_each(|file| link(&format!("..data/{file}.yaml"), &format!("{file}.yaml")));
+    let (mut taken, newest) = (BTreeSet::new(), AtomicU16::new(0));
+    thread::scope(|scope| {
+        let swapping = scope.spawn(|| {
+            for generation in 2..=SWAPS {
+                thread::sleep(Duration::from_millis(30));
+                swap(generation);
+                // Now and then it comes to rest.
+                let until = Instant::now() + SOON;
+                while generation % 10 == 0 && newest.load(Relaxed) != generation {
+                    if Instant::now() > until {
+                        return;
+                    }
+                    thread::sleep(Duration::from_millis(1));
+                }
+            }
+        });
+        while !swapping.is_finished() {
+            if let Some(ports) = ports(read(&directory.0)) {
+                assert_eq!(ports.len(), 1, "a state of several generations: {ports:?}");
+                ports.first().inspect(|port| newest.store(**port, Relaxed));
+                taken.extend(ports);
+            }
+        }
+    });
+    assert!(taken.len() >= 10, "{taken:?}");
+    assert_eq!(ports(read(&directory.0)), Some(BTreeSet::from([SWAPS])));
+}
+
+#[tokio::test]
+async fn a_directory_that_never_comes_to_rest_leaves_the_last_good_state_and_this_is_said() {
+    // It takes a while to read, and something changes all the time.
+    let directory = Directory::new()
+        .with("a.yaml", GOOD)
+        .with("large.yaml", &crowd(5_000).replace("bad", "crowd"));
+    let (mut watching, stop) = following(&directory, NEVER).await;
+    let comes_to_rest = CancellationToken::new();
+    let (path, rests) = (directory.0.clone(), comes_to_rest.clone());
+    let restless = thread::spawn(move || {
+        while !rests.is_cancelled() {
+            fs::write(path.join(".new"), whole("S  ports: [{port: 81}]\n")).expect("a file can be written");
+            fs::rename(path.join(".new"), path.join("b.yaml")).expect("it can be moved");
+        }
+        fs::remove_file(path.join("b.yaml")).expect("it is there");
+    });
+    let is_said = |health: &Health| {
+        let mut found = health.findings.iter();
+        found.any(|found| found.severity == Severity::Mistake && found.message.contains("changes while it is read"))
+    };
+    let said = tokio::time::timeout(SOON, watching.health.wait_for(is_said)).await;
+    said.expect("it is said").expect("it lives");
+    let has = |state: &Option<Arc<Snapshot>>, port: u16| {
+        let mut services = state.iter().flat_map(|state| state.services.values());
+        services.any(|service| service.ports[0].port == port)
+    };
+    assert!(has(&watching.states.borrow(), 80), "the last good one is in force");
+    comes_to_rest.cancel();
+    restless.join().expect("it does not panic");
+    directory.write("c.yaml", &whole("S  ports: [{port: 82}]\n"));
+    let taken = tokio::time::timeout(SOON, watching.states.wait_for(|state| has(state, 82))).await;
+    taken.expect("it is seen").expect("it lives");
+    assert!(!watching.health.borrow().is_refused());
+    stop.cancel();
+    watching.ended().await;
 }
 
 async fn following(directory: &Directory, poll: Duration) -> (Watching, CancellationToken) {

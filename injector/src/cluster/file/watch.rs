@@ -106,14 +106,14 @@ struct Follower {
 }
 
 impl Follower {
-    async fn run(self, mut seen: Stamp, mut ears: Option<Ears>) {
+    async fn run(self, mut seen: Option<Stamp>, mut ears: Option<Ears>) {
         loop {
             let next_look = Instant::now() + self.source.poll;
             tokio::select! {
                 () = heard(&mut ears) => self.calm(&mut ears).await,
                 () = sleep_until(next_look) => {
                     let are_deaf = ears.as_ref().is_some_and(Ears::are_deaf);
-                    if self.look().await == seen && !are_deaf {
+                    if seen.is_some() && self.look().await == seen && !are_deaf {
                         continue;
                     }
                 }
@@ -147,28 +147,23 @@ impl Follower {
         tokio::task::spawn_blocking(turn).await.ok()
     }
 
-    async fn look(&self) -> Stamp {
+    async fn look(&self) -> Option<Stamp> {
         let directory = self.source.directory.clone();
-        tokio::task::spawn_blocking(move || super::stamp(&directory))
-            .await
-            .unwrap_or_default()
+        tokio::task::spawn_blocking(move || super::stamp(&directory)).await.ok()
     }
 
-    /// Reads the directory, and takes what it says if all of it is right.
-    async fn take(&self) -> Stamp {
+    /// Reads the directory, and takes what it says if all of it is right. What was read looked like that; nothing if it must
+    /// be read again in any case.
+    async fn take(&self) -> Option<Stamp> {
         let directory = self.source.directory.clone();
-        let read = move || {
-            let stamp = super::stamp(&directory);
-            (stamp, super::read(&directory))
-        };
-        match tokio::task::spawn_blocking(read).await {
-            Ok((stamp, reading)) => {
+        match tokio::task::spawn_blocking(move || super::read_settled(&directory)).await {
+            Ok((reading, stamp)) => {
                 self.publish(reading);
                 stamp
             }
             Err(why) => {
                 error!(%why, "the manifests could not be read");
-                Stamp::new()
+                None
             }
         }
     }

@@ -5,7 +5,6 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::net::IpAddr;
-use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
@@ -13,6 +12,7 @@ use portunus_logbook::network;
 
 use super::Mark;
 use super::bucket::{Bucket, Size};
+use crate::control::tally::Tally;
 
 /// How many addresses are remembered.
 const MOST_ADDRESSES: usize = 10_000;
@@ -29,17 +29,22 @@ const AGAIN: f64 = 0.01;
 const MOST_REFUSED: usize = 32;
 /// How many may wait for their Workloads at once, each of whom looks at every new state. Others are refused at once.
 const MOST_WAITING: usize = 256;
+/// The same from one address: it has half as many tokens that are known to be refused, and replicas share one.
+const MOST_WAITING_OF_ADDRESS: usize = 2 * MOST_REFUSED;
 
 /// What is remembered of those that tried.
 #[derive(Debug, Default)]
 pub struct Attempts {
     table: Mutex<HashMap<IpAddr, Tried>>,
-    waiting: AtomicUsize,
+    waiting: Mutex<Tally<IpAddr>>,
 }
 
 /// One that waits for its Workload, until it is dropped.
 #[derive(Debug)]
-pub struct Waiting<'a>(&'a AtomicUsize);
+pub struct Waiting<'a> {
+    all: &'a Mutex<Tally<IpAddr>>,
+    network: IpAddr,
+}
 
 #[derive(Clone, Debug)]
 struct Tried {
@@ -90,10 +95,16 @@ impl Attempts {
         self.with(address, now, |tried| tried.bucket.take(SUCCESS, now));
     }
 
-    /// A place to wait for a Workload in, if there is one.
-    pub fn wait(&self) -> Option<Waiting<'_>> {
-        let waiting = Waiting(&self.waiting);
-        (self.waiting.fetch_add(1, Relaxed) < MOST_WAITING).then_some(waiting)
+    /// A place to wait for a Workload in, if there is one for this address.
+    pub fn wait(&self, address: IpAddr) -> Option<Waiting<'_>> {
+        let network = network(address);
+        let mut waiting = self.waiting.lock();
+        if waiting.total() >= MOST_WAITING || waiting.of(&network) >= MOST_WAITING_OF_ADDRESS {
+            return None;
+        }
+        waiting.add(network);
+        let all = &self.waiting;
+        Some(Waiting { all, network })
     }
 
     fn with<T>(&self, address: IpAddr, now: Instant, change: impl FnOnce(&mut Tried) -> T) -> T {
@@ -121,7 +132,7 @@ impl Attempts {
 
 impl Drop for Waiting<'_> {
     fn drop(&mut self) {
-        self.0.fetch_sub(1, Relaxed);
+        self.all.lock().remove(&self.network);
     }
 }
 
@@ -179,16 +190,28 @@ mod tests {
     #[test]
     fn places_to_wait_in_are_few_and_given_back() {
         let attempts = Attempts::default();
+        let address = |number: usize| IpAddr::from([10, 0, 0, number as u8]);
         let mut waiting: Vec<_> = (0..MOST_WAITING)
-            .map(|_| attempts.wait().expect("there is room"))
+            .map(|number| attempts.wait(address(number)).expect("there is room"))
             .collect();
-        for _ in 0..3 {
-            assert!(attempts.wait().is_none());
+        for number in 0..3 {
+            assert!(attempts.wait(address(number)).is_none());
         }
         waiting.pop();
-        assert!(attempts.wait().is_some());
+        assert!(attempts.wait(address(0)).is_some());
         drop(waiting);
-        assert_eq!(attempts.waiting.load(Relaxed), 0);
+        assert!(attempts.waiting.lock().is_empty());
+    }
+
+    #[test]
+    fn an_address_does_not_take_the_places_of_others() {
+        let attempts = Attempts::default();
+        let greedy = |host: u16| IpAddr::from([0xfd00, 0, 0, 0, 0, 0, 0, host]);
+        let waiting: Vec<_> = (0..1_000).map_while(|host| attempts.wait(greedy(host))).collect();
+        assert_eq!(waiting.len(), MOST_WAITING_OF_ADDRESS);
+        assert!(attempts.wait(IpAddr::from([10, 0, 0, 1])).is_some());
+        drop(waiting);
+        assert!(attempts.wait(greedy(0)).is_some());
     }
 
     #[test]

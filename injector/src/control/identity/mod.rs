@@ -231,7 +231,7 @@ impl Certifier {
         let Ok(token) = JoinToken::parse(&request.join_token) else {
             return Err(refusal);
         };
-        let Some(_place) = self.attempts.wait() else {
+        let Some(_place) = self.attempts.wait(asker.address) else {
             return Err(refusal);
         };
         let hash = token.hash();

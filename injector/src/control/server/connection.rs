@@ -1,6 +1,7 @@
 //! The life of one connection: handshake, who it is, calls, end.
 
 use std::convert::Infallible;
+use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
@@ -15,6 +16,7 @@ use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use parking_lot::Mutex;
 use portunus_logbook::Line;
 use portunus_proto::svid::{self, SKEW, Usage};
+use tokio::io::Interest;
 use tokio::net::TcpStream;
 use tokio::time::{Instant, sleep_until, timeout};
 use tokio_rustls::TlsAcceptor;
@@ -60,7 +62,7 @@ pub async fn run(stream: TcpStream, from: SocketAddr, house: Arc<House>) {
     let shaking = house.doorman.shake(from.ip());
     let limit = house.server.limits.handshake;
     let tls = tokio::select! {
-        tls = timeout(limit, acceptor.accept(stream)) => tls,
+        tls = timeout(limit, shake(acceptor, stream)) => tls,
         () = shaking.room.cancelled() => return refused("no_room"),
         () = house.stop.cancelled() => return,
     };
@@ -92,12 +94,23 @@ pub async fn run(stream: TcpStream, from: SocketAddr, house: Arc<House>) {
                 refused("no_room");
             }
         }
-        proven => match house.doorman.seat(from.ip()) {
-            Ok(_seat) => serve(tls, from, proven, &house).await,
+        Some((proven, not_after)) => match house.doorman.seat(from.ip(), &proven.id) {
+            Ok(_seat) => serve(tls, from, Some((proven, not_after)), &house).await,
             Err(Full::House) => refused("too_many"),
-            Err(Full::Address) => refused("too_many_of_address"),
+            Err(Full::Network) => refused("too_many_of_address"),
+            Err(Full::Identity) => refused("too_many_of_identity"),
         },
     }
+}
+
+/// Shakes hands. Of those who have hung up already, after control stood still, there may be hundreds before those who have not:
+/// they cost nothing.
+async fn shake(acceptor: TlsAcceptor, stream: TcpStream) -> io::Result<TlsStream<TcpStream>> {
+    let ready = stream.ready(Interest::READABLE).await?;
+    if ready.is_read_closed() {
+        return Err(io::ErrorKind::UnexpectedEof.into());
+    }
+    acceptor.accept(stream).await
 }
 
 async fn serve(tls: TlsStream<TcpStream>, from: SocketAddr, proven: Option<(Proven, SystemTime)>, house: &Arc<House>) {

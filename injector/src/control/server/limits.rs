@@ -1,4 +1,4 @@
-//! How many connections there may be, overall and from one address, and how many that have said nothing yet.
+//! How many connections there may be, overall, from one network and of one identity, and how many that have said nothing yet.
 
 use std::collections::{HashMap, VecDeque};
 use std::net::IpAddr;
@@ -6,7 +6,10 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 use portunus_logbook::network;
+use portunus_proto::SpiffeId;
 use tokio_util::sync::CancellationToken;
+
+use crate::control::tally::Tally;
 
 /// How much the door takes on.
 #[derive(Clone, Debug)]
@@ -19,8 +22,11 @@ pub struct Limits {
     pub strangers: usize,
     /// How many connections with a certificate there may be. 4,096 by default.
     pub connections: usize,
-    /// The same from one address. 512 by default.
-    pub per_address: usize,
+    /// The same from one network: an address, or a /64 of IPv6. 1,024 by default: a mesh may live in one.
+    pub per_network: usize,
+    /// The same of one identity. 2,048 by default: replicas share one, and there may be hundreds of them; but whoever has one
+    /// certificate leaves half of the seats to others, wherever it comes from.
+    pub per_identity: usize,
     /// How many streams a connection may have. 8 by default; a sidecar needs two.
     pub streams: u32,
     /// How long a connection without a certificate may be silent, and last in all. 10 s and 30 s by default.
@@ -41,7 +47,8 @@ impl Default for Limits {
             handshakes: 512,
             strangers: 512,
             connections: 4_096,
-            per_address: 512,
+            per_network: 1_024,
+            per_identity: 2_048,
             streams: 8,
             stranger: (seconds(10), seconds(30)),
             idle: seconds(300),
@@ -55,7 +62,8 @@ impl Default for Limits {
 #[derive(Debug)]
 pub struct Doorman {
     connections: usize,
-    per_address: usize,
+    per_network: usize,
+    per_identity: usize,
     inside: Mutex<Inside>,
 }
 
@@ -64,7 +72,8 @@ struct Inside {
     shaking: Crowd,
     strangers: Crowd,
     members: usize,
-    by_address: HashMap<IpAddr, usize>,
+    by_network: Tally<IpAddr>,
+    by_identity: Tally<SpiffeId>,
 }
 
 /// Those who have proven nothing. When one more than may be comes, the network that has most of them loses its oldest: whoever
@@ -97,7 +106,8 @@ pub struct Place<'d> {
 #[derive(Debug)]
 pub struct Seat<'d> {
     doorman: &'d Doorman,
-    address: IpAddr,
+    network: IpAddr,
+    identity: SpiffeId,
 }
 
 /// Why one does not come in.
@@ -105,8 +115,10 @@ pub struct Seat<'d> {
 pub enum Full {
     /// There are too many in all.
     House,
-    /// There are too many from its address.
-    Address,
+    /// There are too many from its network.
+    Network,
+    /// There are too many of its identity.
+    Identity,
 }
 
 impl Doorman {
@@ -114,12 +126,14 @@ impl Doorman {
     pub fn new(limits: &Limits) -> Doorman {
         Doorman {
             connections: limits.connections,
-            per_address: limits.per_address,
+            per_network: limits.per_network,
+            per_identity: limits.per_identity,
             inside: Mutex::new(Inside {
                 shaking: Crowd::new(limits.handshakes),
                 strangers: Crowd::new(limits.strangers),
                 members: 0,
-                by_address: HashMap::new(),
+                by_network: Tally::default(),
+                by_identity: Tally::default(),
             }),
         }
     }
@@ -148,18 +162,26 @@ impl Doorman {
     ///
     /// # Errors
     /// When there are too many.
-    pub fn seat(&self, address: IpAddr) -> Result<Seat<'_>, Full> {
+    pub fn seat(&self, address: IpAddr, identity: &SpiffeId) -> Result<Seat<'_>, Full> {
+        let (network, identity) = (network(address), identity.clone());
         let mut inside = self.inside.lock();
         if inside.members >= self.connections {
             return Err(Full::House);
         }
-        let of_address = inside.by_address.entry(address).or_default();
-        if *of_address >= self.per_address {
-            return Err(Full::Address);
+        if inside.by_network.of(&network) >= self.per_network {
+            return Err(Full::Network);
         }
-        *of_address += 1;
+        if inside.by_identity.of(&identity) >= self.per_identity {
+            return Err(Full::Identity);
+        }
         inside.members += 1;
-        Ok(Seat { doorman: self, address })
+        inside.by_network.add(network);
+        inside.by_identity.add(identity.clone());
+        Ok(Seat {
+            doorman: self,
+            network,
+            identity,
+        })
     }
 }
 
@@ -216,12 +238,8 @@ impl Drop for Seat<'_> {
     fn drop(&mut self) {
         let mut inside = self.doorman.inside.lock();
         inside.members -= 1;
-        if let Some(of_address) = inside.by_address.get_mut(&self.address) {
-            *of_address -= 1;
-            if *of_address == 0 {
-                inside.by_address.remove(&self.address);
-            }
-        }
+        inside.by_network.remove(&self.network);
+        inside.by_identity.remove(&self.identity);
     }
 }
 
@@ -229,24 +247,59 @@ impl Drop for Seat<'_> {
 mod tests {
     use super::*;
 
+    fn id(account: &str) -> SpiffeId {
+        SpiffeId::parse(&format!("spiffe://mesh.test/ns/shop/sa/{account}")).expect("it is one")
+    }
+
     #[test]
     fn seats_are_given_back() {
         let limits = Limits {
             connections: 3,
-            per_address: 2,
+            per_network: 2,
             ..Limits::default()
         };
         let doorman = Doorman::new(&limits);
         let [a, b, c] = [1, 2, 3].map(|last| IpAddr::from([10, 0, 0, last]));
-        let held = [doorman.seat(a), doorman.seat(a)];
-        assert_eq!(doorman.seat(a).err(), Some(Full::Address));
-        let other = doorman.seat(b);
+        let seat = |address| doorman.seat(address, &id("greeter"));
+        let held = [seat(a), seat(a)];
+        assert_eq!(seat(a).err(), Some(Full::Network));
+        let other = seat(b);
         assert!(other.is_ok());
-        assert_eq!(doorman.seat(c).err(), Some(Full::House));
+        assert_eq!(seat(c).err(), Some(Full::House));
         drop(held);
-        assert!(doorman.seat(a).is_ok());
+        assert!(seat(a).is_ok());
         drop(other);
-        assert!(doorman.inside.lock().by_address.is_empty());
+        let inside = doorman.inside.lock();
+        assert!(inside.by_network.is_empty() && inside.by_identity.is_empty());
+    }
+
+    #[test]
+    fn neither_a_network_nor_an_identity_takes_the_seats_of_all() {
+        let limits = Limits::default();
+        let doorman = Doorman::new(&limits);
+        let (greedy, other) = (id("greedy"), id("other"));
+        let address = |network: u16, host: u16| IpAddr::from([0xfd00, 0, 0, network, 0, 0, 0, host]);
+        // As many addresses of one network as it likes.
+        let mut held = Vec::new();
+        let refused = (0..5_000).find_map(|host| {
+            doorman
+                .seat(address(1, host), &greedy)
+                .map(|seat| held.push(seat))
+                .err()
+        });
+        assert_eq!((refused, held.len()), (Some(Full::Network), limits.per_network));
+        // And as many networks.
+        let refused = (2..5_000).find_map(|network| {
+            doorman
+                .seat(address(network, 1), &greedy)
+                .map(|seat| held.push(seat))
+                .err()
+        });
+        assert_eq!((refused, held.len()), (Some(Full::Identity), limits.per_identity));
+        // A hundred others, at one address.
+        let others: Vec<_> = (0..100).map(|_| doorman.seat(address(5_001, 1), &other)).collect();
+        assert!(others.iter().all(Result::is_ok));
+        assert!(limits.per_identity <= limits.connections / 2);
     }
 
     #[test]
