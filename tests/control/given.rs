@@ -1,6 +1,7 @@
 //! Control with an issuer of somebody else's: it signs by that, trusts the roots that it is told of, and takes another pair
 //! once that fits.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -33,8 +34,10 @@ fn sidecars_are_certified_by_the_issuer_that_control_was_given_and_a_pair_that_d
             "another than the given issuer signs"
         );
         ensure!(certified.id() == Control::id("caller"), "it is {}", certified.id());
-        let roots = [certificate(&own.root_pem())?, certificate(&other.root_pem())?];
-        ensure!(certified.roots == roots, "the roots are not those of --extra-root");
+        // In whichever order.
+        let roots = BTreeSet::from([der(&own.root_pem())?, der(&other.root_pem())?]);
+        let trusted: BTreeSet<_> = certified.roots.iter().map(|root| root.to_vec()).collect();
+        ensure!(trusted == roots, "the roots are not those of --extra-root");
         ensure!(!shop.control.state().join("issuer.pem").exists(), "an issuer was made");
         ensure!(authority_error(&shop.control)? == 0.0, "the pair that was given fits");
 
@@ -155,6 +158,10 @@ fn ask(control: &Control, pod: &Pod) -> Result<Certified> {
 
 fn certificate(pem: &str) -> Result<CertificateDer<'static>> {
     CertificateDer::from_pem_slice(pem.as_bytes()).context("it is a certificate")
+}
+
+fn der(pem: &str) -> Result<Vec<u8>> {
+    Ok(certificate(pem)?.to_vec())
 }
 
 /// A certificate in PEM, and the key that stands behind it.
