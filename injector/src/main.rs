@@ -243,6 +243,59 @@ mod tests {
         assert_eq!(unknown, ["PORTUNUS_LISTEN"]);
     }
 
+    fn parsed(arguments: &[&str]) -> Result<Settings, clap::Error> {
+        let all = ["injector", "control", "--source", "mesh"].iter().chain(arguments);
+        match Injector::try_parse_from(all)?.role {
+            Role::Control(control) => Ok(control.settings()),
+            Role::Version => panic!("control was asked for"),
+        }
+    }
+
+    #[test]
+    fn certificates_last_a_day_unless_it_is_said_otherwise() {
+        let lifetime = |more: &[&str]| {
+            let all = [&["--state", "own"], more].concat();
+            parsed(&all).map(|settings| settings.lifetime).ok()
+        };
+        let hour = Duration::from_secs(60 * 60);
+        assert_eq!(lifetime(&[]), Some(24 * hour));
+        assert_eq!(lifetime(&["--certificate-lifetime", "1h"]), Some(hour));
+        for wrong in ["59s", "2161h", "0", "x"] {
+            assert_eq!(lifetime(&["--certificate-lifetime", wrong]), None, "{wrong}");
+        }
+    }
+
+    #[test]
+    fn an_issuer_is_given_with_its_key_and_its_root_and_instead_of_a_directory() {
+        let all = [
+            "--issuer-certificate",
+            "a.pem",
+            "--issuer-key",
+            "b.pem",
+            "--extra-root",
+            "c.pem",
+        ];
+        let files = parsed(&all).map(|settings| settings.files).expect("nothing is missing");
+        assert!(
+            matches!(&files.origin, Origin::Given { certificate, key }
+                if (certificate.as_os_str(), key.as_os_str()) == ("a.pem".as_ref(), "b.pem".as_ref())),
+            "{files:?}"
+        );
+        assert_eq!(files.extra_roots, [PathBuf::from("c.pem")]);
+        for wrong in [
+            &all[..4],
+            &all[..2],
+            &all[2..],
+            &[&all[..], &["--state", "own"]].concat(),
+        ] {
+            assert!(parsed(wrong).is_err(), "{wrong:?}");
+        }
+        let own = parsed(&["--state", "own", "--extra-root", "c.pem"]).map(|settings| settings.files);
+        let own = own.expect("roots may be added to those of its own");
+        assert!(matches!(&own.origin, Origin::State(directory) if directory.as_os_str() == "own"));
+        assert_eq!(own.extra_roots, [PathBuf::from("c.pem")]);
+    }
+
     #[test]
     fn an_address_to_listen_at_needs_both_halves() {
         for wrong in ["localhost:1", ":8080", "8080", "10.0.0.1"] {

@@ -4,9 +4,9 @@ use std::fs;
 use std::path::Path;
 use std::time::Duration;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, ensure};
 use support::pki::Pki;
-use support::traffic::{Traffic, now};
+use support::traffic::{Call, Calls, Traffic, now};
 use support::{Control, Member, Mesh, Sidecar, wait_until};
 
 use crate::shop::{Shop, certified, member, none_failed, timed};
@@ -16,7 +16,7 @@ fn certificates_are_renewed_without_a_failed_call_and_once_they_end_without_cont
     support::test(|mesh| {
         let mut shop = Shop::open(mesh, mesh.control(&A_MINUTE)?, 2, &[], &[])?;
         let began = now();
-        let traffic = shop.calls(100, Duration::from_secs(200))?;
+        let traffic = shop.calls(100, Duration::from_secs(300))?;
         timed(A_LIFE, "every certificate was renewed", || {
             shop.sidecars().all(|sidecar| certified(sidecar) >= 2.0)
         })?;
@@ -57,16 +57,14 @@ fn certificates_are_renewed_without_a_failed_call_and_once_they_end_without_cont
         let refused = traffic.calls().between(over, f64::MAX);
         ensure!(refused.answered_by().is_empty(), "calls pass without a certificate");
         println!("without a certificate: {refused}");
-        let named = refused
-            .0
-            .iter()
-            .all(|call| call.code == "UNAVAILABLE" && call.why.contains("certificate"));
-        ensure!(named, "calls fail without the reason:{refused}");
+        all_say(&refused, "and this sidecar has no valid certificate: see /ready")?;
+        let failed = handshakes(&shop.sidecar, "outbound", "no_own_certificate")?;
+        ensure!(failed >= 1.0, "{failed} handshakes are counted as failed for that");
 
         shop.control.launch()?;
         let back = now();
         timed(SOON, "calls pass again", || last_ok(&traffic))?;
-        traffic.flow(Duration::from_secs(2));
+        traffic.flow(Duration::from_secs_f64((back + 9.0 - now()).max(0.0)));
         let calls = traffic.calls();
         let first = calls
             .between(back, f64::MAX)
@@ -85,12 +83,84 @@ fn certificates_are_renewed_without_a_failed_call_and_once_they_end_without_cont
             first - back
         );
         let late = calls.between(back + 5.0, f64::MAX);
-        ensure!(late.failed().is_empty(), "calls still fail:{}", late.failed());
+        none_failed(&late, 300, "from five seconds after control's return on")?;
+        let both = late.answered_by();
+        ensure!(both.len() == 2, "five seconds after control's return {both:?} answers");
         let joined = shop
             .control
             .metrics()?
             .sum("portunus_control_certificates_total", &[("proof", "token")]);
         ensure!(joined == 3.0, "{joined} came back by their token");
+        Ok(())
+    });
+}
+
+#[test]
+fn a_callee_whose_certificate_has_ended_takes_no_handshake_and_both_ends_say_why_until_it_has_control_again() {
+    support::test(|mesh| {
+        let shop = Shop::open(mesh, mesh.control(&A_MINUTE)?, 1, &[], &[])?;
+        let greeter = shop.greeters.first().context("there is one")?;
+        let traffic = shop.calls(100, Duration::from_secs(300))?;
+        timed(SOON, "it is called", || !traffic.calls().answered_by().is_empty())?;
+
+        // Control is away for the callee alone: its caller goes on being certified.
+        greeter.pod.nft(NO_CONTROL)?;
+        timed(Duration::from_secs(120), "the callee's certificate is over", || {
+            is_over(&greeter.sidecar)
+        })?;
+        let over = now();
+        let last_failed = || traffic.calls().0.last().is_some_and(|call| !call.is_ok());
+        timed(Duration::from_secs(30), "calls fail", last_failed)?;
+        none_failed(
+            &traffic.calls().between(0.0, over - 0.5),
+            4_000,
+            "while the callee's certificate lasted",
+        )?;
+        traffic.flow(Duration::from_secs(1));
+        let refusing = now();
+        let (ended, broken) = (
+            without_certificate(&greeter.sidecar)?,
+            handshakes(&shop.sidecar, "outbound", BROKEN)?,
+        );
+        traffic.flow(Duration::from_secs(3));
+        let refused = traffic.calls().between(refusing, f64::MAX);
+        println!("by a callee without a certificate: {refused}");
+        ensure!(
+            refused.answered_by().is_empty(),
+            "calls reach a callee without a certificate"
+        );
+        let ready = shop.sidecar.admin("/ready")?;
+        ensure!(
+            ready.status == 200 && certified(&shop.sidecar) >= 2.0,
+            "its caller has no certificate either: {}",
+            ready.body
+        );
+
+        // The callee names what it lacks, and its caller whom it does not reach, and how that ended.
+        let ended = without_certificate(&greeter.sidecar)? - ended;
+        ensure!(
+            ended >= 1.0,
+            "the callee counted {ended} connections that ended for that"
+        );
+        let output = greeter.sidecar.output();
+        ensure!(
+            output.contains("connection ended: this sidecar has no valid certificate: see /ready"),
+            "the callee's log does not say so"
+        );
+        all_say(&refused, &format!("no mTLS with {} at ", Control::id("hello")))?;
+        all_say(&refused, BROKEN_IN_WORDS)?;
+        let broken = handshakes(&shop.sidecar, "outbound", BROKEN)? - broken;
+        ensure!(broken >= 1.0, "its caller counted {broken} such handshakes");
+        let shaken = handshakes(&greeter.sidecar, "inbound", "ok")?;
+
+        greeter.pod.nft("delete table inet apart\n")?;
+        let back = now();
+        timed(SOON, "calls pass again", || !last_failed())?;
+        traffic.flow(Duration::from_secs_f64((back + 8.0 - now()).max(0.0)));
+        let late = traffic.calls().between(back + 5.0, f64::MAX);
+        none_failed(&late, 200, "from five seconds after the callee had control again on")?;
+        let shaken = handshakes(&greeter.sidecar, "inbound", "ok")? - shaken;
+        ensure!(shaken >= 1.0, "calls passed without a handshake");
         Ok(())
     });
 }
@@ -161,12 +231,7 @@ fn another_service_account_of_a_running_workload_is_its_own_within_seconds() {
         traffic.flow(Duration::from_secs(2));
         let since = traffic.calls().between(since, f64::MAX);
         none_failed(&since, 50, "under the new identity")?;
-        let wrong = [("direction", "outbound"), ("result", "wrong_identity")];
-        let wrong = || {
-            shop.sidecar
-                .metrics()
-                .map(|metrics| metrics.sum("portunus_tls_handshakes_total", &wrong))
-        };
+        let wrong = || handshakes(&shop.sidecar, "outbound", "wrong_identity");
         let before = wrong()?;
         traffic.flow(Duration::from_secs(1));
         ensure!(wrong()? == before, "somebody is still taken for another");
@@ -190,7 +255,7 @@ fn issue(state: &Path, issuer: &str) -> Result<()> {
 }
 
 /// Written elsewhere and renamed: nobody reads half a file.
-fn place(file: &Path, text: &str) -> Result<()> {
+pub(crate) fn place(file: &Path, text: &str) -> Result<()> {
     let unfinished = file.with_extension("unfinished");
     fs::write(&unfinished, text)?;
     Ok(fs::rename(&unfinished, file)?)
@@ -220,6 +285,28 @@ fn is_over(sidecar: &Sidecar) -> bool {
     ready.is_ok_and(|ready| ready.status == 503 && ready.body.contains("certificate is over"))
 }
 
+/// All were refused with UNAVAILABLE, and with this in their sentence.
+fn all_say(refused: &Calls, what: &str) -> Result<()> {
+    let says = |call: &Call| call.code == "UNAVAILABLE" && call.why.contains(what);
+    ensure!(
+        !refused.is_empty() && refused.0.iter().all(says),
+        "not every call says {what:?}:{refused}"
+    );
+    Ok(())
+}
+
+/// How many handshakes ended so.
+pub(crate) fn handshakes(sidecar: &Sidecar, direction: &str, result: &str) -> Result<f64> {
+    let labels = [("direction", direction), ("result", result)];
+    Ok(sidecar.metrics()?.sum("portunus_tls_handshakes_total", &labels))
+}
+
+/// How many connections to a sidecar ended because it had no certificate to answer with.
+pub(crate) fn without_certificate(sidecar: &Sidecar) -> Result<f64> {
+    let labels = [("direction", "inbound"), ("reason", "no_own_certificate")];
+    Ok(sidecar.metrics()?.sum("portunus_proxy_errors_total", &labels))
+}
+
 fn certifications_that_failed(sidecar: &Sidecar) -> f64 {
     let metrics = sidecar.metrics().unwrap_or_default();
     let of = |labels: &[(&str, &str)]| metrics.sum("portunus_identity_certifications_total", labels);
@@ -237,3 +324,9 @@ pub(crate) fn opened(sidecar: &Sidecar) -> f64 {
 pub(crate) const A_MINUTE: [&str; 2] = ["--certificate-lifetime", "1m"];
 pub(crate) const A_LIFE: Duration = Duration::from_secs(60);
 const SOON: Duration = Duration::from_secs(15);
+/// A pod whose packets to control are lost.
+const NO_CONTROL: &str =
+    "table inet apart {\nchain out {\ntype filter hook output priority 0;\ntcp dport 8080 drop;\n}\n}\n";
+/// What a caller counts, and says, where the callee ends its handshake by a reset.
+const BROKEN: &str = "broken";
+const BROKEN_IN_WORDS: &str = "the connection broke: Connection reset by peer";

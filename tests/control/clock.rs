@@ -5,9 +5,11 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
+use support::traffic::{Call, Traffic};
 use support::{Control, Pod, Program, Sidecar};
 
-use crate::shop::{Shop, certified, cpu, none_failed, timed};
+use crate::certificates::{handshakes, without_certificate};
+use crate::shop::{CALLER, NAME, Shop, certified, cpu, none_failed, timed};
 
 #[test]
 fn a_sidecar_whose_clock_is_set_neither_panics_nor_spins_and_is_well_once_the_clock_is() {
@@ -53,6 +55,75 @@ fn a_sidecar_whose_clock_is_set_neither_panics_nor_spins_and_is_well_once_the_cl
 }
 
 #[test]
+fn a_callee_whose_clock_is_set_refuses_who_calls_anew_with_the_reason_and_is_well_once_the_clock_is() {
+    support::test(|mesh| {
+        let clock = Clock::of(&mesh.folder().join("clock"))?;
+        let right = Clock::of(&mesh.folder().join("right-clock"))?;
+        let (variables, callers) = (clock.variables(), right.variables());
+        let [variables, callers] = [&variables, &callers].map(|all| {
+            all.iter()
+                .map(|(key, value)| (*key, value.as_str()))
+                .collect::<Vec<_>>()
+        });
+        // The later of two variables of one name counts: the caller's clock stays right.
+        let mut shop = Shop::open(mesh, mesh.control(&[])?, 1, &variables, &callers)?;
+        none_failed(
+            &shop.calls(50, A_SECOND)?.end(A_SECOND)?,
+            50,
+            "before the clock was set",
+        )?;
+        let mut anew = Vec::new();
+        for number in 1..=4 {
+            let pod = mesh.pod(&format!("anew-{number}"))?;
+            let sidecar = pod.member(&shop.control, &CALLER, &[])?;
+            anew.push((pod, sidecar));
+        }
+        // A certificate has a day from a minute ago on, by the callee's clock as well.
+        let cases = [("+1h", true), ("-1h", false), ("+400d", false), ("-400d", false)];
+        for ((ahead, serves), (pod, sidecar)) in cases.into_iter().zip(&anew) {
+            let callee = &mut shop.greeters[0].sidecar;
+            let (began, used) = (Instant::now(), cpu(callee)?);
+            let said = callee.output().matches("the clock was set").count();
+            let (ended, broken) = (without_certificate(callee)?, handshakes(sidecar, "outbound", "broken")?);
+            clock.set(ahead)?;
+            timed(HALF_A_MINUTE, &format!("the callee has noticed {ahead}"), || {
+                callee.output().matches("the clock was set").count() > said && is_ready(callee) == serves
+            })?;
+            // This one has no connection to it yet.
+            let calls = Traffic::to(pod, NAME, 50, A_SECOND)?.end(A_SECOND)?;
+            if serves {
+                none_failed(&calls, 50, &format!("to a callee whose clock is at {ahead}"))?;
+            } else {
+                let why = callee.admin("/ready")?.body;
+                println!("at {ahead}: {}{calls}", why.trim());
+                ensure!(why.contains("certificate"), "at {ahead} it is not ready: {why}");
+                let named = |call: &Call| call.code == "UNAVAILABLE" && call.why.contains("no mTLS with spiffe://");
+                ensure!(
+                    calls.0.iter().all(named),
+                    "at {ahead} these do not fail with the reason:{calls}"
+                );
+                ensure!(
+                    without_certificate(callee)? > ended && handshakes(sidecar, "outbound", "broken")? > broken,
+                    "at {ahead} no end counted a handshake without a certificate"
+                );
+            }
+            std::thread::sleep(A_SECOND * 2);
+            clock.set("+0")?;
+            timed(HALF_A_MINUTE, "the callee is ready again", || is_ready(callee))?;
+            calm(callee, used, began, ahead)?;
+            ensure!(!callee.output().contains("panicked"), "at {ahead} it panicked");
+            let again = Traffic::to(pod, NAME, 50, Duration::from_secs(30))?;
+            timed(HALF_A_MINUTE, "who was refused is let in", || {
+                again.calls().0.last().is_some_and(Call::is_ok)
+            })?;
+            let calls = shop.calls(50, A_SECOND)?.end(A_SECOND)?;
+            none_failed(&calls, 50, &format!("after the callee's clock was at {ahead}"))?;
+        }
+        Ok(())
+    });
+}
+
+#[test]
 fn a_control_whose_clock_is_set_disturbs_no_call_and_certifies_once_the_clock_is_right() {
     support::test(|mesh| {
         let clock = Clock::of(&mesh.folder().join("clock"))?;
@@ -67,9 +138,28 @@ fn a_control_whose_clock_is_set_disturbs_no_call_and_certifies_once_the_clock_is
             let (began, used) = (Instant::now(), cpu(shop.control.program()?)?);
             let own = expiry(&shop.control);
             clock.set(ahead)?;
+            let mut by_wrong_clock = None;
             if ahead == "+1h" {
-                // Nothing is due, so that there is nothing to wait for.
-                traffic.flow(A_SECOND * 3);
+                // It looks at the clock's file once a second.
+                traffic.flow(A_SECOND * 2);
+                // Its own certificate is good, and it certifies by the hour that it believes in: whoever joins keeps what it
+                // gets until that has begun, and says so.
+                let pod = mesh.pod("new-by-wrong-clock")?;
+                let sidecar = begin(&pod, &shop.control)?;
+                timed(HALF_A_MINUTE, "a new workload is told of two clocks", || {
+                    let ready = sidecar.admin("/ready");
+                    ready.is_ok_and(|ready| ready.status == 503 && ready.body.contains(TWO_CLOCKS))
+                })?;
+                ensure!(
+                    certified(&sidecar) == 0.0,
+                    "a certificate that has not begun was counted"
+                );
+                ensure!(
+                    shop.sidecars()
+                        .all(|sidecar| is_ready(sidecar) && certified(sidecar) == 1.0),
+                    "somebody else was certified by that clock"
+                );
+                by_wrong_clock = Some((pod, sidecar));
             } else {
                 timed(
                     HALF_A_MINUTE,
@@ -78,6 +168,13 @@ fn a_control_whose_clock_is_set_disturbs_no_call_and_certifies_once_the_clock_is
                 )?;
             }
             clock.set("+0")?;
+            if let Some((_pod, sidecar)) = by_wrong_clock {
+                timed(
+                    HALF_A_MINUTE,
+                    "who was certified by a wrong clock is so by a right one",
+                    || is_ready(&sidecar) && certified(&sidecar) >= 1.0,
+                )?;
+            }
             timed(HALF_A_MINUTE, "all have a stream", || {
                 let streams = shop
                     .control
@@ -87,12 +184,7 @@ fn a_control_whose_clock_is_set_disturbs_no_call_and_certifies_once_the_clock_is
             })?;
             let pod = mesh.pod(&format!("new{}", ahead.replace('+', "-ahead-")))?;
             let _new = join(&pod, &shop.control)?;
-            let used = cpu(shop.control.program()?)? - used;
-            println!("{used:.2} CPU seconds in {:.1} s", began.elapsed().as_secs_f64());
-            ensure!(
-                used < 0.1 * began.elapsed().as_secs_f64() + 0.5,
-                "{used} CPU seconds at {ahead}"
-            );
+            idle(cpu(shop.control.program()?)? - used, began, ahead)?;
         }
         ensure!(!shop.control.output().contains("panicked"), "it panicked");
         none_failed(&traffic.calls(), 500, "while control's clock was set")
@@ -108,9 +200,14 @@ fn a_mesh_whose_clocks_all_jump_by_more_than_a_year_certifies_itself_anew_and_ba
         let mut control = mesh.control_to_be(&[])?;
         control.set_environment(&variables);
         control.launch()?;
-        let shop = Shop::open(mesh, control, 1, &variables, &[])?;
+        let mut shop = Shop::open(mesh, control, 1, &variables, &[])?;
         for ahead in ["+400d", "+0"] {
             let before: Vec<_> = shop.sidecars().map(certified).collect();
+            let (began, used) = (
+                Instant::now(),
+                shop.sidecars().map(|one| cpu(one)).collect::<Result<Vec<_>>>()?,
+            );
+            let of_control = cpu(shop.control.program()?)?;
             clock.set(ahead)?;
             timed(HALF_A_MINUTE, &format!("all are certified at {ahead}"), || {
                 let mut all = shop.sidecars().zip(&before);
@@ -118,26 +215,44 @@ fn a_mesh_whose_clocks_all_jump_by_more_than_a_year_certifies_itself_anew_and_ba
             })?;
             let calls = shop.calls(50, A_SECOND)?.end(A_SECOND)?;
             none_failed(&calls, 50, &format!("with all clocks at {ahead}"))?;
+            let greeters = shop.greeters.iter_mut().map(|greeter| &mut greeter.sidecar);
+            for (sidecar, used) in greeters.chain([&mut shop.sidecar]).zip(used) {
+                calm(sidecar, used, began, ahead)?;
+            }
+            idle(cpu(shop.control.program()?)? - of_control, began, ahead)?;
         }
+        let outputs = shop.sidecars().map(|sidecar| sidecar.output());
+        ensure!(
+            outputs
+                .chain([shop.control.output()])
+                .all(|output| !output.contains("panicked")),
+            "somebody panicked"
+        );
         Ok(())
     });
 }
 
 /// A new member is certified: control believes its own clock again, and is believed.
 fn join(pod: &Pod, control: &Control) -> Result<Sidecar> {
+    let sidecar = begin(pod, control)?;
+    timed(HALF_A_MINUTE, "a new workload is certified", || is_ready(&sidecar))?;
+    Ok(sidecar)
+}
+
+/// A new member begins, and is not waited for.
+fn begin(pod: &Pod, control: &Control) -> Result<Sidecar> {
     let member = support::Member {
         account: "new",
         app: "new",
         ports: &[],
     };
     let enrolled = control.enrol(pod, &member)?;
+    control.until_known()?;
     let enrolled: Vec<_> = enrolled
         .iter()
         .map(|(key, value)| (key.as_str(), value.as_str()))
         .collect();
-    let sidecar = pod.sidecar_unready(&enrolled)?;
-    timed(HALF_A_MINUTE, "a new workload is certified", || is_ready(&sidecar))?;
-    Ok(sidecar)
+    pod.sidecar_unready(&enrolled)
 }
 
 /// A clock that programs believe in and a test sets.
@@ -215,7 +330,12 @@ fn expiry(control: &Control) -> f64 {
 /// It runs, and has used a tenth of a CPU at most.
 fn calm(program: &mut Program, used: f64, began: Instant, when: &str) -> Result<()> {
     ensure!(program.is_running(), "at {when} it ended");
-    let (used, went_by) = (cpu(program)? - used, began.elapsed().as_secs_f64());
+    idle(cpu(program)? - used, began, when)
+}
+
+/// That many CPU seconds are a tenth of the time at most.
+fn idle(used: f64, began: Instant, when: &str) -> Result<()> {
+    let went_by = began.elapsed().as_secs_f64();
     println!("{used:.2} CPU seconds in {went_by:.1} s");
     ensure!(
         used < 0.1 * went_by + 0.5,
@@ -224,6 +344,8 @@ fn calm(program: &mut Program, used: f64, began: Instant, when: &str) -> Result<
     Ok(())
 }
 
+/// What a sidecar says that was certified by a clock which is far ahead of its own.
+const TWO_CLOCKS: &str = "is not valid by this machine's clock: one of the two clocks is wrong";
 /// Below the system's folder of each architecture.
 const LIBRARY: &str = "faketime/libfaketimeMT.so.1";
 const A_SECOND: Duration = Duration::from_secs(1);

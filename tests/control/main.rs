@@ -5,6 +5,7 @@ mod certificates;
 mod clock;
 mod crowd;
 mod ends;
+mod given;
 mod late;
 mod manifests;
 mod outside;

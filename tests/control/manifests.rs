@@ -1,5 +1,8 @@
 //! Manifests change under load: wrong ones are told of and change nothing, right ones count within a second.
 
+use std::fs;
+use std::os::unix::fs::symlink;
+use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
@@ -17,7 +20,8 @@ fn every_kind_of_mistake_is_told_with_file_line_and_field_and_loses_no_call_and_
         let shop = Shop::open(mesh, mesh.control(&[])?, 2, &[], &[])?;
         let spare = Greeter::start(mesh, &shop.control, "hello-3", "spare", &[])?;
         shop.control.apply("a-good", GOOD)?;
-        let traffic = shop.calls(200, Duration::from_secs(100))?;
+        let time = Duration::from_secs(40);
+        let traffic = shop.calls(200, time)?;
         let began = now();
         for (text, line, field, sentence) in MISTAKES {
             let (before, logged) = (refused(&shop.control)?, shop.control.output().len());
@@ -46,12 +50,7 @@ fn every_kind_of_mistake_is_told_with_file_line_and_field_and_loses_no_call_and_
             })?;
         }
         let seconds = now() - began;
-        let metrics = shop.control.metrics()?;
-        ensure!(
-            metrics.sum("portunus_control_source_error", &[]) == 1.0,
-            "the newest state is wrong"
-        );
-        none_failed(&traffic.calls(), 500, "while manifests were wrong")?;
+        ensure!(source_error(&shop.control)? == 1.0, "the newest state is wrong");
         println!(
             "{} mistakes in {seconds:.1} s, {} calls",
             MISTAKES.len(),
@@ -72,8 +71,128 @@ fn every_kind_of_mistake_is_told_with_file_line_and_field_and_loses_no_call_and_
             || traffic.calls().answered_by().contains("hello-3"),
         )?;
         ensure!(taken < Duration::from_secs(1), "that took {taken:?}");
-        none_failed(&traffic.calls(), 500, "when a good state came")
+        ensure!(source_error(&shop.control)? == 0.0, "a good state was taken");
+        ensure!(now() - began < time.as_secs_f64(), "the calls were over before that");
+        let calls = traffic.end(time)?;
+        none_failed(&calls, 8_000, "while manifests were wrong, and when a good state came")
     });
+}
+
+#[test]
+fn files_in_use_that_become_what_nobody_can_read_are_told_and_change_nothing_and_lose_no_call() {
+    support::test(|mesh| {
+        let shop = Shop::open(mesh, mesh.control(&[])?, 2, &[], &[])?;
+        let time = Duration::from_secs(15);
+        let traffic = shop.calls(200, time)?;
+        let began = now();
+        // One that all calls need, and one of the two who answer them.
+        for name in ["service-hello.yaml", "workload-hello-1.yaml"] {
+            let file = shop.control.source().join(name);
+            let good = fs::read(&file)?;
+            for (becomes, says) in Becomes::ALL {
+                let (before, taken) = (refused(&shop.control)?, taken(&shop.control)?);
+                becomes.happen(&file, &good)?;
+                wait(&format!("that {name} {becomes:?} is refused"), || {
+                    refused(&shop.control).is_ok_and(|now| now > before)
+                })?;
+                let source = shop.control.admin("/source")?.body;
+                let place = if becomes == Becomes::NoDirectory {
+                    "/source"
+                } else {
+                    name
+                };
+                let told = |line: &str| line.contains(place) && line.contains(says);
+                ensure!(
+                    source.lines().any(told),
+                    "that {name} {becomes:?} is not told as it should be:\n{source}"
+                );
+                ensure!(
+                    source_error(&shop.control)? == 1.0,
+                    "that {name} {becomes:?} is no trouble for who looks at numbers"
+                );
+                becomes.pass(&file, &good)?;
+                wait(&format!("after {name} {becomes:?} it is taken as it was"), || {
+                    self::taken(&shop.control).is_ok_and(|now| now > taken)
+                        && source_error(&shop.control).is_ok_and(|error| error == 0.0)
+                })?;
+            }
+        }
+        println!("{:>8.1} s", now() - began);
+        ensure!(now() - began < time.as_secs_f64(), "the calls were over before that");
+        let calls = traffic.end(time)?;
+        ensure!(calls.answered_by().len() == 2, "not both answer");
+        none_failed(&calls, 3_000, "while files could not be read")
+    });
+}
+
+/// What becomes of a file that control has read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Becomes {
+    Nonsense,
+    Halved,
+    Empty,
+    NotText,
+    TooLong,
+    Pipe,
+    BrokenLink,
+    NoDirectory,
+}
+
+impl Becomes {
+    /// Each with what is said of it.
+    const ALL: [(Becomes, &str); 8] = [
+        (Becomes::Nonsense, "this is no YAML that can be read"),
+        (Becomes::Halved, "spec"),
+        (Becomes::Empty, "is empty, as a file is that is just being written"),
+        (Becomes::NotText, "is not UTF-8: line 1 has other bytes"),
+        (Becomes::TooLong, "is too long; expected at most 4194304 bytes"),
+        (Becomes::Pipe, "is no file; expected a manifest"),
+        (Becomes::BrokenLink, "cannot be read: No such file or directory"),
+        (
+            Becomes::NoDirectory,
+            "cannot be read as a directory: No such file or directory",
+        ),
+    ];
+
+    fn happen(self, file: &Path, good: &[u8]) -> Result<()> {
+        let source = file.parent().context("it is in one")?;
+        let unfinished = source.join(".unfinished");
+        match self {
+            Becomes::Nonsense => fs::write(file, [b"kind: [\n", good].concat())?,
+            // As a writer leaves it who is killed, or whose disk is full.
+            Becomes::Halved => {
+                let spec = good
+                    .windows(6)
+                    .position(|bytes| bytes == b"\nspec:")
+                    .context("it has one")?;
+                fs::write(file, &good[..spec + 1])?;
+            }
+            Becomes::Empty => fs::write(file, "")?,
+            Becomes::NotText => fs::write(file, [b"# \xff\xfe\n", good].concat())?,
+            Becomes::TooLong => fs::write(file, [good, &[b"#".repeat(4 << 20), b"\n".to_vec()].concat()].concat())?,
+            // At once: a moment without it would be a state without it.
+            Becomes::Pipe => {
+                nix::unistd::mkfifo(&unfinished, nix::sys::stat::Mode::S_IRWXU)?;
+                fs::rename(&unfinished, file)?;
+            }
+            Becomes::BrokenLink => {
+                symlink("nowhere.yaml", &unfinished)?;
+                fs::rename(&unfinished, file)?;
+            }
+            Becomes::NoDirectory => fs::rename(source, source.with_extension("aside"))?,
+        }
+        Ok(())
+    }
+
+    fn pass(self, file: &Path, good: &[u8]) -> Result<()> {
+        let source = file.parent().context("it is in one")?;
+        if self == Becomes::NoDirectory {
+            return Ok(fs::rename(source.with_extension("aside"), source)?);
+        }
+        let unfinished = source.join(".unfinished");
+        fs::write(&unfinished, good)?;
+        Ok(fs::rename(&unfinished, file)?)
+    }
 }
 
 #[test]
@@ -158,6 +277,26 @@ fn endpoints_come_and_go_and_policy_changes_within_a_second_and_without_a_failed
             ensure!((share - 1.0 / 3.0).abs() < 0.02, "in turn, {name} has {share:.3}");
         }
 
+        // One is three times as strong as either of the others.
+        shop.control.set_weight(&third.pod, 3)?;
+        timed(SOON, "every other call at least is its own", || {
+            let calls = traffic.calls().0;
+            calls
+                .iter()
+                .rev()
+                .take(50)
+                .filter(|call| call.from == "hello-3")
+                .count()
+                > 25
+        })?;
+        let weighed = now();
+        traffic.flow(Duration::from_secs(2));
+        let calls = traffic.calls().between(weighed, f64::MAX);
+        for (name, expected) in [("hello-1", 0.2), ("hello-2", 0.2), ("hello-3", 0.6)] {
+            let share = calls.0.iter().filter(|call| call.from == name).count() as f64 / calls.len() as f64;
+            ensure!((share - expected).abs() < 0.02, "by weight, {name} has {share:.3}");
+        }
+
         shop.control.remove("workload-hello-3")?;
         let removed = now();
         traffic.flow(Duration::from_secs(3));
@@ -196,9 +335,26 @@ fn endpoints_come_and_go_and_policy_changes_within_a_second_and_without_a_failed
 }
 
 fn refused(control: &Control) -> Result<f64> {
+    states(control, "refused")
+}
+
+fn taken(control: &Control) -> Result<f64> {
+    states(control, "accepted")
+}
+
+fn states(control: &Control, result: &str) -> Result<f64> {
     Ok(control
         .metrics()?
-        .sum("portunus_control_states_total", &[("result", "refused")]))
+        .sum("portunus_control_states_total", &[("result", result)]))
+}
+
+fn source_error(control: &Control) -> Result<f64> {
+    let metrics = control.metrics()?;
+    ensure!(
+        metrics.has("portunus_control_source_error", &[]),
+        "the number is not there"
+    );
+    Ok(metrics.sum("portunus_control_source_error", &[]))
 }
 
 fn wait(what: &str, condition: impl FnMut() -> bool) -> Result<()> {

@@ -128,14 +128,21 @@ impl Asking {
 pub(crate) struct Certified {
     pub(crate) credential: Credential,
     pub(crate) workload: String,
+    /// What stands between its certificate and a root.
+    pub(crate) issuers: Vec<CertificateDer<'static>>,
+    /// The roots that it is told to trust.
+    pub(crate) roots: Vec<CertificateDer<'static>>,
 }
 
 impl Certified {
     fn of(answer: CertifyResponse, key: Key, bundle: &Bundle) -> Result<Certified> {
-        let chain = answer.chain.into_iter().map(CertificateDer::from).collect();
+        let chain: Vec<_> = answer.chain.into_iter().map(CertificateDer::from).collect();
+        let roots = answer.bundle.unwrap_or_default().roots;
         Ok(Certified {
+            issuers: chain.iter().skip(1).cloned().collect(),
             credential: Credential::new(chain, key.into_private(), bundle.clone())?,
             workload: answer.workload,
+            roots: roots.into_iter().map(CertificateDer::from).collect(),
         })
     }
 

@@ -1,12 +1,14 @@
 //! Two controls over one directory and one authority: either is enough.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
+use support::traffic::now;
 use support::{Control, Family, Mesh};
 
-use crate::shop::{Shop, certified, none_failed, timed};
+use crate::shop::{CALLER, Shop, certified, none_failed, timed};
 
 #[test]
 fn two_controls_that_start_together_make_one_authority_and_sidecars_of_one_that_dies_go_to_the_other() {
@@ -29,7 +31,7 @@ fn two_controls_that_start_together_make_one_authority_and_sidecars_of_one_that_
         );
 
         let both = format!("{},{}", first.at(Family::V4)?, second.at(Family::V4)?);
-        let settings = [("PORTUNUS_CONTROL_ADDRESS", both.as_str())];
+        let settings = settings_of(&both);
         let mut shop = Shop::open(mesh, first, 2, &settings, &[])?;
         let traffic = shop.calls(100, Duration::from_secs(120))?;
         timed(SOON, "all have a stream", || {
@@ -59,6 +61,78 @@ fn two_controls_that_start_together_make_one_authority_and_sidecars_of_one_that_
     });
 }
 
+#[test]
+fn a_control_that_hangs_beside_one_that_does_not_keeps_no_sidecar_from_its_stream_its_renewal_and_its_first_certificate()
+ {
+    support::test(|mesh| {
+        let (first, second) = two(mesh)?;
+        let both = format!("{},{}", first.at(Family::V4)?, second.at(Family::V4)?);
+        let settings = settings_of(&both);
+        let shop = Shop::open(mesh, first, 2, &settings, &[])?;
+        let traffic = shop.calls(100, Duration::from_secs(200))?;
+        timed(SOON, "all have a stream", || {
+            streams(&shop.control) + streams(&second) == 3.0
+        })?;
+        println!("streams: {} and {}", streams(&shop.control), streams(&second));
+        let (hangs, goes_on) = match streams(&shop.control) {
+            0.0 => (&second, &shop.control),
+            _ => (&shop.control, &second),
+        };
+
+        hangs.program()?.pause()?;
+        timed(HANGS, "all streams are at the one that does not hang", || {
+            streams(goes_on) == 3.0
+        })?;
+        // Nobody goes back: it still takes connections, and says nothing on them.
+        let certificates: Vec<_> = shop.sidecars().map(certified).collect();
+        timed(
+            Duration::from_secs(50),
+            "every certificate was renewed beside the one that hangs",
+            || {
+                let mut all = shop.sidecars().zip(&certificates);
+                all.all(|(sidecar, before)| certified(sidecar) > *before)
+            },
+        )?;
+        ensure!(streams(goes_on) == 3.0, "a stream has left the one that does not hang");
+
+        // Whoever comes now has never been certified, and gets what it needs.
+        let mut newcomers = Vec::new();
+        for number in 1..=3 {
+            let pod = mesh.pod(&format!("newcomer-{number}"))?;
+            let enrolled = shop.control.enrol(&pod, &CALLER)?;
+            let settings = enrolled.iter().map(|(key, value)| (key.as_str(), value.as_str()));
+            let settings: Vec<_> = settings.chain(settings_of(&both)).collect();
+            let sidecar = pod.sidecar_unready(&settings)?;
+            timed(HANGS, "one who comes while one control hangs is ready", || {
+                sidecar.admin("/ready").is_ok_and(|ready| ready.status == 200)
+            })?;
+            newcomers.push(sidecar);
+        }
+        // A change is told by the one that can.
+        shop.control.remove("workload-hello-2")?;
+        let removed = now();
+        traffic.flow(Duration::from_secs(3));
+        let late = traffic.calls().between(removed + 1.0, f64::MAX);
+        ensure!(
+            late.answered_by() == BTreeSet::from(["hello-1"]),
+            "a change was not told while one control hung: {:?} answer",
+            late.answered_by()
+        );
+
+        hangs.program()?.resume()?;
+        timed(
+            SOON,
+            "each of three newcomers, a greeter and a caller has one stream",
+            || streams(hangs) + streams(goes_on) == 5.0,
+        )?;
+        none_failed(&traffic.calls(), 2_000, "while one of two controls hung")
+    });
+}
+
+fn settings_of(addresses: &str) -> [(&str, &str); 1] {
+    [("PORTUNUS_CONTROL_ADDRESS", addresses)]
+}
+
 /// Two of them, begun at the same moment where nothing was.
 fn two(mesh: &Mesh) -> Result<(Control, Control)> {
     let mut first = mesh.control_to_be(&["--certificate-lifetime", "1m"])?;
@@ -79,3 +153,5 @@ fn streams(control: &Control) -> f64 {
 }
 
 const SOON: Duration = Duration::from_secs(15);
+/// As long as it may take until a control that hangs counts as away, and a little more.
+const HANGS: Duration = Duration::from_secs(20);

@@ -106,7 +106,10 @@ impl Control {
     pub fn begin(&mut self) -> Result<()> {
         let mut command = self.pod.command(User::Root, self.pod.place(&build::injector()?)?);
         command.arg("control").arg("--source").arg(&self.source);
-        command.arg("--state").arg(&self.state);
+        // One that is given an issuer makes none of its own.
+        if !self.arguments.iter().any(|argument| argument == "--issuer-certificate") {
+            command.arg("--state").arg(&self.state);
+        }
         command.args(["--trust-domain", TRUST_DOMAIN, "--log-level", "debug"]);
         command.args(&self.arguments);
         command.envs(self.environment.iter().cloned());
@@ -312,6 +315,14 @@ impl Control {
     /// When it was not, or the file cannot be written.
     pub fn set_zone(&self, pod: &Pod, zone: &str) -> Result<()> {
         self.set(pod, "zone", zone)
+    }
+
+    /// Says of a pod that was enrolled how much it weighs beside others.
+    ///
+    /// # Errors
+    /// When it was not, or the file cannot be written.
+    pub fn set_weight(&self, pod: &Pod, weight: u32) -> Result<()> {
+        self.set(pod, "weight", &weight.to_string())
     }
 
     fn set(&self, pod: &Pod, field: &str, value: &str) -> Result<()> {

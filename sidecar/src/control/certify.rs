@@ -370,3 +370,19 @@ impl Clock {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn luck_is_spread_over_all_that_it_may_be() {
+        let drawn: Vec<_> = (0..400).map(|_| luck()).collect();
+        assert!(drawn.iter().all(|luck| (-1.0..=1.0).contains(luck)), "{drawn:?}");
+        // That a quarter of all that it may be is never drawn is as good as impossible.
+        for from in [-1.0, -0.5, 0.0, 0.5] {
+            let is_within = |luck: &f64| (from..from + 0.5).contains(luck);
+            assert!(drawn.iter().any(is_within), "none from {from} on: {drawn:?}");
+        }
+    }
+}

@@ -695,6 +695,28 @@ async fn many_who_join_from_behind_one_address_are_not_sent_away_for_long() {
 }
 
 #[tokio::test]
+async fn sidecars_that_were_certified_together_do_not_renew_together() {
+    const SIDECARS: usize = 20;
+    let fake = Fake::new();
+    // It is due in 3 s, and by luck up to 5 s sooner or later.
+    fake.say(|said| said.life = (Duration::from_secs(67), Duration::from_secs(33)));
+    let control = fake.listen().await;
+    let _sidecars: Vec<_> = (0..SIDECARS).map(|_| sidecar(&fake, &[control.addr])).collect();
+    let renewals = |seen: &fake::Seen| seen.by_token.iter().filter(|by_token| !**by_token).count();
+    fake.until(|seen| seen.by_token.len() - renewals(seen) == SIDECARS)
+        .await;
+    fake.say(|said| said.life = (Duration::ZERO, 24 * HOUR));
+    let mut times = Vec::new();
+    for renewed in [1, SIDECARS] {
+        let so_many = fake.until(|seen| renewals(seen) >= renewed);
+        timeout(Duration::from_secs(30), so_many).await.expect("all are due");
+        times.push(tokio::time::Instant::now());
+    }
+    let apart = times[1] - times[0];
+    assert!(apart > Duration::from_secs(2), "all renewed within {apart:?}");
+}
+
+#[tokio::test]
 async fn while_one_control_is_down_what_another_says_is_told() {
     let fake = Fake::new();
     fake.say(|said| said.no_token = Some(Refusal::internal("not today")));

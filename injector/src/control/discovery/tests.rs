@@ -152,6 +152,18 @@ fn an_endpoint_says_where_it_stands_if_its_workload_does() {
 }
 
 #[test]
+fn an_endpoint_weighs_what_its_workload_says_and_1_if_it_says_nothing() {
+    let heavy = workload("web-3", "web", "10.0.0.3", None) + "  weight: 3\n";
+    let heaviest = workload("web-4", "web", "10.0.0.4", None) + "  weight: 10000\n";
+    let world = world(&(shop() + &heavy + &heaviest));
+    let endpoints = service(&world, "shop", &name("web", 80)).endpoints.into_iter();
+    let told: Vec<_> = endpoints.map(|endpoint| endpoint.weight).collect();
+    assert_eq!(told, [1, 1, 3, 10_000]);
+    let alone = view(&world, "shop", &address("10.0.0.3", 50_051));
+    assert!(matches!(alone, update::What::Endpoint(endpoint) if endpoint.weight == 3));
+}
+
+#[test]
 fn a_host_outside_has_the_srv_records_that_its_policy_names_and_a_service_has_none() {
     let policy = "---\napiVersion: portunus.dev/v1alpha1\nkind: OutboundPolicy\nmetadata: {name: dns, namespace: default}\n\
                   spec: {hosts: [db.example.com], targetRefs: [{kind: Service, name: web}], dns: {srv: _pg._tcp}}\n";

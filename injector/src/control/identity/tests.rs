@@ -5,12 +5,14 @@ use std::net::Ipv4Addr;
 use std::process::Command;
 use std::time::UNIX_EPOCH;
 
+use portunus_proto::svid::{self, Usage};
 use proptest::prelude::*;
 use rcgen::{
     BasicConstraints, CertificateParams, DnType, IsCa, KeyPair, KeyUsagePurpose, NameConstraints,
     PKCS_ECDSA_P256_SHA256, PKCS_ECDSA_P384_SHA384, PKCS_ECDSA_P521_SHA512, PKCS_ED25519, PKCS_RSA_SHA256,
     SignatureAlgorithm,
 };
+use rustls_pki_types::CertificateDer;
 use x509_parser::prelude::{FromDer, X509Certificate};
 
 use super::authority::{make_key, make_root};
@@ -310,6 +312,75 @@ fn three_kinds_of_key_are_certified_and_others_are_refused_by_name() {
     }
     assert!(csr::public_key(&openssl_csr("ec:prime256v1")).is_ok());
     assert!(csr::public_key(&openssl_csr("ed25519")).is_ok());
+}
+
+#[test]
+fn a_key_of_each_kind_gets_a_certificate_that_is_judged_to_be_its_own() {
+    let token = JoinToken::generate();
+    let desk = Desk::over(&workload("a", "web", "10.0.0.1", Some(&token)));
+    let roots = fs::read(desk.directory.0.join("roots/root.pem")).expect("it is there");
+    let root: CertificateDer<'_> = rustls_pki_types::pem::PemObject::from_pem_slice(&roots).expect("a root");
+    let anchor = webpki::anchor_from_trusted_cert(&root).expect("a root");
+    for algorithm in [&PKCS_ECDSA_P256_SHA256, &PKCS_ECDSA_P384_SHA384, &PKCS_ED25519] {
+        let key = KeyPair::generate_for(algorithm).expect("a key can be made");
+        let asked = CertifyRequest {
+            csr: csr_of(&key, CertificateParams::default()),
+            ..request(&token.reveal(), "")
+        };
+        let certified = desk
+            .asks(None, asked)
+            .unwrap_or_else(|why| panic!("{algorithm:?}: {why}"));
+        let chain = certified.response.chain.into_iter().map(CertificateDer::from);
+        let chain: Vec<CertificateDer<'_>> = chain.collect();
+        let (_, leaf) = X509Certificate::from_der(&chain[0]).expect("it is one");
+        assert_eq!(
+            leaf.public_key().raw,
+            rcgen::PublicKeyData::subject_public_key_info(&key),
+            "{algorithm:?}"
+        );
+        for (usage, of) in [
+            (webpki::KeyUsage::server_auth(), Usage::Server),
+            (webpki::KeyUsage::client_auth(), Usage::Client),
+        ] {
+            let parsed = webpki::EndEntityCert::try_from(&chain[0]).expect("it can be read");
+            let now = rustls_pki_types::UnixTime::now();
+            let all = webpki::ALL_VERIFICATION_ALGS;
+            let judged =
+                parsed.verify_for_usage(all, std::slice::from_ref(&anchor), &chain[1..], now, usage, None, None);
+            assert!(judged.is_ok(), "{algorithm:?}: {:?}", judged.err());
+            let id = svid::judge(&chain[0], &domain(), &[of]).expect("it is an SVID").id;
+            assert_eq!(id.as_str(), "spiffe://mesh.test/ns/shop/sa/web");
+        }
+    }
+}
+
+#[test]
+fn a_request_of_8_kib_is_certified_and_one_of_a_byte_more_is_not() {
+    let token = JoinToken::generate();
+    let desk = Desk::over(&workload("a", "web", "10.0.0.1", Some(&token)));
+    // Its signatures are all of one length.
+    let key = KeyPair::generate_for(&PKCS_ED25519).expect("a key can be made");
+    let of = |name: usize| {
+        let mut params = CertificateParams::default();
+        params.distinguished_name.push(DnType::CommonName, "x".repeat(name));
+        csr_of(&key, params)
+    };
+    let rest = of(8_000).len() - 8_000;
+    for (length, is_fine) in [(8_191, true), (8_192, true), (8_193, false)] {
+        let csr = of(length - rest);
+        assert_eq!(csr.len(), length);
+        let asked = CertifyRequest {
+            csr,
+            ..request(&token.reveal(), "")
+        };
+        match desk.asks(None, asked) {
+            Ok(certified) => assert!(is_fine, "{length} bytes were certified: {}", certified.id),
+            Err(why) => assert!(
+                !is_fine && why.to_string().contains("8193 bytes, more than 8192"),
+                "{length} bytes: {why}"
+            ),
+        }
+    }
 }
 
 /// A request that openssl makes.

@@ -139,8 +139,18 @@ impl Control {
         name: &str,
     ) -> Result<(Credential, CertifyResponse), Status> {
         let key = KeyPair::generate().expect("a key can be made");
+        self.certify_key(&key, credential, token, name).await
+    }
+
+    async fn certify_key(
+        &self,
+        key: &KeyPair,
+        credential: Option<&Credential>,
+        token: &str,
+        name: &str,
+    ) -> Result<(Credential, CertifyResponse), Status> {
         let csr = CertificateParams::default()
-            .serialize_request(&key)
+            .serialize_request(key)
             .expect("it can be signed");
         let request = CertifyRequest {
             csr: csr.der().to_vec(),
@@ -377,6 +387,39 @@ async fn a_sidecar_joins_renews_follows_and_is_told_to_go_elsewhere() {
 }
 
 #[tokio::test]
+async fn a_key_of_each_kind_is_certified_and_its_certificate_renews_and_follows() {
+    let token = JoinToken::generate();
+    let control = Control::over(&workload("a", "web", "10.0.0.1", Some(&token))).await;
+    control.page_says("/ready", "200 OK").await;
+    for algorithm in [
+        &rcgen::PKCS_ECDSA_P256_SHA256,
+        &rcgen::PKCS_ECDSA_P384_SHA384,
+        &rcgen::PKCS_ED25519,
+    ] {
+        let key = || KeyPair::generate_for(algorithm).expect("a key can be made");
+        let (own, response) = control
+            .certify_key(&key(), None, &token.reveal(), "")
+            .await
+            .expect("it joins");
+        let id = svid::judge(&own.chain[0], &domain(), &[Usage::Server, Usage::Client])
+            .expect("it is an SVID")
+            .id;
+        assert_eq!(id.as_str(), "spiffe://mesh.test/ns/shop/sa/web", "{algorithm:?}");
+        assert_eq!(response.workload, "shop/a");
+        // Each of these is a handshake in which the key has to prove itself.
+        let renewed = control.certify_key(&key(), Some(&own), "", "shop/a").await;
+        let (renewed, _) = renewed.unwrap_or_else(|why| panic!("{algorithm:?}: {why}"));
+        let following = Following::begin(&control, Some(&renewed), "shop/a").await;
+        let mut following = following.unwrap_or_else(|why| panic!("{algorithm:?}: {why}"));
+        assert!(
+            matches!(following.next().await, Ok(Some(Answer::Bundle(_)))),
+            "{algorithm:?}"
+        );
+    }
+    control.ends().await;
+}
+
+#[tokio::test]
 async fn without_proof_only_certify_answers_and_it_says_what_is_missing() {
     let token = JoinToken::generate();
     let control = Control::over(&workload("a", "web", "10.0.0.1", Some(&token))).await;
@@ -556,6 +599,174 @@ async fn a_workload_follows_by_a_few_streams_and_the_oldest_makes_room() {
     let last = streams.last_mut().expect("there are nine");
     last.subscribe("web.shop.svc.cluster.local", 80).await;
     assert!(matches!(last.next().await, Ok(Some(Answer::Update(_)))));
+    control.ends().await;
+}
+
+/// A connection from an address of this machine, after its handshake. It says nothing in HTTP/2.
+async fn shaken(
+    control: &Control,
+    credential: Option<&Credential>,
+    from: [u8; 4],
+) -> tokio_rustls::client::TlsStream<TcpStream> {
+    let connector = TlsConnector::from(Arc::new(client(control.authority().roots().to_vec(), credential)));
+    let socket = TcpSocket::new_v4().expect("a socket");
+    socket.bind((from, 0).into()).expect("an address of this machine");
+    let stream = socket.connect(control.address).await.expect("it is accepted");
+    let name = ServerName::try_from("control").expect("a name");
+    connector.connect(name, stream).await.expect("it is served")
+}
+
+/// Reads a connection to its end, which comes soon.
+async fn ends(stream: &mut (impl AsyncReadExt + Unpin)) {
+    let ended = timeout(SOON, stream.read_to_end(&mut Vec::new())).await;
+    drop(ended.expect("it is ended"));
+}
+
+#[tokio::test]
+async fn members_beyond_what_is_allowed_in_all_and_from_one_address_are_turned_away_and_a_seat_is_given_back() {
+    let token = JoinToken::generate();
+    let limits = Limits {
+        connections: 3,
+        per_address: 2,
+        ..Limits::default()
+    };
+    let control = Control::with(&workload("a", "web", "10.0.0.1", Some(&token)), limits).await;
+    control.page_says("/ready", "200 OK").await;
+    let (credential, _) = control.certify(None, &token.reveal(), "").await.expect("it joins");
+    control.page_says("/metrics", "portunus_control_connections 0").await;
+    let member = async |from| shaken(&control, Some(&credential), from).await;
+    let refused = |reason: &str, times: u32| {
+        format!("portunus_control_refused_total{{what=\"connection\",reason=\"{reason}\"}} {times}\n")
+    };
+    let mut seated = vec![member([127, 0, 0, 1]).await, member([127, 0, 0, 1]).await];
+    control.page_says("/metrics", "portunus_control_connections 2").await;
+    ends(&mut member([127, 0, 0, 1]).await).await;
+    control.page_says("/metrics", &refused("too_many_of_address", 1)).await;
+    seated.push(member([127, 0, 0, 2]).await);
+    control.page_says("/metrics", "portunus_control_connections 3").await;
+    ends(&mut member([127, 0, 0, 3]).await).await;
+    let page = control.page_says("/metrics", &refused("too_many", 1)).await;
+    assert!(page.contains(&refused("too_many_of_address", 1)), "{page}");
+    // Who has no certificate yet is counted elsewhere.
+    let joined = control.certify(None, &token.reveal(), "").await;
+    assert!(joined.is_ok(), "{:?}", joined.err());
+    assert!(control.certify(Some(&credential), "", "shop/a").await.is_err());
+    seated.remove(0);
+    control.page_says("/metrics", "portunus_control_connections 2").await;
+    let renewed = control.certify(Some(&credential), "", "shop/a").await;
+    assert!(renewed.is_ok(), "{:?}", renewed.err());
+    drop(seated);
+    control.ends().await;
+}
+
+#[tokio::test]
+async fn a_stream_that_does_not_say_whose_it_is_ends_after_ten_seconds_and_is_counted() {
+    let token = JoinToken::generate();
+    let control = Control::over(&workload("a", "web", "10.0.0.1", Some(&token))).await;
+    control.page_says("/ready", "200 OK").await;
+    let (credential, _) = control.certify(None, &token.reveal(), "").await.expect("it joins");
+    let channel = control.channel(Some(&credential)).await.expect("it is served");
+    let (_silent, requests) = mpsc::channel(1);
+    let began = std::time::Instant::now();
+    let answers = DiscoveryClient::new(channel)
+        .follow(ReceiverStream::new(requests))
+        .await;
+    let mut answers = answers.expect("it is let in").into_inner();
+    control.page_says("/metrics", "portunus_control_streams 1").await;
+    let ended = timeout(SOON, answers.message()).await.expect("it is ended");
+    let ended = ended.expect_err("not well");
+    assert_eq!(ended.code(), Code::DeadlineExceeded);
+    assert!(ended.message().contains("does not say for which workload"), "{ended}");
+    let took = began.elapsed();
+    assert!(took >= Duration::from_secs(9), "it ended after {took:?}");
+    let page = control
+        .page_says("/metrics", "{what=\"follow\",reason=\"no_hello\"} 1")
+        .await;
+    assert!(page.contains("portunus_control_streams 0"), "{page}");
+    control.ends().await;
+}
+
+#[tokio::test]
+async fn a_stream_ends_with_the_certificate_that_it_was_begun_by_and_twenty_seconds() {
+    let token = JoinToken::generate();
+    let control = Control::over(&workload("a", "web", "10.0.0.1", Some(&token))).await;
+    control.page_says("/ready", "200 OK").await;
+    let key = KeyPair::generate().expect("a key can be made");
+    let id = SpiffeId::of(&domain(), "shop", "web").expect("it is one");
+    // It ended some seconds ago; for so long clocks may be apart.
+    let (life, left) = (Duration::from_secs(3_600), Duration::from_secs(4));
+    let begun = SystemTime::now() - life - (svid::SKEW - left);
+    let issued = control.authority().certify(&key, &id, life, begun).expect("it signs");
+    let credential = Credential {
+        chain: issued.chain,
+        key: key.serialize_der(),
+    };
+    let following = Following::begin(&control, Some(&credential), "shop/a").await;
+    let mut following = following.expect("it counts still");
+    let began = std::time::Instant::now();
+    for _ in 0..2 {
+        assert!(matches!(following.next().await, Ok(Some(_))), "it is served");
+    }
+    let ended = following.next().await.expect_err("its certificate has ended");
+    let took = began.elapsed();
+    assert_eq!(ended.code(), Code::Unavailable);
+    assert!(
+        ended.message().contains("the client's certificate has ended"),
+        "{ended}"
+    );
+    assert!(took >= left / 2, "it ended after {took:?}");
+    control.page_says("/metrics", "portunus_control_connections 0").await;
+    // Handshakes judge by whole seconds.
+    let refused = async {
+        while Following::begin(&control, Some(&credential), "shop/a").await.is_ok() {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    };
+    timeout(Duration::from_secs(3), refused)
+        .await
+        .expect("nobody is let in by it any more");
+    control.ends().await;
+}
+
+#[tokio::test]
+async fn whoever_is_silent_at_the_admin_pages_makes_room_and_is_ended_and_a_probe_is_answered() {
+    let control = Control::over("# nobody\n").await;
+    control.page_says("/ready", "200 OK").await;
+    let began = std::time::Instant::now();
+    let mut silent = Vec::new();
+    for number in 0..100 {
+        let mut stream = TcpStream::connect(control.admin).await.expect("it is accepted");
+        if number % 2 == 0 {
+            stream
+                .write_all(b"GET /ready HTTP/1.1\r\nhost:")
+                .await
+                .expect("it is taken");
+        }
+        silent.push(stream);
+        if number % 10 == 0 {
+            let page = control.page("/live").await.expect("it is served");
+            assert!(page.contains("200 OK"), "after {number}: {page}");
+        }
+    }
+    control.page_says("/metrics", "portunus_control_states_total").await;
+    // One asker made room for each of the first, 64 at most were left, and each question took the place of one more.
+    let (made_room, left) = silent.split_at_mut(100 - 63);
+    for stream in made_room {
+        ends(stream).await;
+    }
+    let crowded = began.elapsed();
+    let mut byte = [0];
+    let last = left.last_mut().expect("there are some");
+    let waits = timeout(Duration::from_millis(100), last.read(&mut byte)).await;
+    assert!(waits.is_err(), "the last one has not had its time: {waits:?}");
+    for stream in left {
+        ends(stream).await;
+    }
+    let took = began.elapsed();
+    assert!(
+        crowded < took && took >= Duration::from_secs(4),
+        "all were ended after {took:?}, those that made room after {crowded:?}"
+    );
     control.ends().await;
 }
 
