@@ -152,8 +152,9 @@ impl Peer {
             "/grpc.health.v1.Health/Watch" if self.watchable.load(Relaxed) => {
                 self.checks.fetch_add(1, Relaxed);
                 let mut says = self.says.subscribe();
-                if let refusal @ Says::Code(_) = *says.borrow() {
-                    return self.say(refusal, &mut respond).await;
+                let first = *says.borrow();
+                if let Says::Code(_) = first {
+                    return self.say(first, &mut respond).await;
                 }
                 let mut body = respond.send_response(head(), false)?;
                 loop {

@@ -627,7 +627,7 @@ async fn members_beyond_what_is_allowed_in_all_and_from_one_address_are_turned_a
     let token = JoinToken::generate();
     let limits = Limits {
         connections: 3,
-        per_address: 2,
+        per_network: 2,
         ..Limits::default()
     };
     let control = Control::with(&workload("a", "web", "10.0.0.1", Some(&token)), limits).await;

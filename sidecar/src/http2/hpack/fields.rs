@@ -55,23 +55,17 @@ pub(super) enum Item {
 }
 
 /// A text of the list's (or the table's) own, at a place that its owner understands.
-///
-/// In this order the name stands where that of an interned field does: lists are searched by name for every call, and
-/// the search need not ask which of the two a field is. It is quicker for that, not different.
 #[derive(Clone, Copy, Debug)]
-#[repr(C)]
 pub(super) struct Literal {
     pub(super) place: u32,
+    pub(super) name_len: u32,
+    pub(super) value_len: u32,
     pub(super) name: Name,
     /// The entry of the static table that has this name, or 0.
     pub(super) static_index: u8,
     pub(super) never_indexed: bool,
     pub(super) malformed: Option<Malformed>,
-    pub(super) name_len: u32,
-    pub(super) value_len: u32,
 }
-
-const _: () = assert!(size_of::<Item>() == 16);
 
 /// A cleared list keeps buffers of up to this many bytes.
 const SPARE_TEXT: usize = 16 << 10;
@@ -151,16 +145,15 @@ impl Fields {
         self.place(name).and_then(|at| self.value(at, interner))
     }
 
-    /// The value of the one field of this name; of two, neither. What a library adds to all calls stands at the end, and is
-    /// looked for from there.
+    /// The value of the one field of this ordinary name; of two, neither. What a library adds to all calls stands at the
+    /// end, and is looked for from there.
     #[inline]
     pub fn only_value_of<'a>(&'a self, name: Name, interner: &'a Interner) -> Option<&'a [u8]> {
-        let at = self.items.iter().rposition(|item| item.name() == name)?;
-        let (before, from) = self.items.split_at(at);
-        if before.iter().any(|item| item.name() == name) {
+        if self.misplaced.has(name) {
             return None;
         }
-        Some(from.first()?.value(&self.text, interner))
+        let item = self.items.iter().rfind(|item| item.name() == name)?;
+        Some(item.value(&self.text, interner))
     }
 
     /// The values of all fields of this name, in order.
@@ -175,7 +168,8 @@ impl Fields {
         self.names
     }
 
-    /// The names of fields that stand behind another field of the same name, or behind one whose name has no colon.
+    /// The names of fields that stand behind another field of the same name; of those that begin with a colon, also behind
+    /// one that does not.
     #[inline]
     pub fn misplaced(&self) -> Names {
         self.misplaced
@@ -479,7 +473,7 @@ impl Seen {
     pub(super) fn see(&mut self, name: Name) {
         let name = Names::of(&[name]);
         let before = if self.names.has_ordinary() {
-            Names::ALL
+            self.names.or(Names::PSEUDO)
         } else {
             self.names
         };

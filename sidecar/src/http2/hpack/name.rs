@@ -95,8 +95,6 @@ pub struct Names(u64);
 impl Names {
     /// No name.
     pub const NONE: Names = Names(0);
-    /// Every name.
-    pub const ALL: Names = Names(u64::MAX);
     /// Those that begin with a colon.
     pub const PSEUDO: Names = Names::of(&[
         Name::Method,
