@@ -43,6 +43,8 @@ enum Caller {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 struct Forms {
     w3c: bool,
+    /// A `tracestate` belongs to a `traceparent` that was understood.
+    keeps_state: bool,
     b3: bool,
     b3_multi: bool,
     binary: bool,
@@ -196,12 +198,9 @@ impl Tracing {
         // Of two that contradict each other, neither is believed.
         let once = |name| head.only_value_of(name, interner);
         if self.propagators.w3c && head.names().has(Name::Traceparent) {
-            forms.w3c = true;
-            hear(
-                once(Name::Traceparent)
-                    .and_then(w3c::parse)
-                    .map_or(Caller::Silent, Caller::Decided),
-            );
+            let context = once(Name::Traceparent).and_then(w3c::parse);
+            (forms.w3c, forms.keeps_state) = (true, context.is_some());
+            hear(context.map_or(Caller::Silent, Caller::Decided));
         }
         if head.names().has(Name::B3) {
             let fields = B3Fields::of(head, interner);
@@ -270,13 +269,13 @@ impl<'a> B3Fields<'a> {
 
 /// Writes where the RPC stands into its header list, in place of what stood there.
 ///
-/// Where the trace begins here, there was no `traceparent`, or none that can be understood: a `tracestate` that came
-/// belongs to nothing then, and goes (W3C Trace Context, 3.3).
+/// Where there was no `traceparent`, or none that can be understood, a `tracestate` that came belongs to nothing, and goes
+/// (W3C Trace Context, 3.3).
 #[inline(always)]
 fn write(context: &Context, parent: Option<SpanId>, forms: Forms, head: &mut Fields, interner: &mut Interner) {
     if forms.w3c {
         head.remove_all(Name::Traceparent, interner);
-        if parent.is_none() {
+        if !forms.keeps_state {
             head.remove_all(Name::Tracestate, interner);
         }
         head.push_ours(Name::Traceparent, b"traceparent", &w3c::format(context));

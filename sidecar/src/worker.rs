@@ -366,7 +366,8 @@ impl Worker {
     /// A header list that is not needed any more is memory for the next call's.
     #[inline(always)]
     fn spare_list(&mut self, list: Box<Fields>) {
-        if self.spare.len() < SPARE_LISTS {
+        // One that was shrunk has nothing to give.
+        if self.spare.len() < SPARE_LISTS && list.has_memory() {
             self.spare.push(list);
         }
     }

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 use support::control::TRUST_DOMAIN;
-use support::traffic::now;
+use support::traffic::{alone, now};
 use support::{Control, Family, Pod, Program, Token, User, build, http, wait_until};
 
 use crate::certificates::{A_LIFE, A_MINUTE};
@@ -15,6 +15,7 @@ use crate::shop::{cpu, timed};
 
 #[test]
 fn a_hundred_sidecars_ask_at_most_once_each_when_control_comes_and_hear_within_a_second_what_changed_meanwhile() {
+    let _alone = alone();
     support::test(|mesh| {
         let mut control = mesh.control(&[])?;
         let pod = mesh.pod("crowd")?;
@@ -57,8 +58,8 @@ fn a_hundred_sidecars_ask_at_most_once_each_when_control_comes_and_hear_within_a
         control.apply("all", &POLICY.replace("strict", "permissive"))?;
         std::thread::sleep(TEN_SECONDS * 2);
         let before = control.output().len();
-        control.program()?.resume()?;
         let resumed = now() % A_DAY;
+        control.program()?.resume()?;
         let hung = heard_by(&mut control, before)?;
         let heard = crowd.all_heard(resumed)?;
         println!(
@@ -80,6 +81,7 @@ fn a_hundred_sidecars_ask_at_most_once_each_when_control_comes_and_hear_within_a
 
 #[test]
 fn a_hundred_whose_certificates_fell_due_or_ended_while_control_was_away_ask_at_most_once_each_when_it_comes() {
+    let _alone = alone();
     support::test(|mesh| {
         let mut control = mesh.control(&A_MINUTE)?;
         let pod = mesh.pod("crowd")?;

@@ -195,8 +195,8 @@ async fn tunnels_and_http_1_are_cut_when_the_certificate_ends_where_that_is_wish
         for first in [&b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"[..], b"\0one"] {
             // It answers nothing, so that nothing but the cut ends it.
             let application = Ear::open().await;
-            let (near, far) = tunnels(application.addr, near_cuts, far_cuts).await;
             let began = Instant::now();
+            let (near, far) = tunnels(application.addr, near_cuts, far_cuts).await;
             let mut client = TcpStream::connect(near.proxy).await.expect("it listens");
             client.write_all(first).await.expect("it is open");
             let ended = tokio::time::timeout(PATIENCE, client.read(&mut [0; 16])).await;

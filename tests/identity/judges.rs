@@ -4,6 +4,7 @@
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context as _, Result, ensure};
 use portunus_proto::svid::Usage;
@@ -169,8 +170,10 @@ fn what_is_refused_here_is_refused_by_others_too_and_for_the_same_reason() -> Re
 type Others = [Option<String>; 2];
 
 fn judge_all<'a>(root: &'a Authority, usage: Usage, folder: &Path) -> Result<Vec<(Shape<'a>, Others)>> {
+    let python = tools::spiffe()?;
     let mut shapes = wrong(root, usage);
     shapes.extend(right(root));
+    let made = SystemTime::now().duration_since(UNIX_EPOCH)?;
     let shown: Vec<_> = shapes.iter().map(Shape::show).collect();
     let mut folders = Vec::new();
     for (at, shown) in shown.iter().enumerate() {
@@ -179,7 +182,7 @@ fn judge_all<'a>(root: &'a Authority, usage: Usage, folder: &Path) -> Result<Vec
     let trusted = folder.join("root.der");
     std::fs::write(&trusted, root.issuer.der())?;
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("apps/python/spiffe_judge.py");
-    let output = Command::new(tools::spiffe()?).arg(script).args(&folders).output()?;
+    let output = Command::new(python).arg(script).args(&folders).output()?;
     let lines = String::from_utf8(output.stdout)?;
     ensure!(
         lines.lines().count() == shapes.len(),
@@ -189,7 +192,7 @@ fn judge_all<'a>(root: &'a Authority, usage: Usage, folder: &Path) -> Result<Vec
     let mut judged = Vec::new();
     for (((shape, shown), line), folder) in shapes.into_iter().zip(shown).zip(lines.lines()).zip(&folders) {
         let by_spiffe = (!line.starts_with("ok ")).then(|| line.to_owned());
-        judged.push((shape, [by_spiffe, openssl(&shown, usage, folder, &trusted)?]));
+        judged.push((shape, [by_spiffe, openssl(&shown, usage, folder, &trusted, made)?]));
     }
     Ok(judged)
 }
@@ -212,15 +215,16 @@ fn lay_out(shown: &Shown, folder: &Path) -> Result<PathBuf> {
     Ok(folder.to_owned())
 }
 
-/// Why OpenSSL refuses the chain: all that it finds.
-fn openssl(shown: &Shown, usage: Usage, folder: &Path, trusted: &Path) -> Result<Option<String>> {
+/// Why OpenSSL refuses the chain at this time, however late it is asked: all that it finds.
+fn openssl(shown: &Shown, usage: Usage, folder: &Path, trusted: &Path, at: Duration) -> Result<Option<String>> {
     let purpose = match usage {
         Usage::Client => "sslclient",
         Usage::Server => "sslserver",
     };
     let mut command = Command::new("openssl");
     command
-        .args(["verify", "-purpose", purpose, "-x509_strict", "-trusted"])
+        .args(["verify", "-attime", &at.as_secs().to_string()])
+        .args(["-purpose", purpose, "-x509_strict", "-trusted"])
         .arg(trusted);
     for at in 1..shown.chain.len() {
         command.arg("-untrusted").arg(folder.join(format!("{at}.der")));

@@ -105,7 +105,7 @@ async fn slow_road(to: SocketAddr, takes: Duration) -> SocketAddr {
 async fn members_and_others_are_greeted_on_one_port_each_by_a_connection_of_its_own() {
     let root = Authority::root("root");
     let application = Greeter::open().await;
-    let far = permissive(&root, &application, Duration::from_millis(500)).await;
+    let far = permissive(&root, &application, Duration::from_secs(1)).await;
     let near = World::before(far.proxy, ends::outbound(&root, OURS)).await;
     // First members alone, then others between them.
     for round in 1..=4 {

@@ -11,7 +11,7 @@
 //!
 //! The timer opens a connection; it never decides what the client speaks. A gRPC client may be silent for as long as its
 //! server lets it. Where the server is known to speak first, the timer is shorter ([`Expected`]); but what the client has
-//! said by then is always heard before.
+//! said by then is heard before (inside TLS: what has been read of it).
 
 use std::{
     future::poll_fn,

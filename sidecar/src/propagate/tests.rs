@@ -141,6 +141,24 @@ fn a_traceparent_that_is_none_or_stands_twice_is_replaced_by_one() {
 }
 
 #[test]
+fn the_state_of_a_traceparent_that_is_none_goes_also_where_another_form_says_the_trace() {
+    for (root, decision, recorded) in [
+        (Root::Never, "-1", true),
+        (Root::Always, "", true),
+        (Root::Never, "", false),
+    ] {
+        let mut tracing = tracing(root, true, Propagators::default());
+        let single = format!("{TRACE}-{SPAN}{decision}");
+        let fields = [("traceparent", "nonsense"), ("tracestate", "a=b"), ("b3", &single)];
+        let (span, sent) = passed(&mut tracing, &fields);
+        assert_eq!(span.is_some(), recorded);
+        let written = w3c::parse(value(&sent, "traceparent").as_bytes()).expect("it is one");
+        assert_eq!(written.trace_id.to_hex(), TRACE);
+        assert!(sent.iter().all(|(name, _)| name != "tracestate"), "{sent:?}");
+    }
+}
+
+#[test]
 fn b3_goes_on_as_b3_in_the_same_length_with_the_callers_span_as_parent() {
     let mut tracing = tracing(Root::Never, true, Propagators::default());
     for (trace_id, decision) in [(TRACE, "1"), (&TRACE[16..], "1"), (TRACE, "d")] {

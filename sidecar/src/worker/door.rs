@@ -285,7 +285,7 @@ impl Door {
         let found = tokio::select! {
             () = self.cut.cancelled() => return None,
             () = tokio::time::sleep(patience) => {
-                no_hello(&format_args!("the port takes mTLS only, and no ClientHello came within {patience:?}"));
+                no_hello(&format_args!("the port takes nothing but mTLS now, and no whole ClientHello came within {patience:?}"));
                 self.counts.ended(Ending::NoHello);
                 return None;
             }

@@ -96,9 +96,18 @@ pub async fn run(stream: TcpStream, from: SocketAddr, house: Arc<House>) {
         }
         Some((proven, not_after)) => match house.doorman.seat(from.ip(), &proven.id) {
             Ok(_seat) => serve(tls, from, Some((proven, not_after)), &house).await,
-            Err(Full::House) => refused("too_many"),
-            Err(Full::Network) => refused("too_many_of_address"),
-            Err(Full::Identity) => refused("too_many_of_identity"),
+            Err(full) => {
+                let reason = match full {
+                    Full::House => "too_many",
+                    Full::Network => "too_many_of_address",
+                    Full::Identity => "too_many_of_identity",
+                };
+                // It knocks again and again, and learns no reason.
+                if let Some(Line { left_out }) = house.server.services.line(from.ip()) {
+                    info!(%from, id = %proven.id, reason, left_out, "a member finds no seat");
+                }
+                refused(reason);
+            }
         },
     }
 }

@@ -22,7 +22,8 @@ pub struct Limits {
     pub strangers: usize,
     /// How many connections with a certificate there may be. 4,096 by default.
     pub connections: usize,
-    /// The same from one network: an address, or a /64 of IPv6. 1,024 by default: a mesh may live in one.
+    /// The same from one network: an address, or a /64 of IPv6. 2,048 by default: a mesh may live in one, or be
+    /// behind one; half of the seats are left to others.
     pub per_network: usize,
     /// The same of one identity. 2,048 by default: replicas share one, and there may be hundreds of them; but whoever has one
     /// certificate leaves half of the seats to others, wherever it comes from.
@@ -47,7 +48,7 @@ impl Default for Limits {
             handshakes: 512,
             strangers: 512,
             connections: 4_096,
-            per_network: 1_024,
+            per_network: 2_048,
             per_identity: 2_048,
             streams: 8,
             stranger: (seconds(10), seconds(30)),

@@ -49,17 +49,13 @@ pub fn format(context: &Context) -> [u8; LEN] {
 /// numbers. One that is malformed says nothing, as for [`parse`].
 #[inline]
 pub fn is_plainly_unsampled(value: &[u8]) -> bool {
-    let Some((b"00-", value)) = value.split_first_chunk() else {
+    let Ok(value) = <&[u8; LEN]>::try_from(value) else {
         return false;
     };
-    let Some((trace_id, value)) = value.split_first_chunk::<32>() else {
+    let ([b'0', b'0', b'-', ..], b'-', [.., b'-', b'0', b'0']) = (value, value[35], value) else {
         return false;
     };
-    let Some((b"-", value)) = value.split_first_chunk() else {
-        return false;
-    };
-    let Some((span_id, b"-00")) = value.split_first_chunk::<16>() else {
-        return false;
-    };
-    hex::is_above_zero(trace_id) && hex::is_above_zero(span_id)
+    let trace_id = value[3..].first_chunk::<32>();
+    let span_id = value[36..].first_chunk::<16>();
+    trace_id.is_some_and(hex::is_above_zero) && span_id.is_some_and(hex::is_above_zero)
 }

@@ -77,8 +77,8 @@ impl Checker {
                 self.tell(found);
             }
             let pause = until_the_next(self.settings.interval, &mut rand::rng());
-            if had_begun || matches!(ended, Ended::NotAsked) {
-                // What the stream would have said since is not known: it is opened again soon.
+            if had_begun || watches && matches!(ended, Ended::NotAsked) {
+                // What a stream would have said since is not known: it is opened again soon.
                 tokio::time::sleep(pause.min(Duration::from_secs(1))).await;
             } else {
                 tokio::time::sleep_until(began + pause).await;
