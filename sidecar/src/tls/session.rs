@@ -1,6 +1,7 @@
 //! A session: a finished handshake, and what passes after it. Without a socket: bytes in, bytes out.
 
 use std::io;
+use std::time::SystemTime;
 
 use portunus_proto::{ALPN_H2, ALPN_TCP};
 
@@ -110,6 +111,11 @@ impl Session {
     /// What we have shown of ourselves.
     pub fn shown(&self) -> &Shown {
         &self.shown
+    }
+
+    /// When the first of the two certificates ends that it was made with.
+    pub fn certified_until(&self) -> SystemTime {
+        self.peer.not_after().min(self.shown.not_after())
     }
 
     /// What is spoken inside.

@@ -54,8 +54,7 @@ impl Stream {
 
     /// When the first of the two certificates ends that it was made with.
     pub fn certified_until(&self) -> SystemTime {
-        let (peer, shown) = (self.session.peer(), self.session.shown());
-        peer.not_after().min(shown.not_after())
+        self.session.certified_until()
     }
 
     /// The socket, for its options and addresses.

@@ -90,7 +90,7 @@ impl Worker {
         };
         let (peer, shown) = (session.peer(), session.shown());
         let luck = self.rng.random::<f64>();
-        let ends = peer.not_after().min(shown.not_after());
+        let ends = session.certified_until();
         let told = client_cert::value(shown.id().as_str(), peer.hash(), peer.id().as_str());
         wire.label = self.counts.label(inbound, peer.id(), &self.recorder);
         wire.certified = Some(Box::new(Lifetime::new(ends, SystemTime::now(), luck)));

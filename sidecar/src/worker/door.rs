@@ -8,7 +8,7 @@ use std::collections::HashMap;
 use std::fmt::Display;
 use std::io::ErrorKind;
 use std::net::SocketAddr;
-use std::pin::{Pin, pin};
+use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
@@ -490,22 +490,12 @@ impl Door {
                 }
             },
         };
-        let open = (self.tunnels.open(self.inbound), self.counts.tunnels.hold());
         // It is in mTLS on one of its sides at most.
         let certified = certified.or(upstream.certified_until());
-        self.counts.begins(certified.is_some());
-        let (carried, cut) = (Carried::default(), self.cut(certified));
-        let carrying = pin!(tunnel::carry(
-            client,
-            detected.client_bytes,
-            upstream,
-            server_bytes,
-            &self.tunnel,
-            &carried,
-            &cut,
-        ));
-        let summary = self.outlive(certified, meant, &cut, carrying).await;
-        drop(open);
+        let (first, carried) = (detected.client_bytes, Carried::default());
+        let carry =
+            async |cut: &_| tunnel::carry(client, first, upstream, server_bytes, &self.tunnel, &carried, cut).await;
+        let summary = self.carry_on(certified, meant, carry).await;
         self.counts.up.add(summary.bytes_up);
         self.counts.down.add(summary.bytes_down);
         tracing::debug!(%meant, up = summary.bytes_up, down = summary.bytes_down, end = ?summary.end, "tunnel ended");
@@ -514,23 +504,18 @@ impl Door {
         }
     }
 
-    /// What cuts a connection whose certificates end then.
-    fn cut(&self, certified: Option<SystemTime>) -> CancellationToken {
-        match certified {
-            Some(_) if self.cut_expired => self.cut.child_token(),
-            Some(_) | None => self.cut.clone(),
-        }
-    }
-
-    /// Carries what is no HTTP/2 to its end. Nobody can move an application's bytes to another connection: where they go on
-    /// when a certificate ends, that is seen, or they are cut, where that is wished.
-    async fn outlive<T>(
+    /// Carries what is no HTTP/2 to its end, and counts it meanwhile. Nobody can move an application's bytes to another
+    /// connection: where they go on when a certificate ends, that is seen, or they are cut, where that is wished.
+    async fn carry_on<T>(
         &self,
         certified: Option<SystemTime>,
         meant: SocketAddr,
-        cut: &CancellationToken,
-        mut carrying: Pin<&mut impl Future<Output = T>>,
+        carry: impl AsyncFnOnce(&CancellationToken) -> T,
     ) -> T {
+        let _open = (self.tunnels.open(self.inbound), self.counts.tunnels.hold());
+        self.counts.begins(certified.is_some());
+        let cut = self.cut.child_token();
+        let mut carrying = pin!(carry(&cut));
         let Some(until) = certified else {
             return carrying.await;
         };
@@ -591,21 +576,9 @@ impl Door {
             meant,
             admits: &|| self.admit(meant.port(), proven.as_ref()),
         };
-        let open = (self.tunnels.open(self.inbound), self.counts.tunnels.hold());
-        let certified = stream.certified_until();
-        self.counts.begins(certified.is_some());
-        let (first, cut) = (detected.client_bytes, self.cut(certified));
-        let serving = pin!(http1::serve(
-            stream,
-            first,
-            &facts,
-            dial,
-            &self.http1,
-            &self.drain,
-            &cut
-        ));
-        let summary = self.outlive(certified, meant, &cut, serving).await;
-        drop(open);
+        let (certified, first) = (stream.certified_until(), detected.client_bytes);
+        let serve = async |cut: &_| http1::serve(stream, first, &facts, dial, &self.http1, &self.drain, cut).await;
+        let summary = self.carry_on(certified, meant, serve).await;
         self.counts.up.add(summary.bytes_up);
         self.counts.down.add(summary.bytes_down);
         for (counter, times) in self.counts.refusals.iter().zip(summary.refusals) {

@@ -111,11 +111,9 @@ impl Checker {
         let mut permit = self.permits.acquire().await.ok();
         let begun = CancellationToken::new();
         let mut pieces = Pieces::default();
-        let mut last = None;
         let answer = self.ask(caller, Rpc::Watch, &mut pieces, |found| {
             permit.take();
             begun.cancel();
-            last = Some(found);
             self.tell(found);
         });
         let late = async {
@@ -129,7 +127,7 @@ impl Checker {
                 Ok(()) if pieces.is_unimplemented() => return Watched::Unimplemented,
                 // It was served, and is not any more: what it said last is old.
                 Ok(()) => match pieces.ended(None) {
-                    Ended::Found(Finding::Alive) if last.is_some() => Ended::Found(Finding::Failed(Lack::Failed)),
+                    Ended::Found(Finding::Alive) if begun.is_cancelled() => Ended::Found(Finding::Failed(Lack::Failed)),
                     ended => ended,
                 },
                 Err(Error::Draining | Error::AfterEnd | TAKEN_BACK) => Ended::NotAsked,
