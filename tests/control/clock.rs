@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 use support::traffic::{Call, Traffic};
-use support::{Control, Pod, Program, Sidecar};
+use support::{Control, Pod, Program, Sidecar, lent};
 
 use crate::certificates::{handshakes, without_certificate};
 use crate::shop::{CALLER, NAME, Shop, certified, cpu, none_failed, timed};
@@ -248,11 +248,7 @@ fn begin(pod: &Pod, control: &Control) -> Result<Sidecar> {
     };
     let enrolled = control.enrol(pod, &member)?;
     control.until_known()?;
-    let enrolled: Vec<_> = enrolled
-        .iter()
-        .map(|(key, value)| (key.as_str(), value.as_str()))
-        .collect();
-    pod.sidecar_unready(&enrolled)
+    pod.sidecar_unready(&lent(&enrolled))
 }
 
 /// A clock that programs believe in and a test sets.

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
-use support::{Control, Member, Pod, Sidecar};
+use support::{Control, Member, Pod, Sidecar, lent};
 
 use crate::shop::timed;
 
@@ -81,11 +81,7 @@ fn begin_without_workload(control: &Control, pod: &Pod) -> Result<(Sidecar, Stri
     let workload = std::fs::read_to_string(control.source().join(format!("{name}.yaml")))?;
     control.remove(&name)?;
     control.until_known()?;
-    let settings: Vec<_> = settings
-        .iter()
-        .map(|(key, value)| (key.as_str(), value.as_str()))
-        .collect();
-    Ok((pod.sidecar_unready(&settings)?, workload))
+    Ok((pod.sidecar_unready(&lent(&settings))?, workload))
 }
 
 const LATE: Member<'_> = Member {

@@ -10,7 +10,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, ensure};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use support::{Sidecar, Token};
+use support::{Sidecar, Token, lent};
 
 use crate::certificates::A_MINUTE;
 use crate::raw::Asking;
@@ -22,10 +22,7 @@ fn a_sidecar_is_not_ready_before_it_has_a_certificate_and_says_why() {
         let mut control = mesh.control(&[])?;
         let pod = mesh.pod("caller")?;
         let enrolled = control.enrol(&pod, &CALLER)?;
-        let enrolled: Vec<_> = enrolled
-            .iter()
-            .map(|(key, value)| (key.as_str(), value.as_str()))
-            .collect();
+        let enrolled = lent(&enrolled);
         let token_file = pod.folder().join("join-token");
         let token = fs::read_to_string(&token_file)?;
 
@@ -123,11 +120,8 @@ fn a_sidecar_writes_no_file_while_its_keys_are_made_and_certified_and_its_log_ha
         let control = mesh.control(&A_MINUTE)?;
         let pod = mesh.pod("watched")?;
         let enrolled = control.enrol(&pod, &CALLER)?;
-        let enrolled: Vec<_> = enrolled
-            .iter()
-            .map(|(key, value)| (key.as_str(), value.as_str()))
-            .chain([("PORTUNUS_LOG_LEVEL", "debug")])
-            .collect();
+        let mut enrolled = lent(&enrolled);
+        enrolled.push(("PORTUNUS_LOG_LEVEL", "debug"));
         let token_file = pod.folder().join("join-token");
         let token = fs::read_to_string(&token_file)?;
         fs::remove_file(&token_file)?;

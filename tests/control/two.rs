@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use support::traffic::now;
-use support::{Control, Family, Mesh};
+use support::{Control, Family, Mesh, lent};
 
 use crate::shop::{CALLER, Shop, certified, none_failed, timed};
 
@@ -103,8 +103,8 @@ fn a_control_that_hangs_beside_one_that_does_not_keeps_no_sidecar_from_its_strea
         for number in 1..=3 {
             let pod = mesh.pod(&format!("newcomer-{number}"))?;
             let enrolled = shop.control.enrol(&pod, &CALLER)?;
-            let settings = enrolled.iter().map(|(key, value)| (key.as_str(), value.as_str()));
-            let settings: Vec<_> = settings.chain(settings_of(&both)).collect();
+            let mut settings = lent(&enrolled);
+            settings.extend(settings_of(&both));
             let sidecar = pod.sidecar_unready(&settings)?;
             timed(HANGS, "one who comes while one control hangs is ready", || {
                 sidecar.admin("/ready").is_ok_and(|ready| ready.status == 200)

@@ -31,6 +31,15 @@ fn checked() -> Settings {
     }
 }
 
+/// Checked by `Watch`; who is asked anew by the clock is asked late.
+fn watched() -> Settings {
+    Settings {
+        mode: Mode::Watch,
+        interval: Duration::from_secs(30),
+        ..checked()
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_endpoint_turned_not_serving_gets_no_new_call_after_an_interval_and_its_stream_goes_on() {
     let service = Service::start(3, checked()).await;
@@ -143,12 +152,7 @@ async fn an_endpoint_that_is_silent_when_asked_is_left_and_used_when_too_few_are
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_watch_hears_at_once_and_where_it_is_not_served_check_is_asked() {
-    let settings = Settings {
-        mode: Mode::Watch,
-        interval: Duration::from_secs(30),
-        ..checked()
-    };
-    let service = Service::start(2, settings).await;
+    let service = Service::start(2, watched()).await;
     service.peers[0].serves_watch();
     service
         .load_until(100, || service.peers.iter().all(|peer| peer.checks() >= 1))
@@ -182,12 +186,7 @@ async fn a_watch_that_says_nothing_is_silence() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_watch_that_is_refused_is_asked_for_again_after_the_interval_and_no_sooner() {
-    let settings = Settings {
-        mode: Mode::Watch,
-        interval: Duration::from_secs(30),
-        ..checked()
-    };
-    let service = Service::start(2, settings).await;
+    let service = Service::start(2, watched()).await;
     service.peers[0].serves_watch();
     service.peers[0].says(Says::Code("7"));
     service.load_until(50, || service.peers[0].checks() == 1).await;
@@ -223,12 +222,7 @@ async fn an_endpoint_is_unwell_and_well_again_after_as_many_checks_as_the_thresh
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_watch_keeps_no_connection_open_that_drains_and_goes_on_by_another() {
-    let settings = Settings {
-        mode: Mode::Watch,
-        interval: Duration::from_secs(30),
-        ..checked()
-    };
-    let service = Service::start(1, settings).await;
+    let service = Service::start(1, watched()).await;
     let peer = &service.peers[0];
     peer.serves_watch();
     service.load_until(50, || peer.checks() == 1).await;

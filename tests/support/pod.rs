@@ -57,6 +57,14 @@ pub enum Family {
     V6,
 }
 
+/// Settings of a sidecar, such as [`Control::enrol`] makes, as those who start one take them.
+pub fn lent(settings: &[(String, String)]) -> Vec<(&str, &str)> {
+    settings
+        .iter()
+        .map(|(key, value)| (key.as_str(), value.as_str()))
+        .collect()
+}
+
 impl Pod {
     pub(crate) fn new(bridge: Arc<Bridge>, name: &str, host: u8, families: &[Family]) -> Result<Pod> {
         let namespace = format!("{}{name}", bridge.prefix);
@@ -129,10 +137,7 @@ impl Pod {
     pub fn member(&self, control: &Control, member: &Member<'_>, settings: &[(&str, &str)]) -> Result<Sidecar> {
         let enrolled = control.enrol(self, member)?;
         control.until_known()?;
-        let mut all: Vec<_> = enrolled
-            .iter()
-            .map(|(key, value)| (key.as_str(), value.as_str()))
-            .collect();
+        let mut all = lent(&enrolled);
         all.extend(settings);
         Sidecar::start(self, &all)
     }

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use parking_lot::Mutex;
-use support::{Control, Dns, Family, Member, Mesh, Pod, Sidecar, Token};
+use support::{Control, Dns, Family, Member, Mesh, Pod, Sidecar, Token, lent};
 
 use super::plants::Plants;
 use crate::application::{Answer, Application, Choose, Reply};
@@ -109,10 +109,7 @@ impl World {
             ("server", &server, "app", &ports),
         ] {
             let settings = settings(name, plants);
-            let settings: Vec<_> = settings
-                .iter()
-                .map(|(key, value)| (key.as_str(), value.as_str()))
-                .collect();
+            let settings = lent(&settings);
             let member = Member {
                 account: name,
                 app,
