@@ -56,33 +56,41 @@ pub fn encoded_len(src: &[u8]) -> usize {
 }
 
 fn decode_into(src: &[u8], out: &mut [u8]) -> Result<(usize, Plain), Error> {
-    let end = src.len() * 8;
     // Bits that are decoded, and bytes that are written.
     let (mut used, mut len) = (0, 0);
     let mut plain = Plain::Yes;
-    while used < end {
-        // At least 57 bits: behind the end, ones, as if padding went on for ever.
-        let word = word_at(src, used / 8) << (used % 8);
-        let rest = end - used;
-        if rest < 8 && word.leading_ones() as usize >= rest {
-            return Ok((len, plain));
-        }
+    loop {
+        // At least 57 bits.
+        let word = match eight_bytes(src, used / 8) {
+            Some(word) => word << (used % 8),
+            None => match last_bits(src, used) {
+                Some(word) => word,
+                None => break,
+            },
+        };
         // Four windows of 12 bits are less than 57. Where a longer code begins, no window takes anything any more.
-        let (mut bits, mut text, mut taken) = (word, 0, Taken(0));
-        for _ in 0..4 {
+        let mut bits = word;
+        let windows = [(); 4].map(|()| {
             let window = WINDOWS[(bits >> (64 - WINDOW_BITS)) as usize];
-            text |= window.text() << taken.text_bits();
             bits <<= window.bits();
-            taken.add(window);
+            window
+        });
+        let text = &mut out[len..][..8];
+        if let Some((pairs, taken)) = pairs(windows) {
+            // Digits and most small letters.
+            text.copy_from_slice(&u64::to_le_bytes(pairs));
+            (used, len) = (used + taken, len + 8);
+            continue;
         }
+        let (found, taken) = one_after_another(windows);
+        text.copy_from_slice(&u64::to_le_bytes(found));
         used += taken.bits();
-        out[len..][..8].copy_from_slice(&u64::to_le_bytes(text));
         len += taken.symbols();
         if taken.bits() > 0 {
             continue;
         }
         let (symbol, length) = long_code(word);
-        if length as usize > rest {
+        if length as usize > src.len() * 8 - used {
             return Err(Error::HuffmanPadding);
         }
         out[len] = u8::try_from(symbol).map_err(|_| Error::HuffmanEos)?;
@@ -91,30 +99,60 @@ fn decode_into(src: &[u8], out: &mut [u8]) -> Result<(usize, Plain), Error> {
         plain = Plain::Unknown;
     }
     // Ones never make a symbol, so a symbol that reaches behind the end had begun with wrong padding.
-    if used == end {
+    if used <= src.len() * 8 {
         Ok((len, plain))
     } else {
         Err(Error::HuffmanPadding)
     }
 }
 
-/// Eight bytes from there on, as a number; behind the end, ones.
-#[inline]
-fn word_at(src: &[u8], at: usize) -> u64 {
-    let ahead = &src[at..];
-    if let Some(word) = ahead.first_chunk::<8>() {
-        return u64::from_be_bytes(*word);
+/// What four windows stand for where each is two symbols, and how many bits that takes.
+#[inline(always)]
+fn pairs([a, b, c, d]: [Window; 4]) -> Option<(u64, usize)> {
+    if (a.0 & b.0 & c.0 & d.0) & Window::PAIR == 0 {
+        return None;
     }
-    // They are the end of the last eight bytes, if there are so many.
-    let missing = 64 - 8 * ahead.len() as u32;
-    let known = match src.last_chunk::<8>() {
-        Some(last) => u64::from_be_bytes(*last).unbounded_shl(missing),
-        None => ahead
-            .iter()
-            .fold(0, |word, byte| word << 8 | u64::from(*byte))
-            .unbounded_shl(missing),
+    let text = |a: Window, b: Window| a.0 >> 16 | b.0 & 0xffff_0000;
+    // What stands above the bits is of no interest.
+    let bits = [b, c, d].iter().fold(a.0, |bits, window| bits.wrapping_add(window.0)) & 0xff;
+    Some((u64::from(text(c, d)) << 32 | u64::from(text(a, b)), bits as usize))
+}
+
+/// The same where some are one symbol, or none.
+#[inline(always)]
+fn one_after_another(windows: [Window; 4]) -> (u64, Taken) {
+    let (mut text, mut taken) = (0, Taken(0));
+    for window in windows {
+        text |= window.text() << taken.text_bits();
+        taken.add(window);
+    }
+    (text, taken)
+}
+
+/// Eight bytes from there on, as a number, if there are so many.
+#[inline(always)]
+fn eight_bytes(src: &[u8], at: usize) -> Option<u64> {
+    let bytes = src.get(at..)?.first_chunk::<8>()?;
+    Some(u64::from_be_bytes(*bytes))
+}
+
+/// The bits behind those that are used, where less than eight bytes are left; behind the end, ones, as if padding went on
+/// for ever. Nothing if all that is left is padding.
+#[inline(always)]
+fn last_bits(src: &[u8], used: usize) -> Option<u64> {
+    let rest = (src.len() * 8).checked_sub(used).filter(|rest| *rest > 0)?;
+    let last = match src.last_chunk::<8>() {
+        Some(last) => u64::from_be_bytes(*last),
+        None => few_bytes(src),
     };
-    known | u64::MAX.unbounded_shr(64 - missing)
+    let word = last << (64 - rest) | u64::MAX >> rest;
+    (rest >= 8 || word != u64::MAX).then_some(word)
+}
+
+/// Less than eight bytes, as a number.
+#[inline(never)]
+fn few_bytes(src: &[u8]) -> u64 {
+    src.iter().fold(0, |word, byte| word << 8 | u64::from(*byte))
 }
 
 /// Finds the code of more than [`WINDOW_BITS`] bits that `word` begins with, and its length.
@@ -138,6 +176,9 @@ fn long_code(word: u64) -> (u16, u32) {
 struct Window(u32);
 
 impl Window {
+    /// Set where it is two symbols.
+    const PAIR: u32 = 2 << 11;
+
     const fn new(text: [u8; 2], symbols: u32, bits: u32) -> Window {
         Window((u16::from_le_bytes(text) as u32) << 16 | symbols << 11 | bits)
     }

@@ -12,20 +12,20 @@ pub(super) fn decode(first: u8, prefix_bits: u32, input: &mut &[u8]) -> Result<u
     if value < mask {
         return Ok(value);
     }
-    let (value, rest) = decode_rest(mask, input)?;
-    *input = rest;
+    let (value, taken) = decode_rest(mask, input)?;
+    *input = &input[taken..];
     Ok(value)
 }
 
-fn decode_rest(prefix: u32, mut input: &[u8]) -> Result<(u32, &[u8]), Error> {
+/// The number, and how many bytes of the input it took.
+fn decode_rest(prefix: u32, input: &[u8]) -> Result<(u32, usize), Error> {
     let mut value = u64::from(prefix);
-    for shift in [0, 7, 14, 21, 28] {
-        let (&byte, rest) = input.split_first().ok_or(Error::Truncated)?;
-        input = rest;
+    for (at, shift) in [0, 7, 14, 21, 28].into_iter().enumerate() {
+        let byte = *input.get(at).ok_or(Error::Truncated)?;
         value += u64::from(byte & 0x7f) << shift;
         if byte < 0x80 {
             let value = u32::try_from(value).map_err(|_| Error::IntegerTooLong)?;
-            return Ok((value, input));
+            return Ok((value, at + 1));
         }
     }
     Err(Error::IntegerTooLong)
