@@ -3,6 +3,7 @@
 //! The main thread has what is not on the path of an RPC: the admin pages, signals, and the order in which things begin
 //! and end. Workers are threads of their own.
 
+pub mod copies;
 mod crew;
 pub mod log;
 mod membership;

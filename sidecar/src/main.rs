@@ -2,11 +2,12 @@
 
 use std::collections::BTreeMap;
 use std::ffi::{c_int, c_long};
+use std::io;
 use std::process::ExitCode;
 
 use portunus_sidecar::config::{self, Command, Config, Limits, Redirect, RedirectAction, Refusal};
 use portunus_sidecar::{app, redirect};
-use tracing::{error, warn};
+use tracing::{error, info, warn};
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
@@ -21,7 +22,7 @@ const SYSTEM: u8 = 71;
 fn main() -> ExitCode {
     give_back_at_once();
     match config::read(std::env::args_os(), &environment(), Limits::of_this_process()) {
-        Ok(Command::Proxy(config)) => proxy(*config),
+        Ok(Command::Proxy(config)) => proxy(*config, app::copies::make_quick()),
         Ok(Command::PrintConfig(config)) => {
             println!("{:#}", config.understood);
             ExitCode::SUCCESS
@@ -46,7 +47,7 @@ fn main() -> ExitCode {
     }
 }
 
-fn proxy(config: Config) -> ExitCode {
+fn proxy(config: Config, copies: io::Result<()>) -> ExitCode {
     if let Err(why) = app::log::start(config.log_level.clone(), config.log_format) {
         eprintln!("sidecar: cannot log: {why}");
         return ExitCode::from(SOFTWARE);
@@ -55,6 +56,11 @@ fn proxy(config: Config) -> ExitCode {
     keep_small();
     for warning in &config.warnings {
         warn!("{warning}");
+    }
+    if let Err(why) = copies {
+        info!(
+            "copies of memory may be slow on this processor: the program could not start again to have others: {why}"
+        );
     }
     let code = match app::run(config) {
         Ok(()) => ExitCode::SUCCESS,

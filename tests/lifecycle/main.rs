@@ -1,5 +1,6 @@
 //! A sidecar begins, ends, is killed and comes back without the application's calls noticing, and says how it is.
 
+mod copies;
 mod goaway;
 mod liveness;
 mod logs;
