@@ -14,7 +14,7 @@ use std::time::Instant;
 use crate::connect::{LateReset, WireKey, Wires};
 use crate::grpc::{self, Boundary};
 use crate::http2::hpack::{FieldId, Fields, Interner, Name};
-use crate::http2::{Reason, Settings, Shared, StreamKey, worth_giving};
+use crate::http2::{Connection, MAX_WINDOW, Reason, Settings, Shared, StreamKey, worth_giving};
 use replay::Replay;
 
 /// A stream of a wire.
@@ -474,7 +474,7 @@ fn refill(from: End, to: End, wires: &mut Wires) {
     let Some(reader) = wires.slots.get(to.wire) else { return };
     let held = reader.engine.held(to.stream) as i64;
     let room = reader.engine.room(to.stream);
-    let missing = credit_due(sender.engine.settings(), room, sender.engine.path_need(), window + held);
+    let missing = credit_due(&sender.engine, room, window + held);
     if missing > 0
         && let Some((wire, shared)) = wires.touch(from.wire)
     {
@@ -482,19 +482,26 @@ fn refill(from: End, to: End, wires: &mut Wires) {
     }
 }
 
-/// How much credit a sender gets now. `have` is what it has and what is held of it; small amounts wait, so that a
-/// stream does not cost an update for each of its frames.
-///
-/// A near sender is ahead of its reader by the first window, always: so it has something to send while the reader's
-/// grants are under way, and each of these is passed on as it came, in one piece.
-pub(crate) fn credit_due(settings: &Settings, room: i64, need: i64, have: i64) -> i64 {
+/// How much credit the stream of a sender gets now. `have` is what it has and what is held of it; small amounts wait, so
+/// that a stream does not cost an update for each of its frames.
+pub(crate) fn credit_due(sender: &Connection, room: i64, have: i64) -> i64 {
+    credit_for(sender.settings(), sender.open_streams(), sender.path_need(), room, have)
+}
+
+/// A near sender is ahead of its readers: it may send what they have granted and, over all its streams, as much again as one
+/// of them has, but each stream the first window. So it has something to send while grants are under way, and each of these
+/// is passed on in one piece; what piles up here before the readers, and what small calls wait behind, stays small.
+#[inline(always)]
+fn credit_for(settings: &Settings, streams: usize, need: i64, room: i64, have: i64) -> i64 {
     let first = settings.first_stream_window as i64;
     let target = if need > 0 {
         let ceiling = need.clamp(settings.stream_window as i64, settings.stream_window_ceiling as i64);
         ceiling.min(room.max(need)).max(first)
     } else {
-        room.clamp(0, settings.stream_window as i64) + first
+        let granted = room.clamp(0, settings.stream_window as i64);
+        granted + first.max(granted / streams.max(1) as i64)
     };
+    let target = target.min(MAX_WINDOW);
     let missing = target - have;
     if missing > 0 && missing >= worth_giving(target, need) {
         missing
@@ -511,10 +518,26 @@ mod tests {
     fn credit_is_what_the_reader_granted_within_the_ceiling() {
         let settings = Settings::default();
         let first = i64::from(settings.first_stream_window);
-        assert_eq!(credit_due(&settings, 200_000, 0, 0), 200_000 + first);
-        assert_eq!(credit_due(&settings, 1 << 30, 0, 0), (256 << 10) + first);
-        assert_eq!(credit_due(&settings, 1 << 30, 2 << 20, 0), 2 << 20);
-        assert_eq!(credit_due(&settings, 1 << 30, 1 << 30, 0), 4 << 20);
+        assert_eq!(credit_for(&settings, 1, 0, 50_000, 0), 50_000 + first);
+        assert_eq!(credit_for(&settings, 1, 0, 200_000, 0), 2 * 200_000);
+        assert_eq!(credit_for(&settings, 2, 0, 200_000, 0), 200_000 + 100_000);
+        assert_eq!(credit_for(&settings, 9, 0, 200_000, 0), 200_000 + first);
+        assert_eq!(credit_for(&settings, 1, 0, 1 << 30, 0), 2 * (256 << 10));
+        assert_eq!(credit_for(&settings, 1, 2 << 20, 1 << 30, 0), 2 << 20);
+        assert_eq!(credit_for(&settings, 1, 1 << 30, 1 << 30, 0), 4 << 20);
+    }
+
+    #[test]
+    fn a_window_has_31_bits_whatever_the_settings_say() {
+        let settings = Settings {
+            stream_window: MAX_WINDOW as u32,
+            stream_window_ceiling: MAX_WINDOW as u32,
+            ..Settings::default()
+        };
+        for need in [0, 1, MAX_WINDOW] {
+            let have = 65_535;
+            assert_eq!(have + credit_for(&settings, 1, need, MAX_WINDOW, have), MAX_WINDOW);
+        }
     }
 
     #[test]
@@ -525,7 +548,7 @@ mod tests {
                 ..Settings::default()
             };
             for room in [i64::MIN / 2, -5, 0, 1, 50, 1_000_000] {
-                assert!(credit_due(&settings, room, 0, 0) > 0, "first {first}, room {room}");
+                assert!(credit_for(&settings, 1, 0, room, 0) > 0, "first {first}, room {room}");
             }
         }
     }
@@ -533,9 +556,9 @@ mod tests {
     #[test]
     fn what_is_held_is_not_granted_again() {
         let settings = Settings::default();
-        assert_eq!(credit_due(&settings, 65_535, 0, 2 * 65_535), 0);
-        assert_eq!(credit_due(&settings, 0, 0, 65_535), 0);
-        assert_eq!(credit_due(&settings, 65_535, 0, 70_000), 0, "little is left to wait");
+        assert_eq!(credit_for(&settings, 1, 0, 65_535, 2 * 65_535), 0);
+        assert_eq!(credit_for(&settings, 1, 0, 0, 65_535), 0);
+        assert_eq!(credit_for(&settings, 1, 0, 65_535, 70_000), 0, "little is left to wait");
     }
 
     #[test]
@@ -543,7 +566,7 @@ mod tests {
         let settings = Settings::default();
         let (window, piece) = (256 << 10, 16 << 10);
         let (mut room, mut have) = (window, i64::from(settings.first_stream_window));
-        have += credit_due(&settings, room, 0, have);
+        have += credit_for(&settings, 1, 0, room, have);
         let (mut grants, mut updates) = (0, 0);
         for _ in 0..1_000 {
             (room, have) = (room - piece, have - piece);
@@ -552,7 +575,7 @@ mod tests {
                 room += window / 2;
                 grants += 1;
             }
-            let due = credit_due(&settings, room, 0, have);
+            let due = credit_for(&settings, 1, 0, room, have);
             updates += i64::from(due > 0);
             have += due;
             assert!(have >= room, "the sender may send what the reader takes");

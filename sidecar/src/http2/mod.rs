@@ -24,6 +24,7 @@ mod tests;
 pub use abuse::Abuse;
 pub use budget::Budget;
 pub use connection::{Connection, Event, Fatal, Head, Role, Shared, StreamFault};
+pub(crate) use frame::MAX_WINDOW;
 pub use frame::{PREFACE, Reason};
 pub use held::{Held, Pool};
 pub use message::Wrong;

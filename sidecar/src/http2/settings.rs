@@ -9,7 +9,8 @@ pub struct Settings {
     pub max_concurrent_streams: u32,
     /// Bytes a stream may send before the first update (SETTINGS_INITIAL_WINDOW_SIZE). Default 65,535.
     pub first_stream_window: u32,
-    /// The most credit of its reader that a stream's sender gets without measured need, beside the first window. Default 256 KiB.
+    /// The most credit of its reader that a stream's sender gets without measured need; it may be ahead of its reader by as
+    /// much again. Default 256 KiB.
     pub stream_window: u32,
     /// The most credit a connection's sender ever has without measured need. Default 1 MiB.
     pub connection_window: u32,

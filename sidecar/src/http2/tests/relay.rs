@@ -223,7 +223,7 @@ impl Relay {
         let Some(window) = sender.recv_window(sender_key) else {
             return;
         };
-        let missing = credit_due(sender.settings(), room, sender.path_need(), window + held);
+        let missing = credit_due(sender, room, window + held);
         if missing > 0 {
             sender.grant(sender_key, missing as u32, &mut self.shared);
         }

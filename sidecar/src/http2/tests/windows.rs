@@ -228,7 +228,7 @@ fn carried_over(delay: Duration, rate: u32) -> f64 {
             server.feed(&[frame]);
             assert!(server.fatal.is_none(), "{:?}", server.fatal);
             let window = server.conn.recv_window(server.key(1)).expect("the stream is open");
-            let due = credit_due(server.conn.settings(), MAX.into(), server.conn.path_need(), window);
+            let due = credit_due(&server.conn, MAX.into(), window);
             if due > 0 {
                 server.grant(1, due as u32);
             }
