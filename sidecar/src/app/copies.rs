@@ -7,10 +7,12 @@
 //! glibc can be told to copy with vectors instead, but listens only when a program starts. So the sidecar starts again, in
 //! the same process, before it has done anything.
 
-use std::ffi::{OsStr, OsString};
+use std::convert::Infallible;
+use std::ffi::{CString, OsStr, OsString};
 use std::io;
-use std::os::unix::process::CommandExt as _;
-use std::process::Command;
+use std::os::unix::ffi::OsStringExt as _;
+
+use nix::unistd::execve;
 
 /// Where glibc looks for what it is told.
 const TUNABLES: &str = "GLIBC_TUNABLES";
@@ -18,29 +20,52 @@ const TUNABLES: &str = "GLIBC_TUNABLES";
 const LEAST: &str = "glibc.cpu.x86_rep_movsb_threshold";
 /// More than is ever copied at once.
 const NEVER: &str = "0x40000000";
-/// Says that the program has started again, or is not to. Some programs (with file capabilities) lose what is told to glibc
-/// on the way, and would start for ever.
-const DONE: &str = "SIDECAR_COPIES";
+/// Says that the program has started again. A program with file capabilities loses on the way what is told to glibc, and would
+/// start for ever.
+const AGAIN: &str = "SIDECAR_STARTED_AGAIN";
 
 /// Starts the program again if its copies would be slow, and returns only if it does not: with the error if it
 /// could not.
 ///
 /// # Errors
-/// What the system said. The program can go on, and is slower.
+/// What the system said. The program can go on as if it had not tried, and is slower.
 pub fn make_quick() -> io::Result<()> {
-    if !is_slow() || std::env::var_os(DONE).is_some() {
+    if !is_slow() || std::env::var_os(AGAIN).is_some() {
         return Ok(());
     }
     let Some(tunables) = with_vectors(std::env::var_os(TUNABLES).as_deref()) else {
         return Ok(());
     };
-    let mut again = Command::new(std::env::current_exe()?);
-    let mut arguments = std::env::args_os();
-    if let Some(name) = arguments.next() {
-        again.arg0(name);
+    let program = std::env::current_exe()?;
+    // Started through the dynamic linker, that is the program that runs.
+    if program
+        .file_name()
+        .is_some_and(|name| name.as_encoded_bytes().starts_with(b"ld"))
+    {
+        return Ok(());
     }
-    again.args(arguments).env(TUNABLES, tunables).env(DONE, "vectors");
-    Err(again.exec())
+    let Err(why) = start(program.into_os_string(), tunables);
+    Err(why)
+}
+
+/// By the system call itself: what the standard library does before it, it does not take back where that fails.
+fn start(program: OsString, tunables: OsString) -> io::Result<Infallible> {
+    let variable = |(mut name, value): (OsString, OsString)| {
+        name.push("=");
+        name.push(value);
+        name
+    };
+    let others = std::env::vars_os().filter(|(name, _)| name != TUNABLES);
+    let told = [(TUNABLES.into(), tunables), (AGAIN.into(), "1".into())];
+    let environment = texts(others.chain(told).map(variable))?;
+    let arguments = texts(std::env::args_os())?;
+    let program = texts([program])?.remove(0);
+    Ok(execve(&program, &arguments, &environment)?)
+}
+
+fn texts(texts: impl IntoIterator<Item = OsString>) -> io::Result<Vec<CString>> {
+    let texts = texts.into_iter().map(|text| CString::new(text.into_vec()));
+    Ok(texts.collect::<Result<_, _>>()?)
 }
 
 /// What is told to glibc already, and this. Nothing if somebody has decided it.
@@ -75,9 +100,11 @@ fn is_slow() -> bool {
 }
 
 /// The family of Zen 3 and Zen 4.
+#[cfg(all(target_arch = "x86_64", target_env = "gnu"))]
 const ZEN_3: u32 = 0x19;
 
 /// The processor's family, of the word that names it: the short one, and the long one where that says 15.
+#[cfg(any(test, all(target_arch = "x86_64", target_env = "gnu")))]
 fn family(signature: u32) -> u32 {
     match signature >> 8 & 0xf {
         0xf => 0xf + (signature >> 20 & 0xff),
@@ -102,6 +129,12 @@ mod tests {
             None,
             "somebody has decided it"
         );
+    }
+
+    #[test]
+    fn a_program_that_is_gone_is_an_error_and_nothing_else() {
+        let gone = start("/nowhere/sidecar (deleted)".into(), "x=y".into());
+        assert_eq!(gone.map_err(|why| why.kind()), Err(io::ErrorKind::NotFound));
     }
 
     #[test]

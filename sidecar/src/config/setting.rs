@@ -307,7 +307,7 @@ pub(super) const PROXY: &[Group] = &[
                 "http2-stream-window",
                 "BYTES",
                 "256KiB",
-                "The most credit of a stream without measured need",
+                "The most of its reader's credit that a stream gets without measured need; one that is alone gets twice that",
             ),
             one(
                 "http2-connection-window",

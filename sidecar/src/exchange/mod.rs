@@ -488,9 +488,10 @@ pub(crate) fn credit_due(sender: &Connection, room: i64, have: i64) -> i64 {
     credit_for(sender.settings(), sender.open_streams(), sender.path_need(), room, have)
 }
 
-/// A near sender is ahead of its readers: it may send what they have granted and, over all its streams, as much again as one
-/// of them has, but each stream the first window. So it has something to send while grants are under way, and each of these
-/// is passed on in one piece; what piles up here before the readers, and what small calls wait behind, stays small.
+/// A near sender may have, beyond what the reader grants, the first window, or as much again as is granted divided by the
+/// streams of its connection. So a stream that is alone is always ahead of its reader: it has something to send while grants
+/// are under way. Where there are many, each sends while others wait, and what piles up here before their readers, and
+/// small calls wait behind, stays small.
 #[inline(always)]
 fn credit_for(settings: &Settings, streams: usize, need: i64, room: i64, have: i64) -> i64 {
     let first = settings.first_stream_window as i64;
@@ -504,7 +505,8 @@ fn credit_for(settings: &Settings, streams: usize, need: i64, room: i64, have: i
     let target = target.min(MAX_WINDOW);
     let missing = target - have;
     if missing > 0 && missing >= worth_giving(target, need) {
-        missing
+        // A window can be below zero, and one update cannot give more than a window.
+        missing.min(MAX_WINDOW)
     } else {
         0
     }
@@ -537,6 +539,8 @@ mod tests {
         for need in [0, 1, MAX_WINDOW] {
             let have = 65_535;
             assert_eq!(have + credit_for(&settings, 1, need, MAX_WINDOW, have), MAX_WINDOW);
+            // A first window that was lowered below what has come already.
+            assert_eq!(credit_for(&settings, 1, need, MAX_WINDOW, -65_534), MAX_WINDOW);
         }
     }
 
@@ -548,7 +552,10 @@ mod tests {
                 ..Settings::default()
             };
             for room in [i64::MIN / 2, -5, 0, 1, 50, 1_000_000] {
-                assert!(credit_for(&settings, 1, 0, room, 0) > 0, "first {first}, room {room}");
+                for streams in [0, 1, 2, 1_000] {
+                    let due = credit_for(&settings, streams, 0, room, 0);
+                    assert!(due > 0, "first {first}, room {room}, {streams} streams");
+                }
             }
         }
     }
@@ -562,7 +569,7 @@ mod tests {
     }
 
     #[test]
-    fn a_near_sender_costs_one_update_for_each_of_its_readers_grants() {
+    fn a_near_stream_that_is_alone_is_ahead_of_its_reader_and_costs_no_more_updates_than_that() {
         let settings = Settings::default();
         let (window, piece) = (256 << 10, 16 << 10);
         let (mut room, mut have) = (window, i64::from(settings.first_stream_window));

@@ -1,11 +1,11 @@
 //! How much credit the path to a peer needs to stay full: its bandwidth-delay product, measured by PING.
 //!
-//! A near peer needs no more than the first window, and gets no more: credit beyond need only moves bytes out of the
-//! processor's cache. So a path that answers within a millisecond is near, and asked again only now and then.
+//! A near peer needs no more than its reader grants and what is under way meanwhile: credit beyond need only moves bytes out
+//! of the processor's cache. So a path that answers within a millisecond is near, and asked again only now and then.
 
 use std::time::{Duration, Instant};
 
-/// A path that is quicker than this needs nothing beyond the first windows.
+/// A path that is quicker than this is near.
 const NEAR: Duration = Duration::from_millis(1);
 /// Bytes that must come before it is worth asking.
 const WORTH_ASKING: u32 = 32 << 10;

@@ -988,7 +988,12 @@ proptest! {
     }
 
     #[test]
-    fn an_independent_huffman_decoder_agrees(src in vec(any::<u8>(), 0..40), text in value()) {
+    fn an_independent_huffman_decoder_agrees(
+        src in vec(any::<u8>(), 0..40),
+        text in value(),
+        digits in "[0-9a-f-]{0,60}",
+        tail in vec(any::<u8>(), 0..3),
+    ) {
         let theirs = |src: &[u8]| loona_hpack::huffman::HuffmanDecoder::new().decode(src).ok();
         let ours = |src: &[u8]| {
             let mut out = Vec::new();
@@ -998,6 +1003,12 @@ proptest! {
         let mut coded = Vec::new();
         huffman::encode(&text, &mut coded);
         prop_assert_eq!(theirs(&coded), Some(text));
+        // Short codes to the end, and another end.
+        coded.clear();
+        huffman::encode(digits.as_bytes(), &mut coded);
+        coded.truncate(coded.len().saturating_sub(tail.len()));
+        coded.extend(tail);
+        prop_assert_eq!(ours(&coded), theirs(&coded));
     }
 
     #[test]
