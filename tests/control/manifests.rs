@@ -20,8 +20,7 @@ fn every_kind_of_mistake_is_told_with_file_line_and_field_and_loses_no_call_and_
         let shop = Shop::open(mesh, mesh.control(&[])?, 2, &[], &[])?;
         let spare = Greeter::start(mesh, &shop.control, "hello-3", "spare", &[])?;
         shop.control.apply("a-good", GOOD)?;
-        let time = Duration::from_secs(40);
-        let traffic = shop.calls(200, time)?;
+        let traffic = shop.calls(RATE, Duration::from_secs(200))?;
         let began = now();
         for (text, line, field, sentence) in MISTAKES {
             let (before, logged) = (refused(&shop.control)?, shop.control.output().len());
@@ -72,9 +71,9 @@ fn every_kind_of_mistake_is_told_with_file_line_and_field_and_loses_no_call_and_
         )?;
         ensure!(taken < Duration::from_secs(1), "that took {taken:?}");
         ensure!(source_error(&shop.control)? == 0.0, "a good state was taken");
-        ensure!(now() - began < time.as_secs_f64(), "the calls were over before that");
-        let calls = traffic.end(time)?;
-        none_failed(&calls, 8_000, "while manifests were wrong, and when a good state came")
+        let least = all_the_while(began);
+        let when = "while manifests were wrong, and when a good state came";
+        none_failed(&traffic.stop()?, least, when)
     });
 }
 
@@ -82,8 +81,7 @@ fn every_kind_of_mistake_is_told_with_file_line_and_field_and_loses_no_call_and_
 fn files_in_use_that_become_what_nobody_can_read_are_told_and_change_nothing_and_lose_no_call() {
     support::test(|mesh| {
         let shop = Shop::open(mesh, mesh.control(&[])?, 2, &[], &[])?;
-        let time = Duration::from_secs(15);
-        let traffic = shop.calls(200, time)?;
+        let traffic = shop.calls(RATE, Duration::from_secs(200))?;
         let began = now();
         // One that all calls need, and one of the two who answer them.
         for name in ["service-hello.yaml", "workload-hello-1.yaml"] {
@@ -118,10 +116,10 @@ fn files_in_use_that_become_what_nobody_can_read_are_told_and_change_nothing_and
             }
         }
         println!("{:>8.1} s", now() - began);
-        ensure!(now() - began < time.as_secs_f64(), "the calls were over before that");
-        let calls = traffic.end(time)?;
+        let least = all_the_while(began);
+        let calls = traffic.stop()?;
         ensure!(calls.answered_by().len() == 2, "not both answer");
-        none_failed(&calls, 3_000, "while files could not be read")
+        none_failed(&calls, least, "while files could not be read")
     });
 }
 
@@ -334,6 +332,11 @@ fn endpoints_come_and_go_and_policy_changes_within_a_second_and_without_a_failed
     });
 }
 
+/// How many calls have been made since a moment, if there were calls all the while: all that were due, but for a moment's.
+fn all_the_while(began: f64) -> usize {
+    (f64::from(RATE) * (now() - began - 0.5)) as usize
+}
+
 fn refused(control: &Control) -> Result<f64> {
     states(control, "refused")
 }
@@ -362,3 +365,5 @@ fn wait(what: &str, condition: impl FnMut() -> bool) -> Result<()> {
 }
 
 const SOON: Duration = Duration::from_secs(10);
+/// Calls a second.
+const RATE: u32 = 200;

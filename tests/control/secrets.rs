@@ -10,9 +10,8 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, ensure};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use support::{Sidecar, Token, lent};
+use support::{Control, Mesh, Sidecar, Token, lent};
 
-use crate::certificates::A_MINUTE;
 use crate::raw::Asking;
 use crate::shop::{CALLER, Shop, certified, none_failed, timed};
 
@@ -114,10 +113,15 @@ fn no_token_and_no_key_is_in_a_log_on_a_page_or_in_what_the_system_shows_of_a_si
     });
 }
 
-#[test]
-fn a_sidecar_writes_no_file_while_its_keys_are_made_and_certified_and_its_log_has_no_key() {
-    support::test(|mesh| {
-        let control = mesh.control(&A_MINUTE)?;
+/// A sidecar that is watched from before its first key is made.
+pub(crate) struct Closely {
+    sidecar: Sidecar,
+    watched: Watched,
+}
+
+impl Closely {
+    /// Starts one and begins to watch; only then it has what it joins by.
+    pub(crate) fn watch(mesh: &Mesh, control: &Control) -> Result<Closely> {
         let pod = mesh.pod("watched")?;
         let enrolled = control.enrol(&pod, &CALLER)?;
         let mut enrolled = lent(&enrolled);
@@ -127,10 +131,14 @@ fn a_sidecar_writes_no_file_while_its_keys_are_made_and_certified_and_its_log_ha
         fs::remove_file(&token_file)?;
         let sidecar = pod.sidecar_unready(&enrolled)?;
         says(&sidecar, "the join token cannot be read")?;
-
-        // From before its first key is made until after its second is certified.
         let watched = Watched::begin(sidecar.pid().as_raw(), &pod.folder().join("watched"))?;
         fs::write(&token_file, &token)?;
+        Ok(Closely { sidecar, watched })
+    }
+
+    /// Waits until its second key is certified; up to then it has written no file, and its log has no key.
+    pub(crate) fn has_written_no_key(self) -> Result<()> {
+        let Closely { sidecar, watched } = self;
         timed(Duration::from_secs(90), "it has had two certificates", || {
             certified(&sidecar) >= 2.0
         })?;
@@ -172,7 +180,7 @@ fn a_sidecar_writes_no_file_while_its_keys_are_made_and_certified_and_its_log_ha
             ensure!(!found, "a key stands in the log, {form}");
         }
         Ok(())
-    });
+    }
 }
 
 /// A process whose every file is seen that it opens, makes or renames.

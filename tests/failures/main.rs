@@ -6,7 +6,7 @@ mod names;
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
-use support::traffic::{self, Call, Calls, Endpoint, NAME, Traffic, addresses, alone, now};
+use support::traffic::{self, Call, Calls, Endpoint, NAME, Traffic, addresses, alone, among_others, now};
 use support::{Capture, Dns, Family, Mesh, Sidecar, wait_until};
 
 #[test]
@@ -131,7 +131,7 @@ fn one_of_five_endpoints_that_swallows_packets_fails_no_call_that_begins_five_se
 
 #[test]
 fn a_path_that_loses_one_packet_in_twenty_fails_no_call() {
-    let _alone = alone();
+    let _among = among_others();
     support::test(|mesh| {
         let dns = mesh.dns()?;
         let endpoints = Endpoint::several(mesh, 2, WORK)?;
@@ -198,7 +198,7 @@ fn when_every_endpoint_is_dead_calls_are_unavailable_with_a_reason_within_100_ms
 
 #[test]
 fn a_dead_endpoint_that_comes_back_is_called_again() {
-    let _alone = alone();
+    let _among = among_others();
     support::test(|mesh| {
         let dns = mesh.dns()?;
         let mut endpoints = Endpoint::several(mesh, 2, WORK)?;
@@ -220,7 +220,7 @@ fn a_dead_endpoint_that_comes_back_is_called_again() {
 
 #[test]
 fn after_a_scale_up_from_1_to_3_addresses_the_new_ones_carry_their_share_within_2_s_of_the_ttl() {
-    let _alone = alone();
+    let _among = among_others();
     support::test(|mesh| {
         let dns = mesh.dns()?;
         let endpoints = Endpoint::several(mesh, 3, WORK)?;
@@ -258,7 +258,7 @@ fn after_a_scale_up_from_1_to_3_addresses_the_new_ones_carry_their_share_within_
 
 #[test]
 fn an_address_that_dns_takes_out_gets_no_new_calls_and_those_that_run_there_end_well() {
-    let _alone = alone();
+    let _among = among_others();
     support::test(|mesh| {
         let dns = mesh.dns()?;
         // Calls run so long that at every moment some are under way at both.
@@ -295,8 +295,8 @@ fn an_address_that_dns_takes_out_gets_no_new_calls_and_those_that_run_there_end_
 }
 
 #[test]
-fn names_are_served_stale_when_dns_says_nxdomain_or_servfail_or_nothing() {
-    let _alone = alone();
+fn a_name_is_served_stale_when_dns_says_nxdomain_or_servfail_or_nothing() {
+    let _among = among_others();
     support::test(|mesh| {
         let dns = mesh.dns()?;
         let endpoints = Endpoint::several(mesh, 2, WORK)?;
@@ -436,7 +436,7 @@ fn of_three_endpoints_one_that_is_ten_times_slower_has_less_than_a_third_of_its_
 
 #[test]
 fn addresses_of_a_family_that_the_pod_cannot_route_do_not_count() {
-    let _alone = alone();
+    let _among = among_others();
     support::test(|mesh| {
         let dns = mesh.dns()?;
         let endpoints = Endpoint::several(mesh, 2, WORK)?;

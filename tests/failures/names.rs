@@ -8,7 +8,7 @@ use support::{
     Family, Mesh, Pod, Stack,
     dns::Srv,
     peer,
-    traffic::{Endpoint, NAME, PORT, Traffic, addresses, alone, now},
+    traffic::{Endpoint, NAME, PORT, Traffic, addresses, alone, among_others, now},
     wait_until,
 };
 
@@ -70,7 +70,7 @@ fn srv_records_give_each_endpoint_its_weight_and_a_lower_priority_nothing_while_
 
 #[test]
 fn a_resolv_conf_that_changes_is_read_again() {
-    let _alone = alone();
+    let _among = among_others();
     support::test(|mesh| {
         let dns = mesh.dns()?;
         let endpoints = Endpoint::several(mesh, 2, WORK)?;
@@ -144,7 +144,7 @@ fn hosts_of_the_application(pod: &Pod, lines: &str) -> Result<()> {
 
 #[test]
 fn a_name_of_the_hosts_file_is_balanced_without_any_name_server() {
-    let _alone = alone();
+    let _among = among_others();
     support::test(|mesh| {
         let endpoints = Endpoint::several(mesh, 3, WORK)?;
         let (first, late) = endpoints.split_at(2);
@@ -216,7 +216,7 @@ fn a_name_without_addresses_leads_where_the_application_dialled() {
 
 #[test]
 fn a_connection_that_two_names_share_stays_until_both_have_left_its_address() {
-    let _alone = alone();
+    let _among = among_others();
     support::test(|mesh| {
         let dns = mesh.dns()?;
         let endpoints = Endpoint::several(mesh, 2, WORK)?;

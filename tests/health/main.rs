@@ -349,10 +349,12 @@ async fn an_endpoint_that_says_unavailable_five_times_is_ejected() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_endpoint_that_resets_five_calls_is_ejected_whatever_its_reason() {
-    for reason in [Reason::INTERNAL_ERROR, Reason::CANCEL, Reason::ENHANCE_YOUR_CALM] {
-        is_ejected_after_five_failures(Does::Resets(reason)).await;
-    }
-    is_ejected_after_five_failures(Does::Breaks(Reason::CANCEL)).await;
+    tokio::join!(
+        is_ejected_after_five_failures(Does::Resets(Reason::INTERNAL_ERROR)),
+        is_ejected_after_five_failures(Does::Resets(Reason::CANCEL)),
+        is_ejected_after_five_failures(Does::Resets(Reason::ENHANCE_YOUR_CALM)),
+        is_ejected_after_five_failures(Does::Breaks(Reason::CANCEL)),
+    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

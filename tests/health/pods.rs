@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
-use support::traffic::{self, Call, Calls, Endpoint, PORT, Reply, Streams, Traffic, alone, now};
+use support::traffic::{self, Call, Calls, Endpoint, PORT, Reply, Streams, Traffic, alone, among_others, now};
 use support::{Capture, Family, Mesh, Sidecar, Stack, wait_until};
 
 use crate::pauses::Pauses;
@@ -53,7 +53,7 @@ fn a_watch_in_mtls_tells_at_once_that_an_endpoint_does_not_serve_and_that_it_ser
 fn a_service_is_asked_for_by_the_name_that_the_policy_says() {
     for mode in ["Check", "Watch"] {
         support::test(|mesh| {
-            let _alone = alone();
+            let _among = among_others();
             let shop = open(
                 mesh,
                 &format!("mode: {mode}, interval: 300ms, service: helloworld.Greeter"),
@@ -75,7 +75,7 @@ fn a_service_is_asked_for_by_the_name_that_the_policy_says() {
 fn where_nobody_knows_the_service_that_is_asked_for_calls_fail_at_once_and_say_so() {
     for mode in ["Check", "Watch"] {
         support::test(|mesh| {
-            let _alone = alone();
+            let _among = among_others();
             let shop = open(mesh, &format!("mode: {mode}, interval: 300ms, service: shop.Nothing"))?;
             let traffic = Traffic::to(&shop.caller, NAME, RATE, LONG)?;
             for greeter in &shop.greeters {
@@ -101,7 +101,7 @@ fn where_nobody_knows_the_service_that_is_asked_for_calls_fail_at_once_and_say_s
 #[test]
 fn applications_without_a_health_service_are_healthy_and_reported_once() {
     support::test(|mesh| {
-        let _alone = alone();
+        let _among = among_others();
         let shop = Shop::open(
             mesh,
             "mode: Check, interval: 200ms",
@@ -151,7 +151,7 @@ fn applications_without_a_health_service_are_healthy_and_reported_once() {
 #[test]
 fn names_of_dns_are_checked_as_the_command_line_says_where_there_is_no_policy() {
     support::test(|mesh| {
-        let _alone = alone();
+        let _among = among_others();
         let dns = mesh.dns()?;
         let endpoints = Endpoint::several(mesh, 2, Duration::ZERO)?;
         dns.set(traffic::NAME, &traffic::addresses(&endpoints), 5)?;

@@ -1,6 +1,8 @@
 //! Whoever shows a certificate with one thing wrong is refused by the whole sidecar, in both directions: the reason is named,
 //! and no application hears a byte.
 
+use std::net::Ipv4Addr;
+
 use portunus_proto::svid::Usage;
 use portunus_sidecar::policy::Mode;
 use rustls::{ClientConfig, ServerConfig};
@@ -43,14 +45,17 @@ fn sentence(reason: &str) -> &'static str {
 async fn a_caller_with_a_bad_certificate_does_not_reach_the_application() {
     log::keep();
     let root = Authority::root("root");
-    let mut from = 0;
-    for mode in ends::MODES {
-        from += callers_with_bad_certificates(&root, mode, from).await;
-    }
+    // Side by side, since each waits most of the time.
+    let [one, two, three] = ends::MODES;
+    tokio::join!(
+        callers_with_bad_certificates(&root, one, 1),
+        callers_with_bad_certificates(&root, two, 2),
+        callers_with_bad_certificates(&root, three, 3),
+    );
 }
 
-/// How many there were. Their addresses are those from a number on.
-async fn callers_with_bad_certificates(root: &Authority, mode: Mode, first: usize) -> usize {
+/// All of them, one after the other, to a port of this mode. Their addresses are of one network of loopback.
+async fn callers_with_bad_certificates(root: &Authority, mode: Mode, network: u8) {
     let application = Ear::open().await;
     let world = World::before(application.addr, ends::patient(root, mode)).await;
     let shapes = wrong(root, Usage::Client);
@@ -68,12 +73,10 @@ async fn callers_with_bad_certificates(root: &Authority, mode: Mode, first: usiz
             ("none".to_owned(), "no_certificate", Box::new(show) as Show<'_>)
         })
     });
-    let mut callers = 0;
-    for (what, reason, show) in wrong.chain(none) {
+    for (caller, (what, reason, show)) in wrong.chain(none).enumerate() {
         let count = || world.metric(HANDSHAKES, &["direction=\"inbound\"", &format!("result=\"{reason}\"")]);
-        let before = count();
-        let (from, said) = call_with(&world, first + callers, show()).await;
-        callers += 1;
+        let (before, logged) = (count(), log::end());
+        let (from, said) = call_with(&world, address(network, caller), show()).await;
         assert_eq!(said, b"", "{mode:?}, {what}: it was answered");
         let result = format!("result=\"{reason}\"");
         world
@@ -81,7 +84,9 @@ async fn callers_with_bad_certificates(root: &Authority, mode: Mode, first: usiz
                 now == before + 1.0
             })
             .await;
-        let line = log::says(&[&format!("peer={from}"), &format!("reason=\"{reason}\"")]).await;
+        let line = logged
+            .says(&[&format!("peer={from}"), &format!("reason=\"{reason}\"")])
+            .await;
         assert!(line.contains("no mTLS: "), "{mode:?}, {what}: {line}");
         assert!(
             application.has_heard_nothing(),
@@ -90,13 +95,15 @@ async fn callers_with_bad_certificates(root: &Authority, mode: Mode, first: usiz
     }
     assert_eq!(world.metric(HANDSHAKES, &["result=\"ok\""]), 0.0);
     assert_eq!(world.metric("portunus_requests_total", &["inbound"]), 0.0);
-    callers
+}
+
+/// Where a caller calls from: no address causes more than a hundred lines of the log.
+fn address(network: u8, caller: usize) -> Ipv4Addr {
+    Ipv4Addr::new(127, 0, network, 1 + u8::try_from(caller / 80).expect("few addresses"))
 }
 
 /// A whole request, said as soon as the caller may. Who called, and what it heard.
-async fn call_with(world: &World, at: usize, config: ClientConfig) -> (std::net::SocketAddr, Vec<u8>) {
-    // No address causes more than a hundred lines of the log.
-    let address = std::net::Ipv4Addr::new(127, 0, 0, 1 + u8::try_from(at / 80).expect("few addresses"));
+async fn call_with(world: &World, address: Ipv4Addr, config: ClientConfig) -> (std::net::SocketAddr, Vec<u8>) {
     let socket = tokio::net::TcpSocket::new_v4().expect("a socket");
     socket.bind((address, 0).into()).expect("an address of loopback");
     let socket = socket.connect(world.proxy).await.expect("it listens");
@@ -143,26 +150,39 @@ async fn a_server_with_a_bad_certificate_is_sent_nothing_and_its_caller_is_told_
             ("none".to_owned(), "no_certificate", show)
         })
     });
-    let expected = PEERS;
-    for (what, reason, show) in wrong.chain(others).chain(none) {
-        let server = Ear::in_tls(show()).await;
-        let world = World::before(server.addr, ends::outbound(&root, expected)).await;
-        let answer = world.caller().await.ask(request("/a.B/C", &[])).await;
-        let answer = answer.expect("it is answered");
-        let message = answer.grpc_message.unwrap_or_default();
-        assert_eq!(answer.grpc_status.as_deref(), Some("14"), "{what}: {message}");
-        assert_eq!(answer.head["portunus-error"], "no_endpoint", "{what}");
-        for part in ["no mTLS with ", expected, sentence(reason)] {
-            assert!(message.contains(part), "{what}: {part} is not in {message}");
+    let all: Vec<_> = wrong.chain(others).chain(none).collect();
+    // Side by side, since each waits most of the time.
+    let every_third = async |first: usize| {
+        for (what, reason, show) in all.iter().skip(first).step_by(3) {
+            is_sent_nothing(&root, what, reason, show()).await;
         }
-        let labels = ["direction=\"outbound\"", &format!("result=\"{reason}\"")];
-        let counted = world.metric(HANDSHAKES, &labels);
-        assert!(counted >= 1.0, "{what}: {reason} is not counted");
-        assert_eq!(counted, world.metric(HANDSHAKES, &["direction=\"outbound\""]), "{what}");
-        log::says(&[&format!("addr={}", server.addr), &format!("reason=\"{reason}\"")]).await;
-        drop(world);
-        assert!(server.heard.lock().is_empty(), "{what}: something was sent");
+    };
+    tokio::join!(every_third(0), every_third(1), every_third(2));
+}
+
+/// A server that is not whom it should be, for this reason: its caller is told, and it hears nothing.
+async fn is_sent_nothing(root: &Authority, what: &str, reason: &str, shows: ServerConfig) {
+    let expected = PEERS;
+    let server = Ear::in_tls(shows).await;
+    let logged = log::end();
+    let world = World::before(server.addr, ends::outbound(root, expected)).await;
+    let answer = world.caller().await.ask(request("/a.B/C", &[])).await;
+    let answer = answer.expect("it is answered");
+    let message = answer.grpc_message.unwrap_or_default();
+    assert_eq!(answer.grpc_status.as_deref(), Some("14"), "{what}: {message}");
+    assert_eq!(answer.head["portunus-error"], "no_endpoint", "{what}");
+    for part in ["no mTLS with ", expected, sentence(reason)] {
+        assert!(message.contains(part), "{what}: {part} is not in {message}");
     }
+    let labels = ["direction=\"outbound\"", &format!("result=\"{reason}\"")];
+    let counted = world.metric(HANDSHAKES, &labels);
+    assert!(counted >= 1.0, "{what}: {reason} is not counted");
+    assert_eq!(counted, world.metric(HANDSHAKES, &["direction=\"outbound\""]), "{what}");
+    logged
+        .says(&[&format!("addr={}", server.addr), &format!("reason=\"{reason}\"")])
+        .await;
+    drop(world);
+    assert!(server.heard.lock().is_empty(), "{what}: something was sent");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -164,6 +164,10 @@ async fn is_answered(client: &mut TcpStream) -> bool {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn tunnels_and_http_1_that_outlive_a_certificate_go_on_and_are_counted() {
+    tokio::join!(http_1_goes_on(), a_tunnel_goes_on());
+}
+
+async fn http_1_goes_on() {
     let (application, _) = crate::spoofs::http1().await;
     let (near, far) = tunnels(application, false, false).await;
     let mut client = TcpStream::connect(near.proxy).await.expect("it listens");
@@ -173,7 +177,9 @@ async fn tunnels_and_http_1_that_outlive_a_certificate_go_on_and_are_counted() {
     assert!(is_answered(&mut client).await, "it does not go on");
     drop(client);
     outlived(&near, &far, 0.0).await;
+}
 
+async fn a_tunnel_goes_on() {
     let application = Ear::open().await;
     let (near, far) = tunnels(application.addr, false, false).await;
     let mut client = TcpStream::connect(near.proxy).await.expect("it listens");
@@ -191,22 +197,29 @@ async fn tunnels_and_http_1_that_outlive_a_certificate_go_on_and_are_counted() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn tunnels_and_http_1_are_cut_when_the_certificate_ends_where_that_is_wished() {
-    for (near_cuts, far_cuts) in [(true, false), (false, true)] {
-        for first in [&b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"[..], b"\0one"] {
-            // It answers nothing, so that nothing but the cut ends it.
-            let application = Ear::open().await;
-            let began = Instant::now();
-            let (near, far) = tunnels(application.addr, near_cuts, far_cuts).await;
-            let mut client = TcpStream::connect(near.proxy).await.expect("it listens");
-            client.write_all(first).await.expect("it is open");
-            let ended = tokio::time::timeout(PATIENCE, client.read(&mut [0; 16])).await;
-            let (ended, took) = (ended.expect("it is cut"), began.elapsed());
-            assert!(ended.is_err(), "it looks whole: {ended:?}");
-            assert!(took > SHORT / 2, "it was cut after {took:?}");
-            assert_eq!(application.connections.load(Relaxed), 1);
-            outlived(&near, &far, 0.0).await;
-        }
-    }
+    let (http_1, tunnel): (&[u8], &[u8]) = (b"GET / HTTP/1.1\r\nHost: a\r\n\r\n", b"\0one");
+    tokio::join!(
+        is_cut(true, false, http_1),
+        is_cut(true, false, tunnel),
+        is_cut(false, true, http_1),
+        is_cut(false, true, tunnel),
+    );
+}
+
+/// What begins with `first` is cut, by one of the two ends.
+async fn is_cut(near_cuts: bool, far_cuts: bool, first: &[u8]) {
+    // It answers nothing, so that nothing but the cut ends it.
+    let application = Ear::open().await;
+    let began = Instant::now();
+    let (near, far) = tunnels(application.addr, near_cuts, far_cuts).await;
+    let mut client = TcpStream::connect(near.proxy).await.expect("it listens");
+    client.write_all(first).await.expect("it is open");
+    let ended = tokio::time::timeout(PATIENCE, client.read(&mut [0; 16])).await;
+    let (ended, took) = (ended.expect("it is cut"), began.elapsed());
+    assert!(ended.is_err(), "it looks whole: {ended:?}");
+    assert!(took > SHORT / 2, "it was cut after {took:?}");
+    assert_eq!(application.connections.load(Relaxed), 1);
+    outlived(&near, &far, 0.0).await;
 }
 
 /// A mesh in which all that is called is a service of these endpoints.

@@ -178,6 +178,7 @@ async fn half_a_hello_and_half_a_handshake_are_closed_in_time_where_plain_is_tak
     let application = Ear::open().await;
     let meet = async |mode| {
         let world = World::before(application.addr, ends::patient(&root, mode)).await;
+        let said = log::end();
         // One byte says as little as one that is missing.
         let (byte, begun, last, half) = tokio::join!(
             crowd(&world, 20, &hello[..1]),
@@ -197,7 +198,8 @@ async fn half_a_hello_and_half_a_handshake_are_closed_in_time_where_plain_is_tak
             .until(ends::HANDSHAKES, &["inbound", "too_slow"], |now| now == 20.0)
             .await;
         let meant = format!("meant={}", world.meant);
-        log::says(&[&meant, "the client began a TLS ClientHello (1 bytes of it)"]).await;
+        said.says(&[&meant, "the client began a TLS ClientHello (1 bytes of it)"])
+            .await;
     };
     tokio::join!(meet(Mode::Permissive), meet(Mode::Disabled));
     assert!(application.has_heard_nothing());

@@ -21,22 +21,43 @@ pub fn keep() {
     });
 }
 
-/// Waits for a line that has all of these.
-///
-/// # Panics
-/// When none comes.
-pub async fn says(parts: &[&str]) -> String {
-    let began = Instant::now();
-    loop {
-        let all = LINES
-            .get()
-            .map(|lines| String::from_utf8_lossy(&lines.lock()).into_owned());
-        let all = all.unwrap_or_default();
-        if let Some(line) = all.lines().find(|line| parts.iter().all(|part| line.contains(part))) {
-            return line.to_owned();
+/// A place in the log, from which on it is read.
+#[derive(Clone, Copy, Debug)]
+pub struct Place(usize);
+
+/// Where the log ends now.
+pub fn end() -> Place {
+    Place(LINES.get().map_or(0, |lines| lines.lock().len()))
+}
+
+impl Place {
+    /// Waits for a line from here on that has all of these.
+    ///
+    /// # Panics
+    /// When none comes.
+    pub async fn says(mut self, parts: &[&str]) -> String {
+        let began = Instant::now();
+        loop {
+            if let Some(line) = self.read(parts) {
+                return line;
+            }
+            assert!(began.elapsed() < Duration::from_secs(10), "no line has {parts:?}");
+            tokio::time::sleep(Duration::from_millis(5)).await;
         }
-        assert!(began.elapsed() < Duration::from_secs(10), "no line has {parts:?}");
-        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+
+    /// The next line that has all of these; what was read is not read again.
+    fn read(&mut self, parts: &[&str]) -> Option<String> {
+        let lines = LINES.get()?.lock();
+        // The last line may be half written.
+        while let Some(length) = lines[self.0..].iter().position(|byte| *byte == b'\n') {
+            let line = String::from_utf8_lossy(&lines[self.0..self.0 + length]);
+            self.0 += length + 1;
+            if parts.iter().all(|part| line.contains(part)) {
+                return Some(line.into_owned());
+            }
+        }
+        None
     }
 }
 

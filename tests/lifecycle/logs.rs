@@ -11,7 +11,7 @@ use anyhow::{Context, Result, ensure};
 use socket2::{Domain, Socket, Type};
 use support::{
     Dns, Mesh, Metrics, Pod, Program, User, build, http, in_netns,
-    traffic::{Endpoint, NAME, Traffic, addresses, alone},
+    traffic::{Endpoint, NAME, Traffic, addresses, alone, among_others},
     unread::{full_pipe, read_all},
     wait_until,
 };
@@ -57,7 +57,7 @@ fn calls_go_on_and_probes_are_answered_while_nobody_reads_the_log_and_its_reader
 
 #[test]
 fn a_proxy_whose_log_nobody_reads_ends_when_asked() {
-    let _alone = alone();
+    let _among = among_others();
     support::test(|mesh| {
         let (_reader, writer) = full_pipe()?;
         let (_caller, mut sidecar, _others) = carry_with_errors_to(mesh, writer)?;

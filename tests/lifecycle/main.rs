@@ -17,13 +17,13 @@ use nix::sys::signal::Signal;
 use serde::Deserialize;
 use support::{
     Family, Mesh, Peer, Pod, Sidecar, Stack, User, build, http, peer,
-    traffic::{self, Endpoint, NAME, Traffic, addresses, alone, now},
+    traffic::{self, Endpoint, NAME, Traffic, addresses, alone, among_others, now},
     wait_until,
 };
 
 #[test]
 fn sigterm_under_load_fails_no_call_while_others_take_over() {
-    let _alone = alone();
+    let _among = among_others();
     support::test(|mesh| {
         let dns = mesh.dns()?;
         // Calls run for a while, so that some are under way when the signal comes.
@@ -62,7 +62,7 @@ fn sigterm_under_load_fails_no_call_while_others_take_over() {
 
 #[test]
 fn after_sigterm_outbound_goes_on_until_the_application_closes() {
-    let _alone = alone();
+    let _among = among_others();
     support::test(|mesh| {
         let dns = mesh.dns()?;
         let endpoints = Endpoint::several(mesh, 1, Duration::from_millis(2))?;
@@ -106,7 +106,7 @@ fn after_sigterm_outbound_goes_on_until_the_application_closes() {
 
 #[test]
 fn several_workers_carry_drain_and_end_as_one() {
-    let _alone = alone();
+    let _among = among_others();
     support::test(|mesh| {
         let dns = mesh.dns()?;
         let endpoints = Endpoint::several(mesh, 2, Duration::from_millis(2))?;

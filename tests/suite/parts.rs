@@ -104,22 +104,32 @@ fn unit() -> Part {
         name: "unit".to_string(),
         about: "the tests beside the code, and the examples in its documentation".to_string(),
         commands: vec![
-            owned(&[
-                "test",
-                "--workspace",
-                "--locked",
-                "--no-fail-fast",
-                "--lib",
-                "--bins",
-                "--",
-                "--include-ignored",
-            ]),
+            [
+                owned(&[
+                    "test",
+                    "--workspace",
+                    "--locked",
+                    "--no-fail-fast",
+                    "--lib",
+                    "--bins",
+                    "--",
+                    "--include-ignored",
+                ]),
+                at_once(UNIT_THREADS),
+            ]
+            .concat(),
             owned(&["test", "--workspace", "--locked", "--no-fail-fast", "--doc"]),
         ],
         limit: minutes(USUAL_MINUTES),
         kind: Kind::Tests,
         left_out: Vec::new(),
     }
+}
+
+/// So many tests run at once, or as many as there are cores if those are more.
+fn at_once(threads: usize) -> Vec<String> {
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    owned(&["--test-threads", &threads.max(cores).to_string()])
 }
 
 fn test(package: &Package, target: &Target, notes: &Notes) -> Result<Part> {
@@ -133,6 +143,9 @@ fn test(package: &Package, target: &Target, notes: &Notes) -> Result<Part> {
         "--",
         "--include-ignored",
     ]);
+    if let Some(threads) = notes.threads.get(&target.name) {
+        command.extend(at_once(*threads));
+    }
     // A list like `other: reason` is of tests of that other part.
     let left_out: Vec<_> = notes.left_out.get(&target.name).into_iter().flatten().collect();
     if !left_out.is_empty() {
@@ -235,6 +248,8 @@ struct PackageMetadata {
 struct Notes {
     /// Part -> its time limit.
     minutes: BTreeMap<String, u64>,
+    /// Part -> how many of its tests run at once, where most of them wait; else as many as there are cores.
+    threads: BTreeMap<String, usize>,
     /// Part -> test -> why it is left out.
     left_out: BTreeMap<String, BTreeMap<String, String>>,
     /// Part -> how it is run once more, as a part of its own.
@@ -281,6 +296,8 @@ fn owned(words: &[&str]) -> Vec<String> {
 }
 
 const USUAL_MINUTES: u64 = 10;
+/// Tests beside the code wait, too: for peers that are silent, or for clocks.
+const UNIT_THREADS: usize = 4;
 
 #[cfg(test)]
 mod tests {

@@ -45,9 +45,7 @@ pub fn injector() -> Result<PathBuf> {
 /// The tonic application: `$PORTUNUS_PEER`, which the suite sets, or what cargo builds.
 pub fn peer() -> Result<PathBuf> {
     static BUILT: OnceLock<Result<PathBuf, String>> = OnceLock::new();
-    once(&BUILT, || {
-        find("PORTUNUS_PEER", &["--package", "portunus-tests", "--bin", "peer"])
-    })
+    once(&BUILT, || find("PORTUNUS_PEER", &["--workspace", "--bin", "peer"]))
 }
 
 fn find(variable: &str, args: &[&str]) -> Result<PathBuf> {

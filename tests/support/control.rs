@@ -54,15 +54,17 @@ impl Control {
         open_folder(&source)?;
         // A directory without any manifest is taken for a mistake.
         fs::write(source.join("nothing.yaml"), "# nothing\n")?;
-        Ok(Control {
+        let mut control = Control {
             pod,
-            arguments: arguments.iter().map(ToString::to_string).collect(),
+            arguments: Vec::new(),
             environment: Vec::new(),
             program: None,
             wrote: String::new(),
             source,
             state,
-        })
+        };
+        control.set_arguments(arguments);
+        Ok(control)
     }
 
     /// Another one, in this pod, over the same manifests and the same authority. It does not run yet.
@@ -76,6 +78,11 @@ impl Control {
             source: self.source.clone(),
             state: self.state.clone(),
         }
+    }
+
+    /// Gives it other arguments beside the defaults, from its next start on.
+    pub fn set_arguments(&mut self, arguments: &[&str]) {
+        self.arguments = arguments.iter().map(ToString::to_string).collect();
     }
 
     /// Gives it variables of the environment, from its next start on.

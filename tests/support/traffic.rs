@@ -3,14 +3,17 @@
 use std::{
     collections::BTreeSet,
     fmt,
+    fs::File,
+    io::{Read as _, Seek as _, SeekFrom},
     net::IpAddr,
+    path::Path,
     thread,
     time::{Duration, SystemTime},
 };
 
 use crate::{Mesh, Peer, Pod, Program, Sidecar, Stack, peer, wait_until};
 use anyhow::{Context, Result, ensure};
-use parking_lot::{Mutex, MutexGuard};
+use parking_lot::{Mutex, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use serde::Deserialize;
 
 /// What the callers dial.
@@ -19,10 +22,16 @@ pub const NAME: &str = "greeter.test";
 pub const PORT: u16 = 50051;
 
 /// Loads of several tests at once would measure each other.
-pub fn alone() -> MutexGuard<'static, ()> {
-    static ALONE: Mutex<()> = Mutex::new(());
-    ALONE.lock()
+pub fn alone() -> RwLockWriteGuard<'static, ()> {
+    LOADS.write()
 }
+
+/// A small load, of which nothing is measured: others like it may be beside it, and none that is [`alone`].
+pub fn among_others() -> RwLockReadGuard<'static, ()> {
+    LOADS.read()
+}
+
+static LOADS: RwLock<()> = RwLock::new(());
 
 /// A greeter in a pod of its own, with its sidecar.
 pub struct Endpoint {
@@ -61,6 +70,14 @@ pub fn addresses<'a>(endpoints: impl IntoIterator<Item = &'a Endpoint>) -> Vec<I
 pub struct Traffic {
     program: Program,
     rate: u32,
+    heard: Mutex<Heard>,
+}
+
+/// What was read so far of all that a caller has written.
+#[derive(Default)]
+struct Heard {
+    bytes: u64,
+    calls: Vec<Call>,
 }
 
 /// One call.
@@ -91,7 +108,11 @@ impl Traffic {
     /// The same, to greeters of another name.
     pub fn to(pod: &Pod, name: &str, rate: u32, time: Duration) -> Result<Traffic> {
         let program = peer::caller(pod, Stack::Tonic, &format!("{name}:{PORT}"), rate, time)?;
-        let mut traffic = Traffic { program, rate };
+        let mut traffic = Traffic {
+            program,
+            rate,
+            heard: Mutex::default(),
+        };
         traffic.program.says("\"code\"", Duration::from_secs(20))?;
         Ok(traffic)
     }
@@ -103,12 +124,16 @@ impl Traffic {
 
     /// All that has ended so far.
     pub fn calls(&self) -> Calls {
-        let said = self.program.output();
-        Calls(
-            said.lines()
-                .filter_map(|line| serde_json::from_str(line).ok())
-                .collect(),
-        )
+        let mut heard = self.heard.lock();
+        heard.read_on(self.program.log());
+        Calls(heard.calls.clone())
+    }
+
+    /// Begins no more, waits until those that run have ended, and returns all.
+    pub fn stop(mut self) -> Result<Calls> {
+        let status = self.program.stop(Duration::from_secs(30))?;
+        ensure!(status.success(), "the caller ended with {status}");
+        Ok(self.calls())
     }
 
     /// Waits for its end, and returns all calls; each that was due has been made.
@@ -123,6 +148,24 @@ impl Traffic {
             calls.0.len()
         );
         Ok(calls)
+    }
+}
+
+impl Heard {
+    /// Reads what is new, up to the last whole line.
+    fn read_on(&mut self, log: &Path) {
+        let mut new = Vec::new();
+        let read = File::open(log).and_then(|mut log| {
+            log.seek(SeekFrom::Start(self.bytes))?;
+            log.read_to_end(&mut new)
+        });
+        let whole = new.iter().rposition(|byte| *byte == b'\n').map_or(0, |end| end + 1);
+        if read.is_ok() {
+            self.bytes += whole as u64;
+            let lines = new[..whole].split(|byte| *byte == b'\n');
+            self.calls
+                .extend(lines.filter_map(|line| serde_json::from_slice(line).ok()));
+        }
     }
 }
 

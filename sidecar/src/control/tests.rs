@@ -348,6 +348,8 @@ async fn certificates_that_fell_due_while_control_was_away_cost_one_request_and_
     let overdue = |status: &Status| matches!(&status.certificate, Certificate::Valid { overdue: Some(_), .. });
     for sidecar in &sidecars {
         sidecar.ahead.store(20 * 3_600, Relaxed);
+    }
+    for sidecar in &sidecars {
         sidecar.until(Duration::from_secs(10), overdue).await;
     }
     fake.say(|said| said.life = (HOUR, 60 * HOUR));

@@ -154,6 +154,7 @@ pub(crate) struct Call {
     /// Calls a second, begun whether or not earlier ones have ended.
     #[arg(long, default_value_t = 100)]
     rate: u32,
+    /// How long it begins calls, if there is no SIGTERM before.
     #[arg(long, default_value_t = 10)]
     seconds: u32,
     /// Has so many streams open instead, until they end, and writes a line for each reply.
@@ -171,9 +172,13 @@ impl Call {
         }
         let mut begins = interval(Duration::from_secs(1) / self.rate);
         begins.set_missed_tick_behavior(MissedTickBehavior::Burst);
+        let mut end = signal(SignalKind::terminate())?;
         let mut calls = JoinSet::new();
         for _ in 0..self.rate * self.seconds {
-            begins.tick().await;
+            tokio::select! {
+                _ = begins.tick() => {}
+                _ = end.recv() => break,
+            }
             calls.spawn(call(client.clone(), self.name.clone()));
             while calls.try_join_next().is_some() {}
         }
