@@ -30,7 +30,7 @@ use crate::{
 /// and one is killed.
 #[derive(Debug, Parser)]
 struct Args {
-    /// How many seconds of traffic to show.
+    /// How many seconds of traffic to show, from 8 to 3600.
     #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u64).range(8..=3600))]
     duration: u64,
     /// Leave everything running afterwards, until Ctrl-C, and say how to look into a pod.

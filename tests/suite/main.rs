@@ -20,7 +20,8 @@ use crate::{parts::Part, run::Outcome};
 /// Installs what the tests need and runs them, part by part.
 #[derive(Debug, Parser)]
 struct Args {
-    /// Only the parts whose name contains one of these.
+    /// Only the parts whose name contains one of these; one that no part has lists them all.
+    #[arg(value_name = "NAME", value_parser = clap::builder::NonEmptyStringValueParser::new())]
     names: Vec<String>,
 }
 
