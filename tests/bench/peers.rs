@@ -13,7 +13,7 @@ use std::{
 
 use anyhow::{Context, Result, bail};
 use parking_lot::Mutex;
-use support::{Place, build};
+use support::{PATH, Place, build};
 
 use super::{
     collector::Collector,
@@ -470,6 +470,5 @@ pub(crate) fn free_address() -> Result<SocketAddr> {
     Ok(address)
 }
 
-const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 /// Where control and the collector run: beside the load.
 pub(crate) const HELPERS_CPU: usize = 0;

@@ -60,7 +60,7 @@ pub use metrics::Metrics;
 pub use netns::in_netns;
 pub use peer::{Peer, Stack};
 pub use place::Place;
-pub use pod::{Family, Pod, User, lent};
+pub use pod::{Family, PATH, Pod, User, lent};
 pub use program::Program;
 pub use sidecar::Sidecar;
 pub use wait::wait_until;

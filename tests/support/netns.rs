@@ -21,7 +21,7 @@ use nix::{
     unistd::Pid,
 };
 
-use crate::{Pod, wait_until};
+use crate::{PATH, Pod, wait_until};
 
 /// Runs `work` on a fresh thread inside the pod's network: sockets it opens are the pod's, also after it returns.
 ///
@@ -183,6 +183,7 @@ pub(crate) fn remove_dir(folder: &Path) -> Result<()> {
 pub(crate) fn ip(args: &[&str]) -> Result<()> {
     let output = Command::new("ip")
         .args(args)
+        .env("PATH", PATH)
         .output()
         .context("cannot run `ip` (Debian package iproute2)")?;
     if !output.status.success() {

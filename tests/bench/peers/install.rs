@@ -6,9 +6,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, ensure};
-use support::cache;
-
-use super::PATH;
+use support::{PATH, cache};
 
 pub(super) fn is_installed(program: &str) -> bool {
     PATH.split(':')

@@ -137,7 +137,7 @@ fn eight_bytes(src: &[u8], at: usize) -> Option<u64> {
 }
 
 /// The bits behind those that are used, where less than eight bytes are left; behind the end, ones, as if padding went on
-/// for ever. Nothing if all that is left is padding.
+/// for ever. Nothing if none are left, or padding alone.
 #[inline(always)]
 fn last_bits(src: &[u8], used: usize) -> Option<u64> {
     let rest = (src.len() * 8).checked_sub(used).filter(|rest| *rest > 0)?;
