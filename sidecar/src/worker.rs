@@ -43,14 +43,13 @@ use crate::route::Services;
 use crate::slots::{Key, Slots};
 use crate::telemetry::{Direction, MethodId, Recorder};
 use crate::timers::{Tick, Timers};
-use crate::{inbound, outbound};
+use crate::{http2, inbound, outbound, tls};
 use counts::Counts;
 use health::Checks;
 use run::Inbox;
 
-/// Bytes that one connection may bring in a turn: half of a window that bulk usually has, which is what its reader grants
-/// at a time.
-const READ_BYTES: usize = 128 << 10;
+/// Bytes that one connection may bring in a turn: what a peer of ours seals at once.
+const READ_BYTES: usize = tls::sealed_len(http2::BULK_BYTES);
 /// Empty header lists that are kept for the next calls.
 const SPARE_LISTS: usize = 128;
 

@@ -20,7 +20,7 @@ use super::pipe::Pipe;
 use super::pool::PoolKey;
 use super::resets::Resets;
 use crate::http2::hpack::FieldId;
-use crate::http2::{Connection, Reason, Shared};
+use crate::http2::{BULK_BYTES, Connection, Reason, Shared};
 use crate::route::ServiceKey;
 use crate::slots::{Key, Slots};
 use crate::tls::{self, Session};
@@ -69,6 +69,9 @@ pub struct Wire {
     is_dirty: bool,
     is_finished: bool,
 }
+
+/// So much output is bulk.
+const MUCH: usize = 16 << 10;
 
 /// A wire takes a block of memory of this size; the allocator's next size is 1,024.
 const _: () = assert!(size_of::<Wire>() <= 896);
@@ -259,6 +262,8 @@ impl Wire {
         if !self.is_readable() {
             return Read::Nothing;
         }
+        let most = buffer.len().min(BULK_BYTES);
+        let buffer = &mut buffer[..most];
         let mut got = None;
         let result = match &self.transport {
             Transport::Socket(socket) => socket.try_io(Interest::READABLE, || {
@@ -575,6 +580,19 @@ impl Wires {
         Some(key)
     }
 
+    /// Sees to it that the wires with much to write come first. Their readers begin while the others are written; and what the
+    /// others are told is often credit, whose taker may want this CPU at once.
+    pub fn put_bulk_first(&mut self) {
+        let mut little = 0;
+        for i in 0..self.dirty.len() {
+            let wire = self.slots.get(self.dirty[i]);
+            if wire.is_none_or(|wire| wire.engine.output().len() < MUCH) {
+                self.dirty.swap(i, little);
+                little += 1;
+            }
+        }
+    }
+
     /// The wires that have something to write.
     pub fn dirty(&self) -> &[WireKey] {
         &self.dirty
@@ -761,6 +779,38 @@ mod tests {
         let mut expected = vec![16_384; said / 16_384];
         expected.push(said % 16_384);
         assert_eq!(records, expected);
+        assert_eq!(writes[0].len(), tls::sealed_len(said));
+    }
+
+    #[test]
+    fn wires_with_much_to_write_come_first() {
+        let (mut wires, first, _pipe) = wire();
+        let mut keys = vec![first];
+        for _ in 0..5 {
+            let (_, theirs) = Pipe::pair();
+            let engine = Connection::server(Arc::default(), true, Instant::now(), &mut wires.shared);
+            let (peer, side) = wires
+                .slots
+                .get(first)
+                .map(|wire| (wire.peer, wire.side))
+                .expect("it is open");
+            keys.push(wires.insert(Transport::Pipe(theirs), Vec::new(), engine, peer, side, Instant::now()));
+        }
+        let bulk = [keys[1], keys[2], keys[4]];
+        for key in bulk {
+            let (wire, _) = wires.touch(key).expect("it is open");
+            while wire.engine.output().len() < MUCH {
+                wire.engine.say_goaway(0, Reason::NO_ERROR, "a frame");
+            }
+        }
+        wires.close(keys[2]);
+        wires.put_bulk_first();
+        let order: Vec<_> = std::iter::from_fn(|| wires.next_dirty()).collect();
+        assert_eq!(order.len(), keys.len());
+        assert!(
+            order[..2].contains(&keys[1]) && order[..2].contains(&keys[4]),
+            "{order:?}"
+        );
     }
 
     #[tokio::test]

@@ -472,9 +472,7 @@ fn refill(from: End, to: End, wires: &mut Wires) {
         return;
     }
     let Some(reader) = wires.slots.get(to.wire) else { return };
-    let held = reader.engine.held(to.stream) as i64;
-    let room = reader.engine.room(to.stream);
-    let missing = credit_due(&sender.engine, room, window + held);
+    let missing = credit_due(&sender.engine, window, &reader.engine, to.stream);
     if missing > 0
         && let Some((wire, shared)) = wires.touch(from.wire)
     {
@@ -482,9 +480,16 @@ fn refill(from: End, to: End, wires: &mut Wires) {
     }
 }
 
-/// How much credit the stream of a sender gets now. `have` is what it has and what is held of it; small amounts wait, so
-/// that a stream does not cost an update for each of its frames.
-pub(crate) fn credit_due(sender: &Connection, room: i64, have: i64) -> i64 {
+/// How much credit the stream of a sender gets now that has `window` left, for the reader's stream `to`. Small amounts wait,
+/// so that a stream does not cost an update for each of its frames.
+#[inline(always)]
+pub(crate) fn credit_due(sender: &Connection, window: i64, reader: &Connection, to: StreamKey) -> i64 {
+    let mut room = reader.room(to);
+    if room >= 0 && sender.open_streams() == 1 {
+        // What the reader has now is on its way or read soon, and then it takes as much as when it began.
+        room = room.max(reader.their_first_window());
+    }
+    let have = window + reader.held(to) as i64;
     credit_for(sender.settings(), sender.open_streams(), sender.path_need(), room, have)
 }
 
@@ -493,7 +498,7 @@ pub(crate) fn credit_due(sender: &Connection, room: i64, have: i64) -> i64 {
 /// are under way. Where there are many, each sends while others wait, and what piles up here before their readers, and
 /// small calls wait behind, stays small.
 #[inline(always)]
-fn credit_for(settings: &Settings, streams: usize, need: i64, room: i64, have: i64) -> i64 {
+pub(crate) fn credit_for(settings: &Settings, streams: usize, need: i64, room: i64, have: i64) -> i64 {
     let first = settings.first_stream_window as i64;
     let target = if need > 0 {
         let ceiling = need.clamp(settings.stream_window as i64, settings.stream_window_ceiling as i64);

@@ -11,7 +11,7 @@ use super::Settings;
 use super::abuse::{Abuse, Ledger};
 use super::budget::Budget;
 use super::closed::{Closed, How};
-use super::frame::{self, DEFAULT_WINDOW, MAX_STREAM_ID, Reason, setting};
+use super::frame::{self, BULK_BYTES, DEFAULT_WINDOW, MAX_STREAM_ID, Reason, setting};
 use super::held::Pool;
 use super::hpack::{self, Decoder, Encoder, Fields, Interner, Lists, Name};
 use super::ids::Ids;
@@ -358,10 +358,7 @@ pub(crate) enum Going {
 pub(crate) const DRAIN_PING: [u8; 8] = *b"ptn-gone";
 /// The payload of the PING that measures the path.
 pub(crate) const PATH_PING: [u8; 8] = *b"ptn-path";
-/// Output that DATA may fill up to while the socket takes all of it: what one read brings leaves in one write. Headers and
-/// control frames may exceed it.
-const BULK_OUTPUT_BYTES: usize = 128 << 10;
-/// The same while the socket does not: what stands here cannot be overtaken by a small call.
+/// Output that DATA may fill up to while the socket does not take all of it, instead of [`BULK_BYTES`]: what stands here cannot be overtaken by a small call.
 const OUTPUT_BYTES: usize = 64 << 10;
 /// Output buffers larger than this are kept for the next only while there are few.
 const LARGE_OUTPUT: usize = 2 * OUTPUT_BYTES;
@@ -564,6 +561,11 @@ impl Connection {
         self.streams.get(key).map_or(0, |s| s.send_window)
     }
 
+    /// What the peer takes on a stream before it has read anything (its SETTINGS_INITIAL_WINDOW_SIZE).
+    pub fn their_first_window(&self) -> i64 {
+        self.peer.initial_window.into()
+    }
+
     /// Credit that the path to the peer needs to stay full.
     pub fn path_need(&self) -> i64 {
         self.path.need()
@@ -602,11 +604,7 @@ impl Connection {
     /// How many bytes of DATA the output has room for.
     #[inline(always)]
     pub(crate) fn output_room(&self) -> usize {
-        let most = if self.is_backed_up {
-            OUTPUT_BYTES
-        } else {
-            BULK_OUTPUT_BYTES
-        };
+        let most = if self.is_backed_up { OUTPUT_BYTES } else { BULK_BYTES };
         most.saturating_sub(self.out.len() - self.out_taken)
     }
 
@@ -782,10 +780,16 @@ impl Connection {
         }
     }
 
-    /// Restores the connection's window once enough of it is used, half of it at most, while the budget lasts.
+    /// Restores the connection's window once enough of it is used, while the budget lasts. A near peer's is restored together
+    /// with a stream's ([`Connection::grant`]), or at three quarters; the first, small one at a half.
     #[inline(always)]
     pub(crate) fn restore_window(&mut self, shared: &mut Shared) {
-        if self.recv_target - self.recv_window < path::worth_giving(self.recv_target, self.path.need()) {
+        let used = self.recv_target - self.recv_window;
+        let enough = match self.path.need() {
+            0 if self.recv_target > DEFAULT_WINDOW.into() => self.recv_target - self.recv_target / 4,
+            need => path::worth_giving(self.recv_target, need),
+        };
+        if used < enough {
             self.settle_reservation(shared);
         } else {
             self.give_window(shared);

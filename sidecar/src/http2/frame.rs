@@ -4,6 +4,11 @@
 pub(crate) const HEADER_BYTES: usize = 9;
 /// The payload that every peer accepts, and the most that we accept and send (SETTINGS_MAX_FRAME_SIZE's default).
 pub(crate) const MAX_PAYLOAD: usize = 16_384;
+/// So many full frames are moved at a time where there is much: the half of a window that bulk usually has, which is what its
+/// reader grants at a time.
+const FRAMES_AT_ONCE: usize = 8;
+/// These frames with their headers. Whoever writes and reads so many bytes cuts no frame, and leaves no small rest.
+pub const BULK_BYTES: usize = FRAMES_AT_ONCE * (HEADER_BYTES + MAX_PAYLOAD);
 /// What a client says before its first frame (RFC 9113, 3.4).
 pub const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 /// The window that every stream and connection starts with until a SETTINGS says otherwise.

@@ -25,7 +25,7 @@ pub use abuse::Abuse;
 pub use budget::Budget;
 pub use connection::{Connection, Event, Fatal, Head, Role, Shared, StreamFault};
 pub(crate) use frame::MAX_WINDOW;
-pub use frame::{PREFACE, Reason};
+pub use frame::{BULK_BYTES, PREFACE, Reason};
 pub use held::{Held, Pool};
 pub use message::Wrong;
 pub(crate) use path::worth_giving;

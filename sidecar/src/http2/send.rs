@@ -224,7 +224,7 @@ impl Connection {
         }
     }
 
-    /// Lets the peer send `n` bytes more on the stream; and on the connection, if a quarter of its window is used: what is
+    /// Lets the peer send `n` bytes more on the stream; and on the connection, once a quarter of its window is used: what is
     /// said now wakes nobody later.
     pub fn grant(&mut self, key: StreamKey, n: u32, shared: &mut Shared) {
         self.borrow_output(shared);
@@ -237,7 +237,7 @@ impl Connection {
         }
         stream.recv_window += n as i64;
         frame::put_window_update(&mut self.out, stream.id, n);
-        if (self.recv_target - self.recv_window) * 4 > self.recv_target {
+        if (self.recv_target - self.recv_window) * 4 >= self.recv_target {
             self.give_window(shared);
         }
     }

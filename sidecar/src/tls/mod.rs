@@ -32,6 +32,6 @@ pub use error::{Alert, Error};
 pub use handshake::{accept, connect};
 pub use peer::{Peer, Shown};
 pub use refused::Refused;
-pub use session::{Alpn, LEAST_BUFFER, Opened, Session};
+pub use session::{Alpn, LEAST_BUFFER, Opened, Session, sealed_len};
 pub use stream::Stream;
 pub(crate) use stream::read_once;

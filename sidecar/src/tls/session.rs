@@ -13,6 +13,12 @@ use super::peer::{Peer, Shown};
 /// The least that a buffer for [`Session::read`] may have: the longest record (RFC 8446, 5.2), with its header.
 pub const LEAST_BUFFER: usize = 5 + 16_384 + 256;
 
+/// How many bytes so many bytes become when they are sealed together: each record has a header, its kind and a tag
+/// (RFC 8446, 5.2).
+pub const fn sealed_len(plain: usize) -> usize {
+    plain + plain.div_ceil(16_384) * (5 + 1 + 16)
+}
+
 /// What was agreed to speak inside.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Alpn {

@@ -580,7 +580,7 @@ impl Worker {
     }
 
     /// Ends the turn: held bytes move where there is room, calls that wait get the places that came free, and every wire that
-    /// has output is written once.
+    /// has output is written once, those with much before the others.
     pub(super) fn flush(&mut self) {
         let mut moved = mem::take(&mut self.moved);
         let mut i = 0;
@@ -607,6 +607,7 @@ impl Worker {
         if self.wires.shared.budget.is_overdrawn() {
             self.relieve(self.wires.shared.budget.limit(), Duration::ZERO);
         }
+        self.wires.put_bulk_first();
         while let Some(key) = self.wires.next_dirty() {
             self.serve_wire(key);
             self.write(key);

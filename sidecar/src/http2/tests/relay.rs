@@ -218,12 +218,10 @@ impl Relay {
             Side::Down => (&mut self.down, &self.up, pair.down, up),
             Side::Up => (&mut self.up, &self.down, up, pair.down),
         };
-        let held = reader.held(reader_key) as i64;
-        let room = reader.room(reader_key);
         let Some(window) = sender.recv_window(sender_key) else {
             return;
         };
-        let missing = credit_due(sender, room, window + held);
+        let missing = credit_due(sender, window, reader, reader_key);
         if missing > 0 {
             sender.grant(sender_key, missing as u32, &mut self.shared);
         }

@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
 use super::peer::*;
-use crate::exchange::credit_due;
+use crate::exchange::{credit_due, credit_for};
 use crate::http2::connection::StreamFault;
 use crate::http2::frame::{DEFAULT_WINDOW, END_HEADERS, Reason, kind, setting};
 use crate::http2::settings::Settings;
@@ -168,6 +168,68 @@ fn a_busy_connection_reserves_the_credit_it_gives_and_gives_it_back() {
     assert_eq!(server.shared.budget.used(), 0);
 }
 
+#[test]
+fn the_credit_of_a_near_connection_goes_with_a_streams_or_waits_for_three_quarters() {
+    let mut server = End::server();
+    server.feed(&[ask(1, false), ask(3, false)]);
+    for id in [1, 3] {
+        server.grant(id, 2 << 20);
+    }
+    // The first window is small: it is raised once a half is used.
+    server.feed(&[data(1, &[0; 16_384], false), data(1, &[0; 16_384], false)]);
+    server.said();
+    let updates = |server: &mut End| -> Vec<_> {
+        let said = server.said().into_iter();
+        said.filter(|frame| frame.kind == kind::WINDOW_UPDATE)
+            .map(|frame| frame.stream)
+            .collect()
+    };
+    for (frames, with_stream) in [(15, [1].as_slice()), (16, &[1, 0])] {
+        for _ in 0..frames {
+            server.feed(&[data(1, &[0; 16_384], false)]);
+        }
+        server.grant(1, 16_384);
+        assert_eq!(updates(&mut server), with_stream, "after {frames} frames");
+        server.conn.recv_window = 1 << 20;
+    }
+    for _ in 0..47 {
+        server.feed(&[data(3, &[0; 16_384], false)]);
+    }
+    assert!(updates(&mut server).is_empty());
+    server.feed(&[data(3, &[0; 16_384], false)]);
+    assert_eq!(updates(&mut server), [0]);
+}
+
+/// Twice what the reader grants, which is no less than it began with; where others are under way too, what it has now.
+#[test]
+fn a_sender_that_is_alone_is_not_held_up_by_what_its_reader_has_yet_to_read() {
+    let mut reader = End::client();
+    reader.feed(&[settings(&[(setting::INITIAL_WINDOW_SIZE, 200_000)])]);
+    let asked = reader.ask(false);
+    let to = reader.key(asked);
+    let mut sender = End::server();
+    sender.feed(&[ask(1, false)]);
+    let room = |reader: &mut End, room| reader.conn.streams.get_mut(to).expect("it is open").send_window = room;
+    for (left, enough) in [
+        (200_000, 400_000),
+        (0, 400_000),
+        (300_000, 2 * (256 << 10)),
+        (-1, 65_535),
+    ] {
+        room(&mut reader, left);
+        assert_eq!(credit_due(&sender.conn, 0, &reader.conn, to), enough, "room {left}");
+    }
+    room(&mut reader, 0);
+    reader.send(asked, &[7; 1_000], false);
+    assert_eq!(
+        credit_due(&sender.conn, 0, &reader.conn, to),
+        399_000,
+        "what is held counts"
+    );
+    sender.feed(&[ask(3, false)]);
+    assert_eq!(credit_due(&sender.conn, 0, &reader.conn, to), 64_535);
+}
+
 /// A peer that fills the connection's window once a round trip, and answers the PING that measures it.
 fn bulk_over(round_trip: Duration, rounds: u32) -> End {
     let mut server = End::server();
@@ -228,7 +290,8 @@ fn carried_over(delay: Duration, rate: u32) -> f64 {
             server.feed(&[frame]);
             assert!(server.fatal.is_none(), "{:?}", server.fatal);
             let window = server.conn.recv_window(server.key(1)).expect("the stream is open");
-            let due = credit_due(&server.conn, MAX.into(), window);
+            let (settings, need) = (server.conn.settings(), server.conn.path_need());
+            let due = credit_for(settings, 1, need, MAX.into(), window);
             if due > 0 {
                 server.grant(1, due as u32);
             }
