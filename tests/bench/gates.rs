@@ -14,7 +14,7 @@ fn a_call_takes_at_most_6000_user_instructions_and_9000_with_headers_as_callers_
 
 #[test]
 fn as_a_member_of_a_mesh_one_call_in_twenty_traced_it_takes_hardly_more() {
-    // Which calls are traced is chance, too. The goals are 6,000 and 9,000, and the second is not reached yet.
+    // Which calls are traced is chance, too: the goals are 6,000 and 9,000, and the second is just reached on an average.
     let results: Vec<_> = (0..2).flat_map(|_| measure("T9", &[])).collect();
     assert_at_most(&results, "T9", 6_100.0);
     assert_at_most(&results, "T9.callers", 9_700.0);

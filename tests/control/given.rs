@@ -4,7 +4,7 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::PathBuf;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use anyhow::{Context as _, Result, ensure};
 use rustls_pki_types::CertificateDer;
@@ -34,6 +34,12 @@ fn sidecars_are_certified_by_the_issuer_that_control_was_given_and_a_pair_that_d
             "another than the given issuer signs"
         );
         ensure!(certified.id() == Control::id("caller"), "it is {}", certified.id());
+        let left = certified.until().duration_since(SystemTime::now())?;
+        let day = Duration::from_secs(24 * 60 * 60);
+        ensure!(
+            left <= day && left > day - Duration::from_secs(60),
+            "it lasts {left:?}, and no other life was said"
+        );
         // In whichever order.
         let roots = BTreeSet::from([der(&own.root_pem())?, der(&other.root_pem())?]);
         let trusted: BTreeSet<_> = certified.roots.iter().map(|root| root.to_vec()).collect();

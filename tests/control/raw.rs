@@ -1,7 +1,7 @@
 //! Control asked by hand: as a sidecar asks, and as none would.
 
 use std::net::SocketAddr;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use anyhow::{Context as _, Result};
 use hyper_util::rt::TokioIo;
@@ -148,6 +148,11 @@ impl Certified {
 
     pub(crate) fn id(&self) -> String {
         self.credential.id().to_string()
+    }
+
+    /// When it ends.
+    pub(crate) fn until(&self) -> SystemTime {
+        self.credential.not_after()
     }
 }
 

@@ -509,6 +509,13 @@ fn opentelemetrys_variables_mean_what_they_mean_everywhere() {
 }
 
 #[test]
+fn without_a_word_about_it_one_trace_in_twenty_that_begins_here_is_recorded() {
+    let config = proxy_with(&[], &[], Limits::default()).expect("nothing is wrong");
+    assert_eq!(config.traces.sampler.root, telemetry::trace::Root::Ratio(0.05));
+    assert!(config.traces.sampler.parent_based);
+}
+
+#[test]
 fn the_flags_for_traces_win_over_opentelemetrys_variables() {
     let said = [
         ("OTEL_EXPORTER_OTLP_ENDPOINT", "http://other:1"),
