@@ -454,8 +454,17 @@ impl Control {
         let before = said.mistakes.len();
         let addresses = said.read("control-address", list(parsed::<control::Address>));
         let identity = said.read("control-identity", optional(parsed::<SpiffeId>));
+        let before_bundle = said.mistakes.len();
         let bundle = said.read("trust-bundle", optional(TrustBundle::read));
+        let after_bundle = said.mistakes.len();
         let join_token = said.read("join-token-file", optional(path_of_token));
+        // A token may come later, so it is no mistake of its own; but whoever mends the one wants to know of the other.
+        let missing = join_token.iter().find(|file| matches!(file.try_exists(), Ok(false)));
+        if let (true, Some(file)) = (after_bundle > before_bundle, missing) {
+            said.adds_to_last(format!(
+                "; and --join-token-file {file:?} is not there (that alone is no mistake: it may come later)"
+            ));
+        }
         if said.mistakes.len() > before {
             return None;
         }
@@ -615,6 +624,13 @@ impl<'a> Said<'a> {
     /// Notes a mistake, without what may be a token or a key that stands in the wrong place.
     fn wrong(&mut self, mistake: String) {
         self.mistakes.push(masked(&mistake).into_owned());
+    }
+
+    /// Says more of the mistake that was noted last.
+    fn adds_to_last(&mut self, more: String) {
+        if let Some(mistake) = self.mistakes.last_mut() {
+            mistake.push_str(&masked(&more));
+        }
     }
 
     fn finish(self) -> Result<Value, Mistakes> {

@@ -441,6 +441,33 @@ fn control_is_told_by_all_of_its_settings_together() {
 }
 
 #[test]
+fn files_that_are_not_there_are_named_together() {
+    let said = |bundle: &str, token: &str| {
+        let control = [
+            "--control-address=10.0.0.1:1",
+            "--control-identity=spiffe://mesh.test/ns/portunus/sa/control",
+            &format!("--trust-bundle={bundle}"),
+            &format!("--join-token-file={token}"),
+        ];
+        proxy_with(&control, &[], Limits::default())
+    };
+    let Err(Refusal::Mistakes(Mistakes(found))) = said("/nowhere/bundle.pem", "/nowhere/token") else {
+        panic!("there is no bundle")
+    };
+    assert_eq!(found.len(), 1, "a token may come later: {found:#?}");
+    for file in ["/nowhere/bundle.pem", "/nowhere/token"] {
+        assert!(found[0].contains(file), "{file} in {found:#?}");
+    }
+    let file = bundle_file();
+    let Err(Refusal::Mistakes(Mistakes(found))) = said("/nowhere/bundle.pem", &file.display().to_string()) else {
+        panic!("there is no bundle")
+    };
+    assert!(!found[0].contains("--join-token-file"), "it is there: {found:#?}");
+    said(&file.display().to_string(), "/nowhere/token").expect("a token may come later");
+    std::fs::remove_file(&file).expect("it is ours");
+}
+
+#[test]
 fn without_control_nothing_can_be_strict() {
     assert_eq!(proxy(&[]).control, None);
     assert_eq!(proxy(&[]).mtls.mode(1), Some(policy::Mode::Permissive));
