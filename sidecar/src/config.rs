@@ -32,8 +32,9 @@ use crate::{admin, app, control, health, http2, policy, telemetry, tls};
 use otel::Otel;
 use setting::{Group, PROXY, REDIRECT, Setting, unknown_variables};
 use value::{
-    ACCESS_LOGS, BALANCERS, HEALTH_CHECKS, LOG_FORMATS, SWITCH, Show, TrustBundle, bytes, duration, list, listen,
-    log_level, mode, modes, number, optional, parsed, path, path_of_token, percent, protocols, service, text, word,
+    ACCESS_LOGS, BALANCERS, HEALTH_CHECKS, LOG_FORMATS, SWITCH, Show, TrustBundle, application, bytes, duration, list,
+    listen, log_level, mode, modes, number, optional, parsed, path, path_of_token, percent, protocols, service, text,
+    word,
 };
 
 /// What the command line asks for.
@@ -310,8 +311,8 @@ impl Config {
                     healthy: said.read("health-check-healthy-threshold", number(1..=1_000)),
                 },
             },
-            outbound_default: said.read("outbound-default", optional(parsed)),
-            inbound_default: said.read("inbound-default", optional(parsed)),
+            outbound_default: said.read("outbound-default", optional(application)),
+            inbound_default: said.read("inbound-default", optional(application)),
             http2: http2::Settings {
                 max_concurrent_streams: said.read("http2-max-concurrent-streams", number(1..=1_000_000)),
                 first_stream_window: said.read("http2-first-stream-window", bytes(window.clone())),

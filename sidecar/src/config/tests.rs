@@ -468,6 +468,20 @@ fn files_that_are_not_there_are_named_together() {
 }
 
 #[test]
+fn an_address_that_is_none_is_refused_with_an_example() {
+    for (flag, example) in [
+        ("--outbound-default", "127.0.0.1:50051"),
+        ("--inbound-default", "127.0.0.1:50051"),
+        ("--admin-listen", "127.0.0.1:4140"),
+    ] {
+        for wrong in ["50051", "localhost:50051", "127.0.0.1", "::1:50051x"] {
+            let found = mistakes(&[&format!("{flag}={wrong}")], &[]);
+            assert!(found.len() == 1 && found[0].contains(example), "{wrong}: {found:#?}");
+        }
+    }
+}
+
+#[test]
 fn without_control_nothing_can_be_strict() {
     assert_eq!(proxy(&[]).control, None);
     assert_eq!(proxy(&[]).mtls.mode(1), Some(policy::Mode::Permissive));
