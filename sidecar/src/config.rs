@@ -140,6 +140,8 @@ pub struct Redirect {
     pub skip_outbound_ports: Ports,
     /// Addresses that may be called past the proxy.
     pub skip_subnets: Subnets,
+    /// What is odd, but not wrong enough to refuse.
+    pub warnings: Vec<String>,
 }
 
 /// What to do with the redirect rules.
@@ -216,12 +218,13 @@ fn command_line() -> Clap {
             "Carries the pod's calls: what the application calls (outbound) and what calls it (inbound).\n\n\
              The kernel must turn connections to the proxy; `sidecar redirect` installs the rules for that. \
              It must run as the user that the rules exempt (2102, or what `sidecar redirect --proxy-uid` said). Every setting \
-             is a flag or an environment variable; the flag wins. Sizes are like 64KiB, durations like 500ms or 1m30s, \
-             lists have commas between. `--print-config` shows what was understood.\n\n\
+             is a flag or an environment variable; the flag wins, and a variable that begins with PORTUNUS_ and is no setting is \
+             warned of. Sizes are like 65536 (bytes), 64KiB or 1MiB, durations like 500ms, 10s or 1m30s; what may be repeated \
+             may have commas between, too. `--print-config` shows what was understood.\n\n\
              SIGTERM (or a POST to /drain) lets running calls end; a second signal cuts them.\n\n\
              Exit codes: 0 ended as asked, 64 wrong settings, 70 a fault in the proxy, 71 the system refused something.",
         )
-        .arg(flag("print-config", "Print as JSON what was understood and who said it, and end"));
+        .arg(flag("print-config", "Print as JSON what was understood, who said it and what is odd about it, and end"));
     let redirect = Clap::new("redirect")
         .about("Install the rules that turn the pod's connections to the proxy")
         .long_about(
@@ -365,6 +368,7 @@ impl Config {
         }
         config.look_for_contradictions(&mut said);
         config.understood = said.finish()?;
+        config.understood["warnings"] = json!(config.warnings);
         Ok(config)
     }
 
@@ -506,6 +510,7 @@ impl Redirect {
             skip_inbound_ports: said.read("skip-inbound-ports", parsed),
             skip_outbound_ports: said.read("skip-outbound-ports", parsed),
             skip_subnets: said.read("skip-subnets", parsed),
+            warnings: unknown_variables(said.environment),
         };
         let Redirect {
             proxy_outbound: outbound,

@@ -260,6 +260,15 @@ fn a_variable_that_is_no_setting_is_warned_of_unless_kubernetes_made_it() {
         "PORTUNUS_WORKRES is not a setting; did you mean PORTUNUS_WORKERS?",
     ];
     assert_eq!(warnings, expected);
+    let command = ["sidecar", "proxy", "--print-config"];
+    let Ok(Command::PrintConfig(config)) = read(command, &environment(&said), Limits::default()) else {
+        panic!("nothing is wrong")
+    };
+    assert_eq!(config.understood["warnings"], json!(expected));
+    let Ok(Command::Redirect(redirect)) = read(["sidecar", "redirect"], &environment(&said), Limits::default()) else {
+        panic!("nothing is wrong")
+    };
+    assert_eq!(redirect.warnings, expected);
 }
 
 #[test]
