@@ -36,13 +36,15 @@ enum Role {
 #[derive(Debug, Args)]
 struct Control {
     /// The directory of manifests; `portunus validate DIR` says what is wrong with one
-    #[arg(long, value_name = "DIR", env = "PORTUNUS_SOURCE")]
+    #[arg(long, value_name = "DIR", env = "PORTUNUS_SOURCE", hide_env_values = true)]
     source: PathBuf,
-    /// Control's own directory: the certificate authority is made there at first start, for control's user alone
+    /// Control's own directory: the certificate authority is made there at first start, for control's user alone. Must
+    /// be said, unless an issuer is
     #[arg(
         long,
         value_name = "DIR",
         env = "PORTUNUS_STATE",
+        hide_env_values = true,
         required_unless_present = "issuer_certificate"
     )]
     state: Option<PathBuf>,
@@ -61,29 +63,36 @@ struct Control {
     /// A root certificate in PEM that is trusted, too; may be given several times
     #[arg(long, value_name = "FILE")]
     extra_root: Vec<PathBuf>,
-    /// The trust domain of all SPIFFE ids
-    #[arg(long, default_value = "cluster.local", env = "PORTUNUS_TRUST_DOMAIN", value_parser = TrustDomain::parse)]
+    /// The trust domain of all SPIFFE ids, such as mesh.example
+    #[arg(
+        long,
+        value_name = "DOMAIN",
+        default_value = "cluster.local",
+        env = "PORTUNUS_TRUST_DOMAIN",
+        hide_env_values = true,
+        value_parser = TrustDomain::parse
+    )]
     trust_domain: TrustDomain,
-    /// What the names of services end in
-    #[arg(long, default_value = "cluster.local")]
+    /// What the names of services end in: NAME.NAMESPACE.svc.DOMAIN
+    #[arg(long, value_name = "DOMAIN", default_value = "cluster.local")]
     cluster_domain: String,
     /// Control's own namespace: its SPIFFE id is spiffe://TRUST-DOMAIN/ns/NAMESPACE/sa/control
     #[arg(long, default_value = CONTROL_NAMESPACE)]
     namespace: String,
     /// How long certificates last, such as 24h; from 1m to 2160h. Sidecars renew at 70 %
-    #[arg(long, default_value = "24h", value_parser = lifetime)]
+    #[arg(long, value_name = "DURATION", default_value = "24h", value_parser = lifetime)]
     certificate_lifetime: Duration,
-    /// Where sidecars are served, in gRPC over TLS [default: port 8080 of all addresses]
+    /// Where sidecars are served, in gRPC over TLS; may be given several times [default: port 8080 of all addresses]
     #[arg(long, value_name = "ADDRESS:PORT", value_parser = address)]
     listen: Vec<SocketAddr>,
-    /// Where /live, /ready, /metrics and /source are [default: port 9995 of all addresses]
+    /// Where /live, /ready, /metrics and /source are; may be given several times [default: port 9995 of all addresses]
     #[arg(long, value_name = "ADDRESS:PORT", value_parser = address)]
     admin_listen: Vec<SocketAddr>,
     /// The form of the log
-    #[arg(long, value_enum, default_value_t)]
+    #[arg(long, value_name = "FORM", value_enum, default_value_t)]
     log_format: log::Format,
-    /// How much is logged
-    #[arg(long, value_enum, default_value_t)]
+    /// How much is logged, on standard error
+    #[arg(long, value_name = "LEVEL", value_enum, default_value_t)]
     log_level: log::Level,
 }
 
@@ -95,14 +104,14 @@ Example:
 
 Each sidecar is then given four things:
   --control-address    where control listens, such as 10.99.0.254:8080
-  --control-identity   spiffe://mesh.example/ns/portunus/sa/control (trust domain and namespace as here)
+  --control-identity   spiffe://mesh.example/ns/portunus/sa/control (domain and namespace as here)
   --trust-bundle       the roots: roots/*.pem of the state directory, in one file
   --join-token-file    a token of `portunus token`, whose SHA-256 is in its Workload
 
---source, --state and --trust-domain may be said by PORTUNUS_SOURCE, PORTUNUS_STATE and PORTUNUS_TRUST_DOMAIN, too; other
-settings may not.
+Three settings have a variable of the environment; the flag wins. Another variable that begins with
+PORTUNUS_ is warned of, and not used.
 
-Exit status: 0 ended as asked, 1 control does not run (the log says why), 2 the command was not understood.";
+Exit status: 0 ended as asked, 1 control does not run (the log says why), 2 not understood.";
 
 fn main() -> ExitCode {
     let control = match Injector::parse().role {
@@ -229,6 +238,13 @@ impl Control {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn no_line_of_the_help_is_broken_where_it_is_printed() {
+        const WIDTH: usize = 100;
+        let long: Vec<_> = CONTROL.lines().filter(|line| line.chars().count() > WIDTH).collect();
+        assert_eq!(long, <[&str; 0]>::default());
+    }
 
     #[test]
     fn a_variable_that_is_no_setting_is_named_and_those_of_kubernetes_are_not() {

@@ -65,6 +65,35 @@ fn validate_ends_with_its_verdict_as_the_help_says() {
 }
 
 #[test]
+fn control_that_is_not_understood_ends_otherwise_than_one_that_does_not_run() {
+    let control = |arguments: &[&str]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_injector"));
+        let ended = run(command.arg("control").args(arguments).env_clear());
+        (ended.status.code(), String::from_utf8_lossy(&ended.stderr).into_owned())
+    };
+    for slip in [
+        &["--wrong"][..],
+        &[],
+        &["--source", "x"],
+        &["--source", "x", "--state", "y", "--listen", "z"],
+    ] {
+        let (code, said) = control(slip);
+        assert!(code == Some(2) && said.contains("--help"), "{slip:?}: {code:?} {said}");
+    }
+    let missing = [
+        "--source=x",
+        "--issuer-certificate=/nowhere/a",
+        "--issuer-key=/nowhere/b",
+        "--extra-root=/nowhere/c",
+    ];
+    let (code, said) = control(&missing);
+    assert_eq!(code, Some(1), "{said}");
+    for file in ["/nowhere/a", "/nowhere/b", "/nowhere/c"] {
+        assert!(said.contains(file), "{file} in {said}");
+    }
+}
+
+#[test]
 fn the_verdict_is_the_same_when_nobody_reads_it() {
     let (good, bad) = (manifests("good-unread", GOOD), manifests("bad-unread", BAD));
     for output in ["text", "json"] {

@@ -32,8 +32,9 @@ use crate::{admin, app, control, health, http2, policy, telemetry, tls};
 use otel::Otel;
 use setting::{Group, PROXY, REDIRECT, Setting, unknown_variables};
 use value::{
-    ACCESS_LOGS, BALANCERS, HEALTH_CHECKS, LOG_FORMATS, SWITCH, Show, TrustBundle, bytes, duration, list, listen,
-    log_level, mode, modes, number, optional, parsed, path, path_of_token, percent, protocols, service, text, word,
+    ACCESS_LOGS, BALANCERS, HEALTH_CHECKS, LOG_FORMATS, SWITCH, Show, TrustBundle, application, bytes, duration, list,
+    listen, log_level, mode, modes, number, optional, parsed, path, path_of_token, percent, protocols, service, text,
+    word,
 };
 
 /// What the command line asks for.
@@ -139,6 +140,8 @@ pub struct Redirect {
     pub skip_outbound_ports: Ports,
     /// Addresses that may be called past the proxy.
     pub skip_subnets: Subnets,
+    /// What is odd, but not wrong enough to refuse.
+    pub warnings: Vec<String>,
 }
 
 /// What to do with the redirect rules.
@@ -215,17 +218,19 @@ fn command_line() -> Clap {
             "Carries the pod's calls: what the application calls (outbound) and what calls it (inbound).\n\n\
              The kernel must turn connections to the proxy; `sidecar redirect` installs the rules for that. \
              It must run as the user that the rules exempt (2102, or what `sidecar redirect --proxy-uid` said). Every setting \
-             is a flag or an environment variable; the flag wins. Sizes are like 64KiB, durations like 500ms or 1m30s, \
-             lists have commas between. `--print-config` shows what was understood.\n\n\
+             is a flag or an environment variable; the flag wins, and a variable that begins with PORTUNUS_ and is no setting is \
+             warned of. Sizes are like 65536 (bytes), 64KiB or 1MiB, durations like 500ms, 10s or 1m30s; what may be repeated \
+             may have commas between, too. `--print-config` shows what was understood.\n\n\
              SIGTERM (or a POST to /drain) lets running calls end; a second signal cuts them.\n\n\
              Exit codes: 0 ended as asked, 64 wrong settings, 70 a fault in the proxy, 71 the system refused something.",
         )
-        .arg(flag("print-config", "Print as JSON what was understood and who said it, and end"));
+        .arg(flag("print-config", "Print as JSON what was understood, who said it and what is odd about it, and end"));
     let redirect = Clap::new("redirect")
         .about("Install the rules that turn the pod's connections to the proxy")
         .long_about(
             "Installs, in this network namespace and in one step, the nftables rules that turn connections to the proxy. \
-             Needs CAP_NET_ADMIN and no other program. Doing it again changes nothing.",
+             Needs CAP_NET_ADMIN and no other program. Doing it again changes nothing.\n\n\
+             Exit codes: 0 done, 64 wrong settings, 71 the system refused something.",
         )
         .arg(flag("dry-run", "Print the rules as nft text and change nothing"))
         .arg(flag("remove", "Take the rules away").conflicts_with("dry-run"));
@@ -310,8 +315,8 @@ impl Config {
                     healthy: said.read("health-check-healthy-threshold", number(1..=1_000)),
                 },
             },
-            outbound_default: said.read("outbound-default", optional(parsed)),
-            inbound_default: said.read("inbound-default", optional(parsed)),
+            outbound_default: said.read("outbound-default", optional(application)),
+            inbound_default: said.read("inbound-default", optional(application)),
             http2: http2::Settings {
                 max_concurrent_streams: said.read("http2-max-concurrent-streams", number(1..=1_000_000)),
                 first_stream_window: said.read("http2-first-stream-window", bytes(window.clone())),
@@ -364,6 +369,7 @@ impl Config {
         }
         config.look_for_contradictions(&mut said);
         config.understood = said.finish()?;
+        config.understood["warnings"] = json!(config.warnings);
         Ok(config)
     }
 
@@ -454,8 +460,17 @@ impl Control {
         let before = said.mistakes.len();
         let addresses = said.read("control-address", list(parsed::<control::Address>));
         let identity = said.read("control-identity", optional(parsed::<SpiffeId>));
+        let before_bundle = said.mistakes.len();
         let bundle = said.read("trust-bundle", optional(TrustBundle::read));
+        let after_bundle = said.mistakes.len();
         let join_token = said.read("join-token-file", optional(path_of_token));
+        // A token may come later, so it is no mistake of its own; but whoever mends the one wants to know of the other.
+        let missing = join_token.iter().find(|file| matches!(file.try_exists(), Ok(false)));
+        if let (true, Some(file)) = (after_bundle > before_bundle, missing) {
+            said.adds_to_last(format!(
+                "; and --join-token-file {file:?} is not there (that alone is no mistake: it may come later)"
+            ));
+        }
         if said.mistakes.len() > before {
             return None;
         }
@@ -496,6 +511,7 @@ impl Redirect {
             skip_inbound_ports: said.read("skip-inbound-ports", parsed),
             skip_outbound_ports: said.read("skip-outbound-ports", parsed),
             skip_subnets: said.read("skip-subnets", parsed),
+            warnings: unknown_variables(said.environment),
         };
         let Redirect {
             proxy_outbound: outbound,
@@ -615,6 +631,13 @@ impl<'a> Said<'a> {
     /// Notes a mistake, without what may be a token or a key that stands in the wrong place.
     fn wrong(&mut self, mistake: String) {
         self.mistakes.push(masked(&mistake).into_owned());
+    }
+
+    /// Says more of the mistake that was noted last.
+    fn adds_to_last(&mut self, more: String) {
+        if let Some(mistake) = self.mistakes.last_mut() {
+            mistake.push_str(&masked(&more));
+        }
     }
 
     fn finish(self) -> Result<Value, Mistakes> {

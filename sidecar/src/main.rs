@@ -24,6 +24,7 @@ fn main() -> ExitCode {
     match config::read(std::env::args_os(), &environment(), Limits::of_this_process()) {
         Ok(Command::Proxy(config)) => proxy(*config, app::copies::make_quick()),
         Ok(Command::PrintConfig(config)) => {
+            warn_at_terminal(&config.warnings);
             println!("{:#}", config.understood);
             ExitCode::SUCCESS
         }
@@ -74,6 +75,7 @@ fn proxy(config: Config, copies: io::Result<()>) -> ExitCode {
 }
 
 fn redirect(said: &Redirect) -> ExitCode {
+    warn_at_terminal(&said.warnings);
     let settings = redirect::Settings {
         outbound_port: said.proxy_outbound,
         inbound_port: said.proxy_inbound,
@@ -101,6 +103,13 @@ fn redirect(said: &Redirect) -> ExitCode {
                 _ => SYSTEM,
             })
         }
+    }
+}
+
+/// Says what is odd where there is no log yet: beside the answer, not in it.
+fn warn_at_terminal(warnings: &[String]) {
+    for warning in warnings {
+        eprintln!("sidecar: {warning}");
     }
 }
 

@@ -87,8 +87,7 @@ impl Table {
             );
         }
         for ((code, why), times) in calls.failures() {
-            let why: String = why.chars().take(90).collect();
-            let _ = writeln!(text, "  {times:>3} x {code}: {why}");
+            let _ = writeln!(text, "  {times:>3} x {code}: {}", shortened(&why, WIDTH));
         }
         text
     }
@@ -96,3 +95,39 @@ impl Table {
 
 /// Seconds that are called lately.
 const RECENT: f64 = 2.0;
+
+/// Letters of a reason that fit into a line.
+const WIDTH: usize = 90;
+
+/// A reason of at most so many letters, cut after a word.
+fn shortened(why: &str, width: usize) -> String {
+    if why.chars().count() <= width {
+        return why.to_owned();
+    }
+    let begin: String = why.chars().take(width - 1).collect();
+    let ends_with_a_word = why[begin.len()..].starts_with(' ');
+    let words = match begin.rsplit_once(' ') {
+        Some((words, _)) if !ends_with_a_word => words,
+        _ => &begin,
+    };
+    format!("{}…", words.trim_end_matches([' ', ',', ';', ':', '.']))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_reason_is_cut_after_a_word_and_shows_that_it_was_cut() {
+        for (why, shown) in [
+            ("connection refused", "connection refused"),
+            ("connection refused by", "connection refused…"),
+            ("connection refused, at once", "connection refused…"),
+            ("connection  refuses it all", "connection  refuses…"),
+            ("überhaupt gar keine Verbindung", "überhaupt gar keine…"),
+            ("averylongwordthatneverends", "averylongwordthatne…"),
+        ] {
+            assert_eq!(shortened(why, 20), shown, "{why}");
+        }
+    }
+}

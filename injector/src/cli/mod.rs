@@ -41,8 +41,8 @@ enum Command {
     },
     /// Makes a join token for a Workload
     ///
-    /// Prints 256 random bits, which belong into a file that only the workload's sidecar can read, and their SHA-256, which
-    /// belongs into the Workload as spec.joinTokenSha256. The token is kept nowhere: print it once, or make another.
+    /// Prints 256 random bits, which belong in a file that only the workload's sidecar can read, and their SHA-256, which
+    /// belongs in the Workload as spec.joinTokenSha256. The token is kept nowhere else: store it now, or make another.
     Token {
         /// How to print it
         #[arg(short, long, value_enum, default_value_t = Output::Text)]

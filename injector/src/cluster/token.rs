@@ -12,7 +12,7 @@ pub struct JoinToken([u8; 32]);
 
 /// A text that is no join token. It does not say which.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("the join token is not 256 bits in hex or base64")]
+#[error("this is no join token: one is 256 bits, in 64 hex digits, as `portunus token` makes it, or in base64")]
 pub struct NoToken;
 
 impl JoinToken {

@@ -70,19 +70,19 @@ pub(super) const PROXY: &[Group] = &[
         &[
             many(
                 "outbound-listen",
-                "ADDRESS",
+                "ADDRESS:PORT",
                 "127.0.0.1:4140,[::1]:4140",
                 "Where the application's own calls arrive: the kernel turns them to loopback",
             ),
             many(
                 "inbound-listen",
-                "ADDRESS",
+                "ADDRESS:PORT",
                 "0.0.0.0:4143,[::]:4143",
                 "Where calls to the application arrive: the kernel turns them to the pod's address",
             ),
             many(
                 "admin-listen",
-                "ADDRESS",
+                "ADDRESS:PORT",
                 "0.0.0.0:4191,[::]:4191",
                 "Where /live, /ready and /metrics are; and /config, /endpoints and /drain for loopback alone",
             ),
@@ -93,15 +93,16 @@ pub(super) const PROXY: &[Group] = &[
         &[
             one(
                 "outbound-default",
-                "ADDRESS",
+                "ADDRESS:PORT",
                 "",
-                "Where the application's connections lead that no rule turned here. Unsaid: they are refused",
+                "Where the application's connections lead that no rule turned here, such as 127.0.0.1:50051. Unsaid: they are \
+                 refused",
             ),
             one(
                 "inbound-default",
-                "ADDRESS",
+                "ADDRESS:PORT",
                 "",
-                "Where the network's connections lead that no rule turned here. Unsaid: they are refused",
+                "Where the network's connections lead that no rule turned here, such as 127.0.0.1:50051. Unsaid: they are refused",
             ),
         ],
     ),
@@ -118,7 +119,7 @@ pub(super) const PROXY: &[Group] = &[
                 "memory-limit",
                 "BYTES",
                 "",
-                "What the process may use. Unsaid: the cgroup's memory limit, if any",
+                "What the process may use, from 8MiB; the budget follows from it. Unsaid: the cgroup's memory limit, if any",
             ),
             one(
                 "memory-budget",
@@ -141,8 +142,8 @@ pub(super) const PROXY: &[Group] = &[
                 "protocol",
                 "PORT=PROTOCOL",
                 "",
-                "What a port of the application speaks: h2c, grpc, http2, grpc-web, http, tls, https, tcp. May be \
-                 repeated. Undeclared ports are detected",
+                "What a port of the application speaks, such as 50051=h2c: h2c, grpc, http2, grpc-web, http, tls, https or \
+                 tcp. May be repeated. Undeclared ports are detected",
             ),
             many(
                 "outbound-protocol",
@@ -154,7 +155,7 @@ pub(super) const PROXY: &[Group] = &[
                 "opaque-ports",
                 "PORTS",
                 "",
-                "Ports whose bytes are never looked at, both ways: 3306,9000-9010",
+                "Ports whose bytes are never looked at, both ways, such as 3306,9000-9010",
             ),
             one(
                 "detect-silence",
@@ -178,7 +179,7 @@ pub(super) const PROXY: &[Group] = &[
                 "control-identity",
                 "SPIFFE-ID",
                 "",
-                "Who control must prove to be; its trust domain is ours",
+                "Who control must prove to be, such as spiffe://mesh.example/ns/portunus/sa/control; its trust domain is ours",
             ),
             one(
                 "trust-bundle",
@@ -190,7 +191,8 @@ pub(super) const PROXY: &[Group] = &[
                 "join-token-file",
                 "FILE",
                 "",
-                "The token that proves to control which workload this is; read whenever it is needed",
+                "The file with the token (of `portunus token`) that proves to control which workload this is; read whenever it \
+                 is needed",
             ),
             one(
                 "mtls",
@@ -203,7 +205,7 @@ pub(super) const PROXY: &[Group] = &[
                 "mtls-ports",
                 "PORT=MODE",
                 "",
-                "The same for single ports. May be repeated",
+                "The same for single ports, such as 8080=disabled. May be repeated",
             ),
             one(
                 "cut-expired-connections",
@@ -331,26 +333,31 @@ pub(super) const PROXY: &[Group] = &[
                 "http2-max-header-list-bytes",
                 "BYTES",
                 "64KiB",
-                "The size of a header list, 32 bytes a field included",
+                "The largest header list that is taken, 32 bytes a field included",
             ),
-            one("http2-max-header-fields", "N", "256", "Fields of a header list"),
+            one(
+                "http2-max-header-fields",
+                "N",
+                "256",
+                "The most fields of a header list",
+            ),
             one(
                 "http2-max-continuations",
                 "N",
                 "64",
-                "CONTINUATION frames of a header block",
+                "The most CONTINUATION frames of a header block",
             ),
             one(
                 "http2-max-header-block-bytes",
                 "BYTES",
                 "256KiB",
-                "The size of a header block on the wire",
+                "The largest header block on the wire",
             ),
             one(
                 "http2-header-table-bytes",
                 "BYTES",
                 "4096",
-                "The HPACK table that a peer may use",
+                "The largest HPACK table that a peer may use",
             ),
             one(
                 "http2-preface-timeout",
@@ -386,15 +393,15 @@ pub(super) const PROXY: &[Group] = &[
         &[
             one(
                 "trace-collector",
-                "ADDRESS",
+                "HOST[:PORT]",
                 "",
-                "Where spans go by OTLP, such as collector:4317. Unsaid: OTEL_EXPORTER_OTLP_ENDPOINT, or nothing is recorded",
+                "Where spans go by OTLP; port 4317 if not said. Unsaid: OTEL_EXPORTER_OTLP_ENDPOINT, or nothing is recorded",
             ),
             one(
                 "trace-sampling",
                 "PERCENT",
                 "",
-                "How many of the traces that begin here are recorded. Unsaid: OTEL_TRACES_SAMPLER, or 5",
+                "How many of the traces that begin here are recorded, in percent. Unsaid: OTEL_TRACES_SAMPLER, or 5",
             ),
         ],
     ),
@@ -405,9 +412,9 @@ pub(super) const PROXY: &[Group] = &[
                 "log-level",
                 "LEVEL",
                 "info",
-                "off, error, warn, info, debug, trace; single modules: info,MODULE=debug",
+                "What is logged: off, error, warn, info, debug or trace; of single modules: info,MODULE=debug",
             ),
-            one("log-format", "FORM", "text", "text or json"),
+            one("log-format", "FORM", "text", "The form of its lines: text or json"),
             one(
                 "access-log",
                 "FORM",
@@ -450,19 +457,19 @@ pub(super) const REDIRECT: &[Group] = &[(
             "skip-inbound-ports",
             "PORTS",
             "",
-            "Ports of the pod that are left alone: 22,9000-9010",
+            "Ports of the pod that are left alone, such as 22,9000-9010",
         ),
         many(
             "skip-outbound-ports",
             "PORTS",
             "",
-            "Ports that may be called past the proxy",
+            "Ports that may be called past the proxy, such as 53,9000-9010",
         ),
         many(
             "skip-subnets",
             "SUBNETS",
             "",
-            "Addresses that may be called past the proxy: 10.0.0.0/8,fd00::/8",
+            "Addresses that may be called past the proxy, such as 10.0.0.0/8,fd00::/8",
         ),
     ],
 )];

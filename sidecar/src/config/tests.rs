@@ -260,6 +260,15 @@ fn a_variable_that_is_no_setting_is_warned_of_unless_kubernetes_made_it() {
         "PORTUNUS_WORKRES is not a setting; did you mean PORTUNUS_WORKERS?",
     ];
     assert_eq!(warnings, expected);
+    let command = ["sidecar", "proxy", "--print-config"];
+    let Ok(Command::PrintConfig(config)) = read(command, &environment(&said), Limits::default()) else {
+        panic!("nothing is wrong")
+    };
+    assert_eq!(config.understood["warnings"], json!(expected));
+    let Ok(Command::Redirect(redirect)) = read(["sidecar", "redirect"], &environment(&said), Limits::default()) else {
+        panic!("nothing is wrong")
+    };
+    assert_eq!(redirect.warnings, expected);
 }
 
 #[test]
@@ -438,6 +447,47 @@ fn control_is_told_by_all_of_its_settings_together() {
     assert_eq!(found.len(), wrong.len(), "{found:#?}");
     std::fs::remove_file(&file).expect("it is ours");
     assert!(mistakes(&[&bundle], &[])[0].contains("cannot be read"));
+}
+
+#[test]
+fn files_that_are_not_there_are_named_together() {
+    let said = |bundle: &str, token: &str| {
+        let control = [
+            "--control-address=10.0.0.1:1",
+            "--control-identity=spiffe://mesh.test/ns/portunus/sa/control",
+            &format!("--trust-bundle={bundle}"),
+            &format!("--join-token-file={token}"),
+        ];
+        proxy_with(&control, &[], Limits::default())
+    };
+    let Err(Refusal::Mistakes(Mistakes(found))) = said("/nowhere/bundle.pem", "/nowhere/token") else {
+        panic!("there is no bundle")
+    };
+    assert_eq!(found.len(), 1, "a token may come later: {found:#?}");
+    for file in ["/nowhere/bundle.pem", "/nowhere/token"] {
+        assert!(found[0].contains(file), "{file} in {found:#?}");
+    }
+    let file = bundle_file();
+    let Err(Refusal::Mistakes(Mistakes(found))) = said("/nowhere/bundle.pem", &file.display().to_string()) else {
+        panic!("there is no bundle")
+    };
+    assert!(!found[0].contains("--join-token-file"), "it is there: {found:#?}");
+    said(&file.display().to_string(), "/nowhere/token").expect("a token may come later");
+    std::fs::remove_file(&file).expect("it is ours");
+}
+
+#[test]
+fn an_address_that_is_none_is_refused_with_an_example() {
+    for (flag, example) in [
+        ("--outbound-default", "127.0.0.1:50051"),
+        ("--inbound-default", "127.0.0.1:50051"),
+        ("--admin-listen", "127.0.0.1:4140"),
+    ] {
+        for wrong in ["50051", "localhost:50051", "127.0.0.1", "::1:50051x"] {
+            let found = mistakes(&[&format!("{flag}={wrong}")], &[]);
+            assert!(found.len() == 1 && found[0].contains(example), "{wrong}: {found:#?}");
+        }
+    }
 }
 
 #[test]

@@ -152,10 +152,7 @@ pub(super) fn optional<T>(said: impl Fn(&str) -> Parsed<T>) -> impl Fn(&str) -> 
 
 /// One or more addresses to listen at, each said once.
 pub(super) fn listen(text: &str) -> Parsed<Vec<SocketAddr>> {
-    let addresses = list(|text| {
-        let address: Result<SocketAddr, _> = text.parse();
-        address.map_err(|_| "it must be an address and a port, such as 127.0.0.1:4140 or [::1]:4140".to_owned())
-    })(text)?;
+    let addresses = list(|text| address(text, 4140))(text)?;
     match addresses
         .iter()
         .enumerate()
@@ -164,6 +161,17 @@ pub(super) fn listen(text: &str) -> Parsed<Vec<SocketAddr>> {
         Some((_, twice)) => Err(format!("{twice} stands there twice")),
         None => Ok(addresses),
     }
+}
+
+/// Where an application listens.
+pub(super) fn application(text: &str) -> Parsed<SocketAddr> {
+    address(text, 50051)
+}
+
+/// An address and a port; `example` is a port that somebody could have meant.
+fn address(text: &str, example: u16) -> Parsed<SocketAddr> {
+    let address = text.parse();
+    address.map_err(|_| format!("it must be an address and a port, such as 127.0.0.1:{example} or [::1]:{example}"))
 }
 
 /// A share in percent.

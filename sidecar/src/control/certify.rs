@@ -16,7 +16,7 @@ use super::pace::{Came, Pace};
 use super::reach::{Controls, Nobody};
 use super::settings::Settings;
 use super::status::{Certificate, Shown};
-use super::token::Token;
+use super::token::{NoToken, Token};
 use crate::identity::{Next, Renewal};
 use crate::words::words;
 
@@ -39,6 +39,8 @@ words! {
         Certified = "certified",
         /// There is no join token to ask with. Counted once, until that changes.
         NoToken = "no_token",
+        /// What is in the token's file is no join token. Counted once, until that changes.
+        BadToken = "bad_token",
         /// Control cannot be reached. Counted once, until that changes.
         Unreachable = "unreachable",
         /// The token, or the certificate, proves nothing (UNAUTHENTICATED).
@@ -57,7 +59,10 @@ words! {
 impl Outcome {
     fn of(failed: &Failed) -> Outcome {
         match (failed, failed.code()) {
-            (Failed::NoToken(_), _) => Outcome::NoToken,
+            (Failed::NoToken(NoToken::NotAToken(_)), _) => Outcome::BadToken,
+            (Failed::NoToken(NoToken::NotGiven | NoToken::Unreadable { .. } | NoToken::NotAFile(_)), _) => {
+                Outcome::NoToken
+            }
             (Failed::Unreached(_) | Failed::Resting, _) => Outcome::Unreachable,
             (_, Some(Code::Unauthenticated)) => Outcome::Unproven,
             (_, Some(Code::PermissionDenied)) => Outcome::Denied,
@@ -127,7 +132,7 @@ impl Certifying {
                         by_token = match (Outcome::of(&failed), failed.code()) {
                             (_, Some(Code::Unavailable)) => by_token,
                             (Outcome::Unreachable | Outcome::Limited, _) => by_token,
-                            (Outcome::NoToken | Outcome::Certified, _) => false,
+                            (Outcome::NoToken | Outcome::BadToken | Outcome::Certified, _) => false,
                             (Outcome::Unproven | Outcome::Denied | Outcome::Failed | Outcome::Unusable, _) => !by_token,
                         };
                         self.failed(failed, &mut renewal)
@@ -243,7 +248,7 @@ impl Certifying {
             return Duration::ZERO;
         }
         let is_news = self.show(wall, Why::New(&failed.to_string()));
-        let is_request = !matches!(outcome, Outcome::NoToken | Outcome::Unreachable);
+        let is_request = !matches!(outcome, Outcome::NoToken | Outcome::BadToken | Outcome::Unreachable);
         if is_request || is_news {
             self.counts.add(outcome);
         }
@@ -251,7 +256,7 @@ impl Certifying {
             warn!(why = %failed, "there is no new certificate");
         }
         match outcome {
-            Outcome::NoToken => LOOK_FOR_TOKEN,
+            Outcome::NoToken | Outcome::BadToken => LOOK_FOR_TOKEN,
             // That took its time already.
             Outcome::Unreachable => Duration::ZERO,
             // Control says by its pace when to ask again: our `Workload` may be about to be written.

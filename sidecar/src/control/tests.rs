@@ -269,6 +269,35 @@ async fn a_token_that_is_missing_is_said_and_one_that_comes_is_used() {
 }
 
 #[tokio::test]
+async fn a_file_that_has_no_token_in_it_is_not_said_to_be_missing_and_one_that_is_mended_is_used() {
+    let fake = Fake::new();
+    let control = fake.listen().await;
+    let settings = settings(&fake, &[control.addr]);
+    fs::write(settings.join_token.as_ref().expect("it is set"), "secret of two words").expect("a file");
+    let sidecar = sidecar_with(settings);
+    let status = sidecar.until(Duration::from_secs(5), |status| {
+        status
+            .certificate
+            .missing()
+            .is_some_and(|missing| missing.contains("has no join token in it"))
+    });
+    let missing = status.await.certificate.missing().expect("there is none");
+    for part in ["64 hex digits", "base64", "`portunus token`"] {
+        assert!(missing.contains(part), "{part} in {missing}");
+    }
+    assert!(!missing.contains("secret"), "{missing}");
+    assert_eq!(
+        (sidecar.count(Outcome::BadToken), sidecar.count(Outcome::NoToken)),
+        (1, 0)
+    );
+    fs::write(&sidecar.token, TOKEN).expect("a file");
+    sidecar
+        .until(Duration::from_secs(2), |status| status.certificate.serves())
+        .await;
+    assert_eq!(fake.seen().by_token, [true]);
+}
+
+#[tokio::test]
 async fn a_token_that_proves_nothing_is_said_and_tried_again_soon_and_then_ever_later() {
     let fake = Fake::new();
     let control = fake.listen().await;

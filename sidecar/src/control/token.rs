@@ -29,7 +29,7 @@ pub(super) enum NoToken {
     #[error("the join token cannot be read from {}: it is no file", .0.display())]
     NotAFile(PathBuf),
     /// What is in it cannot be one.
-    #[error("{} has no join token in it: a token is one line of letters and digits", .0.display())]
+    #[error("{} has no join token in it: that is one line of 64 hex digits (or the same 256 bits in base64), as `portunus token` makes it", .0.display())]
     NotAToken(PathBuf),
 }
 

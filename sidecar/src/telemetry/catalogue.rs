@@ -181,7 +181,7 @@ pub static CONTROL_CONNECTED: Family<Gauge, 0> = Family::gauge(
 /// What came of asking for a certificate.
 pub static CERTIFICATIONS: Family<Counter, 1> = Family::counter(
     "portunus_identity_certifications_total",
-    "Requests for a certificate, by what came of them; no_token and unreachable are counted once, until that changes.",
+    "Requests for a certificate, by what came of them; no_token, bad_token and unreachable are counted once, until that changes.",
     ["outcome"],
 );
 

@@ -559,13 +559,18 @@ impl Worker {
                     zone: zone.unwrap_or_else(|| by_address(view.addr)),
                     state: state(view.state).to_owned(),
                     in_flight: view.in_flight,
-                    latency_ms: view.latency.map_or(0.0, |latency| latency.as_secs_f64() * 1e3),
+                    latency_ms: view.latency.map_or(0.0, milliseconds),
                     picked: view.picked,
                 }
             }));
         }
         views
     }
+}
+
+/// What a page shows of a latency: milliseconds, with three decimals at most.
+fn milliseconds(latency: Duration) -> f64 {
+    (latency.as_secs_f64() * 1e6).round() / 1e3
 }
 
 fn state(state: balance::State) -> &'static str {
@@ -583,5 +588,24 @@ async fn follow_modes(mut modes: watch::Receiver<Arc<policy::Inbound>>, inbox: A
     while modes.changed().await.is_ok() {
         let newest = modes.borrow_and_update().clone();
         inbox.send(Message::Modes(newest));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_latency_is_shown_in_milliseconds_with_three_decimals_at_most() {
+        for (nanos, text) in [
+            (0, "0.0"),
+            (1_234_567, "1.235"),
+            (437_284, "0.437"),
+            (1_000_000, "1.0"),
+            (12_345_678_901, "12345.679"),
+        ] {
+            let shown = serde_json::json!(milliseconds(Duration::from_nanos(nanos))).to_string();
+            assert_eq!(shown, text, "{nanos} ns");
+        }
     }
 }

@@ -57,6 +57,9 @@ pub enum Error {
         /// What the system says.
         source: io::Error,
     },
+    /// Files of those that control was given cannot be read: all of them, so that nobody mends one after the other.
+    #[error("{}", .0.iter().map(Error::to_string).collect::<Vec<_>>().join("; "))]
+    Files(Vec<Error>),
     /// Whoever owns it can put other keys there.
     #[error(
         "{path} belongs to user {owner}, who could put other keys there: give control (user {own}) a directory of its own"
@@ -239,12 +242,24 @@ impl Files {
     fn load_anew(&self, now: SystemTime, unbegun: Unbegun) -> Result<Loaded, Error> {
         match &self.origin {
             Origin::State(directory) => self.load_state(directory, now, unbegun),
-            Origin::Given { certificate, key } => Ok(Loaded {
-                authority: self.assemble(certificate, &read(certificate)?, &read(key)?, Vec::new(), now)?,
-                renewing: Renewing::NotOurs,
-                exposed: Vec::new(),
-                contents: Contents::new(),
-            }),
+            Origin::Given {
+                certificate: place,
+                key,
+            } => {
+                let authority = match (read(place), read(key), self.trusted(&[])) {
+                    (Ok(certificate), Ok(key), Ok(roots)) => self.assemble(place, &certificate, &key, &roots, now)?,
+                    (certificate, key, roots) => {
+                        let missing = [certificate.err(), key.err(), roots.err()];
+                        return Err(Error::Files(missing.into_iter().flatten().collect()));
+                    }
+                };
+                Ok(Loaded {
+                    authority,
+                    renewing: Renewing::NotOurs,
+                    exposed: Vec::new(),
+                    contents: Contents::new(),
+                })
+            }
         }
     }
 
@@ -291,7 +306,7 @@ impl Files {
                 authority::Error::NotYet => unbegun == Unbegun::Replaced,
                 _ => false,
             },
-            Err(Error::File { .. } | Error::Owner { .. } | Error::Locked { .. }) => false,
+            Err(Error::File { .. } | Error::Files(_) | Error::Owner { .. } | Error::Locked { .. }) => false,
         };
         let authority = if is_due && renewing == Renewing::Ours {
             self.renew(&state, now)?;
@@ -328,7 +343,25 @@ impl Files {
 
     fn load_issuer(&self, state: &State<'_>, now: SystemTime) -> Result<Authority, Error> {
         let issuer = read(&state.path("issuer.pem"))?;
-        self.assemble(state.0, &issuer, &issuer, state.roots()?, now)
+        self.assemble(state.0, &issuer, &issuer, &self.trusted(&state.roots()?)?, now)
+    }
+
+    /// What these files and the extra roots say, one after the other.
+    fn trusted(&self, roots: &[PathBuf]) -> Result<Vec<u8>, Error> {
+        let (mut trusted, mut missing) = (Vec::new(), Vec::new());
+        for path in roots.iter().chain(&self.extra_roots) {
+            match read(path) {
+                Ok(text) => {
+                    trusted.extend(text);
+                    trusted.push(b'\n');
+                }
+                Err(why) => missing.push(why),
+            }
+        }
+        match missing.is_empty() {
+            true => Ok(trusted),
+            false => Err(Error::Files(missing)),
+        }
     }
 
     fn renew(&self, state: &State<'_>, now: SystemTime) -> Result<(), Error> {
@@ -349,15 +382,10 @@ impl Files {
         place: &Path,
         issuer: &[u8],
         key: &[u8],
-        roots: Vec<PathBuf>,
+        trusted: &[u8],
         now: SystemTime,
     ) -> Result<Authority, Error> {
-        let mut trusted = Vec::new();
-        for path in roots.iter().chain(&self.extra_roots) {
-            trusted.extend(read(path)?);
-            trusted.push(b'\n');
-        }
-        Authority::from_pem(&self.trust_domain, issuer, key, &trusted, now).map_err(|source| Error::Authority {
+        Authority::from_pem(&self.trust_domain, issuer, key, trusted, now).map_err(|source| Error::Authority {
             place: place.to_owned(),
             source,
         })
@@ -598,5 +626,38 @@ mod tests {
         }
         let why = judged(1000, 2102).expect_err("it is somebody else's").to_string();
         assert!(why.contains("/var/lib/portunus belongs to user 1000"), "{why}");
+    }
+
+    #[test]
+    fn all_files_that_are_not_there_are_named_at_once() {
+        let directory = crate::testing::Directory::new();
+        let path = |name: &str| directory.0.join(name);
+        let given = Files {
+            origin: Origin::Given {
+                certificate: path("issuer.pem"),
+                key: path("issuer-key.pem"),
+            },
+            extra_roots: vec![path("root-a.pem"), path("root-b.pem")],
+            ..crate::testing::state_files(&directory.0)
+        };
+        let refused = |files: &Files| files.load(SystemTime::now()).expect_err("they are missing").to_string();
+        let why = refused(&given);
+        for name in ["issuer.pem", "issuer-key.pem", "root-a.pem", "root-b.pem"] {
+            assert!(
+                why.contains(&format!("cannot read {}", path(name).display())),
+                "{name} in {why}"
+            );
+        }
+        directory.write("issuer-key.pem", "");
+        let why = refused(&given);
+        assert!(!why.contains("issuer-key.pem") && why.contains("root-b.pem"), "{why}");
+
+        let own = crate::testing::Directory::new();
+        let own = Files {
+            extra_roots: given.extra_roots,
+            ..crate::testing::state_files(&own.0)
+        };
+        let why = refused(&own);
+        assert!(why.contains("root-a.pem") && why.contains("root-b.pem"), "{why}");
     }
 }

@@ -29,7 +29,7 @@ pub use authority::{Authority, Error as AuthorityError, Issued};
 pub use keeper::{Error as KeeperError, Files, Kept, Origin, keep};
 pub use renewals::Renewals;
 
-use crate::cluster::{JoinToken, Name, Snapshot, States, TokenHash, Workload};
+use crate::cluster::{JoinToken, Name, NoToken, Snapshot, States, TokenHash, Workload};
 
 /// Certifies keys.
 pub struct Certifier {
@@ -99,8 +99,8 @@ pub enum Refusal {
     #[error("neither a join token nor a client certificate proves who asks")]
     NoProof,
     /// What should be a token is none.
-    #[error("the join token is not 256 bits in hex or base64")]
-    NoToken,
+    #[error(transparent)]
+    BadToken(#[from] NoToken),
     /// Nobody has this token.
     #[error("the join token is that of no Workload: is its joinTokenSha256 written, and taken by control?")]
     UnknownToken(Guess),
@@ -195,10 +195,9 @@ impl Certifier {
         if !self.attempts.may(address, now) {
             return Err(Refusal::TooManyAttempts);
         }
-        let Ok(token) = JoinToken::parse(token) else {
+        let token = JoinToken::parse(token).inspect_err(|_| {
             self.attempts.failed(address, None, now);
-            return Err(Refusal::NoToken);
-        };
+        })?;
         let hash = token.hash();
         match holder(&hash, snapshot) {
             Some(found) => {
@@ -313,7 +312,7 @@ impl Refusal {
     pub fn code(&self) -> Code {
         match self {
             Refusal::NotReady => Code::Unavailable,
-            Refusal::NoProof | Refusal::NoToken | Refusal::UnknownToken(_) => Code::Unauthenticated,
+            Refusal::NoProof | Refusal::BadToken(_) | Refusal::UnknownToken(_) => Code::Unauthenticated,
             Refusal::TooManyAttempts | Refusal::TooManyRenewals => Code::ResourceExhausted,
             Refusal::Request(_) | Refusal::NoWorkload => Code::InvalidArgument,
             Refusal::Gone(_) | Refusal::NoSidecar(_) | Refusal::OtherIdentity { .. } => Code::PermissionDenied,
@@ -327,7 +326,7 @@ impl Refusal {
         match self {
             Refusal::NotReady => "not_ready",
             Refusal::NoProof => "no_proof",
-            Refusal::NoToken => "no_token",
+            Refusal::BadToken(_) => "bad_token",
             Refusal::UnknownToken(_) => "unknown_token",
             Refusal::TooManyAttempts => "too_many_attempts",
             Refusal::TooManyRenewals => "too_many_renewals",

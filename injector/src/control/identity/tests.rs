@@ -116,7 +116,12 @@ fn what_proves_nothing_gets_nothing_and_too_many_attempts_are_stopped() {
     let token = JoinToken::generate();
     let desk = Desk::over(&workload("a", "web", "10.0.0.1", Some(&token)));
     assert_eq!(why(desk.joins("")), (Code::Unauthenticated, "no_proof"));
-    assert_eq!(why(desk.joins("secret")), (Code::Unauthenticated, "no_token"));
+    let malformed = desk.joins("secret").expect_err("it is no token");
+    for part in ["64 hex digits", "base64", "`portunus token`"] {
+        assert!(malformed.to_string().contains(part), "{part} in {malformed}");
+    }
+    assert!(!malformed.to_string().contains("secret"), "{malformed}");
+    assert_eq!(why(Err(malformed)), (Code::Unauthenticated, "bad_token"));
     for _ in 0..19 {
         let wrong = JoinToken::generate().reveal();
         let refusal = desk.joins(&wrong).expect_err("it is nobody's");
