@@ -240,6 +240,71 @@ async fn a_watch_keeps_no_connection_open_that_drains_and_goes_on_by_another() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_check_that_our_own_sidecar_has_no_memory_for_says_nothing_of_the_endpoint() {
+    let setup = Setup {
+        health: checked(),
+        budget: 1 << 20,
+        pair: false,
+        ..Setup::default()
+    };
+    let service = Service::with(1, setup).await;
+    let peer = &service.peers[0];
+    service.load_until(50, || service.found() > 1.0).await;
+    peer.does(Does::Much);
+    let spending = service.spend_budget().await;
+    let (asked, found) = (peer.checks(), service.found());
+    // Longer than it takes to find an endpoint unhealthy.
+    let calls = service.load(50, INTERVAL * 8).await;
+    let refused = calls.failed.iter().filter(|why| why.contains("memory")).count();
+    assert_eq!(refused, calls.failed.len(), "{:?}", calls.failed);
+    assert!(refused as u64 > calls.sent * 3 / 4, "only {refused} of {}", calls.sent);
+    // One or the other may find room.
+    let (asked, found) = (peer.checks() - asked, service.found() - found);
+    assert!(asked < 4 && found < 4.0, "asked {asked} times, {found} found something");
+    let outcome = |outcome: &str| service.world.metric("portunus_health_checks_total", &[outcome]);
+    assert_eq!(outcome("serving"), service.found());
+    assert_eq!(service.state(0), "ready");
+    // Where there is room again, it is asked again.
+    drop(spending);
+    let (asked, found) = (peer.checks(), service.found());
+    service
+        .load_until(50, || peer.checks() > asked + 2 && service.found() > found + 2.0)
+        .await;
+    assert_eq!(outcome("serving"), service.found());
+    assert_eq!(service.call().await.0, "0");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_check_whose_connection_drains_under_its_answer_says_nothing_of_the_endpoint_and_is_made_anew() {
+    let settings = Settings {
+        // Nobody is late here, and one failure is enough.
+        timeout: Duration::from_secs(30),
+        thresholds: Thresholds {
+            unhealthy: 1,
+            ..Thresholds::default()
+        },
+        ..checked()
+    };
+    let service = Service::start(1, settings).await;
+    let peer = &service.peers[0];
+    service.load_until(50, || service.found() > 0.0).await;
+    for drained in 1..=3 {
+        let (asked, found) = (peer.checks(), service.found());
+        peer.says(Says::Begins);
+        service.load_until(50, || peer.checks() > asked).await;
+        // The next one is answered.
+        peer.says(SERVING);
+        peer.drain();
+        service
+            .load_until(50, || peer.drained() >= drained && service.found() > found)
+            .await;
+        assert_eq!(service.state(0), "ready", "that it drains says nothing of its health");
+    }
+    let serving = service.world.metric("portunus_health_checks_total", &["serving"]);
+    assert_eq!(service.found(), serving);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn health_checks_are_counted_as_nothing_else_and_use_the_same_connections() {
     let service = Service::start(2, checked()).await;
     let calls = service

@@ -15,6 +15,7 @@ use support::relay::world::{Caller, PATIENCE, Setup, World};
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
+use tokio_util::task::AbortOnDropHandle;
 
 /// A whole `HealthCheckResponse` or any other small message.
 fn message(status: u8) -> Bytes {
@@ -29,6 +30,8 @@ pub(crate) enum Says {
     Unimplemented,
     Http404,
     Nothing,
+    /// Headers, and no message.
+    Begins,
 }
 
 /// What a peer does with calls.
@@ -48,6 +51,8 @@ pub(crate) enum Does {
     Nothing,
     /// Headers, and a part of a message.
     Half,
+    /// A message of 60,000 bytes.
+    Much,
 }
 
 /// An endpoint.
@@ -200,6 +205,10 @@ impl Peer {
                     .map(drop);
             }
             Says::Nothing => return std::future::poll_fn(|cx| respond.poll_reset(cx)).await.map(drop),
+            Says::Begins => {
+                let mut body = respond.send_response(head(), false)?;
+                return std::future::poll_fn(|cx| body.poll_reset(cx)).await.map(drop);
+            }
             Says::Unimplemented => "12",
             Says::Code(code) => code,
         };
@@ -234,6 +243,11 @@ impl Peer {
             // See where it accepts.
             Does::Leaves => Ok(()),
             Does::Nothing => self.say(Says::Nothing, respond).await,
+            Does::Much => {
+                let mut body = respond.send_response(head(), false)?;
+                body.send_data([&[0, 0, 0, 0xea, 0x60][..], &[0; 60_000]].concat().into(), false)?;
+                body.send_trailers(trailers("0"))
+            }
             Does::Half => {
                 let mut body = respond.send_response(head(), false)?;
                 body.send_data(message(1).slice(..6), false)?;
@@ -385,6 +399,33 @@ impl Service {
             answer.grpc_status.unwrap_or_default(),
             answer.grpc_message.unwrap_or_default(),
         )
+    }
+
+    /// Makes calls with large answers that nobody reads, so that the worker has no room for a call from soon on, until what is
+    /// returned drops.
+    pub(crate) async fn spend_budget(&self) -> AbortOnDropHandle<()> {
+        let mut builder = h2::client::Builder::new();
+        builder.initial_window_size(0);
+        let (caller, request) = (self.world.caller_of(&builder).await, self.request("greeter"));
+        let spending = tokio::spawn(async move {
+            let mut calls = JoinSet::new();
+            let mut ticks = tokio::time::interval(Duration::from_millis(5));
+            loop {
+                ticks.tick().await;
+                let (mut caller, request) = (caller.clone(), request.clone());
+                // Those that the worker ends, or refuses, have an answer.
+                calls.spawn(async move { drop(caller.ask(request).await) });
+                while calls.try_join_next().is_some() {}
+            }
+        });
+        let refused = || self.world.metric("portunus_proxy_errors_total", &["memory_budget"]);
+        self.until(|| refused() > 0.0).await;
+        AbortOnDropHandle::new(spending)
+    }
+
+    /// How many checks have found anything.
+    pub(crate) fn found(&self) -> f64 {
+        self.world.metric("portunus_health_checks_total", &[])
     }
 
     /// What the worker says of an endpoint.

@@ -348,7 +348,7 @@ fn dropped(pod: &Pod) -> Result<f64> {
 }
 
 /// KiB of its memory.
-fn resident(program: &Program) -> Result<u64> {
+pub(crate) fn resident(program: &Program) -> Result<u64> {
     let status = fs::read_to_string(format!("/proc/{}/status", program.pid()))?;
     let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
     let digits = line.and_then(|line| line.split_whitespace().next());

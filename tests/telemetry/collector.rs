@@ -1,8 +1,9 @@
-//! A collector in a pod that keeps what it is sent, byte for byte, by OTLP/gRPC and by OTLP/HTTP.
+//! A collector in a pod that keeps what it is sent, byte for byte, by OTLP/gRPC and by OTLP/HTTP; and one that reads nothing.
 
 use std::fmt::Write as _;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
@@ -18,9 +19,11 @@ use opentelemetry_proto::tonic::trace::v1::Span;
 use parking_lot::Mutex;
 use prost::Message as _;
 use socket2::{Domain, Protocol, Socket, Type};
-use support::{Pod, in_netns};
+use support::{Pod, in_netns, wait_until};
+use tokio::io::AsyncWriteExt as _;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::runtime::Runtime;
+use tokio::task::JoinHandle;
 
 /// Where it takes OTLP/gRPC.
 pub(crate) const GRPC: u16 = 4317;
@@ -64,15 +67,6 @@ impl Collector {
             .worker_threads(1)
             .enable_all()
             .build()?;
-        let listen = |port| {
-            // The next one may have the place of one before.
-            let socket = Socket::new(Domain::IPV4, Type::STREAM, Some(Protocol::TCP))?;
-            socket.set_reuse_address(true)?;
-            socket.set_nonblocking(true)?;
-            socket.bind(&SocketAddr::from((Ipv4Addr::UNSPECIFIED, port)).into())?;
-            socket.listen(64)?;
-            anyhow::Ok(std::net::TcpListener::from(socket))
-        };
         for port in [GRPC, HTTP] {
             let listener = in_netns(pod, || listen(port))??;
             let taken = taken.clone();
@@ -210,6 +204,90 @@ impl Taken {
             .serve_connection(TokioIo::new(socket), answer)
             .await?)
     }
+}
+
+/// In which way a collector is bad that accepts connections and never reads from them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Bad {
+    /// It never says a word.
+    Silent,
+    /// It says a byte a second, of frames that are right and mean nothing.
+    Slow,
+}
+
+/// A collector that takes OTLP/gRPC and reads none of it.
+pub(crate) struct BadCollector {
+    connections: Arc<AtomicU64>,
+    accepting: JoinHandle<Result<()>>,
+    runtime: Option<Runtime>,
+}
+
+impl BadCollector {
+    /// Starts it in a pod.
+    pub(crate) fn start(pod: &Pod, bad: Bad) -> Result<BadCollector> {
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(1)
+            .enable_all()
+            .build()?;
+        let connections = Arc::<AtomicU64>::default();
+        let listener = in_netns(pod, || listen(GRPC))??;
+        let counted = connections.clone();
+        let accepting = runtime.spawn(async move {
+            let listener = TcpListener::from_std(listener)?;
+            loop {
+                let (socket, _) = listener.accept().await?;
+                counted.fetch_add(1, Relaxed);
+                tokio::spawn(torment(socket, bad));
+            }
+        });
+        Ok(BadCollector {
+            connections,
+            accepting,
+            runtime: Some(runtime),
+        })
+    }
+
+    /// How many connections came.
+    pub(crate) fn connections(&self) -> u64 {
+        self.connections.load(Relaxed)
+    }
+
+    /// Nobody listens there any more. Its connections stay until it drops, as those of a machine without power.
+    pub(crate) fn leave(&self) -> Result<()> {
+        self.accepting.abort();
+        wait_until(Duration::from_secs(5), "nobody listens", || {
+            self.accepting.is_finished()
+        })
+    }
+}
+
+impl Drop for BadCollector {
+    fn drop(&mut self) {
+        if let Some(runtime) = self.runtime.take() {
+            runtime.shutdown_timeout(Duration::from_secs(1));
+        }
+    }
+}
+
+/// Keeps a connection until its client leaves it, and longer.
+async fn torment(mut connection: TcpStream, bad: Bad) {
+    const SETTINGS: &[u8] = b"\0\0\0\x04\0\0\0\0\0";
+    for byte in SETTINGS.iter().cycle() {
+        if bad == Bad::Slow && connection.write_all(&[*byte]).await.is_err() {
+            return;
+        }
+        tokio::time::sleep(Duration::from_secs(1)).await;
+    }
+}
+
+/// Listens at all addresses of IPv4. The next one may have the place of one before.
+fn listen(port: u16) -> Result<std::net::TcpListener> {
+    let socket = Socket::new(Domain::IPV4, Type::STREAM, Some(Protocol::TCP))?;
+    socket.set_reuse_address(true)?;
+    socket.set_nonblocking(true)?;
+    socket.bind(&SocketAddr::from((Ipv4Addr::UNSPECIFIED, port)).into())?;
+    socket.listen(64)?;
+    Ok(socket.into())
 }
 
 /// An attribute's text; empty where there is none.

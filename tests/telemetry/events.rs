@@ -1,7 +1,7 @@
 //! What spans of real sidecars tell of an RPC's way, and what headers say of its trace when it goes on.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 use opentelemetry_proto::tonic::trace::v1::Span;
@@ -64,6 +64,55 @@ fn an_ejection_is_told_by_the_rpc_that_caused_it() {
             "{status:?}"
         );
         ensure!(events(&span, "failure").is_empty(), "{span:#?}");
+        Ok(())
+    });
+}
+
+#[test]
+fn an_ejection_because_of_silence_is_told_by_the_rpcs_that_wait_there_and_by_no_others() {
+    support::test(|mesh| {
+        let silent: Choose = Arc::new(|_| Reply::Silence);
+        let world = World::plain(mesh, vec![silent, works()])?;
+        let ejections = |reason: &str| -> Result<f64> {
+            let metrics = world.sidecars[0].metrics()?;
+            Ok(metrics.sum("portunus_ejections_total", &[("reason", reason)]))
+        };
+        let to = world.servers[0].at(Family::V4, PORT)?;
+        let waits = [Call::of(&format!("{NAME}:{PORT}"), "a.B/Waits").with("grpc-timeout", "4S")];
+        // Some twenty calls a second, whoever waits, until somebody is ejected.
+        let mut due = Instant::now();
+        std::thread::scope(|scope| {
+            wait_until(Duration::from_secs(15), "silence ejects", || {
+                if Instant::now() >= due {
+                    due = Instant::now() + Duration::from_millis(50);
+                    scope.spawn(|| call(&world.caller, to, &waits));
+                }
+                ejections("silent").is_ok_and(|ejections| ejections == 1.0)
+            })
+        })?;
+        let span = world.span("a.B/Waits", |span| !events(span, "ejection").is_empty())?;
+        let silent = to.to_string();
+        ensure!(
+            text(&events(&span, "ejection")[0].attributes, "portunus.endpoint") == silent,
+            "{span:#?}"
+        );
+        let at = |name: &str| events(&span, name).first().map(|event| event.time_unix_nano);
+        let [chosen, ejected, late] = ["endpoint chosen", "ejection", "deadline"].map(at);
+        ensure!(chosen.is_some() && chosen <= ejected && ejected <= late, "{span:#?}");
+        fails_with(&span, "DEADLINE_EXCEEDED", "deadline", "4s")?;
+        // It is the one that waited in vain there, and was ejected for that alone.
+        ensure!(ejections("failures")? == 0.0 && ejections("silent")? == 1.0);
+        let spans = world.spans()?;
+        let told = spans.iter().filter(|span| !events(span, "ejection").is_empty());
+        for span in told {
+            let chosen = events(span, "endpoint chosen");
+            let place = chosen.last().map(|event| text(&event.attributes, "portunus.endpoint"));
+            ensure!(place.as_deref() == Some(&*silent), "it was elsewhere: {span:#?}");
+        }
+        ensure!(
+            spans.iter().any(|span| code(span) == "OK"),
+            "the other one answered nobody"
+        );
         Ok(())
     });
 }
@@ -204,7 +253,8 @@ struct World {
     servers: Vec<Pod>,
     collector: Collector,
     applications: Vec<Application>,
-    _sidecars: Vec<Sidecar>,
+    /// The first is the caller's.
+    sidecars: Vec<Sidecar>,
     _dns: Dns,
 }
 
@@ -255,7 +305,7 @@ impl World {
             servers,
             collector,
             applications,
-            _sidecars: sidecars,
+            sidecars,
             _dns: dns,
         })
     }

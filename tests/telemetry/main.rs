@@ -3,6 +3,7 @@
 
 mod access;
 mod application;
+mod bad_collectors;
 mod collector;
 mod events;
 mod frames;

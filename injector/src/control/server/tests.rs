@@ -660,6 +660,60 @@ async fn members_beyond_what_is_allowed_in_all_and_from_one_address_are_turned_a
 }
 
 #[tokio::test]
+async fn members_beyond_what_is_allowed_of_one_identity_are_turned_away_by_that_name_wherever_they_come_from() {
+    let log = Log::begin();
+    let [first, replica, other] = [(); 3].map(|()| JoinToken::generate());
+    let manifests = workload("a", "web", "10.0.0.1", Some(&first))
+        + &workload("b", "web", "10.0.0.2", Some(&replica))
+        + &workload("c", "api", "10.0.0.3", Some(&other));
+    let limits = Limits {
+        per_identity: 2,
+        ..Limits::default()
+    };
+    let control = Control::with(&manifests, limits).await;
+    control.page_says("/ready", "200 OK").await;
+    let mut credentials = Vec::new();
+    for token in [&first, &replica, &other] {
+        let (credential, _) = control.certify(None, &token.reveal(), "").await.expect("it joins");
+        credentials.push(credential);
+    }
+    let member = async |who: usize, from| shaken(&control, Some(&credentials[who]), from).await;
+    let seats = |taken: u32| format!("portunus_control_connections {taken}\n");
+    control.page_says("/metrics", &seats(0)).await;
+    // Replicas share an identity, and each has a certificate of its own.
+    let mut seated = vec![member(0, [127, 0, 0, 1]).await, member(1, [127, 0, 0, 2]).await];
+    control.page_says("/metrics", &seats(2)).await;
+    ends(&mut member(1, [127, 0, 0, 3]).await).await;
+    let refused = "portunus_control_refused_total{what=\"connection\",reason=\"";
+    let page = control
+        .page_says("/metrics", &format!("{refused}too_many_of_identity\"}} 1\n"))
+        .await;
+    assert!(page.contains(&seats(2)), "{page}");
+    assert_eq!(page.matches(refused).count(), 1, "for no other reason: {page}");
+    let said = log.said();
+    let line = said.lines().find(|line| line.contains("a member finds no seat"));
+    let names = [
+        "127.0.0.3:",
+        "spiffe://mesh.test/ns/shop/sa/web",
+        "too_many_of_identity",
+    ];
+    assert!(
+        line.is_some_and(|line| names.iter().all(|name| line.contains(name))),
+        "{said}"
+    );
+    // Others find theirs.
+    seated.push(member(2, [127, 0, 0, 3]).await);
+    control.page_says("/metrics", &seats(3)).await;
+    // And so does this one, where one of its own has left.
+    seated.remove(0);
+    control.page_says("/metrics", &seats(2)).await;
+    seated.push(member(1, [127, 0, 0, 3]).await);
+    control.page_says("/metrics", &seats(3)).await;
+    drop(seated);
+    control.ends().await;
+}
+
+#[tokio::test]
 async fn a_stream_that_does_not_say_whose_it_is_ends_after_ten_seconds_and_is_counted() {
     let token = JoinToken::generate();
     let control = Control::over(&workload("a", "web", "10.0.0.1", Some(&token))).await;

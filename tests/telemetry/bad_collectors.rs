@@ -1,0 +1,118 @@
+//! A sidecar before a collector that reads nothing: calls go on, what waits is bounded, and spans come again when it is back.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, ensure};
+use support::{Family, Mesh, Sidecar, wait_until};
+
+use crate::access::resident;
+use crate::application::{Application, Call, Reply, call, flood};
+use crate::collector::{Bad, BadCollector, Collector, GRPC};
+
+const PORT: u16 = 10000;
+/// Each of them is recorded. Their spans take 29 MiB where nothing bounds what waits.
+const CALLS: usize = 40_000;
+/// KiB that spans may take, wherever they wait.
+const MOST: u64 = 8 << 10;
+/// KiB that the sidecar may grow by beside them: buffers of calls, and pages that the allocator keeps.
+const SLACK: u64 = 4 << 10;
+/// What must be true after a collector's return.
+const RECOVERY: Duration = Duration::from_secs(5);
+
+#[test]
+fn a_collector_that_accepts_and_reads_nothing_costs_no_call_and_a_bounded_memory_and_is_found_back() {
+    support::test(|mesh| recovers_from(mesh, Bad::Silent));
+}
+
+#[test]
+fn a_collector_of_a_byte_a_second_costs_no_call_and_a_bounded_memory_and_is_found_back() {
+    support::test(|mesh| recovers_from(mesh, Bad::Slow));
+}
+
+fn recovers_from(mesh: &Mesh, bad: Bad) -> Result<()> {
+    let (collecting, caller, server) = (mesh.pod("collector")?, mesh.pod("caller")?, mesh.pod("server")?);
+    let collector = BadCollector::start(&collecting, bad)?;
+    let sidecar = caller.sidecar_with(&[
+        (
+            "PORTUNUS_TRACE_COLLECTOR",
+            &collecting.at(Family::V4, GRPC)?.to_string(),
+        ),
+        ("PORTUNUS_TRACE_SAMPLING", "100"),
+        ("OTEL_SERVICE_NAME", "caller"),
+    ])?;
+    let _application = Application::start(&server, PORT, Arc::new(|_| Reply::status("0")), Vec::new())?;
+    let to = server.at(Family::V4, PORT)?;
+    // Long names make large spans.
+    let of = Call::of(&to.to_string(), &format!("a.B/{}", "m".repeat(240)));
+    const FIRST: usize = 500;
+    flood(&caller, to, &of, FIRST)?;
+    wait_until(Duration::from_secs(10), "the collector was asked", || {
+        collector.connections() > 0
+    })?;
+
+    let (before, lost) = (resident(&sidecar)?, outcome(&sidecar, "dropped")?);
+    let (began, mut most, mut longest) = (Instant::now(), before, Duration::ZERO);
+    const ONCE: usize = 1_000;
+    for _ in 0..CALLS / ONCE {
+        // None of them fails.
+        longest = longest.max(flood(&caller, to, &of, ONCE)?);
+        most = most.max(resident(&sidecar)?);
+    }
+    let (grown, dropped) = (most.saturating_sub(before), outcome(&sidecar, "dropped")?);
+    println!(
+        "{bad:?}: {CALLS} calls in {:?}, none longer than {longest:?}; {dropped} spans dropped, {grown} KiB more than \
+         {before} resident",
+        began.elapsed()
+    );
+    ensure!(
+        grown <= MOST + SLACK,
+        "{grown} KiB more than {before} are resident, {MOST} and {SLACK} are allowed"
+    );
+    ensure!(
+        dropped - lost > CALLS as f64 / 2.0,
+        "of {CALLS} spans only {} are dropped",
+        dropped - lost
+    );
+    ensure!(outcome(&sidecar, "exported")? == 0.0, "nobody took any");
+    let handled = sidecar
+        .metrics()?
+        .sum("grpc_client_handled_total", &[("grpc_code", "OK")]);
+    ensure!(handled == (FIRST + CALLS) as f64, "{handled} calls went well");
+
+    collector.leave()?;
+    let good = Collector::start(&collecting)?;
+    let back = Instant::now();
+    wait_until(RECOVERY, "spans come again", || {
+        good.spans().is_ok_and(|spans| !spans.is_empty())
+    })
+    .with_context(|| sidecar.output())?;
+    println!("{bad:?}: spans came {:?} after its return", back.elapsed());
+    // Those of now do, too, and each is counted once, whatever became of it.
+    call(&caller, to, &[Call::of(&to.to_string(), "a.B/Now")])?;
+    wait_until(Duration::from_secs(10), "a call of now has its span", || {
+        let spans = good.spans().unwrap_or_default();
+        spans.iter().any(|(_, span)| span.name == "a.B/Now")
+    })?;
+    let all = (FIRST + CALLS + 1) as f64;
+    let counted = || -> Result<[f64; 3]> {
+        let metrics = sidecar.metrics()?;
+        Ok(["exported", "dropped", "failed"].map(|outcome| metrics.sum(SPANS, &[("outcome", outcome)])))
+    };
+    wait_until(Duration::from_secs(10), "each span is counted", || {
+        counted().is_ok_and(|counted| counted.iter().sum::<f64>() >= all)
+    })
+    .with_context(|| format!("{:?} of {all}", counted()))?;
+    let ([exported, dropped, failed], came) = (counted()?, good.spans()?.len());
+    ensure!(
+        exported + dropped + failed == all && came as f64 == exported,
+        "{exported} exported, {dropped} dropped and {failed} failed of {all}; {came} came"
+    );
+    Ok(())
+}
+
+fn outcome(sidecar: &Sidecar, outcome: &str) -> Result<f64> {
+    Ok(sidecar.metrics()?.sum(SPANS, &[("outcome", outcome)]))
+}
+
+const SPANS: &str = "portunus_spans_total";
