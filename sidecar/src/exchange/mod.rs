@@ -486,7 +486,8 @@ fn refill(from: End, to: End, wires: &mut Wires) {
 pub(crate) fn credit_due(sender: &Connection, window: i64, reader: &Connection, to: StreamKey) -> i64 {
     let mut room = reader.room(to);
     if room >= 0 && sender.open_streams() == 1 {
-        // What the reader has now is on its way or read soon, and then it takes as much as when it began.
+        // What the reader has used up is on its way to it and read soon, and then it takes as much as when it began. One whose
+        // window its SETTINGS have put below zero wants less.
         room = room.max(reader.their_first_window());
     }
     let have = window + reader.held(to) as i64;

@@ -4,6 +4,7 @@
 
 mod abuse;
 mod against_h2;
+mod credit;
 mod frames;
 mod messages;
 mod model;

@@ -102,12 +102,14 @@ fn ours() -> impl Strategy<Value = Settings> {
     (
         prop_oneof![Just(1u32), Just(7), Just(100), Just(65_535)],
         prop_oneof![Just(1u32), Just(7), Just(100), Just(1_000), Just(256 << 10)],
+        prop_oneof![1 => Just(65_535u32), 1 => Just(65_536), 1 => Just(100_000), 3 => Just(1 << 20)],
         prop_oneof![Just(1u32), Just(3), Just(1_000)],
     )
         .prop_map(
-            |(first_stream_window, stream_window, max_concurrent_streams)| Settings {
+            |(first_stream_window, stream_window, connection_window, max_concurrent_streams)| Settings {
                 first_stream_window,
                 stream_window,
+                connection_window,
                 stream_window_ceiling: stream_window.max(4 << 20),
                 max_concurrent_streams,
                 ..Settings::default()

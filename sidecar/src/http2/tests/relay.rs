@@ -407,6 +407,18 @@ impl Player {
         self.streams.insert(id, seen);
     }
 
+    /// What it may send on the stream now.
+    pub(crate) fn room(&self, id: u32) -> i64 {
+        self.streams
+            .get(&id)
+            .map_or(0, |stream| stream.may_send.min(self.may_send))
+    }
+
+    /// What the engine may send on the stream now, as this reader has granted it.
+    pub(crate) fn granted(&self, id: u32) -> i64 {
+        self.streams.get(&id).map_or(0, |stream| stream.they_may)
+    }
+
     /// The head of a response, if it is due.
     pub(crate) fn answer(&mut self, id: u32, informational: bool) {
         let Some(stream) = self.streams.get_mut(&id) else {

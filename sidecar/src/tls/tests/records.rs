@@ -11,8 +11,9 @@ use rustls::{CipherSuiteCommon, SupportedCipherSuite, Tls13CipherSuite};
 
 use super::super::engine::{Engine, Step};
 use super::super::output::Output;
-use super::super::{Alpn, Credential, Error, LEAST_BUFFER, Opened, Peer, Session, Shown};
+use super::super::{Alpn, Credential, Error, LEAST_BUFFER, Opened, Peer, Session, Shown, sealed_len};
 use super::*;
+use crate::http2::BULK_BYTES;
 
 /// Both ends of a finished handshake.
 pub(super) struct Pair<C> {
@@ -504,6 +505,32 @@ fn rubbish_after_the_handshake_is_an_error() {
     }
 }
 
+/// In a buffer that has just room for it, as a worker's has.
+#[test]
+fn bulk_that_was_sealed_at_once_is_opened_at_once_also_behind_a_part_of_it() {
+    let mut pair = called();
+    let bulk = some(BULK_BYTES);
+    let mut buffer = vec![0; sealed_len(BULK_BYTES)];
+    for first in [1, 5, 1_000, 16_405, 16_406, 100_000, buffer.len() - 1, buffer.len()] {
+        let mut bytes = sealed(&mut pair.other, &bulk);
+        assert_eq!(bytes.len(), buffer.len());
+        bytes.extend(sealed(&mut pair.other, &bulk));
+        let (mut plain, mut rest, mut most) = (Vec::new(), &bytes[..], first);
+        let mut reads = 0;
+        while !rest.is_empty() {
+            let read = pair.session.read(&mut buffer, |room| {
+                let most = room.len().min(most);
+                rest.read(&mut room[..most])
+            });
+            plain.extend_from_slice(&buffer[..read.unwrap().plain]);
+            (reads, most) = (reads + 1, bytes.len());
+        }
+        assert!(plain == [&bulk[..], &bulk].concat(), "behind {first}");
+        assert_eq!(reads, if first < buffer.len() { 3 } else { 2 }, "behind {first}");
+        assert_eq!(pair.session.partial.capacity(), 0);
+    }
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
 
@@ -512,7 +539,7 @@ proptest! {
         parts in prop::collection::vec(0usize..20_000, 1..12),
         cuts in prop::collection::vec(1usize..30_000, 1..12),
         updates in prop::collection::vec(any::<bool>(), 12),
-        room in LEAST_BUFFER..100_000,
+        room in prop_oneof![LEAST_BUFFER..100_000, Just(sealed_len(BULK_BYTES))],
     ) {
         let mut pair = called();
         let (mut bytes, mut all) = (Vec::new(), Vec::new());
