@@ -1,4 +1,4 @@
-//! A wire: an HTTP/2 connection with its socket. One read and one write a turn, and never a read that finds nothing.
+//! A wire: an HTTP/2 connection with its socket. One read and one write a turn, and hardly a read that finds nothing.
 //!
 //! Instead of a socket it may have a pipe to a handle in this process (`local/`): nobody beyond this file sees a difference.
 
@@ -69,9 +69,6 @@ pub struct Wire {
     is_dirty: bool,
     is_finished: bool,
 }
-
-/// So much output is bulk.
-const MUCH: usize = 16 << 10;
 
 /// A wire takes a block of memory of this size; the allocator's next size is 1,024.
 const _: () = assert!(size_of::<Wire>() <= 896);
@@ -449,6 +446,9 @@ pub struct Wires {
     dirty: Vec<WireKey>,
     ready: Arc<Ready>,
 }
+
+/// So much output is bulk.
+const MUCH: usize = 16 << 10;
 
 /// Wires that the kernel has something for; and the worker's own waker.
 #[derive(Default)]

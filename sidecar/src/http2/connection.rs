@@ -359,7 +359,7 @@ pub(crate) const DRAIN_PING: [u8; 8] = *b"ptn-gone";
 /// The payload of the PING that measures the path.
 pub(crate) const PATH_PING: [u8; 8] = *b"ptn-path";
 /// Output that DATA may fill up to while the socket does not take all of it: what stands here cannot be overtaken by a small
-/// call. Else it is [`BULK_BYTES`]. Headers and control frames may exceed either.
+/// call. Else it is [`BULK_BYTES`]. Headers, control frames and the last frame of DATA may exceed either.
 const OUTPUT_BYTES: usize = 64 << 10;
 /// Output buffers larger than this are kept for the next only while there are few.
 const LARGE_OUTPUT: usize = 2 * OUTPUT_BYTES;

@@ -8,6 +8,12 @@ use super::frame::{self, END_HEADERS, END_STREAM, HEADER_BYTES, MAX_PAYLOAD, MAX
 use super::hpack::{Fields, Interner};
 use super::stream::{Ending, Half, Stream, StreamKey};
 
+/// The payload of as many full frames as begin within so many bytes of output: the last is not cut by the output's end. Else
+/// a small frame before eight full ones would leave an odd rest, and that another one of the next eight.
+const fn payload_within(output: usize) -> usize {
+    (output + MAX_PAYLOAD - 1) / (HEADER_BYTES + MAX_PAYLOAD) * MAX_PAYLOAD
+}
+
 impl Connection {
     /// Opens a stream (client role), with `user` as its owner's mark; `None` without capacity. It gets its identifier
     /// when its HEADERS are written.
@@ -90,8 +96,12 @@ impl Connection {
         // Whoever waits for the output or the connection's window was first.
         let is_first = stream.held.is_empty() && self.ready.is_empty();
         let room = stream.send_window.min(self.send_window);
-        if !is_first || bytes.len() as i64 > room || bytes.len() > output {
-            let fits = if is_first { output.min(room.max(0) as usize) } else { 0 };
+        if !is_first || bytes.len() as i64 > room || bytes.len() > output && bytes.len() > payload_within(output) {
+            let fits = if is_first {
+                payload_within(output).min(room.max(0) as usize)
+            } else {
+                0
+            };
             return self.hold_data(key, bytes.split_at(fits.min(bytes.len())), end, shared);
         }
         if bytes.is_empty() && !end {

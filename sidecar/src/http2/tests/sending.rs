@@ -83,6 +83,29 @@ fn a_large_list_takes_continuations() {
     assert_eq!(server.read(&whole)[1].1.len(), 40_000);
 }
 
+/// An update that goes along does not cut the last of eight frames.
+#[test]
+fn eight_full_frames_leave_at_once_whatever_small_frame_stands_before_them() {
+    for updates in 0..3 {
+        let mut server = End::server();
+        server.feed(&[ask(1, false), window_update(0, 1 << 20), window_update(1, 1 << 20)]);
+        server.answer(1, false);
+        server.said();
+        for _ in 0..updates {
+            server.grant(1, 1);
+        }
+        for left in (0..8).rev() {
+            assert_eq!(
+                server.send(1, &[7; 16_384], false),
+                16_384,
+                "{updates} updates, {left} to come"
+            );
+        }
+        assert_eq!(server.send(1, &[7; 16_384], false), 0, "a ninth waits");
+        assert_eq!(server.send(1, &[7; 10], false), 0);
+    }
+}
+
 #[test]
 fn the_output_that_waits_is_short_and_the_rest_is_held() {
     let mut server = wide(&[1, 3]);
