@@ -39,7 +39,7 @@ struct Control {
     #[arg(long, value_name = "DIR", env = "PORTUNUS_SOURCE", hide_env_values = true)]
     source: PathBuf,
     /// Control's own directory: the certificate authority is made there at first start, for control's user alone. Must
-    /// be said, unless an issuer is
+    /// be said, unless an issuer is given
     #[arg(
         long,
         value_name = "DIR",

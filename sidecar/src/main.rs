@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::ffi::{c_int, c_long};
-use std::io;
+use std::io::{self, Write as _};
 use std::process::ExitCode;
 
 use portunus_sidecar::config::{self, Command, Config, Limits, Redirect, RedirectAction, Refusal};
@@ -109,7 +109,8 @@ fn redirect(said: &Redirect) -> ExitCode {
 /// Says what is odd where there is no log yet: beside the answer, not in it.
 fn warn_at_terminal(warnings: &[String]) {
     for warning in warnings {
-        eprintln!("sidecar: {warning}");
+        // Nobody who reads it is no reason not to do what was asked for.
+        let _ = writeln!(io::stderr(), "sidecar: {warning}");
     }
 }
 

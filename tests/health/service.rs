@@ -62,6 +62,7 @@ pub(crate) struct Peer {
     watchable: std::sync::atomic::AtomicBool,
     calls: AtomicU64,
     checks: AtomicU64,
+    begun: AtomicU64,
     connections: AtomicU64,
     last_call: Mutex<Instant>,
     /// Streams end when this is told.
@@ -90,6 +91,11 @@ impl Peer {
 
     pub(crate) fn checks(&self) -> u64 {
         self.checks.load(Relaxed)
+    }
+
+    /// How many were answered as [`Says::Begins`] says.
+    pub(crate) fn begun(&self) -> u64 {
+        self.begun.load(Relaxed)
     }
 
     pub(crate) fn connections(&self) -> u64 {
@@ -207,6 +213,7 @@ impl Peer {
             Says::Nothing => return std::future::poll_fn(|cx| respond.poll_reset(cx)).await.map(drop),
             Says::Begins => {
                 let mut body = respond.send_response(head(), false)?;
+                self.begun.fetch_add(1, Relaxed);
                 return std::future::poll_fn(|cx| body.poll_reset(cx)).await.map(drop);
             }
             Says::Unimplemented => "12",
@@ -349,6 +356,7 @@ impl Service {
                 watchable: false.into(),
                 calls: AtomicU64::new(0),
                 checks: AtomicU64::new(0),
+                begun: AtomicU64::new(0),
                 connections: AtomicU64::new(0),
                 last_call: Mutex::new(Instant::now()),
                 end_streams: tokio::sync::Notify::new(),
@@ -426,6 +434,22 @@ impl Service {
     /// How many checks have found anything.
     pub(crate) fn found(&self) -> f64 {
         self.world.metric("portunus_health_checks_total", &[])
+    }
+
+    /// How many of them have found anything but that all is well.
+    pub(crate) fn found_wrong(&self) -> f64 {
+        let of = |outcome| self.world.metric("portunus_health_checks_total", &[outcome]);
+        [
+            "unimplemented",
+            "no_verdict",
+            "not_serving",
+            "service_unknown",
+            "silent",
+            "failed",
+        ]
+        .map(of)
+        .iter()
+        .sum()
     }
 
     /// What the worker says of an endpoint.

@@ -279,6 +279,8 @@ impl World {
                 ("PORTUNUS_TRACE_SAMPLING", "100"),
                 ("OTEL_SERVICE_NAME", pod.name()),
                 ("PORTUNUS_BALANCER", "round-robin"),
+                // Each has its own view of endpoints.
+                ("PORTUNUS_WORKERS", "1"),
             ])
         };
         let dns = mesh.dns()?;

@@ -489,12 +489,15 @@ pub(super) fn unknown_variables(environment: &BTreeMap<String, String>) -> Vec<S
         .keys()
         .filter(|name| name.starts_with("PORTUNUS_") && !known.contains(name) && !is_service_link(name));
     unknown
-        .map(
-            |name| match known.iter().map(|known| (distance(name, known), known)).min() {
+        .map(|name| {
+            let nearest = known.iter().map(|known| (distance(name, known), known)).min();
+            // It may go to a terminal.
+            let name = name.escape_debug();
+            match nearest {
                 Some((away, nearest)) if away <= 3 => format!("{name} is not a setting; did you mean {nearest}?"),
                 _ => format!("{name} is not a setting"),
-            },
-        )
+            }
+        })
         .collect()
 }
 

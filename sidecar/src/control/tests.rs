@@ -273,7 +273,7 @@ async fn a_file_that_has_no_token_in_it_is_not_said_to_be_missing_and_one_that_i
     let fake = Fake::new();
     let control = fake.listen().await;
     let settings = settings(&fake, &[control.addr]);
-    fs::write(settings.join_token.as_ref().expect("it is set"), "secret of two words").expect("a file");
+    fs::write(settings.join_token.as_ref().expect("it is set"), "secret-word").expect("a file");
     let sidecar = sidecar_with(settings);
     let status = sidecar.until(Duration::from_secs(5), |status| {
         status
@@ -302,7 +302,7 @@ async fn a_token_that_proves_nothing_is_said_and_tried_again_soon_and_then_ever_
     let fake = Fake::new();
     let control = fake.listen().await;
     let settings = settings(&fake, &[control.addr]);
-    fs::write(settings.join_token.as_ref().expect("it is set"), "wrong").expect("a file");
+    fs::write(settings.join_token.as_ref().expect("it is set"), "f".repeat(64)).expect("a file");
     let sidecar = sidecar_with(settings);
     let status = sidecar.until(Duration::from_secs(5), |status| {
         status
@@ -312,7 +312,7 @@ async fn a_token_that_proves_nothing_is_said_and_tried_again_soon_and_then_ever_
     });
     let missing = status.await.certificate.missing().expect("there is none");
     assert!(
-        missing.contains("the token is not known") && !missing.contains("wrong"),
+        missing.contains("the token is not known") && !missing.contains("ffff"),
         "{missing}"
     );
     let asked = async |times: usize, within: Duration| {

@@ -48,11 +48,12 @@ impl Token {
         if !fs::metadata(file).map_err(unreadable)?.is_file() {
             return Err(NoToken::NotAFile(file.to_owned()));
         }
-        let mut text = String::with_capacity(LONGEST as usize + 1);
+        let mut bytes = Vec::with_capacity(LONGEST as usize + 1);
         let opened = fs::File::open(file).map_err(unreadable)?;
-        opened.take(LONGEST + 1).read_to_string(&mut text).map_err(unreadable)?;
+        opened.take(LONGEST + 1).read_to_end(&mut bytes).map_err(unreadable)?;
+        let text = std::str::from_utf8(&bytes).unwrap_or_default();
         let token = text.trim();
-        if token.is_empty() || text.len() as u64 > LONGEST || !token.bytes().all(|byte| byte.is_ascii_graphic()) {
+        if bytes.len() as u64 > LONGEST || !could_be_one(token) {
             return Err(NoToken::NotAToken(file.to_owned()));
         }
         Ok(Token(token.to_owned()))
@@ -61,6 +62,18 @@ impl Token {
     /// The text, to be sent and dropped.
     pub(super) fn into_text(self) -> String {
         self.0
+    }
+}
+
+/// Whether control would take it for one, right or wrong: 256 bits in hex, or in base64 of either alphabet. It is asked with no
+/// other, since it counts what is none as an attempt of this address.
+fn could_be_one(text: &str) -> bool {
+    match text.len() {
+        64 => text.bytes().all(|byte| byte.is_ascii_hexdigit()),
+        43 | 44 => text
+            .bytes()
+            .all(|byte| byte.is_ascii_alphanumeric() || b"+/-_=".contains(&byte)),
+        _ => false,
     }
 }
 
@@ -83,12 +96,27 @@ mod tests {
             fs::write(&file, text).expect("a file");
             Token::read(Some(&file)).map(Token::into_text)
         };
-        assert_eq!(read(b"  0123abcd\n").ok().as_deref(), Some("0123abcd"));
-        assert_eq!(read(b"a+/=\r\n").ok().as_deref(), Some("a+/="));
-        for text in [&b""[..], b"\n", b"a b", b"a\nb", "ä".as_bytes(), &[b'a'; 513]] {
+        let (hex, base64) = ("0123aBcd".repeat(8), format!("{}=", "a+/".repeat(15)[..43].to_owned()));
+        for token in [&hex, &base64, &base64[..43].replace('+', "-")] {
+            let line = format!("  {token}\r\n");
+            assert_eq!(read(line.as_bytes()).ok().as_ref(), Some(token));
+        }
+        let digit_missing = &hex.as_bytes()[1..];
+        let utf16: Vec<_> = hex.bytes().flat_map(|byte| [byte, 0]).collect();
+        let no_hex = "x".repeat(64);
+        let texts = [
+            b"",
+            &b"\n"[..],
+            b"secret",
+            digit_missing,
+            &utf16,
+            no_hex.as_bytes(),
+            b"\xff",
+            &[b'a'; 513],
+        ];
+        for text in texts {
             assert!(matches!(read(text), Err(NoToken::NotAToken(_))), "{text:?}");
         }
-        assert!(matches!(read(b"\xff"), Err(NoToken::Unreadable { .. })));
         assert!(matches!(Token::read(Some(&folder)), Err(NoToken::NotAFile(_))));
         let missing = Token::read(Some(&folder.join("missing"))).expect_err("there is none");
         assert!(missing.to_string().contains("missing: No such file"), "{missing}");

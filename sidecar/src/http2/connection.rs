@@ -362,7 +362,7 @@ pub(crate) const PATH_PING: [u8; 8] = *b"ptn-path";
 /// call. Else it is [`BULK_BYTES`]. Headers, control frames and the last frame of DATA may exceed either.
 const OUTPUT_BYTES: usize = 64 << 10;
 /// Output buffers larger than this are kept for the next only while there are few.
-const LARGE_OUTPUT: usize = 2 * OUTPUT_BYTES;
+const LARGE_OUTPUT: usize = BULK_BYTES;
 /// How many of these are few.
 const LARGE_OUTPUTS: usize = 16;
 /// Output that a peer does not read, at which it is cut.
@@ -782,12 +782,12 @@ impl Connection {
     }
 
     /// Restores the connection's window once enough of it is used, while the budget lasts. A near peer's is restored together
-    /// with a stream's ([`Connection::grant`]), or at three quarters; the first, small one at a half.
+    /// with a stream's ([`Connection::grant`]), or at three quarters, as long as bulk fits into the fourth; else at a half.
     #[inline(always)]
     pub(crate) fn restore_window(&mut self, shared: &mut Shared) {
         let used = self.recv_target - self.recv_window;
         let enough = match self.path.need() {
-            0 if self.recv_target > DEFAULT_WINDOW.into() => self.recv_target - self.recv_target / 4,
+            0 if self.recv_target / 4 > BULK_BYTES as i64 => self.recv_target - self.recv_target / 4,
             need => path::worth_giving(self.recv_target, need),
         };
         if used < enough {

@@ -8,7 +8,7 @@ use super::frame::{self, END_HEADERS, END_STREAM, HEADER_BYTES, MAX_PAYLOAD, MAX
 use super::hpack::{Fields, Interner};
 use super::stream::{Ending, Half, Stream, StreamKey};
 
-/// The payload of as many full frames as begin within so many bytes of output: the last is not cut by the output's end. Else
+/// The payload of as many full frames as have a byte of it within so many bytes of output: the last is not cut by its end. Else
 /// a small frame before eight full ones would leave an odd rest, and that another one of the next eight.
 const fn payload_within(output: usize) -> usize {
     (output + MAX_PAYLOAD - 1) / (HEADER_BYTES + MAX_PAYLOAD) * MAX_PAYLOAD
