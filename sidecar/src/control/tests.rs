@@ -94,6 +94,13 @@ impl Sidecar {
         }
     }
 
+    /// Why it has no certificate, once this is a part of the reason.
+    async fn without_certificate(&self, why: &str) -> String {
+        let missing = |status: &Status| status.certificate.missing().filter(|missing| missing.contains(why));
+        let status = self.until(Duration::from_secs(5), |status| missing(status).is_some());
+        missing(&status.await).expect("there is none")
+    }
+
     async fn connected(&self) {
         self.until(Duration::from_secs(10), |status| status.stream.is_connected())
             .await;
@@ -197,11 +204,7 @@ async fn whoever_does_not_prove_to_be_control_never_sees_the_token() {
         (of_another_root.addr, "no root of this mesh"),
     ] {
         let sidecar = sidecar(&fake, &[addr]);
-        let status = sidecar.until(Duration::from_secs(5), |status| {
-            let missing = status.certificate.missing();
-            missing.is_some_and(|missing| missing.contains("cannot be reached"))
-        });
-        let missing = status.await.certificate.missing().expect("there is none");
+        let missing = sidecar.without_certificate("cannot be reached").await;
         assert!(missing.contains(why), "{missing}");
     }
     assert!(fake.seen().by_token.is_empty() && stranger.seen().by_token.is_empty());
@@ -253,13 +256,7 @@ async fn a_token_that_is_missing_is_said_and_one_that_comes_is_used() {
     let control = fake.listen().await;
     let sidecar = sidecar(&fake, &[control.addr]);
     fs::remove_file(&sidecar.token).expect("it was there");
-    let missing = sidecar.until(Duration::from_secs(5), |status| {
-        status
-            .certificate
-            .missing()
-            .is_some_and(|missing| missing.contains("the join token cannot be read from"))
-    });
-    missing.await;
+    sidecar.without_certificate("the join token cannot be read from").await;
     assert_eq!(sidecar.count(Outcome::NoToken), 1);
     fs::write(&sidecar.token, TOKEN).expect("a file");
     sidecar
@@ -275,13 +272,7 @@ async fn a_file_that_has_no_token_in_it_is_not_said_to_be_missing_and_one_that_i
     let settings = settings(&fake, &[control.addr]);
     fs::write(settings.join_token.as_ref().expect("it is set"), "secret-word").expect("a file");
     let sidecar = sidecar_with(settings);
-    let status = sidecar.until(Duration::from_secs(5), |status| {
-        status
-            .certificate
-            .missing()
-            .is_some_and(|missing| missing.contains("has no join token in it"))
-    });
-    let missing = status.await.certificate.missing().expect("there is none");
+    let missing = sidecar.without_certificate("has no join token in it").await;
     for part in ["64 hex digits", "base64", "`portunus token`"] {
         assert!(missing.contains(part), "{part} in {missing}");
     }
@@ -304,13 +295,7 @@ async fn a_token_that_proves_nothing_is_said_and_tried_again_soon_and_then_ever_
     let settings = settings(&fake, &[control.addr]);
     fs::write(settings.join_token.as_ref().expect("it is set"), "f".repeat(64)).expect("a file");
     let sidecar = sidecar_with(settings);
-    let status = sidecar.until(Duration::from_secs(5), |status| {
-        status
-            .certificate
-            .missing()
-            .is_some_and(|missing| missing.contains("Unauthenticated"))
-    });
-    let missing = status.await.certificate.missing().expect("there is none");
+    let missing = sidecar.without_certificate("Unauthenticated").await;
     assert!(
         missing.contains("the token is not known") && !missing.contains("ffff"),
         "{missing}"
@@ -343,14 +328,7 @@ async fn a_hundred_sidecars_ask_control_once_each_when_it_comes_back() {
     let addr = fake.listen().await.addr;
     let sidecars: Vec<_> = (0..SIDECARS).map(|_| sidecar(&fake, &[addr])).collect();
     for sidecar in &sidecars {
-        sidecar
-            .until(Duration::from_secs(5), |status| {
-                status
-                    .certificate
-                    .missing()
-                    .is_some_and(|missing| missing.contains("refused"))
-            })
-            .await;
+        sidecar.without_certificate("refused").await;
     }
     let _control = fake.listen_at(addr).await;
     for sidecar in &sidecars {
