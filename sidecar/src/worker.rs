@@ -46,7 +46,7 @@ use crate::timers::{Tick, Timers};
 use crate::{http2, inbound, outbound, tls};
 use counts::Counts;
 use health::Checks;
-use run::Inbox;
+use run::{Inbox, Present};
 
 /// Bytes that one connection may bring in a turn: what a peer of ours seals at once.
 const READ_BYTES: usize = tls::sealed_len(http2::BULK_BYTES);
@@ -98,6 +98,8 @@ pub(crate) struct Worker {
     turns: u64,
     draining_inbound: bool,
     draining_outbound: bool,
+    /// Connections that we have ended, and that their peers may be reading still.
+    lingering: Present,
     local: Local,
     health: Checks,
     /// What local ends held when that was last counted in the budget.

@@ -1,13 +1,17 @@
 //! How calls end: by a deadline, by a caller that leaves, by either side's reset, and what is left behind: nothing.
 
+use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes as Buf;
 use h2::Reason;
 use http::Response;
+use parking_lot::Mutex;
+use portunus_sidecar::telemetry::Format;
 use portunus_sidecar::worker::Command;
 use tokio::net::TcpListener;
+use tokio::task::JoinSet;
 use tokio::time::timeout;
 
 use crate::bytes::Bytes;
@@ -466,6 +470,108 @@ async fn draining_says_goaway_in_two_steps_and_running_calls_end() {
     let refused = tokio::net::TcpStream::connect(world.proxy).await;
     assert!(refused.is_err());
     assert_eq!(world.end().rpcs, 0);
+}
+
+/// A caller with a small socket whose connection drains, told so and asked to the end, and then its answer of so many bytes, of
+/// which it has read nothing.
+async fn answered_while_it_drains(bytes: usize) -> (World, Raw) {
+    let setup = Setup {
+        inbound: true,
+        ..Setup::default()
+    };
+    let (world, listener) = before_raw(setup).await;
+    let mut caller = Raw::narrow(world.proxy, &[(4, 8 << 20)]).await;
+    let request = raw::request(1, "/a.B/C", &[], true);
+    caller.send(&[raw::update(0, 8 << 20), request].concat()).await;
+    let mut server = Raw::accept(&listener, &[]).await;
+    server.until(|frame| frame.kind == HEADERS).await;
+    world.tell(Command::DrainInbound);
+    caller.until(|frame| frame.kind == GOAWAY && frame.number() == 1).await;
+    let pieces = vec![raw::frame(DATA, 0, 1, &[7; 10_000]); bytes / 10_000].concat();
+    server
+        .send(&[raw::response(1), pieces, raw::trailers(1)].concat())
+        .await;
+    server.until_read().await;
+    (world, caller)
+}
+
+/// Reads the answer to its end, one frame after the other. Meanwhile it says `said` at each of them.
+async fn reads_all(caller: &mut Raw, bytes: usize, said: &[u8]) {
+    let mut got = 0;
+    loop {
+        let frame = caller.next().await;
+        let frame = frame.unwrap_or_else(|| panic!("the connection ended after {got} bytes of {bytes}"));
+        match frame.kind {
+            DATA => got += frame.payload.len(),
+            HEADERS if frame.has(END_STREAM) => break,
+            _ => continue,
+        }
+        caller.send_within(said, PATIENCE).await;
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    assert_eq!(got, bytes);
+}
+
+#[tokio::test]
+async fn a_reader_that_rests_while_its_connection_drains_gets_all_of_its_answer() {
+    // Whatever of it stands with the kernel, in the output and with its stream.
+    let mut all = JoinSet::new();
+    for bytes in (60_000..=340_000).step_by(20_000) {
+        all.spawn(async move {
+            let (_world, mut caller) = answered_while_it_drains(bytes).await;
+            tokio::time::sleep(Duration::from_millis(2_500)).await;
+            reads_all(&mut caller, bytes, &[]).await;
+            assert!(caller.closes_within(Duration::from_secs(5)).await);
+        });
+    }
+    while let Some(one) = all.join_next().await {
+        one.expect("it held");
+    }
+}
+
+#[tokio::test]
+async fn a_reader_that_speaks_while_it_reads_the_end_of_a_drained_connection_gets_all_of_it() {
+    let (_world, mut caller) = answered_while_it_drains(300_000).await;
+    reads_all(&mut caller, 300_000, &raw::frame(PING, 0, 0, &[1; 8])).await;
+    assert!(caller.closes_within(Duration::from_secs(5)).await);
+}
+
+#[tokio::test]
+async fn an_answer_that_the_end_cuts_is_recorded() {
+    let log = Arc::new(Mutex::new(String::new()));
+    let setup = Setup {
+        access_log: Some(log.clone()),
+        pair: false,
+        ..Setup::default()
+    };
+    let (world, listener) = before_raw(setup).await;
+    // It has no room for the answer, which is whole.
+    let mut caller = Raw::client(world.proxy, &[(4, 10)]).await;
+    caller.send(&raw::request(1, "/a.B/C", &[], true)).await;
+    let mut server = Raw::accept(&listener, &[]).await;
+    server.until(|frame| frame.kind == HEADERS).await;
+    let answer = [raw::response(1), raw::message(1, &[7; 1_000], false), raw::trailers(1)];
+    server.send(&answer.concat()).await;
+    server.until_read().await;
+    caller.until(|frame| frame.kind == DATA).await;
+    let registry = world.registry.clone();
+    let cut = tokio::task::spawn_blocking(move || world.end()).await.expect("it held");
+    assert_eq!(cut.rpcs, 1);
+    let said = caller.until_closed().await.expect("the end is said");
+    assert_eq!((said.kind, said.goaway_code()), (GOAWAY, 0));
+    let page = registry.scrape(Format::Prometheus);
+    let handled = page
+        .lines()
+        .filter(|line| line.starts_with("grpc_server_handled_total") || line.starts_with("grpc_client_handled_total"));
+    let handled: Vec<_> = handled.collect();
+    assert!(
+        handled
+            .iter()
+            .any(|line| line.contains("Unavailable") && line.ends_with(" 1")),
+        "{handled:?}"
+    );
+    let log = log.lock();
+    assert!(log.contains("\"error\":\"stopping\""), "{log}");
 }
 
 #[tokio::test]

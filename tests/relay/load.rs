@@ -248,6 +248,56 @@ async fn a_spent_budget_costs_the_streams_that_stall_and_those_that_come_and_no_
     }
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_reader_that_is_merely_slow_outlives_those_that_do_not_read_at_all() {
+    const BUDGET: u32 = 4 << 20;
+    const ALL: usize = 4 << 20;
+    let world = World::with(Setup {
+        budget: BUDGET.into(),
+        ..Setup::default()
+    })
+    .await;
+    let asks = |bytes: usize| {
+        let fields = [("x-receive", &*bytes.to_string()), ("x-seed", "1")];
+        [raw::update(0, 8 << 20), raw::request(1, "/a.B/C", &fields, true)].concat()
+    };
+    let mut slow = Raw::narrow(world.proxy, &[(4, 8 << 20)]).await;
+    slow.send(&asks(ALL)).await;
+    let (mut asleep, mut got, mut most) = (Vec::new(), 0, 0.0_f64);
+    loop {
+        let frame = slow.next().await;
+        let frame = frame.unwrap_or_else(|| panic!("the slow reader was cut after {got} bytes"));
+        assert!(
+            frame.kind != raw::RST_STREAM,
+            "the slow reader was cut after {got} bytes"
+        );
+        got += if frame.kind == DATA { frame.payload.len() } else { 0 };
+        if frame.kind == HEADERS && frame.has(END_STREAM) {
+            break;
+        }
+        most = most.max(world.metric("portunus_memory_held_bytes", &[]));
+        tokio::time::sleep(Duration::from_millis(10)).await;
+        // One comes after the other, to be refused once the budget is spent.
+        if asleep.len() * 2 * 16_384 < got {
+            // What they do not take stands in the output, or with the stream.
+            let window = if asleep.len() % 4 == 0 { 8 << 20 } else { 0 };
+            let mut sleeper = Raw::narrow(world.proxy, &[(4, window)]).await;
+            sleeper.send(&asks(ALL)).await;
+            asleep.push(sleeper);
+        }
+    }
+    assert!(got > ALL - 20_000, "{got} bytes");
+    assert!(
+        most > f64::from(BUDGET) * 0.8,
+        "{most} bytes were held: that is no want"
+    );
+    assert!(most < f64::from(BUDGET) * 1.5, "{most} bytes were held");
+    drop(asleep);
+    world
+        .until("portunus_memory_held_bytes", &[], |held| held < f64::from(BUDGET) / 8.0)
+        .await;
+}
+
 #[tokio::test]
 async fn a_call_that_is_cut_because_it_stalled_is_logged_with_its_reason() {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");

@@ -3,15 +3,13 @@
 //! Instead of a socket it may have a pipe to a handle in this process (`local/`): nobody beyond this file sees a difference.
 
 use std::collections::VecDeque;
-use std::io::{self, Read as _, Write as _};
+use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::task::{Context, Poll, Wake, Waker};
 use std::time::{Instant, SystemTime};
 
 use parking_lot::Mutex;
-use socket2::SockRef;
-use tokio::io::Interest;
 use tokio::net::TcpStream;
 
 use super::dialled::Mine;
@@ -42,6 +40,8 @@ pub struct Wire {
     pub born: Instant,
     /// How many looks have found it inside one header block.
     pub looks_inside_headers: u16,
+    /// How many looks have found that output waits of which the socket takes nothing.
+    pub looks_stuck: u16,
     /// Bytes of output that have left since the beginning: in TLS, counted before they were sealed, and all that was sealed
     /// together once one byte of it has left.
     pub flushed: u64,
@@ -163,6 +163,17 @@ pub enum Side {
     },
 }
 
+/// What became of a turn's output.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Flushed {
+    /// All of it has left.
+    All,
+    /// The socket took a part.
+    Part,
+    /// The socket took nothing.
+    Nothing,
+}
+
 /// What a read brought.
 pub enum Read {
     /// So many bytes, and whether there may be more at once.
@@ -261,76 +272,59 @@ impl Wire {
         }
         let most = buffer.len().min(BULK_BYTES);
         let buffer = &mut buffer[..most];
-        let mut got = None;
-        let result = match &self.transport {
-            Transport::Socket(socket) => socket.try_io(Interest::READABLE, || {
-                let n = (&*SockRef::from(socket)).read(buffer)?;
-                got = Some(n);
-                // A short read has emptied the socket: to say so saves the read that would find nothing.
-                if n > 0 && n < buffer.len() {
-                    Err(io::ErrorKind::WouldBlock.into())
-                } else {
-                    Ok(())
-                }
-            }),
-            Transport::Pipe(pipe) => {
-                got = pipe.read(buffer);
-                Err(io::ErrorKind::WouldBlock.into())
-            }
+        let got = match &self.transport {
+            Transport::Socket(socket) => tls::read_once(socket, buffer),
+            Transport::Pipe(pipe) => pipe.read(buffer).ok_or_else(|| io::ErrorKind::WouldBlock.into()),
             Transport::Tls(..) => unreachable!("it was read above"),
         };
-        match (got, result) {
-            (Some(0), _) => {
+        match got {
+            Ok(0) => {
                 self.is_finished = true;
                 Read::End
             }
-            (Some(n), result) => {
+            Ok(n) => {
                 self.heard = now;
                 // The waker is to know of the next bytes; if they are here already, this is the time to say so.
-                Read::Bytes(n, result.is_ok() || self.is_readable())
+                Read::Bytes(n, self.is_readable())
             }
-            (None, Err(error)) if error.kind() == io::ErrorKind::WouldBlock => {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                 if self.is_readable() {
                     Read::Bytes(0, true)
                 } else {
                     Read::Nothing
                 }
             }
-            (None, Err(error)) if error.kind() == io::ErrorKind::Interrupted => Read::Bytes(0, true),
-            (None, Err(error)) => Read::Broken(error),
-            (None, Ok(())) => Read::Nothing,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => Read::Bytes(0, true),
+            Err(error) => Read::Broken(error),
         }
     }
 
-    /// Writes what stands in the output, once. `Ok(true)` if all of it left.
-    pub fn flush(&mut self, shared: &mut Shared) -> io::Result<bool> {
+    /// Writes what stands in the output, once.
+    ///
+    /// # Errors
+    /// When the socket takes nothing more, ever.
+    pub fn flush(&mut self, shared: &mut Shared) -> io::Result<Flushed> {
         if matches!(self.transport, Transport::Tls(..)) {
             return self.flush_tls(shared);
         }
+        let mut flushed = Flushed::Nothing;
         loop {
             let output = self.engine.output();
             if output.is_empty() {
-                return Ok(true);
+                return Ok(Flushed::All);
             }
             let whole = output.len();
             if self.mute.is_some() {
                 self.engine.written(whole, shared);
-                return Ok(true);
+                return Ok(Flushed::All);
             }
             let wrote = match &self.transport {
-                Transport::Socket(socket) => {
-                    if socket
-                        .poll_write_ready(&mut Context::from_waker(&self.waker))
-                        .is_pending()
-                    {
-                        return Ok(false);
-                    }
-                    socket.try_io(Interest::WRITABLE, || (&*SockRef::from(socket)).write(output))
-                }
+                Transport::Socket(socket) if !is_writable(socket, &self.waker) => return Ok(flushed),
+                Transport::Socket(socket) => tls::write_once(socket, output),
                 Transport::Tls(..) => unreachable!("it is flushed by itself"),
                 Transport::Pipe(pipe) => match pipe.write(output, &self.waker) {
                     Poll::Ready(wrote) => wrote,
-                    Poll::Pending => return Ok(false),
+                    Poll::Pending => return Ok(flushed),
                 },
             };
             match wrote {
@@ -338,9 +332,10 @@ impl Wire {
                     self.flushed += n as u64;
                     self.engine.written(n, shared);
                     if n == whole {
-                        return Ok(true);
+                        return Ok(Flushed::All);
                     }
-                    // The kernel took a part, so the next write would most likely find no room; its waker knows.
+                    // The kernel took a part: its waker is to know when there is room again.
+                    flushed = Flushed::Part;
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
@@ -350,42 +345,67 @@ impl Wire {
     }
 
     /// The same in TLS: what is sealed has to leave before more is sealed, so that one flush is one write of full records.
-    fn flush_tls(&mut self, shared: &mut Shared) -> io::Result<bool> {
+    fn flush_tls(&mut self, shared: &mut Shared) -> io::Result<Flushed> {
         let Transport::Tls(socket, session) = &mut self.transport else {
-            return Ok(true);
+            return Ok(Flushed::All);
         };
+        let mut flushed = Flushed::Nothing;
         loop {
+            if self.mute.is_some() {
+                session.sent(session.output().len());
+                self.engine.written(self.engine.output().len(), shared);
+                return Ok(Flushed::All);
+            }
             if session.output().is_empty() {
                 let output = self.engine.output();
                 let whole = output.len();
                 if whole == 0 {
-                    return Ok(true);
-                }
-                if self.mute.is_some() {
-                    self.engine.written(whole, shared);
-                    return Ok(true);
+                    return Ok(Flushed::All);
                 }
                 session.seal(output)?;
                 // Nobody leaves gigabytes unread for long: what is over is cut before.
                 self.sealed = u32::try_from(whole).unwrap_or(u32::MAX);
                 self.engine.written(whole, shared);
             }
-            if is_writable(socket, &self.waker) {
-                let sealed = session.output();
-                match socket.try_io(Interest::WRITABLE, || (&*SockRef::from(&*socket)).write(sealed)) {
-                    Ok(n) => {
-                        session.sent(n);
-                        if n > 0 {
-                            self.flushed += u64::from(std::mem::take(&mut self.sealed));
-                        }
-                    }
-                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-                    Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                    Err(error) => return Err(error),
-                }
-            } else {
-                return Ok(false);
+            if !is_writable(socket, &self.waker) {
+                return Ok(flushed);
             }
+            match tls::write_once(socket, session.output()) {
+                Ok(n) => {
+                    session.sent(n);
+                    if n > 0 {
+                        self.flushed += u64::from(std::mem::take(&mut self.sealed));
+                        flushed = Flushed::Part;
+                    }
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    /// Counts what is kept for a peer in the budget. To be asked when the turn's output was written, with what came of that.
+    #[inline(always)]
+    pub(crate) fn count_kept(&mut self, flushed: Flushed, shared: &mut Shared) {
+        let sealed = match &self.transport {
+            Transport::Tls(_, session) => session.kept(),
+            Transport::Socket(_) | Transport::Pipe(_) => 0,
+        };
+        self.engine.count_kept(sealed, shared);
+        self.engine.set_backed_up(flushed != Flushed::All);
+        if flushed != Flushed::Nothing {
+            self.looks_stuck = 0;
+        }
+    }
+
+    /// The socket that is left of a wire, where the peer may be reading our last words still.
+    pub(crate) fn into_socket(self) -> Option<TcpStream> {
+        match self.transport {
+            Transport::Socket(socket) | Transport::Tls(socket, _) if !self.is_finished && self.mute.is_none() => {
+                Some(socket)
+            }
+            Transport::Socket(_) | Transport::Tls(..) | Transport::Pipe(_) => None,
         }
     }
 
@@ -548,6 +568,7 @@ impl Wires {
             sealed: 0,
             waker: waker.clone().into(),
             first: (!first.is_empty()).then(|| Box::new(First(first))),
+            looks_stuck: 0,
             mute: None,
             is_unfinished: false,
             turn: 0,
@@ -616,6 +637,8 @@ mod tests {
     use std::os::fd::OwnedFd;
     use std::os::unix::net::UnixDatagram;
 
+    use socket2::SockRef;
+
     use super::*;
     use crate::http2::Settings;
 
@@ -646,7 +669,7 @@ mod tests {
         wire.read(&mut [0; 10], Instant::now())
     }
 
-    fn flush(wires: &mut Wires, key: WireKey) -> io::Result<bool> {
+    fn flush(wires: &mut Wires, key: WireKey) -> io::Result<Flushed> {
         let (wire, shared) = wires.touch(key).expect("it is open");
         wire.flush(shared)
     }
@@ -706,11 +729,11 @@ mod tests {
             wire.engine.say_goaway(0, Reason::NO_ERROR, &long);
         }
         let all = wire.engine.output().len();
-        assert!(matches!(flush(&mut wires, key), Ok(false)));
+        assert!(matches!(flush(&mut wires, key), Ok(Flushed::Part)));
         let mut got = pipe.take().map_or(0, |bytes| bytes.len());
         assert!(got < all);
         assert!(ready(&wires).contains(&key));
-        assert!(matches!(flush(&mut wires, key), Ok(true)));
+        assert!(matches!(flush(&mut wires, key), Ok(Flushed::All)));
         got += pipe.take().map_or(0, |bytes| bytes.len());
         assert_eq!(got, all);
         assert_eq!(wires.slots.get(key).map(|wire| wire.flushed), Some(all as u64));
@@ -749,7 +772,7 @@ mod tests {
             wire.engine.say_goaway(0, Reason::NO_ERROR, "a frame");
         }
         let said = wire.engine.output().len();
-        assert!(matches!(wire.flush(shared), Ok(true)));
+        assert!(matches!(wire.flush(shared), Ok(Flushed::All)));
         assert_eq!(wire.flushed, said as u64);
         let (mut writes, mut room) = (Vec::new(), vec![0; 1 << 20]);
         while let Ok(n) = other.recv(&mut room) {
@@ -830,12 +853,14 @@ mod tests {
         }
         let first = wire.position();
         assert!(
-            matches!(wire.flush(shared), Ok(false)),
+            matches!(wire.flush(shared), Ok(Flushed::Part)),
             "so much does not leave at once"
         );
         let waits = wire.session().map_or(0, |session| session.output().len());
         assert!((waits as u64) < first, "but a part of it does");
         assert_eq!((wire.flushed, wire.position()), (first, first));
+        wire.count_kept(Flushed::Part, shared);
+        assert!(shared.budget.used() >= waits as u64, "what is sealed is kept, too");
         // What comes now stands behind it, and has not left.
         wire.engine.say_goaway(0, Reason::NO_ERROR, "one more");
         assert!(wire.position() > first && wire.flushed == first);

@@ -361,10 +361,12 @@ pub(crate) const PATH_PING: [u8; 8] = *b"ptn-path";
 /// Output that DATA may fill up to while the socket does not take all of it: what stands here cannot be overtaken by a small
 /// call. Else it is [`BULK_BYTES`]. Headers, control frames and the last frame of DATA may exceed either.
 const OUTPUT_BYTES: usize = 64 << 10;
-/// Output buffers larger than this are kept for the next only while there are few.
+/// Output buffers larger than this are kept for the next only while few are kept.
 const LARGE_OUTPUT: usize = BULK_BYTES;
 /// How many of these are few.
 const LARGE_OUTPUTS: usize = 16;
+/// Output of which DATA is not the most.
+const HONEST_OUTPUT: usize = 2 * BULK_BYTES;
 /// Output that a peer does not read, at which it is cut.
 const OUTPUT_CEILING: usize = 4 << 20;
 /// Turns of streams that are gone, which are not worth looking for.
@@ -602,6 +604,11 @@ impl Connection {
         self.is_backed_up = is_backed_up;
     }
 
+    /// Whether the socket has left some of the output.
+    pub fn is_backed_up(&self) -> bool {
+        self.is_backed_up
+    }
+
     /// How many bytes of DATA the output has room for.
     #[inline(always)]
     pub(crate) fn output_room(&self) -> usize {
@@ -614,20 +621,23 @@ impl Connection {
         self.out.len() - self.out_taken > OUTPUT_CEILING
     }
 
-    /// Counts in the budget what the connection keeps beside its streams and beyond what an honest peer makes it keep:
-    /// output that is not read, and header blocks that go on and on. To be asked when its bytes were read or written.
+    /// Counts in the budget what the connection keeps beside its streams: output that is not read, with the memory of what
+    /// is `sealed` of it, and header blocks that go on and on. To be asked when a turn's output was written.
     #[inline(always)]
-    pub fn count_kept(&mut self, shared: &mut Shared) {
-        let unread = self.out.len() - self.out_taken > OUTPUT_BYTES;
-        if unread || self.kept > 0 || self.parser.unfinished_block() > 0 {
-            self.recount_kept(unread, shared);
+    pub fn count_kept(&mut self, sealed: usize, shared: &mut Shared) {
+        if sealed > 0 || !self.output().is_empty() || self.kept > 0 || self.parser.unfinished_block() > 0 {
+            self.recount_kept(sealed, shared);
         }
     }
 
     #[cold]
-    fn recount_kept(&mut self, unread: bool, shared: &mut Shared) {
-        let output = if unread { self.out.capacity() } else { 0 };
-        let kept = u32::try_from(output + self.parser.unfinished_block()).unwrap_or(u32::MAX);
+    fn recount_kept(&mut self, sealed: usize, shared: &mut Shared) {
+        let output = if self.output().is_empty() {
+            0
+        } else {
+            self.out.capacity()
+        };
+        let kept = u32::try_from(output + sealed + self.parser.unfinished_block()).unwrap_or(u32::MAX);
         shared.budget.release(self.kept.into());
         shared.budget.add(kept.into());
         self.kept = kept;
@@ -636,6 +646,14 @@ impl Connection {
     /// What [`Connection::count_kept`] counted.
     pub fn kept(&self) -> u64 {
         self.kept.into()
+    }
+
+    /// How much of that no honest peer makes it keep. A reader that is merely slow leaves the DATA that [`BULK_BYTES`] allows,
+    /// some frames more, and heads.
+    pub fn kept_beyond_reason(&self) -> usize {
+        let unread = self.output().len();
+        let too_much = if unread > HONEST_OUTPUT { unread } else { 0 };
+        too_much + self.parser.unfinished_block()
     }
 
     /// Whether held bytes could be moved into the output now.

@@ -17,6 +17,7 @@ use super::error::Error;
 use super::output::Output;
 use super::peer::Shown;
 use super::session::{Alpn, Session};
+use super::socket::linger;
 use super::verify::Verifier;
 
 /// What one read takes.
@@ -25,17 +26,15 @@ const READ_ROOM: usize = 4 * 1024;
 const MOST_WAITING: usize = 72 * 1024;
 /// The most that a handshake may send us in all.
 const MOST_IN_ALL: usize = 128 * 1024;
-/// How long a peer that was refused has to read why, and the most of its words that are thrown away meanwhile. A socket
-/// that is closed over unread bytes is reset, and the alert is lost with it.
+/// How long a peer that was refused has to read why.
 const LINGER: Duration = Duration::from_millis(200);
-const MOST_THROWN_AWAY: usize = 64 * 1024;
 /// rustls wants a name for the server, and neither sends nor checks it: an identity is what we go by.
 pub(super) const NO_NAME: &str = "portunus.invalid";
 
 /// Shakes hands with one that calls us. `first` has the bytes that were read from the socket already.
 ///
 /// The caller has to show a certificate of our trust domain. After a refusal the caller is told why, by an alert,
-/// which may take 200 ms more.
+/// which may take 400 ms more.
 ///
 /// # Errors
 /// When we refuse the caller, it refuses us, or it does not finish within the time.
@@ -189,19 +188,8 @@ impl Handshake {
     async fn say_why(&mut self) {
         self.engine.alert(&mut self.output);
         // The peer is refused, whether it hears why or not.
-        let _ = timeout(LINGER, async {
-            self.flush().await?;
-            self.socket.shutdown().await?;
-            let mut rubbish = [0; 1024];
-            let mut thrown_away = 0;
-            while thrown_away < MOST_THROWN_AWAY {
-                match self.socket.read(&mut rubbish).await? {
-                    0 => break,
-                    n => thrown_away += n,
-                }
-            }
-            Ok::<(), Error>(())
-        })
-        .await;
+        if let Ok(Ok(())) = timeout(LINGER, self.flush()).await {
+            linger(&mut self.socket, LINGER).await;
+        }
     }
 }

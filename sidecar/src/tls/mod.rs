@@ -19,6 +19,7 @@ mod peer;
 mod refused;
 mod remembered;
 mod session;
+mod socket;
 mod stream;
 #[cfg(test)]
 pub(crate) mod tests;
@@ -33,5 +34,5 @@ pub use handshake::{accept, connect};
 pub use peer::{Peer, Shown};
 pub use refused::Refused;
 pub use session::{Alpn, LEAST_BUFFER, Opened, Session, sealed_len};
+pub(crate) use socket::{linger, read_once, write_once};
 pub use stream::Stream;
-pub(crate) use stream::read_once;

@@ -27,6 +27,11 @@ impl Output {
         &self.bytes[self.sent..self.filled]
     }
 
+    /// The memory that is kept while something is pending.
+    pub(super) fn kept(&self) -> usize {
+        self.bytes.len()
+    }
+
     /// So many bytes were sent.
     pub(super) fn sent(&mut self, n: usize) {
         self.sent = (self.sent + n).min(self.filled);

@@ -218,6 +218,11 @@ impl Session {
         self.output.pending()
     }
 
+    /// The memory that is kept for them.
+    pub fn kept(&self) -> usize {
+        self.output.kept()
+    }
+
     /// The socket took so many of them.
     pub fn sent(&mut self, n: usize) {
         self.output.sent(n);

@@ -1,18 +1,18 @@
 //! A session with its socket, for tunnels: bytes in and out, and the end of each direction.
 
-use std::io::{self, Read as _};
+use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 use std::time::SystemTime;
 
-use socket2::SockRef;
-use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 
 use super::engine::Engine;
 use super::error::Error;
 use super::peer::Peer;
 use super::session::{LEAST_BUFFER, Session};
+use super::socket::read_once;
 
 /// The most that is sealed at once: four full records.
 const MOST_SEALED: usize = 64 * 1024;
@@ -103,25 +103,6 @@ impl Stream {
             }
             ready!(socket.poll_read_ready(cx))?;
         }
-    }
-}
-
-/// One read. A short one has emptied the socket: to say so saves the read that would find nothing.
-pub(crate) fn read_once(socket: &TcpStream, room: &mut [u8]) -> io::Result<usize> {
-    let mut got = None;
-    let result = socket.try_io(Interest::READABLE, || {
-        let n = (&*SockRef::from(socket)).read(room)?;
-        got = Some(n);
-        if n > 0 && n < room.len() {
-            Err(io::ErrorKind::WouldBlock.into())
-        } else {
-            Ok(())
-        }
-    });
-    match (got, result) {
-        (Some(n), _) => Ok(n),
-        (None, Err(error)) => Err(error),
-        (None, Ok(())) => Err(io::ErrorKind::WouldBlock.into()),
     }
 }
 

@@ -512,7 +512,7 @@ impl Door {
         meant: SocketAddr,
         carry: impl AsyncFnOnce(&CancellationToken) -> T,
     ) -> T {
-        let _open = (self.tunnels.open(self.inbound), self.counts.tunnels.hold());
+        let _open = (self.tunnels.open.one(self.inbound), self.counts.tunnels.hold());
         self.counts.begins(certified.is_some());
         let cut = self.cut.child_token();
         let mut carrying = pin!(carry(&cut));
@@ -528,7 +528,7 @@ impl Door {
             tracing::info!(%meant, "connection ended: its certificate has ended");
             cut.cancel();
         }
-        let _outlives = self.tunnels.outlives(self.inbound);
+        let _outlives = self.tunnels.outlived.one(self.inbound);
         carrying.await
     }
 

@@ -1,14 +1,15 @@
 //! What the wires say, and what follows from it: an event on one end becomes a command to the other.
 
+use std::cmp::Reverse;
 use std::mem;
 use std::net::SocketAddr;
 use std::time::Duration;
 
 use super::Worker;
-use super::upkeep::NO_SETTINGS;
+use super::upkeep::{self, NO_SETTINGS};
 use crate::balance::EndpointKey;
 use crate::call::{CallKey, code_of_reset};
-use crate::connect::wire::{Read, Shown, Wire};
+use crate::connect::wire::{Flushed, Read, Shown, Wire};
 use crate::connect::{self, NO_WORD, PoolKey, Server, Side, Unreached, Via, WireKey, pool};
 use crate::exchange::{End, Exchange, Phase};
 use crate::failure::Failure;
@@ -18,7 +19,7 @@ use crate::http2::{Connection, Event, Head, Reason, StreamFault};
 use crate::route::ServiceKey;
 use crate::slots::Key;
 use crate::telemetry::Event as Happening;
-use crate::{inbound, outbound};
+use crate::{inbound, outbound, tls};
 
 /// A server's cancel so shortly before the deadline is its way to say that the deadline passed: timers tick in
 /// milliseconds, and what remained was rounded on its way.
@@ -30,6 +31,12 @@ const HASTE: Duration = Duration::from_millis(100);
 const UNPROVEN_AT_ONCE: u32 = 16;
 /// How often it is looked whether a server has taken up requests that were cancelled at once, so that it can be told.
 pub(super) const SPARED: Duration = Duration::from_millis(10);
+
+/// What a connection is told that has to go since others need its memory.
+const KEEPS_MEMORY: &str = "it keeps memory that others need";
+/// How long a peer may read our last words after we have ended a connection, and how many may do so at once.
+const LINGER: Duration = Duration::from_secs(1);
+const MOST_LINGERING: u64 = 1_000;
 
 impl Worker {
     /// Reads what a wire has, once, and acts on it.
@@ -97,9 +104,6 @@ impl Worker {
             }
         }
         self.count_unruly(key);
-        if let Some(wire) = self.wires.slots.get_mut(key) {
-            wire.engine.count_kept(&mut self.wires.shared);
-        }
     }
 
     #[inline(always)]
@@ -579,9 +583,18 @@ impl Worker {
         }
     }
 
-    /// Ends the turn: held bytes move where there is room, calls that wait get the places that came free, and every wire that
-    /// has output is written once, those with much before the others.
+    /// Ends the turn: every wire that has output is written once. If more is kept then than may be, somebody has to go.
     pub(super) fn flush(&mut self) {
+        self.write_all();
+        if self.wires.shared.budget.is_overdrawn() {
+            self.relieve(self.wires.shared.budget.limit(), Duration::ZERO);
+            self.write_all();
+        }
+    }
+
+    /// Held bytes move where there is room, calls that wait get the places that came free, and every wire that has output is
+    /// written once, those with much before the others.
+    fn write_all(&mut self) {
         let mut moved = mem::take(&mut self.moved);
         let mut i = 0;
         // Moving bytes gives credit, which makes other wires dirty: the list grows under way.
@@ -604,9 +617,6 @@ impl Worker {
             }
         }
         self.moved = moved;
-        if self.wires.shared.budget.is_overdrawn() {
-            self.relieve(self.wires.shared.budget.limit(), Duration::ZERO);
-        }
         self.wires.put_bulk_first();
         while let Some(key) = self.wires.next_dirty() {
             self.serve_wire(key);
@@ -615,23 +625,26 @@ impl Worker {
     }
 
     /// More is held than may be: copies of requests go first, then the connections that keep what no honest peer makes them
-    /// keep, the largest first, then the calls whose bytes have not moved for longest, and not for `patience` at least; until
-    /// `enough` is held.
+    /// keep, the largest first, then the calls whose bytes have not moved for longest, then the connections whose readers
+    /// have taken nothing for longest; neither if they moved less than `patience` ago. Until `enough` is held.
     pub(super) fn relieve(&mut self, enough: u64, patience: Duration) {
         for (_, call) in self.calls.iter_mut() {
             call.exchange.forget_replay(&mut self.wires);
         }
-        let keeps = |wire: &Wire| Some(wire.engine.kept()).filter(|kept| *kept > 0);
+        let is_relieved = |worker: &Worker| worker.wires.shared.budget.used() <= enough;
         let wires = self.wires.slots.iter();
-        let mut keeping: Vec<_> = wires.filter_map(|(key, wire)| Some((keeps(wire)?, key))).collect();
-        keeping.sort_by_key(|(kept, _)| std::cmp::Reverse(*kept));
-        for (_, key) in keeping {
-            if self.wires.shared.budget.used() <= enough {
+        let mut unreasonable: Vec<_> = wires
+            .map(|(key, wire)| (wire.engine.kept_beyond_reason(), key))
+            .filter(|(kept, _)| *kept > 0)
+            .collect();
+        unreasonable.sort_by_key(|(kept, _)| Reverse(*kept));
+        for (_, key) in unreasonable {
+            if is_relieved(self) {
                 return;
             }
-            self.end_wire(key, Reason::ENHANCE_YOUR_CALM, "it keeps memory that others need");
+            self.end_wire(key, Reason::ENHANCE_YOUR_CALM, KEEPS_MEMORY);
         }
-        if self.wires.shared.budget.used() <= enough {
+        if is_relieved(self) {
             return;
         }
         let holds = |exchange: &Exchange| {
@@ -645,30 +658,48 @@ impl Worker {
             .collect();
         stalled.sort_by_key(|(since, _)| *since);
         for (_, key) in stalled {
-            if self.wires.shared.budget.used() <= enough {
-                break;
+            if is_relieved(self) {
+                return;
             }
             self.end_stalled(key);
+        }
+        let wires = self.wires.slots.iter();
+        let mut stuck: Vec<_> = wires
+            .filter(|(_, wire)| wire.engine.is_backed_up())
+            .map(|(key, wire)| (wire.looks_stuck, key))
+            .filter(|(looks, _)| upkeep::LOOK_EVERY * u32::from(*looks) >= patience)
+            .collect();
+        stuck.sort_by_key(|(looks, _)| Reverse(*looks));
+        for (_, key) in stuck {
+            if is_relieved(self) {
+                return;
+            }
+            self.end_wire(key, Reason::ENHANCE_YOUR_CALM, KEEPS_MEMORY);
         }
     }
 
     fn end_stalled(&mut self, key: CallKey) {
-        let Some(call) = self.calls.get_mut(key) else { return };
+        let Some(call) = self.calls.get(key) else { return };
         let (for_caller, for_server, kept) = call.exchange.held(&self.wires);
         let failure = Failure::Stalled {
             held: for_caller + for_server + kept,
         };
-        // A status would have to wait behind the bytes that wait.
-        if for_caller > 0 || call.exchange.phase.is_last() {
-            let answer = self.note_failure(key, &failure);
-            self.gives_up_server(key);
-            let Some(call) = self.calls.get_mut(key) else { return };
-            call.ended = Some(answer.code);
-            call.exchange.cut(Reason::ENHANCE_YOUR_CALM, &mut self.wires);
-            self.settle(key);
-            return;
+        self.end_unread(key, failure, Reason::ENHANCE_YOUR_CALM);
+    }
+
+    /// Ends a call whose answer may wait for its caller, to be read: a status would have to wait behind it.
+    pub(super) fn end_unread(&mut self, key: CallKey, failure: Failure, reason: Reason) {
+        let Some(call) = self.calls.get(key) else { return };
+        let (for_caller, ..) = call.exchange.held(&self.wires);
+        if for_caller == 0 && !call.exchange.phase.is_last() {
+            return self.fail(key, failure);
         }
-        self.fail(key, failure);
+        let answer = self.note_failure(key, &failure);
+        self.gives_up_server(key);
+        let Some(call) = self.calls.get_mut(key) else { return };
+        call.ended = Some(answer.code);
+        call.exchange.cut(reason, &mut self.wires);
+        self.settle(key);
     }
 
     fn write(&mut self, key: WireKey) {
@@ -676,11 +707,10 @@ impl Worker {
             return;
         };
         let flushed = wire.flush(&mut self.wires.shared);
-        wire.engine.count_kept(&mut self.wires.shared);
-        wire.engine.set_backed_up(matches!(flushed, Ok(false)));
+        wire.count_kept(*flushed.as_ref().unwrap_or(&Flushed::All), &mut self.wires.shared);
         match flushed {
-            Ok(true) if wire.engine.wants_pump() => self.wants_another_turn(key),
-            Ok(true) if wire.engine.is_drained() => self.close(key, "it was drained"),
+            Ok(Flushed::All) if wire.engine.wants_pump() => self.wants_another_turn(key),
+            Ok(Flushed::All) if wire.engine.is_drained() => self.close(key, "it was drained"),
             Ok(_) if wire.engine.output_overflows() => {
                 self.close(key, "the peer does not read what it makes us say");
             }
@@ -711,8 +741,60 @@ impl Worker {
         let Some((wire, users)) = self.wires.close(key) else {
             return;
         };
+        let inbound = self.is_inbound(wire.side);
+        self.closed(key, &wire, users, why);
+        self.let_go(wire, inbound);
+    }
+
+    /// Whatever runs is cut and recorded, and the peers are told: the worker ends.
+    pub(super) fn end_all(&mut self) {
+        for key in self.calls.keys() {
+            match self.calls.get(key).map(|call| call.exchange.phase) {
+                Some(Phase::Answered) => self.end_unread(key, Failure::Stopping, Reason::CANCEL),
+                _ => self.fail(key, Failure::Stopping),
+            }
+        }
+        self.flush();
+        for key in self.wires.slots.keys() {
+            self.say_last(key, Reason::NO_ERROR, "the sidecar stops");
+            let Some((wire, users)) = self.wires.close(key) else {
+                continue;
+            };
+            let inbound = self.is_inbound(wire.side);
+            if matches!(wire.side, Side::Caller { .. }) {
+                for user in users {
+                    self.caller_left(user, Reason::CANCEL);
+                }
+            }
+            self.let_go(wire, inbound);
+        }
+    }
+
+    /// Closes what carried a wire, once its peer has had the time to read our last words.
+    fn let_go(&mut self, wire: Box<Wire>, inbound: bool) {
+        if self.lingering.sum() < MOST_LINGERING
+            && let Some(mut socket) = wire.into_socket()
+        {
+            let one = self.lingering.one(inbound);
+            tokio::task::spawn_local(async move {
+                tls::linger(&mut socket, LINGER).await;
+                drop(one);
+            });
+        }
+    }
+
+    /// Whether the wire leads to or from this pod's application as one that the network calls.
+    fn is_inbound(&self, side: Side) -> bool {
+        match side {
+            Side::Caller { inbound, .. } => inbound,
+            Side::Server { pool } => self.pools.get(pool).is_some_and(|pool| pool.via == Via::Own),
+        }
+    }
+
+    fn closed(&mut self, key: WireKey, wire: &Wire, users: Vec<u64>, why: &str) {
+        let inbound = self.is_inbound(wire.side);
         match wire.side {
-            Side::Caller { inbound, .. } => {
+            Side::Caller { .. } => {
                 if wire.is_local() {
                     self.count_local();
                 } else {
@@ -723,7 +805,6 @@ impl Worker {
                 }
             }
             Side::Server { pool } => {
-                let inbound = self.pools.get(pool).is_some_and(|pool| pool.via == Via::Own);
                 self.counts.of(inbound).closed_upstream();
                 let mine = wire.server.as_ref().and_then(|server| server.dialled.as_ref());
                 let has_looped = mine.is_some_and(|mine| mine.has_looped());
@@ -737,7 +818,7 @@ impl Worker {
                 let mut judged = Vec::new();
                 let spoke = wire.engine.heard_settings();
                 for user in users {
-                    self.server_gone(user, &wire, has_looped, why, &mut judged);
+                    self.server_gone(user, wire, has_looped, why, &mut judged);
                 }
                 if !spoke {
                     // Whoever takes connections and says nothing there is not reached by the next one either.

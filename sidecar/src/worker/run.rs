@@ -1,10 +1,12 @@
 //! Starting a worker's thread, waking it, and its loop of turns.
 
+use std::cell::Cell;
 use std::collections::HashMap;
 use std::future::poll_fn;
 use std::mem;
 use std::net::SocketAddr;
 use std::pin::Pin;
+use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::task::{Context, Poll};
@@ -27,7 +29,6 @@ use crate::connect::resolve::{Answer, Names};
 use crate::connect::{self, Dialled, Dialler, Mine, PoolKey, Pools, Ready, Side, Transport, WireKey, Wires};
 use crate::control::Full;
 use crate::detect::{self, Declared};
-use crate::failure::Failure;
 use crate::propagate::Tracing;
 use crate::route::{Known, ServiceKey, Services, Subject};
 use crate::slots::Slots;
@@ -293,6 +294,7 @@ async fn serve(parts: Parts, orders: Orders) -> anyhow::Result<Cut> {
         health: Checks::new(local.clone()),
         local,
         local_used: 0,
+        lingering: Present::default(),
     };
     let alarm = Box::pin(tokio::time::sleep(Duration::ZERO));
     let turns = Loop {
@@ -327,46 +329,45 @@ pub(super) struct Stop {
     pub(super) cut: CancellationToken,
 }
 
-/// Tunnels that are open, by direction.
+/// Tunnels that are open.
 #[derive(Clone, Default)]
 pub(super) struct Tunnels {
-    pub(super) inbound: std::rc::Rc<std::cell::Cell<u64>>,
-    pub(super) outbound: std::rc::Rc<std::cell::Cell<u64>>,
+    pub(super) open: Present,
     /// Those of them that have outlived a certificate.
-    pub(super) inbound_outlived: std::rc::Rc<std::cell::Cell<u64>>,
-    pub(super) outbound_outlived: std::rc::Rc<std::cell::Cell<u64>>,
+    pub(super) outlived: Present,
 }
 
-/// One that is counted, until it is dropped.
-pub(super) struct OneOpen(std::rc::Rc<std::cell::Cell<u64>>);
-
-impl Tunnels {
-    /// One more is open.
-    pub(super) fn open(&self, inbound: bool) -> OneOpen {
-        OneOpen::of(if inbound { &self.inbound } else { &self.outbound })
-    }
-
-    /// One that is open has outlived a certificate.
-    pub(super) fn outlives(&self, inbound: bool) -> OneOpen {
-        OneOpen::of(match inbound {
-            true => &self.inbound_outlived,
-            false => &self.outbound_outlived,
-        })
-    }
+/// How many of something are there, by direction.
+#[derive(Clone, Default)]
+pub(super) struct Present {
+    pub(super) inbound: Rc<Cell<u64>>,
+    pub(super) outbound: Rc<Cell<u64>>,
 }
 
-impl OneOpen {
-    fn of(counted: &std::rc::Rc<std::cell::Cell<u64>>) -> OneOpen {
+impl Present {
+    /// One more, until what is returned is dropped.
+    pub(super) fn one(&self, inbound: bool) -> OneOpen {
+        let counted = if inbound { &self.inbound } else { &self.outbound };
         counted.set(counted.get() + 1);
         OneOpen(counted.clone())
     }
+
+    pub(super) fn sum(&self) -> u64 {
+        self.inbound.get() + self.outbound.get()
+    }
 }
+
+/// One that is counted, until it is dropped.
+pub(super) struct OneOpen(Rc<Cell<u64>>);
 
 impl Drop for OneOpen {
     fn drop(&mut self) {
         self.0.set(self.0.get() - 1);
     }
 }
+
+/// How long the end waits for peers that read our last words.
+const LAST_WORDS: Duration = Duration::from_millis(200);
 
 struct Loop {
     worker: Worker,
@@ -385,6 +386,7 @@ impl Loop {
             // Unconstrained: tokio's budget would make it wait for sockets that are ready.
             tokio::task::unconstrained(poll_fn(|cx| self.wait(cx, next_look))).await;
             if let Some(cut) = self.turn() {
+                self.last_words_are_read().await;
                 return cut;
             }
             if self.worker.now >= next_look {
@@ -465,16 +467,23 @@ impl Loop {
         None
     }
 
+    /// Waits for the peers to read what they were told last: most do at once.
+    async fn last_words_are_read(&self) {
+        let give_up = Instant::now() + LAST_WORDS;
+        while self.worker.lingering.sum() > 0 && Instant::now() < give_up {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    }
+
     fn tell_what_is_open(&self) {
         self.open.turns.store(self.worker.turns, Relaxed);
         let counts = &self.worker.counts;
         counts.memory_held.set(self.worker.wires.shared.budget.used() as i64);
-        self.open
-            .inbound
-            .store(counts.of(true).open() + self.tunnels.inbound.get(), Relaxed);
-        self.open
-            .outbound
-            .store(counts.of(false).open() + self.tunnels.outbound.get(), Relaxed);
+        let (tunnels, lingering) = (&self.tunnels.open, &self.worker.lingering);
+        let inbound = counts.of(true).open() + tunnels.inbound.get() + lingering.inbound.get();
+        let outbound = counts.of(false).open() + tunnels.outbound.get() + lingering.outbound.get();
+        self.open.inbound.store(inbound, Relaxed);
+        self.open.outbound.store(outbound, Relaxed);
     }
 }
 
@@ -492,16 +501,10 @@ fn obey(worker: &mut Worker, command: Command, stop: &Stop, tunnels: &Tunnels) -
         Command::End => {
             stop.cut.cancel();
             let asked = worker.counts.of(true).open() + worker.counts.of(false).open();
-            let connections = asked + tunnels.inbound.get() + tunnels.outbound.get();
-            let calls = worker.calls.len() as u64;
-            for key in worker.calls.keys() {
-                worker.fail(key, Failure::Stopping);
-            }
-            worker.flush();
-            return Some(Cut {
-                rpcs: calls,
-                connections,
-            });
+            let connections = asked + tunnels.open.sum();
+            let rpcs = worker.calls.len() as u64;
+            worker.end_all();
+            return Some(Cut { rpcs, connections });
         }
     }
     None

@@ -76,6 +76,9 @@ impl Worker {
                 true => wire.looks_inside_headers.saturating_add(1),
                 false => 0,
             };
+            if wire.engine.is_backed_up() {
+                wire.looks_stuck = wire.looks_stuck.saturating_add(1);
+            }
             if let Some((reason, why)) = self.overdue(key) {
                 self.end_wire(key, reason, why);
                 continue;
@@ -101,8 +104,8 @@ impl Worker {
     /// Connections are replaced before the certificates end that they were made with. The streams of one that still has some
     /// then go on, and are seen; or are cut, where that is wished. Tunnels look after themselves (`door.rs`).
     fn look_at_certificates(&mut self, wall: SystemTime, tunnels: &Tunnels) {
-        let tunnels = [&tunnels.inbound_outlived, &tunnels.outbound_outlived].map(|outlived| outlived.get() as i64);
-        let [mut inbound, mut outbound] = tunnels;
+        let outlived = [&tunnels.outlived.inbound, &tunnels.outlived.outbound].map(|outlived| outlived.get() as i64);
+        let [mut inbound, mut outbound] = outlived;
         for key in self.wires.slots.keys() {
             let Some(wire) = self.wires.slots.get_mut(key) else {
                 continue;
@@ -193,9 +196,10 @@ impl Worker {
             // The PING between the two steps of GOAWAY was not answered: the last stream is named all the same.
             wire.engine.finish_goaway();
         }
-        if drained {
-            self.write_last(key);
-            self.close(key, "it was drained");
+        if drained && !wire.engine.is_drained() {
+            // It ends when all that is to be said has left.
+            let last = wire.engine.last_theirs;
+            wire.engine.say_goaway(last, Reason::NO_ERROR, "");
         }
     }
 
@@ -224,16 +228,17 @@ impl Worker {
     pub(super) fn end_wire(&mut self, key: WireKey, reason: Reason, why: &'static str) {
         if let Some((wire, _)) = self.wires.touch(key) {
             tracing::info!(peer = %wire.peer, %reason, "connection ended: {why}");
-            // Requests that were passed on may have been processed: the peer must not think otherwise.
-            let last = wire.engine.last_theirs;
-            wire.engine.say_goaway(last, reason, why);
         }
-        self.write_last(key);
+        self.say_last(key, reason, why);
         self.close(key, why);
     }
 
-    fn write_last(&mut self, key: WireKey) {
+    /// The last words to the peer of a wire that is about to be closed.
+    pub(super) fn say_last(&mut self, key: WireKey, reason: Reason, why: &'static str) {
         if let Some(wire) = self.wires.slots.get_mut(key) {
+            // Requests that were passed on may have been processed: the peer must not think otherwise.
+            let last = wire.engine.last_theirs;
+            wire.engine.say_goaway(last, reason, why);
             // Best effort: the wire is closed next, whatever the socket says.
             if let Err(error) = wire.flush(&mut self.wires.shared) {
                 tracing::debug!(peer = %wire.peer, "the last words did not leave: {error}");

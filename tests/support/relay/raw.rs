@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use portunus_sidecar::http2::hpack::{Decoder, Fields, Interner, Limits};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
 
 /// The frame DATA.
 pub const DATA: u8 = 0;
@@ -229,6 +229,15 @@ impl Raw {
     /// A client that has said its preface and SETTINGS.
     pub async fn client(addr: SocketAddr, values: &[(u16, u32)]) -> Raw {
         let mut raw = Raw::silent(addr).await;
+        raw.send(&[PREFACE, &settings(values)].concat()).await;
+        raw
+    }
+
+    /// A client whose kernel takes little that it has not read.
+    pub async fn narrow(addr: SocketAddr, values: &[(u16, u32)]) -> Raw {
+        let socket = TcpSocket::new_v4().expect("a socket");
+        socket.set_recv_buffer_size(8 << 10).expect("a small one");
+        let mut raw = Raw::of(socket.connect(addr).await.expect("it listens"));
         raw.send(&[PREFACE, &settings(values)].concat()).await;
         raw
     }

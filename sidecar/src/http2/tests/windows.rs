@@ -513,7 +513,7 @@ fn a_header_block_that_goes_on_is_counted_until_it_ends() {
     let piece = block(&[("x-a", &"a".repeat(15_000))]);
     let mut counted = |frames: &[Frame]| {
         server.feed(frames);
-        server.conn.count_kept(&mut server.shared);
+        server.conn.count_kept(0, &mut server.shared);
         server.shared.budget.used()
     };
     assert_eq!(
@@ -531,7 +531,7 @@ fn a_header_block_that_goes_on_is_counted_until_it_ends() {
     let mut server = End::server();
     let endless = [raw(kind::HEADERS, 0, 1, &piece), raw(kind::CONTINUATION, 0, 1, &piece)];
     server.feed(&endless);
-    server.conn.count_kept(&mut server.shared);
+    server.conn.count_kept(0, &mut server.shared);
     assert!(server.conn.kept() > 30_000);
     server.conn.release(&mut server.shared);
     assert_eq!(server.shared.budget.used(), 0);
@@ -547,11 +547,38 @@ fn output_that_is_not_read_is_counted_until_it_is() {
         let key = server.key(id);
         server.conn.send_headers(key, &large, false, true, &mut server.shared);
     }
-    server.conn.count_kept(&mut server.shared);
+    server.conn.count_kept(0, &mut server.shared);
     assert!(server.shared.budget.used() >= 150_000);
     let all = server.conn.output().len();
     server.conn.written(all - 60_000, &mut server.shared);
-    server.conn.count_kept(&mut server.shared);
-    assert_eq!(server.shared.budget.used(), 0, "DATA may stand there as well");
+    server.conn.count_kept(0, &mut server.shared);
+    assert!(
+        server.shared.budget.used() >= 150_000,
+        "as memory, as long as some of it is left"
+    );
     server.conn.written(60_000, &mut server.shared);
+    server.conn.count_kept(0, &mut server.shared);
+    assert_eq!(server.shared.budget.used(), 0);
+    server.conn.count_kept(140_000, &mut server.shared);
+    assert_eq!(server.shared.budget.used(), 140_000, "what is sealed is unread, too");
+}
+
+#[test]
+fn a_slow_reader_keeps_what_it_may_and_one_that_makes_us_speak_and_never_reads_does_not() {
+    let mut server = End::server();
+    let large = fields_of(&[(":status", "200"), ("x-a", &"a".repeat(15_000))]);
+    server.feed(&[ask(1, true), window_update(0, 1 << 20), window_update(1, 1 << 20)]);
+    let key = server.key(1);
+    server.conn.send_headers(key, &large, false, false, &mut server.shared);
+    server.conn.send_data(key, &[1; 1 << 20], true, &mut server.shared);
+    server.conn.count_kept(0, &mut server.shared);
+    assert!(server.conn.kept() > 100_000);
+    assert_eq!(server.conn.kept_beyond_reason(), 0);
+    for n in 1..20 {
+        let id = 2 * n + 1;
+        server.feed(&[ask(id, true)]);
+        let key = server.key(id);
+        server.conn.send_headers(key, &large, false, true, &mut server.shared);
+    }
+    assert!(server.conn.kept_beyond_reason() > 300_000);
 }
