@@ -134,6 +134,8 @@ pub struct Open {
     pub outbound: AtomicU64,
     /// Turns so far. While the worker lives, there is one a second at least.
     pub turns: AtomicU64,
+    /// Addresses that it has a connection to, or dials, each in one way: as old as the endpoints.
+    pub pools: AtomicU64,
     /// The endpoints of its services, as they were at most half a second ago, or a second while nothing is open.
     pub endpoints: Mutex<Vec<EndpointView>>,
 }
@@ -392,6 +394,7 @@ impl Loop {
                 self.worker.look_at_endpoints();
                 self.worker.flush();
                 *self.open.endpoints.lock() = self.worker.endpoints();
+                self.open.pools.store(self.worker.pools.len() as u64, Relaxed);
                 next_look = self.worker.now + upkeep::LOOK_EVERY;
             }
             self.tell_what_is_open();
