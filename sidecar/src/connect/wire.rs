@@ -38,8 +38,12 @@ pub struct Wire {
     pub side: Side,
     /// When bytes came last.
     pub heard: Instant,
-    /// When the wire was made.
-    pub born: Instant,
+    /// When the wire was made; once the SETTINGS of both sides are in force, when a look found last that a stream was open, or
+    /// had begun since the look before.
+    pub since: Instant,
+    /// The last byte of what the engine had [`begun`](Connection::begun) at the last look: that it is another one is all that
+    /// counts.
+    begun: u8,
     /// How many looks have found it inside one header block.
     pub looks_inside_headers: u16,
     /// Bytes of output that have left since the beginning: in TLS, counted before they were sealed, and all that was sealed
@@ -217,6 +221,21 @@ impl Wire {
     /// Whether the other end is a handle in this process.
     pub fn is_local(&self) -> bool {
         matches!(self.transport, Transport::Pipe(_))
+    }
+
+    /// Somebody looks at it: what lasts is counted.
+    pub(crate) fn look(&mut self, now: Instant) {
+        let engine = &self.engine;
+        self.looks_inside_headers = match engine.is_inside_headers() {
+            true => self.looks_inside_headers.saturating_add(1),
+            false => 0,
+        };
+        let begun = engine.begun() as u8;
+        let is_used = engine.open_streams() > 0 || begun != self.begun;
+        self.begun = begun;
+        if is_used && engine.heard_settings() && engine.settings_acknowledged() {
+            self.since = now;
+        }
     }
 
     /// HEADERS or DATA came.
@@ -533,7 +552,8 @@ impl Wires {
             peer,
             side,
             heard: now,
-            born: now,
+            since: now,
+            begun: 0,
             looks_inside_headers: 0,
             flushed: 0,
             shown: match (is_tls, side) {

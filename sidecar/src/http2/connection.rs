@@ -547,6 +547,11 @@ impl Connection {
         self.next_ours
     }
 
+    /// A number that is another one whenever a stream has begun meanwhile, on whichever side.
+    pub fn begun(&self) -> u32 {
+        self.last_theirs.wrapping_add(self.next_ours)
+    }
+
     /// Whether any stream is open from this identifier on.
     pub fn waits_since(&self, id: u32) -> bool {
         self.streams.iter().any(|(_, stream)| stream.id >= id)

@@ -72,10 +72,7 @@ impl Worker {
             let Some(wire) = self.wires.slots.get_mut(key) else {
                 continue;
             };
-            wire.looks_inside_headers = match wire.engine.is_inside_headers() {
-                true => wire.looks_inside_headers.saturating_add(1),
-                false => 0,
-            };
+            wire.look(self.now);
             if let Some((reason, why)) = self.overdue(key) {
                 self.end_wire(key, reason, why);
                 continue;
@@ -133,7 +130,8 @@ impl Worker {
         let wire = self.wires.slots.get(key)?;
         let engine = &wire.engine;
         let settings = engine.settings();
-        let age = self.now.saturating_duration_since(wire.born);
+        // While SETTINGS are outstanding.
+        let age = self.now.saturating_duration_since(wire.since);
         if wire.shown == Shown::Nothing && age > self.parts.dial.handshake {
             // Calls wait for it that others could serve: it is a part of the handshake to them.
             return Some((Reason::SETTINGS_TIMEOUT, NO_SETTINGS));
@@ -150,9 +148,7 @@ impl Worker {
                 "the peer did not acknowledge our SETTINGS in time",
             ));
         }
-        // The first look says nothing of how long it had been before.
-        let inside = LOOK_EVERY * u32::from(wire.looks_inside_headers.saturating_sub(1));
-        if wire.looks_inside_headers > 1 && inside >= settings.headers_timeout {
+        if wire.looks_inside_headers > 1 && lasting(wire.looks_inside_headers) >= settings.headers_timeout {
             return Some((Reason::ENHANCE_YOUR_CALM, "a header block took too long"));
         }
         let pings = wire.server.as_ref().map(|server| &server.pings);
@@ -170,7 +166,9 @@ impl Worker {
         let waits_since = |first| engine.waits_since(first);
         let server = wire.server.as_ref().filter(|_| waits && silence > ASK_AFTER);
         let ask = server.is_some_and(|server| server.pings.may_ask_whether_it_lives(self.now, waits_since));
-        let idle = !waits && silence > engine.settings().idle_timeout && !engine.is_draining();
+        // Whoever only says that it is there is idle all the same.
+        let unused = self.now.saturating_duration_since(wire.since);
+        let idle = !waits && unused > engine.settings().idle_timeout && !engine.is_draining();
         let drained = engine.is_draining() && !waits && silence > Connection::GOAWAY_PATIENCE;
         let lingering = engine.is_draining() && silence > Connection::GOAWAY_PATIENCE;
         if !(ask || idle || drained || lingering) {
@@ -240,4 +238,9 @@ impl Worker {
             }
         }
     }
+}
+
+/// How long something has lasted, at least, that so many looks have found: the first says nothing of how long it had before.
+fn lasting(looks: u16) -> Duration {
+    LOOK_EVERY * u32::from(looks.saturating_sub(1))
 }
