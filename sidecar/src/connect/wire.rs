@@ -46,6 +46,8 @@ pub struct Wire {
     begun: u8,
     /// How many looks have found it inside one header block.
     pub looks_inside_headers: u16,
+    /// How many looks have found it waiting to hear that the peer has heard that we go.
+    pub looks_unheard: u8,
     /// Bytes of output that have left since the beginning: in TLS, counted before they were sealed, and all that was sealed
     /// together once one byte of it has left.
     pub flushed: u64,
@@ -228,6 +230,10 @@ impl Wire {
         let engine = &self.engine;
         self.looks_inside_headers = match engine.is_inside_headers() {
             true => self.looks_inside_headers.saturating_add(1),
+            false => 0,
+        };
+        self.looks_unheard = match engine.goes_unheard() {
+            true => self.looks_unheard.saturating_add(1),
             false => 0,
         };
         let begun = engine.begun() as u8;
@@ -555,6 +561,7 @@ impl Wires {
             since: now,
             begun: 0,
             looks_inside_headers: 0,
+            looks_unheard: 0,
             flushed: 0,
             shown: match (is_tls, side) {
                 (true, Side::Server { .. }) => Shown::Nothing,

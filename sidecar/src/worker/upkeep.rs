@@ -170,7 +170,8 @@ impl Worker {
         let unused = self.now.saturating_duration_since(wire.since);
         let idle = !waits && unused > engine.settings().idle_timeout && !engine.is_draining();
         let drained = engine.is_draining() && !waits && silence > Connection::GOAWAY_PATIENCE;
-        let lingering = engine.is_draining() && silence > Connection::GOAWAY_PATIENCE;
+        let is_deaf = lasting(wire.looks_unheard.into()) >= Connection::GOAWAY_DEADLINE;
+        let lingering = engine.is_draining() && (silence > Connection::GOAWAY_PATIENCE || is_deaf);
         if !(ask || idle || drained || lingering) {
             return;
         }
@@ -188,7 +189,8 @@ impl Worker {
             wire.engine.begin_goaway();
         }
         if lingering {
-            // The PING between the two steps of GOAWAY was not answered: the last stream is named all the same.
+            // The PING between the two steps of GOAWAY was not answered: the last stream is named all the same. Else whoever
+            // answers no PING, and goes on talking, could begin streams for ever, though its certificate has ended.
             wire.engine.finish_goaway();
         }
         if drained {
