@@ -404,6 +404,68 @@ async fn who_is_slow_with_its_first_words_is_closed() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_connection_without_calls_is_told_to_go_and_closed_however_alive_it_shows_itself_and_no_other_is() {
+    let _with_others = MEMORY.read().await;
+    const IDLE: Duration = Duration::from_secs(1);
+    let setup = Setup {
+        http2: http2::Settings {
+            idle_timeout: IDLE,
+            ..http2::Settings::default()
+        },
+        ..inbound()
+    };
+    let world = World::with(setup).await;
+    let mut waits = world.caller().await;
+    let call = waits.begin(world::request("/a.B/C", &[("x-act", "silent")]));
+    let _call = call.await.expect("it begins");
+    let mut uses = world.caller().await;
+    let mut silent = Raw::client(world.proxy, &[]).await;
+    let mut lively = Raw::client(world.proxy, &[]).await;
+    silent.until_settled().await;
+    lively.until_settled().await;
+    let began = Instant::now();
+    let mut told = Vec::new();
+    let mut ended = Vec::new();
+    while ended.len() < 2 || began.elapsed() < 3 * IDLE {
+        assert!(began.elapsed() < PATIENCE, "told {told:?}, ended {ended:?}");
+        for (who, raw) in [("silent", &mut silent), ("lively", &mut lively)] {
+            if ended.contains(&who) {
+                continue;
+            }
+            if who == "lively" {
+                raw.send(&frame(PING, 0, 0, b"I live!!")).await;
+            }
+            while let Ok(next) = tokio::time::timeout(Duration::from_millis(20), raw.next()).await {
+                match next {
+                    Some(next) if next.kind == GOAWAY && !told.contains(&who) => {
+                        assert_eq!((next.number(), next.goaway_code()), ((1 << 31) - 1, 0), "{who}");
+                        told.push(who);
+                    }
+                    // Whoever is told to go says that it has heard.
+                    Some(next) if next.kind == PING && !next.has(raw::ACK) => {
+                        raw.send(&frame(PING, raw::ACK, 0, &next.payload)).await;
+                    }
+                    Some(_) => {}
+                    None => {
+                        assert!(began.elapsed() >= IDLE, "{who} was closed early");
+                        ended.push(who);
+                        break;
+                    }
+                }
+            }
+        }
+        // Each of these is over before anybody looks.
+        let answer = uses.call("/a.B/C", 10, 10).await.expect("answered");
+        assert_eq!(answer.grpc_status.as_deref(), Some("0"));
+    }
+    assert!(told.contains(&"silent") && told.contains(&"lively"), "{told:?}");
+    assert!(
+        !waits.has_ended() && !uses.has_ended(),
+        "who calls, or waits for an answer, stays"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn two_thousand_silent_connections_cost_little_and_hold_up_nobody() {
     let _alone = MEMORY.write().await;
     let world = World::with(inbound()).await;

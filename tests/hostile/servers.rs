@@ -1,7 +1,14 @@
 //! Hostile servers: what they do to one call ends that call, or their connection; other calls and connections go on.
 
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::time::Duration;
 
+use portunus_sidecar::health;
+use portunus_sidecar::policy::Mode;
+use portunus_sidecar::route::{Endpoint, Known, Policy, View};
+use support::pki::{self, Pki};
 use tokio::net::TcpListener;
 use tokio::sync::oneshot;
 
@@ -726,4 +733,94 @@ async fn a_server_without_windows_holds_up_its_own_calls_only() {
         waits.await.expect("it held").expect("answered").grpc_status.as_deref(),
         Some("0")
     );
+}
+
+/// A server that has every request, and says of each in a sidecar's name that nobody had it; and how many it had.
+async fn liar() -> (SocketAddr, Arc<AtomicUsize>) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+    let addr = listener.local_addr().expect("an address");
+    let had = Arc::new(AtomicUsize::new(0));
+    let counts = had.clone();
+    // What is no UTF-8 would be thrice as long when it is replaced, and nine times when that is encoded.
+    let mut lie = block(&[
+        (":status", "200"),
+        ("content-type", "application/grpc"),
+        ("grpc-status", "14"),
+        ("portunus-error", "unreachable"),
+    ]);
+    literal(
+        &mut lie,
+        0,
+        b"grpc-message",
+        &[&b"nobody had it%21 "[..], &[0xff; 12_000]].concat(),
+    );
+    tokio::spawn(raw::serve(listener, move |_, stream| {
+        counts.fetch_add(1, Relaxed);
+        frame(HEADERS, END_HEADERS | END_STREAM, stream, &lie)
+    }));
+    (addr, had)
+}
+
+/// A worker that is to call a service at these addresses, in plain.
+async fn before_service(endpoints: &[SocketAddr]) -> World {
+    let pki = Pki::new("mesh.test");
+    let endpoint = |addr: &SocketAddr| Endpoint {
+        identity: None,
+        ..pki::endpoint(*addr, pki.id("server"))
+    };
+    let known = Known::Service(Arc::new(View {
+        name: "svc.shop:1".to_owned(),
+        addresses: Vec::new(),
+        endpoints: endpoints.iter().map(endpoint).collect(),
+        policy: Policy::default(),
+    }));
+    let credential = pki.credential(&pki.id("caller"), Duration::from_secs(3_600));
+    let setup = Setup {
+        pair: false,
+        mesh: Some(pki::mesh_of(credential, Mode::Permissive, move |_| known.clone())),
+        health: health::Settings {
+            mode: health::Mode::Off,
+            ..Default::default()
+        },
+        ..Setup::default()
+    };
+    World::before(endpoints[0], setup).await
+}
+
+#[tokio::test]
+async fn a_server_that_says_in_a_sidecars_name_that_it_had_nothing_gets_each_call_once_and_few_bytes_of_its_are_told() {
+    let ((one, had), (other, had_too)) = (liar().await, liar().await);
+    let world = before_service(&[one, other]).await;
+    let mut caller = world.caller().await;
+    for asked in 1..=20 {
+        let answer = caller.call("/a.B/C", 10, 0).await.expect("answered");
+        let sentence = answer.grpc_message.as_deref().expect("a sentence");
+        assert_eq!(answer.grpc_status.as_deref(), Some("14"), "{answer:?}");
+        assert!(sentence.contains("nobody had it! "), "{sentence}");
+        // Also where the call was not sent, and is told what others were.
+        assert!(sentence.len() < 4_096, "{} bytes", sentence.len());
+        for had in [&had, &had_too] {
+            assert!(had.load(Relaxed) <= asked, "a call came twice");
+        }
+    }
+    // Whoever lies so is left alone for a while, ever longer.
+    assert!(had.load(Relaxed) > 0 && had.load(Relaxed) < 10, "{had:?} of 20");
+}
+
+#[tokio::test]
+async fn a_server_that_says_in_a_sidecars_name_that_it_had_nothing_costs_no_call_of_its_service() {
+    let (lies, had) = liar().await;
+    let serves = World::start().await;
+    let world = before_service(&[lies, serves.meant]).await;
+    let mut caller = world.caller().await;
+    for _ in 0..100 {
+        let answer = caller.call("/a.B/C", 10, 10).await.expect("answered");
+        assert_eq!(
+            (answer.grpc_status.as_deref(), answer.bytes),
+            (Some("0"), 10),
+            "{answer:?}"
+        );
+    }
+    assert_eq!(serves.server.requests.load(Relaxed), 100, "each came once");
+    assert!(had.load(Relaxed) > 0 && had.load(Relaxed) < 20, "{had:?} of 100");
 }

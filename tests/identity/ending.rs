@@ -7,16 +7,17 @@ use std::time::{Duration, Instant};
 
 use portunus_sidecar::policy::Mode;
 use portunus_sidecar::route::{Known, Policy, View};
+use portunus_sidecar::tls::SKEW;
 use portunus_sidecar::worker::Mesh;
 use support::pki::{self, Pki};
 use support::relay::bytes::Bytes;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
-use crate::authority::{Authority, OURS, PEERS};
+use crate::authority::{Authority, OURS, PEERS, soon};
 use crate::ends::{self, Ear, HANDSHAKES, id};
-use crate::plain::server_config;
-use crate::raw::{DATA, HEADERS};
+use crate::plain::{client_config, server_config};
+use crate::raw::{self, DATA, END_STREAM, GOAWAY, HEADERS, PING, Raw, frame};
 
 use crate::world::{Begun, PATIENCE, Setup, World, collect, request, send_bytes};
 
@@ -92,6 +93,51 @@ async fn connections_are_replaced_before_a_certificate_ends_and_streams_that_run
     assert_eq!(
         near.metric("grpc_client_handled_total", &["grpc_code=\"UNAVAILABLE\""]),
         0.0
+    );
+}
+
+/// A caller that hears neither GOAWAY nor the PING behind it, and goes on: with calls that end at once, and with words that
+/// carry nothing. Its certificate ends, and so do its calls.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_call_begins_on_a_connection_whose_certificate_has_ended_whatever_its_caller_hears() {
+    let root = Authority::root("root");
+    let shown = root.leaf(|params| params.not_after = soon(LIFE.as_secs() as i64).into());
+    let world = World::with(ends::inbound(&root, Mode::Strict)).await;
+    let veil = ends::veil(world.proxy, client_config(Some(&shown))).await;
+    let mut caller = Raw::client(veil, &[]).await;
+    caller.until_settled().await;
+    let began = Instant::now();
+    let (mut answered, mut last, mut is_told) = (0, Duration::ZERO, false);
+    // As long as its calls are answered; then as long again as makes sure that no other is.
+    for stream in (1..).step_by(2) {
+        let patience = LIFE + SKEW + Duration::from_secs(15);
+        assert!(
+            began.elapsed() < patience,
+            "calls are answered {last:?} after the handshake"
+        );
+        let call = raw::request(stream, "/a.B/C", &[], true);
+        caller.send(&[call, frame(PING, 0, 0, b"I live!!")].concat()).await;
+        let is_answered = async {
+            loop {
+                match caller.next().await {
+                    Some(next) if next.stream == stream && next.has(END_STREAM) => return true,
+                    Some(next) if next.kind == GOAWAY => is_told = true,
+                    Some(_) => {}
+                    None => return false,
+                }
+            }
+        };
+        if tokio::time::timeout(Duration::from_secs(2), is_answered).await != Ok(true) {
+            break;
+        }
+        (answered, last) = (answered + 1, began.elapsed());
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    assert!(is_told && answered > 10, "{answered} calls, told: {is_told}");
+    // It is told to go in time, and what it begins is heeded for 5 s longer, on a machine that has nothing else to do.
+    assert!(
+        last < LIFE + Duration::from_secs(8),
+        "the last call began {last:?} after the handshake"
     );
 }
 

@@ -10,6 +10,7 @@ use nix::time::{ClockId, clock_gettime};
 use portunus_sidecar::connect::local::{Call, Caller, Error, Heard};
 use portunus_sidecar::http2::Reason;
 use portunus_sidecar::worker::Command;
+use tokio::io::AsyncWriteExt as _;
 use tokio::net::TcpListener;
 use tokio::task::{JoinSet, spawn_local};
 
@@ -86,6 +87,11 @@ async fn before_raw(setup: Setup) -> (World, TcpListener) {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
     let addr = listener.local_addr().expect("an address");
     (World::before(addr, setup).await, listener)
+}
+
+/// A listener of the test's own.
+async fn a_port() -> TcpListener {
+    TcpListener::bind("127.0.0.1:0").await.expect("a free port")
 }
 
 #[tokio::test]
@@ -419,6 +425,53 @@ async fn a_local_call_to_nobody_is_answered_with_the_reason() {
         let sentence = answer.text("grpc-message").expect("a sentence");
         assert!(sentence.contains(&dead.to_string()), "{sentence}");
         assert_eq!(world.metric("portunus_proxy_errors_total", &[reason]), 1.0);
+    }
+}
+
+/// Whoever calls every port of a pod: those where nobody listens, one where somebody takes connections and ends them, one that
+/// does not speak HTTP/2.
+#[tokio::test]
+async fn calls_to_ports_where_nobody_answers_are_unreachable_and_nothing_is_kept_of_these_ports() {
+    const PORTS: u16 = 300;
+    let (rude, other) = (a_port().await, a_port().await);
+    let mut ports = vec![rude.local_addr(), other.local_addr()];
+    tokio::spawn(async move {
+        while let Ok((socket, _)) = rude.accept().await {
+            drop(socket);
+        }
+    });
+    tokio::spawn(async move {
+        while let Ok((mut socket, _)) = other.accept().await {
+            // Whoever hears this ends the connection.
+            let _ = socket.write_all(b"SSH-2.0-OpenSSH_9.9\r\n").await;
+        }
+    });
+    // Nobody listens at any of these: no program of this machine knows of them.
+    let nobody = |n: u16| SocketAddr::from(([127, 99, (n >> 8) as u8, n as u8], 1 + n));
+    ports.extend((0..PORTS).map(|n| Ok(nobody(n))));
+    let setup = Setup {
+        inbound: true,
+        ..Setup::default()
+    };
+    let world = World::before(free_port(), setup).await;
+    for port in ports {
+        let port = port.expect("an address");
+        let answer = world.within(async move |local| ask(&local.inbound(port), &[]).await.expect("answered"));
+        let answer = answer.await;
+        let reason = answer.text("portunus-error");
+        // Of one that took the request nobody knows.
+        assert!(
+            reason == Some("unreachable") || port.port() > PORTS && reason == Some("connection_lost"),
+            "{port}: {answer:?}"
+        );
+    }
+    world.until_all_ended().await;
+    let began = Instant::now();
+    // What is told is half a second old, or a second where there is nothing to do.
+    while began.elapsed() < Duration::from_millis(1_500) || world.open.pools.load(Relaxed) > 0 {
+        let left = world.open.pools.load(Relaxed);
+        assert!(began.elapsed() < PATIENCE, "of {left} addresses something is left");
+        tokio::time::sleep(Duration::from_millis(20)).await;
     }
 }
 

@@ -164,6 +164,16 @@ impl Pools {
         keys.copied().filter(|key| !is_own(key)).collect()
     }
 
+    /// How many there are.
+    pub fn len(&self) -> usize {
+        self.pools.len()
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.pools.is_empty()
+    }
+
     /// The pool, if it is there.
     pub fn get(&self, key: PoolKey) -> Option<&Pool> {
         self.pools.get(key)

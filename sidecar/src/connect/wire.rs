@@ -36,12 +36,18 @@ pub struct Wire {
     pub side: Side,
     /// When bytes came last.
     pub heard: Instant,
-    /// When the wire was made.
-    pub born: Instant,
+    /// When the wire was made; once the SETTINGS of both sides are in force, when a look found last that a stream was open, or
+    /// had begun since the look before.
+    pub since: Instant,
+    /// The last byte of what the engine had [`begun`](Connection::begun) at the last look: that it is another one is all that
+    /// counts.
+    begun: u8,
     /// How many looks have found it inside one header block.
     pub looks_inside_headers: u16,
     /// How many looks have found that output waits of which the socket takes nothing.
-    pub looks_stuck: u16,
+    pub looks_stuck: u8,
+    /// How many looks have found it waiting to hear that the peer has heard that we go.
+    pub looks_unheard: u8,
     /// Bytes of output that have left since the beginning: in TLS, counted before they were sealed, and all that was sealed
     /// together once one byte of it has left.
     pub flushed: u64,
@@ -64,8 +70,8 @@ pub struct Wire {
     pub(crate) mute: Option<io::Error>,
     /// Whether the wire stands in the worker's list of those that want the next turn, too.
     pub(crate) is_unfinished: bool,
-    /// The last turn that the wire had.
-    pub(crate) turn: u64,
+    /// The last turn that the wire had, in 32 bits: that it is another one is all that counts.
+    pub(crate) turn: u32,
     is_dirty: bool,
     is_finished: bool,
 }
@@ -228,6 +234,30 @@ impl Wire {
     /// Whether the other end is a handle in this process.
     pub fn is_local(&self) -> bool {
         matches!(self.transport, Transport::Pipe(_))
+    }
+
+    /// Somebody looks at it: what lasts is counted.
+    pub(crate) fn look(&mut self, now: Instant) {
+        let engine = &self.engine;
+        self.looks_inside_headers = match engine.is_inside_headers() {
+            true => self.looks_inside_headers.saturating_add(1),
+            false => 0,
+        };
+        self.looks_unheard = match engine.goes_unheard() {
+            true => self.looks_unheard.saturating_add(1),
+            false => 0,
+        };
+        // A flush of which something leaves begins anew.
+        self.looks_stuck = match engine.is_backed_up() {
+            true => self.looks_stuck.saturating_add(1),
+            false => 0,
+        };
+        let begun = engine.begun() as u8;
+        let is_used = engine.open_streams() > 0 || begun != self.begun;
+        self.begun = begun;
+        if is_used && engine.heard_settings() && engine.settings_acknowledged() {
+            self.since = now;
+        }
     }
 
     /// HEADERS or DATA came.
@@ -553,8 +583,10 @@ impl Wires {
             peer,
             side,
             heard: now,
-            born: now,
+            since: now,
+            begun: 0,
             looks_inside_headers: 0,
+            looks_unheard: 0,
             flushed: 0,
             shown: match (is_tls, side) {
                 (true, Side::Server { .. }) => Shown::Nothing,

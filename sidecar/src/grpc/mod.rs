@@ -32,6 +32,23 @@ pub fn percent_encode(text: &str) -> Vec<u8> {
     out
 }
 
+/// Reads a `grpc-message`. What is badly encoded stands as it came; what is no UTF-8 is replaced.
+pub fn percent_decode(bytes: &[u8]) -> String {
+    let mut out = Vec::with_capacity(bytes.len());
+    let mut rest = bytes;
+    while let Some((&first, behind)) = rest.split_first() {
+        let coded = behind.first_chunk::<2>().filter(|_| first == b'%');
+        let byte = coded.and_then(|digits| Some(digit(digits[0])? << 4 | digit(digits[1])?));
+        out.push(byte.unwrap_or(first));
+        rest = if byte.is_some() { &behind[2..] } else { behind };
+    }
+    String::from_utf8_lossy(&out).into_owned()
+}
+
+fn digit(byte: u8) -> Option<u8> {
+    char::from(byte).to_digit(16).map(|digit| digit as u8)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -60,5 +77,15 @@ mod tests {
     #[test]
     fn a_message_is_printable_ascii_on_the_wire() {
         assert_eq!(percent_encode("100 % \u{e9}\n"), b"100 %25 %C3%A9%0A");
+    }
+
+    #[test]
+    fn a_message_that_was_encoded_is_read_as_it_was_and_any_other_without_a_panic() {
+        let text = "100 % \u{e9}\n";
+        assert_eq!(percent_decode(&percent_encode(text)), text);
+        assert_eq!(percent_decode(b"%"), "%");
+        assert_eq!(percent_decode(b"%4"), "%4");
+        assert_eq!(percent_decode(b"%4g%%41%4a"), "%4g%AJ");
+        assert_eq!(percent_decode(b"a%ff\xff"), "a\u{fffd}\u{fffd}");
     }
 }

@@ -549,6 +549,16 @@ impl Connection {
         self.next_ours
     }
 
+    /// A number that is another one whenever a stream has begun meanwhile, on whichever side.
+    pub fn begun(&self) -> u32 {
+        self.last_theirs.wrapping_add(self.next_ours)
+    }
+
+    /// Whether the peer was told that we go and has not answered the PING behind that: it may open streams still.
+    pub fn goes_unheard(&self) -> bool {
+        self.going == Going::Announced
+    }
+
     /// Whether any stream is open from this identifier on.
     pub fn waits_since(&self, id: u32) -> bool {
         self.streams.iter().any(|(_, stream)| stream.id >= id)
@@ -855,6 +865,8 @@ impl Connection {
     /// The payload of the PING that asks a silent peer whether it lives.
     pub const KEEPALIVE_PAYLOAD: [u8; 8] = *b"ptn-live";
 
-    /// How long the graceful GOAWAY waits for its PING before it names the last stream anyway.
+    /// How long the graceful GOAWAY waits for its PING, while nothing comes, before it names the last stream anyway.
     pub const GOAWAY_PATIENCE: Duration = Duration::from_secs(1);
+    /// How long it waits for it whatever else comes.
+    pub const GOAWAY_DEADLINE: Duration = Duration::from_secs(5);
 }

@@ -13,13 +13,13 @@ use crate::connect::wire::{Flushed, Read, Shown, Wire};
 use crate::connect::{self, NO_WORD, PoolKey, Server, Side, Unreached, Via, WireKey, pool};
 use crate::exchange::{End, Exchange, Phase};
 use crate::failure::Failure;
-use crate::grpc::Code;
+use crate::grpc::{Code, percent_decode};
 use crate::http2::hpack::Name;
 use crate::http2::{Connection, Event, Head, Reason, StreamFault};
 use crate::route::ServiceKey;
 use crate::slots::Key;
 use crate::telemetry::Event as Happening;
-use crate::{inbound, outbound, tls};
+use crate::{inbound, outbound, telemetry, tls};
 
 /// A server's cancel so shortly before the deadline is its way to say that the deadline passed: timers tick in
 /// milliseconds, and what remained was rounded on its way.
@@ -433,7 +433,8 @@ impl Worker {
         let addr = call.server();
         let shared = &self.wires.shared;
         let sentence = shared.fields().value_of(Name::GrpcMessage, &shared.interner);
-        let why = sentence.map(|sentence| String::from_utf8_lossy(sentence).into_owned());
+        // It is told to callers, encoded once more, and to those as well whom it does not concern.
+        let why = sentence.map(|sentence| telemetry::cut(&percent_decode(sentence)));
         let why = why.unwrap_or_else(|| format!("the application at {addr} cannot be reached"));
         if call.exchange.take_back(&mut self.wires) {
             if !call.checks {
@@ -667,7 +668,7 @@ impl Worker {
         let mut stuck: Vec<_> = wires
             .filter(|(_, wire)| wire.engine.is_backed_up())
             .map(|(key, wire)| (wire.looks_stuck, key))
-            .filter(|(looks, _)| upkeep::LOOK_EVERY * u32::from(*looks) >= patience)
+            .filter(|(looks, _)| upkeep::lasting(u16::from(*looks)) >= patience)
             .collect();
         stuck.sort_by_key(|(looks, _)| Reverse(*looks));
         for (_, key) in stuck {

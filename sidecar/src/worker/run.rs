@@ -135,6 +135,8 @@ pub struct Open {
     pub outbound: AtomicU64,
     /// Turns so far. While the worker lives, there is one a second at least.
     pub turns: AtomicU64,
+    /// Addresses that it has a connection to, or dials, each in one way: as old as the endpoints.
+    pub pools: AtomicU64,
     /// The endpoints of its services, as they were at most half a second ago, or a second while nothing is open.
     pub endpoints: Mutex<Vec<EndpointView>>,
 }
@@ -394,6 +396,7 @@ impl Loop {
                 self.worker.look_at_endpoints();
                 self.worker.flush();
                 *self.open.endpoints.lock() = self.worker.endpoints();
+                self.open.pools.store(self.worker.pools.len() as u64, Relaxed);
                 next_look = self.worker.now + upkeep::LOOK_EVERY;
             }
             self.tell_what_is_open();
@@ -453,7 +456,7 @@ impl Loop {
         worker.turns += 1;
         for key in self.turn.drain(..) {
             // Whoever is here for two reasons has one turn all the same.
-            let turns = worker.turns;
+            let turns = worker.turns as u32;
             match worker.wires.slots.get_mut(key) {
                 Some(wire) if wire.turn != turns => wire.turn = turns,
                 _ => continue,

@@ -72,13 +72,7 @@ impl Worker {
             let Some(wire) = self.wires.slots.get_mut(key) else {
                 continue;
             };
-            wire.looks_inside_headers = match wire.engine.is_inside_headers() {
-                true => wire.looks_inside_headers.saturating_add(1),
-                false => 0,
-            };
-            if wire.engine.is_backed_up() {
-                wire.looks_stuck = wire.looks_stuck.saturating_add(1);
-            }
+            wire.look(self.now);
             if let Some((reason, why)) = self.overdue(key) {
                 self.end_wire(key, reason, why);
                 continue;
@@ -136,7 +130,8 @@ impl Worker {
         let wire = self.wires.slots.get(key)?;
         let engine = &wire.engine;
         let settings = engine.settings();
-        let age = self.now.saturating_duration_since(wire.born);
+        // While SETTINGS are outstanding.
+        let age = self.now.saturating_duration_since(wire.since);
         if wire.shown == Shown::Nothing && age > self.parts.dial.handshake {
             // Calls wait for it that others could serve: it is a part of the handshake to them.
             return Some((Reason::SETTINGS_TIMEOUT, NO_SETTINGS));
@@ -153,9 +148,7 @@ impl Worker {
                 "the peer did not acknowledge our SETTINGS in time",
             ));
         }
-        // The first look says nothing of how long it had been before.
-        let inside = LOOK_EVERY * u32::from(wire.looks_inside_headers.saturating_sub(1));
-        if wire.looks_inside_headers > 1 && inside >= settings.headers_timeout {
+        if wire.looks_inside_headers > 1 && lasting(wire.looks_inside_headers) >= settings.headers_timeout {
             return Some((Reason::ENHANCE_YOUR_CALM, "a header block took too long"));
         }
         let pings = wire.server.as_ref().map(|server| &server.pings);
@@ -173,9 +166,12 @@ impl Worker {
         let waits_since = |first| engine.waits_since(first);
         let server = wire.server.as_ref().filter(|_| waits && silence > ASK_AFTER);
         let ask = server.is_some_and(|server| server.pings.may_ask_whether_it_lives(self.now, waits_since));
-        let idle = !waits && silence > engine.settings().idle_timeout && !engine.is_draining();
+        // Whoever only says that it is there is idle all the same.
+        let unused = self.now.saturating_duration_since(wire.since);
+        let idle = !waits && unused > engine.settings().idle_timeout && !engine.is_draining();
         let drained = engine.is_draining() && !waits && silence > Connection::GOAWAY_PATIENCE;
-        let lingering = engine.is_draining() && silence > Connection::GOAWAY_PATIENCE;
+        let is_deaf = lasting(wire.looks_unheard.into()) >= Connection::GOAWAY_DEADLINE;
+        let lingering = engine.is_draining() && (silence > Connection::GOAWAY_PATIENCE || is_deaf);
         if !(ask || idle || drained || lingering) {
             return;
         }
@@ -193,7 +189,8 @@ impl Worker {
             wire.engine.begin_goaway();
         }
         if lingering {
-            // The PING between the two steps of GOAWAY was not answered: the last stream is named all the same.
+            // The PING between the two steps of GOAWAY was not answered: the last stream is named all the same. Else whoever
+            // answers no PING, and goes on talking, could begin streams for ever, though its certificate has ended.
             wire.engine.finish_goaway();
         }
         if drained && !wire.engine.is_drained() {
@@ -245,4 +242,9 @@ impl Worker {
             }
         }
     }
+}
+
+/// How long something has lasted, at least, that so many looks have found: the first says nothing of how long it had before.
+pub(super) fn lasting(looks: u16) -> Duration {
+    LOOK_EVERY * u32::from(looks.saturating_sub(1))
 }

@@ -1,9 +1,11 @@
 //! What a peer may cost: the busiest honest peers stay far from the limits, and those that only make work reach them.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use super::peer::*;
 use crate::http2::abuse::Abuse;
+use crate::http2::connection::Connection;
 use crate::http2::frame::{END_HEADERS, END_STREAM, Reason, kind, setting};
 use crate::http2::settings::Settings;
 
@@ -348,6 +350,73 @@ fn a_table_full_of_metadata_that_each_call_refers_to_is_welcome() {
         server.said();
     }
     assert!(is_content(&mut server));
+}
+
+/// What became of blocks that each refer so often to one field, which fills the table, and which our own has no room for.
+#[derive(Debug, Default)]
+struct Unfolded {
+    /// Blocks that were passed on.
+    blocks: usize,
+    /// What their sender said in all, what the header lists count, and what a server was told.
+    came: usize,
+    meant: usize,
+    left: usize,
+    is_cut: bool,
+}
+
+fn unfold(references: usize, blocks: u32) -> Unfolded {
+    let mut server = End::server();
+    let mut client = Connection::client(Arc::default(), false, server.now, &mut server.shared);
+    let entry = [&[0x40][..], &block(&[("x-large", &"x".repeat(3_900))])[1..]].concat();
+    let mut unfolded = Unfolded::default();
+    for n in 0..blocks {
+        let first = if n == 0 { &entry[..] } else { &[] };
+        let list = [&block(&request()), first, &vec![0x80 | 62; references]].concat();
+        let frames = [raw(kind::HEADERS, END_HEADERS | END_STREAM, 1 + 2 * n, &list)];
+        unfolded.came += bytes_of(&frames).len();
+        server.feed(&frames);
+        server.said();
+        if server.fatal.is_some() {
+            unfolded.is_cut = true;
+            break;
+        }
+        unfolded.blocks += 1;
+        unfolded.meant += server.shared.fields().list_size();
+        let fields = server.shared.take_fields(Box::default());
+        let up = client.open(0, false).expect("there is room");
+        let before = client.output().len();
+        client.send_headers(up, &fields, false, true, &mut server.shared);
+        unfolded.left += client.output().len() - before;
+        server.shared.take_fields(fields);
+        client.reset(up, Reason::CANCEL, &mut server.shared);
+        client.written(client.output().len(), &mut server.shared);
+        server.answer(1 + 2 * n, true);
+        server.said();
+    }
+    unfolded
+}
+
+#[test]
+fn what_a_server_is_told_for_a_small_block_is_no_more_than_it_means_and_what_is_far_more_is_paid_for() {
+    // 256 bytes for each piece of the purse, and eight pieces that a call earns.
+    const PURSE: usize = 10_000 * 256;
+    const EARNED: usize = 8 * 256;
+    // Three times what a table holds, and four times what was said.
+    const FREE: usize = 3 * 4_096;
+    for references in 0..17 {
+        let unfolded = unfold(references, 5_000);
+        let Unfolded {
+            blocks,
+            came,
+            meant,
+            left,
+            is_cut,
+        } = unfolded;
+        assert!(left <= meant, "{references} references: {unfolded:?}");
+        let most = PURSE + blocks * (FREE + EARNED + 256) + 4 * came;
+        assert!(left <= most, "{references} references: {unfolded:?}");
+        assert_eq!(is_cut, references > 3, "{references} references: {unfolded:?}");
+    }
 }
 
 #[test]
