@@ -149,7 +149,7 @@ fn greeter(endpoints: u8) -> v1::update::What {
 fn endpoints(known: &Known) -> Option<usize> {
     match known {
         Known::Service(view) => Some(view.endpoints.len()),
-        Known::Pending | Known::Endpoint(_) | Known::Outside(_) => None,
+        Known::Pending | Known::Unusable(_) | Known::Endpoint(_) | Known::Outside(_) => None,
     }
 }
 

@@ -483,6 +483,7 @@ impl Door {
                     tracing::info!(%meant, "connection ended: {error}");
                     self.counts.ended(match error {
                         Unreached::ControlSilent(_) | Unreached::Full(..) => Ending::ControlSilent,
+                        Unreached::Unusable(..) => Ending::ControlUnusable,
                         Unreached::Dial(_) | Unreached::NoEndpoint(_) => Ending::TunnelUnreachable,
                     });
                     client.reset();
