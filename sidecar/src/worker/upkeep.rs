@@ -2,6 +2,8 @@
 
 use std::time::{Duration, SystemTime};
 
+use portunus_logbook::Line;
+
 use super::Worker;
 use super::events::SPARED;
 use super::run::Tunnels;
@@ -223,10 +225,13 @@ impl Worker {
     /// Closes a wire, and tells its peer why, as far as it listens.
     pub(super) fn end_wire(&mut self, key: WireKey, reason: Reason, why: &'static str) {
         if let Some((wire, _)) = self.wires.touch(key) {
-            tracing::info!(peer = %wire.peer, %reason, "connection ended: {why}");
+            let peer = wire.peer;
             // Requests that were passed on may have been processed: the peer must not think otherwise.
             let last = wire.engine.last_theirs;
             wire.engine.say_goaway(last, reason, why);
+            if let Some(Line { left_out }) = self.may_log(peer) {
+                tracing::info!(%peer, %reason, left_out, "connection ended: {why}");
+            }
         }
         self.write_last(key);
         self.close(key, why);
