@@ -3,6 +3,7 @@
 //! What the server itself answers or resets is not a failure of ours: it crosses as it is.
 
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use crate::exchange::Answer;
@@ -94,6 +95,17 @@ pub enum Failure {
         /// What was asked for.
         service: String,
     },
+    /// What control said of the service, or of whoever is at its addresses, is nothing that can be taken.
+    #[error(
+        "what control says of {service} cannot be used, so it is not known whether that belongs to the mesh, and it cannot be \
+         called: {why}"
+    )]
+    ControlUnusable {
+        /// What was asked for.
+        service: String,
+        /// What is wrong with the answer.
+        why: Arc<str>,
+    },
     /// The port does not take the call in the way in which it came.
     #[error("{0}")]
     NotAllowed(#[from] policy::Refusal),
@@ -179,6 +191,7 @@ reasons! {
         Failure::Stalled { .. } => "stalled",
         Failure::NoEndpoint { .. } => "no_endpoint",
         Failure::ControlSilent { .. } => "control_silent",
+        Failure::ControlUnusable { .. } => "control_unusable",
         Failure::Unreachable { .. } => "unreachable",
         Failure::Loop { .. } => "loop",
         Failure::TooManyWaiting { .. } => "too_many_waiting",
@@ -222,6 +235,7 @@ impl Failure {
             | Failure::TooManyWaiting { .. } => Code::ResourceExhausted,
             Failure::NoEndpoint { .. }
             | Failure::ControlSilent { .. }
+            | Failure::ControlUnusable { .. }
             | Failure::NotAllowed(policy::Refusal::PolicyUnknown { .. })
             | Failure::Unreachable { .. }
             | Failure::Loop { .. }
@@ -254,6 +268,7 @@ impl Failure {
             Failure::MemoryBudget { .. }
             | Failure::Loop { .. }
             | Failure::ControlSilent { .. }
+            | Failure::ControlUnusable { .. }
             | Failure::NotAllowed(policy::Refusal::PolicyUnknown { .. })
             | Failure::Stopping => Fault::Sidecar,
         }
@@ -274,6 +289,7 @@ impl Failure {
             | Failure::MemoryBudget { .. }
             | Failure::NoEndpoint { .. }
             | Failure::ControlSilent { .. }
+            | Failure::ControlUnusable { .. }
             | Failure::NotAllowed(_)
             | Failure::Unreachable { .. }
             | Failure::Loop { .. }

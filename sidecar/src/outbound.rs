@@ -18,7 +18,7 @@ use crate::exchange::End;
 use crate::failure::Failure;
 use crate::grpc::timeout;
 use crate::http2::hpack::Name;
-use crate::route::{ByTag, Lack, NO_NAME, Named, Service, ServiceKey, Turn};
+use crate::route::{ByTag, Lack, NO_NAME, Named, Service, ServiceKey, Services, Turn};
 use crate::worker::Worker;
 
 /// An RPC began on a connection of the application's. Its header list stands in the wires' shared fields.
@@ -56,8 +56,11 @@ fn find(worker: &mut Worker, key: CallKey) -> Result<(), Failure> {
             match service.owns(meant, now) {
                 Some(true) => named,
                 Some(false) => worker.of_address(meant),
-                None if waits(service, key)? => return Ok(()),
-                None => worker.of_address(meant),
+                None => match waits(service, key) {
+                    Ok(true) => return Ok(()),
+                    Ok(false) => worker.of_address(meant),
+                    Err(failure) => return Err(in_full(&worker.services, named, failure)),
+                },
             }
         }
         None => worker.of_address(meant),
@@ -90,8 +93,10 @@ fn go(worker: &mut Worker, key: CallKey) -> Result<(), Failure> {
     let now = worker.now;
     let call = worker.calls.get_mut(key).ok_or_else(gone)?;
     let service = worker.services.get_mut(call.service).ok_or_else(gone)?;
-    let Some(endpoint) = pick(call, service, key, now, &mut worker.rng)? else {
-        return Ok(());
+    let endpoint = match pick(call, service, key, now, &mut worker.rng) {
+        Ok(Some(endpoint)) => endpoint,
+        Ok(None) => return Ok(()),
+        Err(failure) => return Err(in_full(&worker.services, call.service, failure)),
     };
     // From here on the call is load there. A check is none.
     let begun = service.balancer.begin(endpoint, !call.checks).ok_or_else(gone)?;
@@ -172,14 +177,23 @@ fn gone() -> Failure {
 fn waits(service: &mut Service, key: CallKey) -> Result<bool, Failure> {
     match service.lookup.join(key.to_bits()) {
         Turn::Waits => Ok(true),
-        Turn::Late(Lack::Word | Lack::Owners) => Err(control_silent(service)),
+        Turn::Late(Lack::Word | Lack::Owners) => Err(Failure::ControlSilent {
+            service: service.name.clone(),
+        }),
         Turn::Late(Lack::Addresses) | Turn::Done => Ok(false),
     }
 }
 
-fn control_silent(service: &Service) -> Failure {
-    Failure::ControlSilent {
-        service: service.name.clone(),
+/// The same failure, or a truer one: control may have spoken, and said what cannot be used.
+#[cold]
+fn in_full(services: &Services, key: ServiceKey, failure: Failure) -> Failure {
+    let unusable = || services.unusable(services.get(key)?);
+    match failure {
+        Failure::ControlSilent { service } => match unusable() {
+            Some(why) => Failure::ControlUnusable { service, why },
+            None => Failure::ControlSilent { service },
+        },
+        other => other,
     }
 }
 

@@ -25,6 +25,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use portunus_logbook::{Line, Noise};
 use rand::rngs::StdRng;
 
 use crate::accept::PodAddresses;
@@ -75,6 +76,8 @@ pub(crate) struct Worker {
     access: Option<AccessLog>,
     /// The line of the access log that is being written; kept for its memory alone.
     line: String,
+    /// How much its log says of each peer.
+    noise: Noise,
     /// What is said to the application in the same words again and again.
     pub(crate) said: Said,
     /// What the pod's ports take.
@@ -131,6 +134,11 @@ impl Worker {
     #[inline]
     pub(crate) fn modes(&self) -> &policy::Inbound {
         &self.modes
+    }
+
+    /// Whether a line of the log may be about this peer, who has failed perhaps more often than anybody wants to read.
+    fn may_log(&mut self, peer: SocketAddr) -> Option<Line> {
+        self.noise.line(peer.ip(), self.now)
     }
 
     /// A call begins: its header list is taken over, and what can be said of it at once is said.

@@ -16,6 +16,7 @@ use crate::authority::{Authority, Shown};
 use crate::ends::{self, Ear};
 use crate::log;
 use crate::plain::client_config;
+use crate::raw;
 use crate::world::{World, collect, request};
 
 /// A connection that has proven nothing is closed within this time.
@@ -348,4 +349,38 @@ async fn a_second_hello_inside_the_first_is_no_renegotiation() {
     let ended = tokio::time::timeout(AT_MOST, stream.read_to_end(&mut heard)).await;
     assert!(ended.is_ok(), "it lives on");
     assert!(application.has_heard_nothing());
+}
+
+#[tokio::test]
+async fn a_peer_that_breaks_http_2_without_end_is_cut_short_in_the_log() {
+    const CONNECTIONS: usize = 300;
+    let _alone = ALONE.lock().await;
+    log::keep();
+    let world = World::start().await;
+    let noisy = |last| std::net::Ipv4Addr::new(127, 9, 9, last);
+    // A PING of one byte.
+    let broken = [raw::PREFACE, &raw::settings(&[]), &raw::frame(raw::PING, 0, 0, &[0])].concat();
+    let call = async |address: std::net::Ipv4Addr| {
+        let socket = tokio::net::TcpSocket::new_v4().expect("a socket");
+        socket.bind((address, 0).into()).expect("an address of loopback");
+        let mut socket = socket.connect(world.proxy).await.expect("it listens");
+        socket.write_all(&broken).await.expect("it is read");
+        // It ends, in whatever way.
+        let _ = socket.read_to_end(&mut Vec::new()).await;
+    };
+    let said = log::end();
+    let began = Instant::now();
+    for _ in 0..CONNECTIONS {
+        call(noisy(1)).await;
+    }
+    let took = began.elapsed();
+    call(noisy(2)).await;
+    said.says(&["127.9.9.2", "connection ended"]).await;
+    let lines = said.count(&["127.9.9.1", "connection ended"]);
+    // A machine that takes ten seconds for it all says some of the next ten seconds, too.
+    let most = 100 * (1 + took.as_secs() as usize / 10);
+    assert!(
+        (100..=most).contains(&lines),
+        "{lines} lines of {CONNECTIONS} connections in {took:?}"
+    );
 }

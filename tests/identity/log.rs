@@ -46,6 +46,11 @@ impl Place {
         }
     }
 
+    /// How many lines from here on have all of these.
+    pub fn count(mut self, parts: &[&str]) -> usize {
+        std::iter::from_fn(|| self.read(parts)).count()
+    }
+
     /// The next line that has all of these; what was read is not read again.
     fn read(&mut self, parts: &[&str]) -> Option<String> {
         let lines = LINES.get()?.lock();

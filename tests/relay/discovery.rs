@@ -198,3 +198,44 @@ async fn a_call_to_a_name_says_that_control_is_silent_when_it_says_nothing_of_th
         assert!(Instant::now() < until, "it is never called again");
     }
 }
+
+#[tokio::test]
+async fn a_call_is_told_at_once_what_is_wrong_with_what_control_says_and_goes_on_when_it_says_better() {
+    let control = Control::default();
+    let hosts = Hosts::of("unusable-control", "127.0.0.1 outside.test\n");
+    let world = world(&control, Some(&hosts)).await;
+    let wrong = || Known::Unusable("0 is not a port".into());
+    let caller = world.caller().await;
+    // Of the address, of the name, and of the address that the name has.
+    control.says(Subject::Address(world.meant), wrong());
+    control.says(name("wrong.test", world.meant), wrong());
+    control.says(name("outside.test", world.meant), outside());
+    let authority = |host: &str| format!("{host}:{}", world.meant.port());
+    for (authority, most) in [
+        (world.meant.to_string(), Duration::from_secs(1)),
+        (authority("wrong.test"), Duration::from_secs(1)),
+        (authority("outside.test"), PATIENCE),
+    ] {
+        let began = Instant::now();
+        let refused = call_to(&caller, &authority).await.expect("it held");
+        assert_eq!(
+            (reason(&refused), refused.grpc_status.as_deref()),
+            ("control_unusable", Some("14")),
+            "{authority}: {refused:?}"
+        );
+        let sentence = format!("{refused:?}");
+        assert!(sentence.contains("0 is not a port"), "{sentence}");
+        assert!(began.elapsed() < most, "{authority}: it waited");
+    }
+    control.says(Subject::Address(world.meant), outside());
+    let until = Instant::now() + PATIENCE;
+    while call_to(&caller, &authority("outside.test"))
+        .await
+        .expect("it held")
+        .grpc_status
+        .as_deref()
+        != Some("0")
+    {
+        assert!(Instant::now() < until, "it is never called again");
+    }
+}

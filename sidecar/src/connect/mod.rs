@@ -9,6 +9,7 @@ pub mod pool;
 mod resets;
 pub mod resolve;
 mod stream;
+mod waiting;
 pub mod wire;
 
 pub use dial::{Dialler, Error, Own, Settings};

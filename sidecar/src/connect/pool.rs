@@ -1,12 +1,13 @@
 //! Connections to one address, used by all who call it: a further one opens when the peer's stream limit is reached or
 //! one drains.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use portunus_proto::SpiffeId;
 
+use super::waiting::Waiting;
 use super::wire::{WireKey, Wires};
 use crate::slots::{Key, Slots};
 
@@ -57,7 +58,7 @@ pub struct Pool {
     pub via: Via,
     wires: Vec<WireKey>,
     dialling: usize,
-    waiting: VecDeque<u64>,
+    waiting: Waiting,
     /// That dials fail.
     in_vain: Option<InVain>,
     /// Streams that its connections take at once, as one of them said.
@@ -149,7 +150,7 @@ impl Pools {
             via,
             wires: Vec::new(),
             dialling: 0,
-            waiting: VecDeque::new(),
+            waiting: Waiting::default(),
             in_vain: None,
             streams: None,
         });
@@ -200,7 +201,7 @@ impl Pools {
             pool.in_vain = pool.in_vain.filter(|in_vain| since(in_vain.last, now) < DIAL_AGAIN);
             pool.has_hope_again();
         }
-        pool.waiting.push_back(call);
+        pool.waiting.join(call);
         if usable.is_some() {
             return Reach::Wait;
         }
@@ -264,7 +265,7 @@ impl Pools {
         if pool.dialling > 0 || has_hope {
             return Vec::new();
         }
-        pool.waiting.drain(..).collect()
+        pool.waiting.take_all()
     }
 
     /// A wire is gone.
@@ -288,7 +289,7 @@ impl Pools {
         let wire = pool.usable(wires)?;
         // There is room from time to time: that is worth waiting for.
         pool.has_hope_again();
-        Some((pool.waiting.pop_front()?, wire))
+        Some((pool.waiting.next()?, wire))
     }
 
     /// Whether calls wait while nobody dials and no wire could take them, and a further connection may be dialled now: that is
@@ -312,12 +313,8 @@ impl Pools {
 
     /// The calls that wait and are such a one: they wait here no longer.
     pub fn take_waiting(&mut self, key: PoolKey, is_such: impl Fn(u64) -> bool) -> Vec<u64> {
-        let Some(pool) = self.pools.get_mut(key) else {
-            return Vec::new();
-        };
-        let (taken, left): (Vec<_>, _) = pool.waiting.drain(..).partition(|call| is_such(*call));
-        pool.waiting = left.into();
-        taken
+        let pool = self.pools.get_mut(key);
+        pool.map_or_else(Vec::new, |pool| pool.waiting.take(is_such))
     }
 
     /// What it says of the address that no connection came of a dial: nothing, while one stands that new calls may use
@@ -329,10 +326,10 @@ impl Pools {
         }
     }
 
-    /// A call no longer waits.
+    /// A call no longer waits, if it did.
     pub fn forget(&mut self, key: PoolKey, call: u64) {
         if let Some(pool) = self.pools.get_mut(key) {
-            pool.waiting.retain(|waiting| *waiting != call);
+            pool.waiting.leave(call);
         }
     }
 
@@ -411,6 +408,7 @@ pub fn is_worn(wire: &super::wire::Wire) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::VecDeque;
     use std::sync::Arc;
 
     use super::super::pipe::Pipe;
@@ -539,6 +537,29 @@ mod tests {
                 assert!(right.contains(&waited), "{waited:?}, {later} s later");
             }
         }
+    }
+
+    #[test]
+    fn as_many_calls_wait_as_may_whoever_left_before() {
+        let mut town = Town::new();
+        for call in 0..2 * MOST_WAITING as u64 {
+            assert_ne!(town.reach(call), Reach::Full, "the {call}th");
+            if call % 2 == 0 {
+                town.pools.forget(town.pool, call);
+            }
+        }
+        assert_eq!(town.reach(1_000_000), Reach::Full);
+        // One that never waited makes no room, and one that did makes it for one.
+        town.pools.forget(town.pool, 0);
+        assert_eq!(town.reach(1_000_000), Reach::Full);
+        town.pools.forget(town.pool, 9_999);
+        assert_eq!(town.reach(1_000_000), Reach::Wait);
+        assert_eq!(town.reach(1_000_001), Reach::Full);
+        let waiting = town.pools.take_waiting(town.pool, |_| true);
+        assert_eq!(
+            (waiting.len(), waiting.first(), waiting.last()),
+            (MOST_WAITING, Some(&1), Some(&1_000_000))
+        );
     }
 
     #[test]

@@ -9,6 +9,7 @@ use tokio::time::timeout;
 use tonic::Code;
 use tonic::transport::Channel;
 
+use super::holder::Trust;
 use super::pace::Came;
 use super::token::{NoToken, Token};
 use super::wire::{self, Refused};
@@ -32,6 +33,8 @@ pub(super) struct Certified {
     pub(super) credential: Credential,
     pub(super) roots: Vec<CertificateDer<'static>>,
     pub(super) bundle: Bundle,
+    /// How often the stream had brought other roots when this was asked for.
+    pub(super) brought: u64,
     pub(super) workload: String,
 }
 
@@ -89,7 +92,7 @@ impl Failed {
 }
 
 /// Asks. The key is new, and lives on in the credential alone.
-pub(super) async fn ask(channel: Channel, proof: Proof, trust: &Bundle, within: Duration) -> Result<Certified, Failed> {
+pub(super) async fn ask(channel: Channel, proof: Proof, trust: &Trust, within: Duration) -> Result<Certified, Failed> {
     let key = Key::generate()?;
     let csr = key.request(None)?;
     let (join_token, workload) = match proof {
@@ -106,7 +109,7 @@ pub(super) async fn ask(channel: Channel, proof: Proof, trust: &Bundle, within: 
         Ok(answer) => answer.map_err(Box::new)?.into_inner(),
         Err(_) => return Err(Failed::Late(within)),
     };
-    let ours = trust.trust_domain();
+    let ours = trust.bundle.trust_domain();
     let roots = wire::roots(answer.bundle.ok_or(Refused::Missing("bundle"))?, ours)?;
     let bundle = Bundle::new(ours.clone(), &roots)?;
     let workload = wire::workload(answer.workload)?;
@@ -115,6 +118,7 @@ pub(super) async fn ask(channel: Channel, proof: Proof, trust: &Bundle, within: 
         credential,
         roots,
         bundle,
+        brought: trust.brought,
         workload,
     })
 }

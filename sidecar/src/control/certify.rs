@@ -11,7 +11,7 @@ use tracing::{info, warn};
 
 use super::Wall;
 use super::ask::{Certified, Failed, Proof, ask};
-use super::holder::{Current, Holder, serves};
+use super::holder::{Current, Holder, Source, serves};
 use super::pace::{Came, Pace};
 use super::reach::{Controls, Nobody};
 use super::settings::Settings;
@@ -176,7 +176,7 @@ impl Certifying {
     }
 
     async fn request(&mut self, proof: Proof, held: Option<&Current>) -> Result<Certified, Failed> {
-        let trust = self.holder.bundle();
+        let trust = self.holder.trust().bundle;
         let until = Instant::now() + LOOK;
         let credential = held.map(|held| &held.credential);
         let reached = self.controls.reach(&trust, credential, until).await;
@@ -185,7 +185,7 @@ impl Certifying {
             Nobody::Resting => Failed::Resting,
         })?;
         let within = self.settings.answer_timeout;
-        let asked = Instant::now();
+        let (asked, trust) = (Instant::now(), self.holder.trust());
         let certified = match ask(reached.channel, proof, &trust, within).await {
             Ok(certified) if !serves(&certified.credential, (self.wall)()) => {
                 // It is kept: once the clock is right, it serves.
@@ -212,6 +212,7 @@ impl Certifying {
             credential,
             roots,
             bundle,
+            brought,
             workload,
         } = certified;
         let renewal = Renewal::of(credential.not_before(), credential.not_after(), luck());
@@ -226,14 +227,15 @@ impl Certifying {
         }
         // By a clock that is wrong, here or there, one that serves would be given away for one that does not.
         let held_serves = self.holder.held().is_some_and(|held| serves(&held.credential, wall));
-        if serves(&credential, wall) || !held_serves {
-            // The bundle that came with it is a part of it already.
-            self.holder.hold(credential, workload, wall);
-        }
-        match self.holder.believe(roots, bundle, wall) {
+        match self.holder.believe(roots, bundle, Source::Answer { brought }, wall) {
             Ok(true) => info!("the trust bundle changed"),
             Ok(false) => {}
             Err(why) => warn!(%why, "the trust bundle cannot be used"),
+        }
+        if (serves(&credential, wall) || !held_serves)
+            && let Err(why) = self.holder.hold(credential, workload, wall)
+        {
+            warn!(%why, "the certificate cannot be used");
         }
         self.show(wall, Why::Gone);
         renewal

@@ -169,7 +169,7 @@ impl Directory {
         tells
     }
 
-    /// Takes an answer, whole or not at all.
+    /// Takes an answer, whole or not at all. Where it is the first and cannot be taken, whoever waits for it is told why.
     pub(super) fn learn(&self, subject: &Subject, answer: Result<Known, Refused>) -> Learned {
         let mut followed = self.0.followed.lock();
         let Followed {
@@ -203,6 +203,13 @@ impl Directory {
             }
             Err(why) if one.refused.as_ref() == Some(&why) => Learned::Refused(None),
             Err(why) => {
+                one.known.send_if_modified(|before| {
+                    let is_first = !before.is_known();
+                    if is_first {
+                        *before = Arc::new(Known::Unusable(why.to_string().into()));
+                    }
+                    is_first
+                });
                 one.refused = Some(why.clone());
                 Learned::Refused(Some(why))
             }
@@ -381,6 +388,28 @@ mod tests {
             Learned::News,
             "now there is room"
         );
+    }
+
+    #[test]
+    fn whoever_waits_is_told_why_the_first_answer_is_not_taken() {
+        let directory = directory(3, 10);
+        let [mut first, mut second] = ["a", "b"].map(|host| directory.follow(name(host)).expect("there is room"));
+        let unusable = |why: Refused| Known::Unusable(why.to_string().into());
+        directory.learn(&name("a"), Err(Refused::Port(0)));
+        assert!(first.has_changed().expect("it is followed"), "nobody is told");
+        assert_eq!(**first.borrow_and_update(), unusable(Refused::Port(0)));
+        directory.learn(&name("a"), Err(Refused::Port(0)));
+        assert!(!first.has_changed().expect("it is followed"), "it is told twice");
+        let too_many = Refused::TooManyInAll { found: 11, most: 10 };
+        directory.learn(&name("b"), Ok(service(11)));
+        assert_eq!(**second.borrow_and_update(), unusable(too_many));
+        // Another reason is as good as none; an answer is better than both.
+        directory.learn(&name("b"), Err(Refused::Port(0)));
+        assert_eq!(**second.borrow(), unusable(Refused::Port(0)));
+        assert_eq!(directory.learn(&name("b"), Ok(service(10))), Learned::News);
+        assert_eq!(**second.borrow(), service(10));
+        directory.learn(&name("b"), Err(Refused::Port(0)));
+        assert_eq!(**second.borrow(), service(10), "what is known stays");
     }
 
     #[test]

@@ -18,7 +18,7 @@ use tracing::{debug, info, warn};
 use super::Wall;
 use super::ask::{is_broken, of_status};
 use super::directory::{Directory, Learned, Tell};
-use super::holder::{Current, Holder};
+use super::holder::{Current, Holder, Source};
 use super::pace::{Came, some};
 use super::reach::{Controls, Nobody, Reached};
 use super::settings::Settings;
@@ -100,7 +100,7 @@ impl Following {
                 self.controls.forgive();
             }
             let until = Instant::now() + LOOK;
-            let trust = self.holder.bundle();
+            let trust = self.holder.trust().bundle;
             match self.controls.reach(&trust, Some(&current.credential), until).await {
                 Ok(reached) => self.stream(reached, &current).await,
                 Err(Nobody::Because(why)) => self.away(&why),
@@ -233,12 +233,12 @@ impl Following {
     }
 
     fn believe(&self, bundle: v1::Bundle) {
-        let ours = self.holder.bundle().trust_domain().clone();
+        let ours = self.holder.trust().bundle.trust_domain().clone();
         let believed = wire::roots(bundle, &ours)
             .map_err(|why| why.to_string())
             .and_then(|roots| {
                 let bundle = Bundle::new(ours, &roots).map_err(|why| why.to_string())?;
-                let believed = self.holder.believe(roots, bundle, (self.wall)());
+                let believed = self.holder.believe(roots, bundle, Source::Stream, (self.wall)());
                 believed.map_err(|why| why.to_string())
             });
         match believed {

@@ -18,9 +18,28 @@ pub(super) struct Holder {
     disbelief: Notify,
 }
 
+/// Whom we believe, and since when: bundles have no number of their own.
+pub(super) struct Trust {
+    pub(super) bundle: Bundle,
+    /// How often the stream had brought other roots.
+    pub(super) brought: u64,
+}
+
+/// Where roots come from.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Source {
+    /// The stream, which brings them in their order.
+    Stream,
+    /// The answer to a question that was asked when the stream had brought so many. Where it has brought others since, nobody
+    /// knows which are newer. The stream's hold: if they are the older ones, the stream is about to say so.
+    Answer { brought: u64 },
+}
+
 struct Held {
     roots: Vec<CertificateDer<'static>>,
     bundle: Bundle,
+    /// How often the stream has brought other roots.
+    brought: u64,
     credential: Option<Current>,
     /// Control does not believe it.
     is_disbelieved: bool,
@@ -41,6 +60,7 @@ impl Holder {
         let held = Held {
             roots,
             bundle,
+            brought: 0,
             credential: None,
             is_disbelieved: false,
         };
@@ -63,8 +83,12 @@ impl Holder {
     }
 
     /// Whom we believe.
-    pub(super) fn bundle(&self) -> Bundle {
-        self.held.lock().bundle.clone()
+    pub(super) fn trust(&self) -> Trust {
+        let held = self.held.lock();
+        Trust {
+            bundle: held.bundle.clone(),
+            brought: held.brought,
+        }
     }
 
     /// The certificate that we have, whether it serves or not.
@@ -72,7 +96,7 @@ impl Holder {
         self.held.lock().credential.clone()
     }
 
-    /// Believes others from now on. Whether that was news.
+    /// Believes others from now on, unless they may be older than those that are believed. Whether that was news.
     ///
     /// # Errors
     /// When the bundle is not for the certificate that we have.
@@ -80,23 +104,30 @@ impl Holder {
         &self,
         roots: Vec<CertificateDer<'static>>,
         bundle: Bundle,
+        from: Source,
         wall: SystemTime,
     ) -> Result<bool, Unusable> {
         let mut held = self.held.lock();
-        if held.roots == roots {
+        let is_older = matches!(from, Source::Answer { brought } if brought != held.brought);
+        if held.roots == roots || is_older {
             return Ok(false);
         }
         if let Some(current) = &mut held.credential {
             current.credential = current.credential.with_bundle(bundle.clone())?;
         }
         (held.roots, held.bundle) = (roots, bundle);
+        held.brought += u64::from(matches!(from, Source::Stream));
         self.publish(&held, wall);
         Ok(true)
     }
 
-    /// Holds another certificate from now on; the one before is dropped, and its key with it.
-    pub(super) fn hold(&self, credential: Credential, workload: String, wall: SystemTime) {
+    /// Holds another certificate from now on, with the roots that are believed; the one before is dropped, and its key with it.
+    ///
+    /// # Errors
+    /// When those roots are not for this certificate.
+    pub(super) fn hold(&self, credential: Credential, workload: String, wall: SystemTime) -> Result<(), Unusable> {
         let mut held = self.held.lock();
+        let credential = credential.with_bundle(held.bundle.clone())?;
         let serial = held.credential.as_ref().map_or(1, |before| before.serial + 1);
         held.credential = Some(Current {
             credential,
@@ -105,6 +136,7 @@ impl Holder {
         });
         held.is_disbelieved = false;
         self.publish(&held, wall);
+        Ok(())
     }
 
     /// Control does not believe the certificate of this serial, though it serves. It may have been replaced since.

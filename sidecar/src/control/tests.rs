@@ -12,7 +12,8 @@ use portunus_proto::SpiffeId;
 use portunus_proto::mesh::v1;
 use portunus_proto::mesh::v1::follow_request::Ask;
 use portunus_proto::mesh::v1::follow_response::Answer;
-use tokio::time::timeout;
+use tokio::sync::Notify;
+use tokio::time::{Instant, timeout};
 use tokio_util::sync::DropGuard;
 use tonic::Status as Refusal;
 
@@ -149,7 +150,7 @@ fn greeter(endpoints: u8) -> v1::update::What {
 fn endpoints(known: &Known) -> Option<usize> {
     match known {
         Known::Service(view) => Some(view.endpoints.len()),
-        Known::Pending | Known::Endpoint(_) | Known::Outside(_) => None,
+        Known::Pending | Known::Unusable(_) | Known::Endpoint(_) | Known::Outside(_) => None,
     }
 }
 
@@ -600,6 +601,43 @@ async fn another_bundle_is_believed_at_once_and_a_wrong_one_never() {
     let changed = sidecar.control.credential().load_full().expect("it is there");
     assert!(!Arc::ptr_eq(&first, &changed) && first.not_after() == changed.not_after());
     assert_eq!(fake.seen().hellos.len(), 1, "and the stream is the same");
+}
+
+#[tokio::test]
+async fn roots_that_the_stream_brings_are_not_undone_by_an_answer_that_was_under_way() {
+    let fake = Fake::new();
+    // It is to be renewed at once.
+    fake.say(|said| said.life = (8 * HOUR, 2 * HOUR));
+    let control = fake.listen().await;
+    let sidecar = sidecar(&fake, &[control.addr]);
+    let first = sidecar
+        .until(Duration::from_secs(5), |status| status.certificate.serves())
+        .await;
+    let answers = Arc::new(Notify::new());
+    fake.say(|said| {
+        said.life = (HOUR, 24 * HOUR);
+        said.answers_when = Some(answers.clone());
+    });
+    let asked = timeout(Duration::from_secs(5), fake.until(|seen| seen.by_token.len() == 2)).await;
+    asked.expect("in time");
+    sidecar.connected().await;
+    fake.say(|said| said.more_roots.push(Fake::new().root().to_vec()));
+    fake.push(Answer::Bundle(fake.bundle()));
+    let roots = || {
+        format!(
+            "{:?}",
+            sidecar.control.credential().load_full().expect("one serves").bundle()
+        )
+    };
+    let until = Instant::now() + Duration::from_secs(5);
+    while !roots().contains("2 roots") {
+        assert!(Instant::now() < until, "the stream's roots are not taken: {}", roots());
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    answers.notify_one();
+    let renewed = |status: &Status| status.certificate.expires() != first.certificate.expires();
+    sidecar.until(Duration::from_secs(5), renewed).await;
+    assert!(roots().contains("2 roots"), "they are undone: {}", roots());
 }
 
 #[tokio::test]

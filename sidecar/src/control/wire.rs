@@ -184,7 +184,7 @@ pub(super) fn weight(known: &Known) -> usize {
     match known {
         Known::Service(view) => view.endpoints.len(),
         Known::Endpoint(_) => 1,
-        Known::Pending | Known::Outside(_) => 0,
+        Known::Pending | Known::Unusable(_) | Known::Outside(_) => 0,
     }
 }
 

@@ -32,6 +32,9 @@ pub enum Known {
     /// Nobody has answered yet. Once somebody has, this does not come back: what was known stays while control is away.
     #[default]
     Pending,
+    /// Control has answered, and the answer cannot be taken, for this reason; before it nothing was known. As good as no
+    /// answer, but that nobody has to look for one.
+    Unusable(Arc<str>),
     /// It is a service of the mesh.
     Service(Arc<View>),
     /// It is the address of a workload.
@@ -41,12 +44,20 @@ pub enum Known {
 }
 
 impl Known {
+    /// Whether it is known what it is: until then nothing is sent there.
+    pub fn is_known(&self) -> bool {
+        match self {
+            Known::Service(_) | Known::Endpoint(_) | Known::Outside(_) => true,
+            Known::Pending | Known::Unusable(_) => false,
+        }
+    }
+
     /// How it is reached, if control says so.
     pub fn policy(&self) -> Option<&Policy> {
         match self {
             Known::Service(view) => Some(&view.policy),
             Known::Outside(policy) => Some(policy),
-            Known::Pending | Known::Endpoint(_) => None,
+            Known::Pending | Known::Unusable(_) | Known::Endpoint(_) => None,
         }
     }
 
@@ -55,7 +66,7 @@ impl Known {
         let endpoints = match self {
             Known::Service(view) => view.endpoints.as_slice(),
             Known::Endpoint(endpoint) => std::slice::from_ref(endpoint),
-            Known::Pending | Known::Outside(_) => &[],
+            Known::Pending | Known::Unusable(_) | Known::Outside(_) => &[],
         };
         let said = endpoints.iter().filter(|endpoint| !endpoint.zone.is_empty());
         said.map(|endpoint| (endpoint.addr, endpoint.zone.as_str())).collect()

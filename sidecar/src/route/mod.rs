@@ -279,6 +279,16 @@ impl Services {
         self.slots.get(*key).map(|service| &*service.known)
     }
 
+    /// Why what control said of a service cannot be used, or of an address of its, where the service is not known for that.
+    pub fn unusable(&self, service: &Service) -> Option<Arc<str>> {
+        let of = |known: &Known| match known {
+            Known::Unusable(why) => Some(why.clone()),
+            Known::Pending | Known::Service(_) | Known::Endpoint(_) | Known::Outside(_) => None,
+        };
+        let targets = service.answer.iter().flat_map(|answer| answer.routable());
+        of(&service.known).or_else(|| targets.filter_map(|target| self.who_is_at(target.addr)).find_map(of))
+    }
+
     /// The names outside the mesh that have this address.
     pub fn named_at(&self, addr: SocketAddr) -> Vec<ServiceKey> {
         self.by_target.at(addr).to_vec()
@@ -457,7 +467,7 @@ impl Service {
     pub fn without_workloads(&self) -> Option<&str> {
         match &*self.known {
             Known::Service(view) if view.endpoints.is_empty() => Some(&view.name),
-            Known::Service(_) | Known::Pending | Known::Endpoint(_) | Known::Outside(_) => None,
+            Known::Service(_) | Known::Pending | Known::Unusable(_) | Known::Endpoint(_) | Known::Outside(_) => None,
         }
     }
 
@@ -465,7 +475,7 @@ impl Service {
     pub fn unready(&self) -> usize {
         match &*self.known {
             Known::Service(view) => view.endpoints.iter().filter(|endpoint| !endpoint.is_ready).count(),
-            Known::Pending | Known::Endpoint(_) | Known::Outside(_) => 0,
+            Known::Pending | Known::Unusable(_) | Known::Endpoint(_) | Known::Outside(_) => 0,
         }
     }
 
@@ -484,7 +494,7 @@ impl Service {
     #[inline(always)]
     pub fn owns(&self, addr: SocketAddr, now: Instant) -> Option<bool> {
         match (&*self.known, &self.subject) {
-            (Known::Pending, _) => None,
+            (Known::Pending | Known::Unusable(_), _) => None,
             (_, Subject::Address(_)) => Some(true),
             (Known::Outside(_), _) => {
                 let answer = self.answer.as_ref()?;

@@ -79,8 +79,14 @@ impl Worker {
         let Some(service) = self.services.get_mut(key) else {
             return;
         };
-        if *known == Known::Pending {
-            return;
+        match (&*known, service.known.is_known()) {
+            (Known::Pending, _) | (Known::Unusable(_), true) => return,
+            // Calls are told why at once. A better answer is taken whenever it comes.
+            (Known::Unusable(_), false) => {
+                service.known = known;
+                return self.stop_waiting(key);
+            }
+            (Known::Service(_) | Known::Endpoint(_) | Known::Outside(_), _) => {}
         }
         service.known = known.clone();
         service.apply_policy(&self.parts.balance, &self.parts.health);
@@ -104,7 +110,7 @@ impl Worker {
                 self.update(key, &[spec_of(endpoint)]);
             }
             (Known::Outside(_), Subject::Address(addr)) => self.update(key, &[plain(addr)]),
-            (Known::Pending, _) => {}
+            (Known::Pending | Known::Unusable(_), _) => {}
         }
         let Some(Subject::Address(addr)) = self.services.get(key).map(|service| service.subject.clone()) else {
             return;
@@ -175,7 +181,7 @@ impl Worker {
                 None => Some(&*service.known),
             };
             match known {
-                None | Some(Known::Pending) => is_whole = false,
+                None | Some(Known::Pending | Known::Unusable(_)) => is_whole = false,
                 Some(Known::Endpoint(endpoint)) => endpoints.push((spec, endpoint.identity.clone())),
                 Some(Known::Outside(_)) => endpoints.push((spec, None)),
                 Some(Known::Service(_)) => of_mesh.push(target.addr.ip()),
@@ -327,7 +333,7 @@ fn follow_mesh(
     forgotten: CancellationToken,
 ) {
     let learned = |service, known| Message::Learned { service, known };
-    let is_late = |known: &Known| *known == Known::Pending;
+    let is_late = |known: &Known| matches!(known, Known::Pending);
     let ask = move || (mesh.ask)(subject.clone()).map_err(|full| Unfollowed::Full(full.to_string()));
     tokio::task::spawn_local(async move {
         let Some(source) = source(ask, &inbox, &unfollowed, service, &forgotten).await else {

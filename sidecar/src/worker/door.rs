@@ -417,12 +417,13 @@ impl Door {
         match self.seen(&detected, caller.meant) {
             FirstLine::Request => self.http1(caller, detected).await,
             FirstLine::Other => {
-                self.tunnel(caller.stream, certified, detected, caller.meant, permit)
+                self.tunnel(caller.stream, caller.peer, certified, detected, caller.meant, permit)
                     .await
             }
             line @ (FirstLine::Blank | FirstLine::Method(_) | FirstLine::Line(_)) => {
                 let guarded = NoRequest::new(caller.stream, line);
-                self.tunnel(guarded, certified, detected, caller.meant, permit).await;
+                self.tunnel(guarded, caller.peer, certified, detected, caller.meant, permit)
+                    .await;
             }
         }
     }
@@ -470,6 +471,7 @@ impl Door {
     async fn tunnel(
         &self,
         client: impl Stream,
+        peer: SocketAddr,
         certified: Option<SystemTime>,
         detected: Detected,
         meant: SocketAddr,
@@ -480,9 +482,12 @@ impl Door {
             None => match self.reach(meant).await {
                 Ok(socket) => (socket, Vec::new()),
                 Err(error) => {
-                    tracing::info!(%meant, "connection ended: {error}");
+                    if let Some(Line { left_out }) = self.line(peer) {
+                        tracing::info!(%peer, %meant, left_out, "connection ended: {error}");
+                    }
                     self.counts.ended(match error {
                         Unreached::ControlSilent(_) | Unreached::Full(..) => Ending::ControlSilent,
+                        Unreached::Unusable(..) => Ending::ControlUnusable,
                         Unreached::Dial(_) | Unreached::NoEndpoint(_) => Ending::TunnelUnreachable,
                     });
                     client.reset();
@@ -500,7 +505,7 @@ impl Door {
         self.counts.down.add(summary.bytes_down);
         tracing::debug!(%meant, up = summary.bytes_up, down = summary.bytes_down, end = ?summary.end, "tunnel ended");
         if let tunnel::End::Broken { side, kind, tls } = summary.end {
-            self.broken(meant, side, kind, tls);
+            self.broken(peer, meant, side, kind, tls);
         }
     }
 
@@ -534,21 +539,32 @@ impl Door {
 
     /// A tunnel broke: what is not a peer's or the network's usual way to end is said, and counted. That a server refuses our
     /// certificate was said when it was read (`reach`).
-    fn broken(&self, meant: SocketAddr, side: tunnel::Side, kind: ErrorKind, tls: Option<&'static str>) {
-        match (kind, tls) {
-            (ErrorKind::InvalidData, Some(reason)) => {
-                tracing::info!(%meant, ?side, reason, "connection ended: its TLS was broken");
-                self.counts.ended(Ending::BrokenTls);
+    fn broken(
+        &self,
+        peer: SocketAddr,
+        meant: SocketAddr,
+        side: tunnel::Side,
+        kind: ErrorKind,
+        tls: Option<&'static str>,
+    ) {
+        let ending = match (kind, tls) {
+            (ErrorKind::InvalidData, Some(_)) => Ending::BrokenTls,
+            (ErrorKind::InvalidData, None) => Ending::HiddenRequest,
+            (_, Some(_) | None) => return,
+        };
+        self.counts.ended(ending);
+        let Some(Line { left_out }) = self.line(peer) else {
+            return;
+        };
+        match tls {
+            Some(reason) => {
+                tracing::info!(%peer, %meant, ?side, reason, left_out, "connection ended: its TLS was broken");
             }
-            (ErrorKind::InvalidData, None) => {
-                tracing::info!(
-                    %meant,
-                    "connection ended: it began with an HTTP/1 request whose first line came in pieces; \
-                     declare the port's protocol as http"
-                );
-                self.counts.ended(Ending::HiddenRequest);
-            }
-            (_, Some(_) | None) => {}
+            None => tracing::info!(
+                %peer, %meant, left_out,
+                "connection ended: it began with an HTTP/1 request whose first line came in pieces; \
+                 declare the port's protocol as http"
+            ),
         }
     }
 

@@ -5,6 +5,8 @@ use std::mem;
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use portunus_logbook::Line;
+
 use super::Worker;
 use super::upkeep::{self, NO_SETTINGS};
 use crate::balance::EndpointKey;
@@ -95,7 +97,10 @@ impl Worker {
                 }
                 Ok(None) => break,
                 Err(fatal) => {
-                    tracing::info!(peer = %wire.peer, reason = %fatal.reason, "connection ended: {}", fatal.why);
+                    let peer = wire.peer;
+                    if let Some(Line { left_out }) = self.may_log(peer) {
+                        tracing::info!(%peer, reason = %fatal.reason, left_out, "connection ended: {}", fatal.why);
+                    }
                     self.count_unruly(key);
                     self.write(key);
                     self.close(key, fatal.why);
@@ -900,8 +905,11 @@ impl Worker {
         if let Some(wire) = self.wires.slots.get_mut(key)
             && let Some(abuse) = wire.engine.take_unruly()
         {
-            tracing::warn!(peer = %wire.peer, ?abuse, "the peer makes work that carries nothing");
+            let peer = wire.peer;
             self.counts.abuse(abuse);
+            if let Some(Line { left_out }) = self.may_log(peer) {
+                tracing::warn!(%peer, ?abuse, left_out, "the peer makes work that carries nothing");
+            }
         }
     }
 }

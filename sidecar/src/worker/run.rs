@@ -272,6 +272,7 @@ async fn serve(parts: Parts, orders: Orders) -> anyhow::Result<Cut> {
         services: Services::new(parts.balance, parts.health.clone(), parts.mesh.is_some()),
         own: PodAddresses::new(),
         routes: Default::default(),
+        noise: Default::default(),
         said,
         modes: parts.modes(),
         dialler,

@@ -2,6 +2,8 @@
 
 use std::time::{Duration, SystemTime};
 
+use portunus_logbook::Line;
+
 use super::Worker;
 use super::events::SPARED;
 use super::run::Tunnels;
@@ -223,8 +225,10 @@ impl Worker {
 
     /// Closes a wire, and tells its peer why, as far as it listens.
     pub(super) fn end_wire(&mut self, key: WireKey, reason: Reason, why: &'static str) {
-        if let Some((wire, _)) = self.wires.touch(key) {
-            tracing::info!(peer = %wire.peer, %reason, "connection ended: {why}");
+        if let Some(peer) = self.wires.slots.get(key).map(|wire| wire.peer)
+            && let Some(Line { left_out }) = self.may_log(peer)
+        {
+            tracing::info!(%peer, %reason, left_out, "connection ended: {why}");
         }
         self.say_last(key, reason, why);
         self.close(key, why);

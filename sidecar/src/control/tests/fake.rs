@@ -28,7 +28,7 @@ use rustls::{RootCertStore, ServerConfig};
 use rustls_pki_types::{CertificateDer, CertificateSigningRequestDer, PrivateKeyDer};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{broadcast, mpsc, watch};
+use tokio::sync::{Notify, broadcast, mpsc, watch};
 use tokio::task::JoinSet;
 use tokio_rustls::TlsAcceptor;
 use tokio_stream::wrappers::ReceiverStream;
@@ -120,6 +120,8 @@ pub(super) struct Said {
     /// On new connections clients' certificates are taken for those of a root that is not trusted.
     pub(super) believes_nobody: bool,
     pub(super) inbound: v1::Inbound,
+    /// What is answered to a request for a certificate is written down at once, and told only then.
+    pub(super) answers_when: Option<Arc<Notify>>,
     /// Additional roots of the bundle.
     pub(super) more_roots: Vec<Vec<u8>>,
     pub(super) known: HashMap<String, v1::update::What>,
@@ -156,6 +158,7 @@ impl Fake {
                 no_stream: None,
                 believes_nobody: false,
                 inbound: v1::Inbound::default(),
+                answers_when: None,
                 more_roots: Vec::new(),
                 known: HashMap::new(),
             }),
@@ -274,29 +277,34 @@ impl Identity for Caller {
     ) -> Result<Response<v1::CertifyResponse>, Status> {
         let request = request.into_inner();
         let by_token = !request.join_token.is_empty();
-        let inner = &self.fake.0;
+        let (inner, bundle) = (&self.fake.0, self.fake.bundle());
         inner.seen.send_modify(|seen| seen.by_token.push(by_token));
-        let said = inner.said.lock();
-        let refused = if by_token { &said.no_token } else { &said.no_renewal };
-        if let Some(status) = refused {
-            return Err(status.clone());
-        }
-        match by_token {
-            true if request.join_token != TOKEN => return Err(Status::unauthenticated("the token is not known")),
-            false if !self.has_certificate || request.workload != "shop/greeter" => {
-                return Err(Status::unauthenticated("nothing proves who you are"));
+        let (leaf, when) = {
+            let said = inner.said.lock();
+            let refused = if by_token { &said.no_token } else { &said.no_renewal };
+            if let Some(status) = refused {
+                return Err(status.clone());
             }
-            _ => {}
+            match by_token {
+                true if request.join_token != TOKEN => return Err(Status::unauthenticated("the token is not known")),
+                false if !self.has_certificate || request.workload != "shop/greeter" => {
+                    return Err(Status::unauthenticated("nothing proves who you are"));
+                }
+                _ => {}
+            }
+            let csr = CertificateSigningRequestDer::from(request.csr);
+            let mut csr = CertificateSigningRequestParams::from_der(&csr).expect("it is signed");
+            let now = SystemTime::now();
+            csr.params = Ca::leaf(WORKLOAD, (now - said.life.0, now + said.life.1));
+            let leaf = csr.signed_by(&inner.ca.issuer).expect("a leaf");
+            (leaf, said.answers_when.clone())
+        };
+        if let Some(when) = when {
+            when.notified().await;
         }
-        let csr = CertificateSigningRequestDer::from(request.csr);
-        let mut csr = CertificateSigningRequestParams::from_der(&csr).expect("it is signed");
-        let now = SystemTime::now();
-        csr.params = Ca::leaf(WORKLOAD, (now - said.life.0, now + said.life.1));
-        let leaf = csr.signed_by(&inner.ca.issuer).expect("a leaf");
-        drop(said);
         Ok(Response::new(v1::CertifyResponse {
             chain: vec![leaf.der().to_vec()],
-            bundle: Some(self.fake.bundle()),
+            bundle: Some(bundle),
             workload: "shop/greeter".to_owned(),
         }))
     }

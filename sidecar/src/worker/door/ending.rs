@@ -45,6 +45,7 @@ words! {
         NoHello = "no_client_hello",
         NoOwnCertificate = "no_own_certificate",
         ControlSilent = "control_silent",
+        ControlUnusable = "control_unusable",
         TunnelUnreachable = "tunnel_unreachable",
     }
 }
@@ -111,6 +112,7 @@ impl Ending {
         match error {
             Error::Client(_) => Ending::ClientGone,
             Error::Dial(Unreached::ControlSilent(_) | Unreached::Full(..)) => Ending::ControlSilent,
+            Error::Dial(Unreached::Unusable(..)) => Ending::ControlUnusable,
             Error::Dial(Unreached::Dial(_) | Unreached::NoEndpoint(_)) => Ending::Dial,
             Error::Upstream(_) => Ending::UpstreamReset,
             Error::Dribble { .. } => Ending::PrefaceTimeout,

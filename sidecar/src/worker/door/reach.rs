@@ -24,6 +24,9 @@ pub(super) enum Unreached {
     /// To go there in plain might be a betrayal.
     #[error("control has not said whether {0} belongs to the mesh, so nothing is sent there")]
     ControlSilent(SocketAddr),
+    /// The same: control has spoken, but said what cannot be used.
+    #[error("what control says of {0} cannot be used, so nothing is sent there: {1}")]
+    Unusable(SocketAddr, Arc<str>),
     /// Control cannot be asked.
     #[error("control cannot be asked whether {0} belongs to the mesh, so nothing is sent there: {1}")]
     Full(SocketAddr, Full),
@@ -71,13 +74,14 @@ impl Door {
         };
         let silent = || Unreached::ControlSilent(meant);
         let mut known = (mesh.ask)(Subject::Address(meant)).map_err(|full| Unreached::Full(meant, full))?;
-        let answered = known.wait_for(|known| **known != Known::Pending);
+        let answered = known.wait_for(|known| !matches!(**known, Known::Pending));
         let known = match tokio::time::timeout(PATIENCE, answered).await {
             Ok(Ok(known)) => Arc::clone(&known),
             Ok(Err(_)) | Err(_) => return Err(silent()),
         };
         match &*known {
             Known::Pending => Err(silent()),
+            Known::Unusable(why) => Err(Unreached::Unusable(meant, why.clone())),
             Known::Outside(_) => Ok((meant, Via::Plain)),
             Known::Endpoint(endpoint) => Ok((endpoint.addr, Via::of(endpoint.identity.clone()))),
             Known::Service(view) => one_of(view, &mut self.routes.borrow_mut()),
