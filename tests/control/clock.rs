@@ -247,7 +247,7 @@ fn a_mesh_whose_clocks_all_jump_by_an_hour_or_more_than_a_year_certifies_itself_
 }
 
 /// A new member is certified: control believes its own clock again, and is believed.
-fn join(pod: &Pod, control: &Control) -> Result<Sidecar> {
+pub(crate) fn join(pod: &Pod, control: &Control) -> Result<Sidecar> {
     let sidecar = begin(pod, control)?;
     timed(HALF_A_MINUTE, "a new workload is certified", || is_ready(&sidecar))?;
     Ok(sidecar)
