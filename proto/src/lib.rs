@@ -1,12 +1,13 @@
 //! What both ends of a Portunus mesh must agree on, and nothing else: the ports, the user id, the names of identities,
-//! the words for a port's protocol, what proves an identity, how keys are exchanged, the protocol between sidecars and
-//! control, and how much may be said in it.
+//! the words for a port's protocol, what proves an identity, the form of join tokens, how keys are exchanged, the protocol
+//! between sidecars and control, and how much may be said in it.
 
 mod declared;
 mod exchanges;
 pub mod limits;
 mod spiffe;
 pub mod svid;
+pub mod token;
 
 pub use declared::{Declared, PROTOCOLS, UnknownProtocol};
 pub use exchanges::key_exchanges;

@@ -313,7 +313,7 @@ pub(crate) fn without_certificate(sidecar: &Sidecar) -> Result<f64> {
     Ok(sidecar.metrics()?.sum("portunus_proxy_errors_total", &labels))
 }
 
-fn certifications_that_failed(sidecar: &Sidecar) -> f64 {
+pub(crate) fn certifications_that_failed(sidecar: &Sidecar) -> f64 {
     let metrics = sidecar.metrics().unwrap_or_default();
     let of = |labels: &[(&str, &str)]| metrics.sum("portunus_identity_certifications_total", labels);
     of(&[]) - of(&[("outcome", "certified")])

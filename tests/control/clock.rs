@@ -12,33 +12,47 @@ use crate::certificates::{handshakes, without_certificate};
 use crate::shop::{CALLER, NAME, Shop, certified, cpu, none_failed, timed};
 
 #[test]
-fn a_sidecar_whose_clock_is_set_neither_panics_nor_spins_and_is_well_once_the_clock_is() {
+fn a_sidecar_whose_clock_is_set_neither_panics_nor_spins_judges_its_renewal_anew_and_is_well_once_the_clock_is() {
     support::test(|mesh| {
         let clock = Clock::of(&mesh.folder().join("clock"))?;
         let variables = clock.variables();
         let variables: Vec<_> = variables.iter().map(|(key, value)| (*key, value.as_str())).collect();
-        let mut shop = Shop::open(mesh, mesh.control(&[])?, 1, &[], &variables)?;
+        let mut shop = Shop::open(mesh, mesh.control(&DUE_IN_AN_HOUR)?, 1, &[], &variables)?;
         none_failed(
             &shop.calls(50, A_SECOND)?.end(A_SECOND)?,
             50,
             "before the clock was set",
         )?;
-        // A certificate has a day from a minute ago on; whether it serves, and what is to be heard.
+        // Whether a certificate serves, and what is to be heard.
         for (ahead, serves) in [("+1h", true), ("-1h", false), ("+400d", false), ("-400d", false)] {
             let (began, used) = (Instant::now(), cpu(&shop.sidecar)?);
-            let said = shop.sidecar.output().matches("the clock was set").count();
+            let (said, before) = (
+                shop.sidecar.output().matches("the clock was set").count(),
+                certified(&shop.sidecar),
+            );
+            let traffic = shop.calls(50, A_MINUTE)?;
             clock.set(ahead)?;
-            timed(HALF_A_MINUTE, &format!("the sidecar has noticed {ahead}"), || {
+            timed(HALF_A_MINUTE, &format!("the sidecar has judged {ahead}"), || {
                 let output = shop.sidecar.output();
-                output.matches("the clock was set").count() > said && is_ready(&shop.sidecar) == serves
+                output.matches("the clock was set").count() > said
+                    && is_ready(&shop.sidecar) == serves
+                    && (certified(&shop.sidecar) > before) == serves
             })?;
-            if !serves {
+            if serves {
+                // Control's clock is right: the next certificate is due as it comes, too, and is no reason to ask all over again.
+                traffic.flow(A_SECOND * 15);
+                none_failed(&traffic.stop()?, 500, &format!("when the clock was set to {ahead}"))?;
+                let renewals = certified(&shop.sidecar) - before;
+                println!("at {ahead} it was certified {renewals} times");
+                ensure!(renewals < 9.0, "at {ahead} it was certified {renewals} times");
+            } else {
                 let why = shop.sidecar.admin("/ready")?.body;
                 println!("at {ahead}: {}", why.trim());
                 ensure!(why.contains("certificate"), "at {ahead} it is not ready: {why}");
                 // What is connected goes on; what is not finds no certificate.
-                let failed = shop.calls(50, A_SECOND)?.end(A_SECOND)?.failed();
-                println!("at {ahead} {} of 50 calls fail", failed.len());
+                traffic.flow(A_SECOND);
+                let (calls, failed) = (traffic.calls().len(), traffic.stop()?.failed());
+                println!("at {ahead} {} of {calls} calls fail", failed.len());
                 let named = failed.0.iter().all(|call| call.why.contains("certificate"));
                 ensure!(named, "at {ahead} calls fail without the reason:{failed}");
             }
@@ -192,16 +206,16 @@ fn a_control_whose_clock_is_set_disturbs_no_call_and_certifies_once_the_clock_is
 }
 
 #[test]
-fn a_mesh_whose_clocks_all_jump_by_more_than_a_year_certifies_itself_anew_and_back_again() {
+fn a_mesh_whose_clocks_all_jump_by_an_hour_or_more_than_a_year_certifies_itself_anew_and_back_again() {
     support::test(|mesh| {
         let clock = Clock::of(&mesh.folder().join("clock"))?;
         let variables = clock.variables();
         let variables: Vec<_> = variables.iter().map(|(key, value)| (*key, value.as_str())).collect();
-        let mut control = mesh.control_to_be(&[])?;
+        let mut control = mesh.control_to_be(&DUE_IN_AN_HOUR)?;
         control.set_environment(&variables);
         control.launch()?;
         let mut shop = Shop::open(mesh, control, 1, &variables, &[])?;
-        for ahead in ["+400d", "+0"] {
+        for ahead in ["+1h", "+400d", "+0"] {
             let before: Vec<_> = shop.sidecars().map(certified).collect();
             let (began, used) = (
                 Instant::now(),
@@ -233,7 +247,7 @@ fn a_mesh_whose_clocks_all_jump_by_more_than_a_year_certifies_itself_anew_and_ba
 }
 
 /// A new member is certified: control believes its own clock again, and is believed.
-fn join(pod: &Pod, control: &Control) -> Result<Sidecar> {
+pub(crate) fn join(pod: &Pod, control: &Control) -> Result<Sidecar> {
     let sidecar = begin(pod, control)?;
     timed(HALF_A_MINUTE, "a new workload is certified", || is_ready(&sidecar))?;
     Ok(sidecar)
@@ -340,9 +354,13 @@ fn idle(used: f64, began: Instant, when: &str) -> Result<()> {
     Ok(())
 }
 
+/// Certificates that are due when an hour has gone by, at whatever part of their life from 65 to 75 %, and serve still: they
+/// begin a minute before they are made.
+const DUE_IN_AN_HOUR: [&str; 2] = ["--certificate-lifetime", "75m"];
 /// What a sidecar says that was certified by a clock which is far ahead of its own.
 const TWO_CLOCKS: &str = "is not valid by this machine's clock: one of the two clocks is wrong";
 /// Below the system's folder of each architecture.
 const LIBRARY: &str = "faketime/libfaketimeMT.so.1";
 const A_SECOND: Duration = Duration::from_secs(1);
 const HALF_A_MINUTE: Duration = Duration::from_secs(30);
+const A_MINUTE: Duration = Duration::from_secs(60);

@@ -6,6 +6,7 @@ mod away;
 mod certificates;
 mod clock;
 mod ends;
+mod floods;
 mod given;
 mod late;
 mod manifests;

@@ -11,6 +11,8 @@ use h2::server::SendResponse;
 use http::{HeaderMap, Request, Response};
 use parking_lot::Mutex;
 use portunus_sidecar::health::Settings;
+use portunus_sidecar::telemetry::Format;
+use support::Metrics;
 use support::relay::world::{Caller, PATIENCE, Setup, World};
 use tokio::net::TcpListener;
 use tokio::sync::watch;
@@ -433,23 +435,13 @@ impl Service {
 
     /// How many checks have found anything.
     pub(crate) fn found(&self) -> f64 {
-        self.world.metric("portunus_health_checks_total", &[])
+        self.world.metric(CHECKS, &[])
     }
 
-    /// How many of them have found anything but that all is well.
+    /// How many of them have found anything but that all is well: of one scrape, so that none ends between two.
     pub(crate) fn found_wrong(&self) -> f64 {
-        let of = |outcome| self.world.metric("portunus_health_checks_total", &[outcome]);
-        [
-            "unimplemented",
-            "no_verdict",
-            "not_serving",
-            "service_unknown",
-            "silent",
-            "failed",
-        ]
-        .map(of)
-        .iter()
-        .sum()
+        let scraped = Metrics::parse(&self.world.registry.scrape(Format::Prometheus));
+        scraped.sum(CHECKS, &[]) - scraped.sum(CHECKS, &[("outcome", "serving")])
     }
 
     /// What the worker says of an endpoint.
@@ -575,3 +567,5 @@ impl Calls {
         }
     }
 }
+
+const CHECKS: &str = "portunus_health_checks_total";

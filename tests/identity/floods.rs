@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use portunus_sidecar::policy::Mode;
 use rustls::ClientConnection;
 use rustls::pki_types::ServerName;
+use support::crowd::{self, crowd};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio::sync::Mutex;
@@ -25,14 +26,9 @@ const AT_MOST: Duration = Duration::from_secs(15);
 /// They would disturb each other's figures.
 pub static ALONE: Mutex<()> = Mutex::const_new(());
 
-/// A hello, in a record of its own.
+/// What somebody says first who will show this.
 pub fn hello(shown: &Shown) -> Vec<u8> {
-    let config = Arc::new(client_config(Some(shown)));
-    let mut client =
-        ClientConnection::new(config, ServerName::try_from("a.example").expect("a name")).expect("a client");
-    let mut hello = Vec::new();
-    client.write_tls(&mut hello).expect("a vector takes all");
-    hello
+    crowd::hello(client_config(Some(shown)))
 }
 
 /// The resident memory of this process, in MiB.
@@ -100,27 +96,6 @@ impl Innocent {
     }
 }
 
-/// So many connections that each say `words`, and are heard to the end. How long the longest lived.
-async fn crowd(world: &World, count: usize, words: &[u8]) -> Duration {
-    let mut all = tokio::task::JoinSet::new();
-    for _ in 0..count {
-        let mut socket = TcpStream::connect(world.proxy).await.expect("it listens");
-        let words = words.to_vec();
-        all.spawn(async move {
-            let began = Instant::now();
-            let _ = socket.write_all(&words).await;
-            let mut heard = Vec::new();
-            let _ = socket.read_to_end(&mut heard).await;
-            began.elapsed()
-        });
-    }
-    let mut longest = Duration::ZERO;
-    while let Some(lived) = all.join_next().await {
-        longest = longest.max(lived.expect("no panic"));
-    }
-    longest
-}
-
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_silent_and_those_of_half_a_handshake_are_closed_in_time() {
     let _alone = ALONE.lock().await;
@@ -140,9 +115,9 @@ async fn the_silent_and_those_of_half_a_handshake_are_closed_in_time() {
         }
     });
     let (silent, begun, half) = tokio::join!(
-        crowd(&world, 2_000, b""),
-        crowd(&world, 500, &hello[..hello.len() / 2]),
-        crowd(&world, 500, &hello),
+        crowd(world.proxy, 2_000, b""),
+        crowd(world.proxy, 500, &hello[..hello.len() / 2]),
+        crowd(world.proxy, 500, &hello),
     );
     over.store(true, Relaxed);
     watching.await.expect("no panic");
@@ -182,10 +157,10 @@ async fn half_a_hello_and_half_a_handshake_are_closed_in_time_where_plain_is_tak
         let said = log::end();
         // One byte says as little as one that is missing.
         let (byte, begun, last, half) = tokio::join!(
-            crowd(&world, 20, &hello[..1]),
-            crowd(&world, 20, &hello[..hello.len() / 2]),
-            crowd(&world, 20, &hello[..hello.len() - 1]),
-            crowd(&world, 20, &hello),
+            crowd(world.proxy, 20, &hello[..1]),
+            crowd(world.proxy, 20, &hello[..hello.len() / 2]),
+            crowd(world.proxy, 20, &hello[..hello.len() - 1]),
+            crowd(world.proxy, 20, &hello),
         );
         for lived in [byte, begun, last, half] {
             assert!(lived < AT_MOST, "{mode:?}: a connection lived {lived:?}");

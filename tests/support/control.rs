@@ -398,14 +398,11 @@ impl Token {
     /// From a sidecar's file.
     ///
     /// # Errors
-    /// When it is no token in hex.
+    /// When there is none in it.
     pub fn of(text: &str) -> Result<Token> {
-        let mut bits = [0; 32];
-        for (at, byte) in bits.iter_mut().enumerate() {
-            let digits = text.get(2 * at..2 * at + 2).context("a token has 64 digits")?;
-            *byte = u8::from_str_radix(digits, 16).context("a token is hex")?;
-        }
-        Ok(Token::of_bits(bits))
+        portunus_proto::token::bits(text)
+            .map(Token::of_bits)
+            .context("this is no join token")
     }
 
     fn of_bits(bits: [u8; 32]) -> Token {

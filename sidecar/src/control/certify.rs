@@ -123,7 +123,8 @@ impl Certifying {
                 Next::LookAgain(wait) => wait.min(LOOK),
                 Next::Ask => match self.certify(by_token).await {
                     Ok(certified) => {
-                        renewal = self.take(certified);
+                        let next = self.take(certified);
+                        renewal.renewed(next, self.within_life((self.wall)()), Instant::now().into_std());
                         by_token = false;
                         // Whatever life it has: nobody is asked without end.
                         LEAST_PAUSE

@@ -560,6 +560,30 @@ async fn a_clock_that_is_set_by_400_days_makes_nobody_spin_and_is_believed_when_
 }
 
 #[tokio::test]
+async fn a_clock_that_is_an_hour_ahead_has_a_certificate_renewed_at_once_and_then_ever_more_rarely() {
+    let fake = Fake::new();
+    fake.say(|said| said.life = (Duration::from_secs(60), Duration::from_secs(75 * 60)));
+    let control = fake.listen().await;
+    let sidecar = sidecar(&fake, &[control.addr]);
+    sidecar.connected().await;
+    sidecar.ahead.store(3_600, Relaxed);
+    timeout(
+        Duration::from_secs(5),
+        fake.until(|seen| seen.by_token == [true, false]),
+    )
+    .await
+    .expect("it is due");
+    // By control's clock, which is right, it has just begun: each that comes is due as well.
+    let storm = fake.until(|seen| seen.by_token.len() > 8);
+    assert!(
+        timeout(Duration::from_secs(10), storm).await.is_err(),
+        "{:?}",
+        fake.seen().by_token
+    );
+    assert!(sidecar.control.status().certificate.serves());
+}
+
+#[tokio::test]
 async fn another_bundle_is_believed_at_once_and_a_wrong_one_never() {
     let fake = Fake::new();
     let control = fake.listen().await;

@@ -5,6 +5,8 @@ use std::fs;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
+use portunus_proto::token;
+
 /// More than any token has, in bytes: 256 bits are 64 in hex.
 const LONGEST: u64 = 512;
 
@@ -53,7 +55,7 @@ impl Token {
         opened.take(LONGEST + 1).read_to_end(&mut bytes).map_err(unreadable)?;
         let text = std::str::from_utf8(&bytes).unwrap_or_default();
         let token = text.trim();
-        if bytes.len() as u64 > LONGEST || !could_be_one(token) {
+        if bytes.len() as u64 > LONGEST || token::bits(token).is_none() {
             return Err(NoToken::NotAToken(file.to_owned()));
         }
         Ok(Token(token.to_owned()))
@@ -62,18 +64,6 @@ impl Token {
     /// The text, to be sent and dropped.
     pub(super) fn into_text(self) -> String {
         self.0
-    }
-}
-
-/// Whether control would take it for one, right or wrong: 256 bits in hex, or in base64 of either alphabet. It is asked with no
-/// other, since it counts what is none as an attempt of this address.
-fn could_be_one(text: &str) -> bool {
-    match text.len() {
-        64 => text.bytes().all(|byte| byte.is_ascii_hexdigit()),
-        43 | 44 => text
-            .bytes()
-            .all(|byte| byte.is_ascii_alphanumeric() || b"+/-_=".contains(&byte)),
-        _ => false,
     }
 }
 
@@ -96,14 +86,14 @@ mod tests {
             fs::write(&file, text).expect("a file");
             Token::read(Some(&file)).map(Token::into_text)
         };
-        let (hex, base64) = ("0123aBcd".repeat(8), format!("{}=", "a+/".repeat(15)[..43].to_owned()));
+        let (hex, base64) = ("0123aBcd".repeat(8), format!("{}A=", "a+/".repeat(14)));
         for token in [&hex, &base64, &base64[..43].replace('+', "-")] {
             let line = format!("  {token}\r\n");
             assert_eq!(read(line.as_bytes()).ok().as_ref(), Some(token));
         }
         let digit_missing = &hex.as_bytes()[1..];
         let utf16: Vec<_> = hex.bytes().flat_map(|byte| [byte, 0]).collect();
-        let no_hex = "x".repeat(64);
+        let (no_hex, no_bits) = ("x".repeat(64), "B".repeat(43));
         let texts = [
             b"",
             &b"\n"[..],
@@ -111,6 +101,7 @@ mod tests {
             digit_missing,
             &utf16,
             no_hex.as_bytes(),
+            no_bits.as_bytes(),
             b"\xff",
             &[b'a'; 513],
         ];

@@ -72,13 +72,23 @@ impl Renewal {
         }
     }
 
+    /// Another certificate came. One that is due as it comes, by a clock that is wrong here or there, is worth no more than a
+    /// failure: the next would be due as it comes, too.
+    pub fn renewed(&mut self, by: Renewal, wall: SystemTime, now: Instant) {
+        let failures = std::mem::replace(self, by).failures;
+        if self.until_due(wall).is_zero() {
+            self.failures = failures;
+            self.failed(now);
+        }
+    }
+
     /// An attempt failed. The next is made after a pause, a longer one each time.
     pub fn failed(&mut self, now: Instant) {
         self.failures = self.failures.saturating_add(1);
         self.last = Some(now);
     }
 
-    /// How often it failed in a row.
+    /// How often it failed in a row, or was of no use.
     pub fn failures(&self) -> u32 {
         self.failures
     }
@@ -176,6 +186,23 @@ mod tests {
         assert!(pauses[0] < Duration::from_millis(251));
         assert!(pauses[39] > Duration::from_secs(50));
         assert_eq!(renewal.failures(), 40);
+    }
+
+    #[test]
+    fn certificates_that_are_due_as_they_come_are_asked_for_ever_more_rarely_until_the_clock_is_right() {
+        let (late, now) = (noon() + 20 * HOUR, Instant::now());
+        let mut renewal = of_a_day();
+        for number in 1..=40 {
+            renewal.renewed(of_a_day(), late, now);
+            assert_eq!(renewal.failures(), number);
+        }
+        assert!(matches!(
+            renewal.next(late, now + LONGEST_PAUSE / 2),
+            Next::LookAgain(_)
+        ));
+        assert_eq!(renewal.next(late, now + LONGEST_PAUSE), Next::Ask);
+        renewal.renewed(of_a_day(), noon(), now);
+        assert_eq!((renewal.failures(), renewal.next(late, now)), (0, Next::Ask));
     }
 
     #[test]
