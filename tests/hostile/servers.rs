@@ -824,3 +824,90 @@ async fn a_server_that_says_in_a_sidecars_name_that_it_had_nothing_costs_no_call
     assert_eq!(serves.server.requests.load(Relaxed), 100, "each came once");
     assert!(had.load(Relaxed) > 0 && had.load(Relaxed) < 20, "{had:?} of 100");
 }
+
+/// Takes every call; says of its health, as long as somebody listens, that it serves: as fast as it may. How many bytes it has
+/// said so.
+async fn chatterbox() -> (SocketAddr, Arc<AtomicUsize>) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+    let addr = listener.local_addr().expect("an address");
+    let said = Arc::new(AtomicUsize::new(0));
+    let counts = said.clone();
+    tokio::spawn(async move {
+        while let Ok((socket, _)) = listener.accept().await {
+            let counts = counts.clone();
+            tokio::spawn(async move {
+                let mut connection = h2::server::handshake(socket).await.expect("a handshake");
+                while let Some(Ok((request, mut respond))) = connection.accept().await {
+                    if request.uri().path().ends_with("/Watch") {
+                        tokio::spawn(chat(respond, counts.clone()));
+                        continue;
+                    }
+                    let head = http::Response::builder().header("grpc-status", "0");
+                    let head = head.header("content-type", "application/grpc").body(());
+                    respond.send_response(head.expect("a head"), true).expect("it is open");
+                }
+            });
+        }
+    });
+    (addr, said)
+}
+
+async fn chat(mut respond: h2::server::SendResponse<bytes::Bytes>, said: Arc<AtomicUsize>) -> Result<(), h2::Error> {
+    let head = http::Response::builder().header("content-type", "application/grpc");
+    let mut send = respond.send_response(head.body(()).expect("a head"), false)?;
+    let words = bytes::Bytes::from([0, 0, 0, 0, 2, 8, 1].repeat(1_000));
+    loop {
+        send.reserve_capacity(words.len());
+        let Some(room) = std::future::poll_fn(|cx| send.poll_capacity(cx)).await else {
+            return Ok(());
+        };
+        let now = words.slice(..words.len().min(room?));
+        said.fetch_add(now.len(), Relaxed);
+        send.send_data(now, false)?;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_that_talks_of_its_health_without_end_is_heard_at_our_pace_and_not_at_its_own() {
+    let (server, said) = chatterbox().await;
+    let hosts = std::env::temp_dir().join(format!("portunus-chatterbox-{}", std::process::id()));
+    std::fs::write(&hosts, "127.0.0.1 chatterbox.test\n").expect("a file");
+    let setup = Setup {
+        pair: false,
+        hosts: Some(hosts.clone()),
+        health: health::Settings {
+            mode: health::Mode::Watch,
+            ..Default::default()
+        },
+        ..Setup::default()
+    };
+    let world = World::before(server, setup).await;
+    let mut caller = world.caller().await;
+    let ask = || {
+        let request = http::Request::post(format!("http://chatterbox.test:{}/a.B/C", server.port()));
+        request
+            .header("content-type", "application/grpc")
+            .body(())
+            .expect("a request")
+    };
+    assert_eq!(
+        caller.ask(ask()).await.expect("answered").grpc_status.as_deref(),
+        Some("0")
+    );
+    world
+        .until("portunus_health_checks_total", &[], |checks| checks > 0.0)
+        .await;
+    let before = said.load(Relaxed);
+    let began = std::time::Instant::now();
+    while began.elapsed() < Duration::from_secs(2) {
+        let answer = caller.ask(ask()).await.expect("answered");
+        assert_eq!(answer.grpc_status.as_deref(), Some("0"), "{answer:?}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    // A window of 64 KiB twenty times a second, and what is under way at both ends.
+    let most = (began.elapsed().as_millis() as usize / 50 + 2) * 65_535;
+    let heard = said.load(Relaxed) - before;
+    assert!(heard < most, "{heard} bytes, and not {most}");
+    assert!(heard > 1_000, "it is heard all the while");
+    std::fs::remove_file(hosts).expect("it is there");
+}

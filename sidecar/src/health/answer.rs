@@ -76,6 +76,11 @@ impl Pieces {
         }
     }
 
+    /// Whether it is no answer of health's, whatever comes.
+    pub fn is_odd(&self) -> bool {
+        self.is_odd
+    }
+
     /// Whether the server has no such method.
     pub fn is_unimplemented(&self) -> bool {
         self.http_status == 200 && self.status == Some(Code::Unimplemented)

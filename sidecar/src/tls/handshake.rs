@@ -1,6 +1,7 @@
 //! Handshakes: from a socket to a session, in bounded time and memory.
 
 use std::io;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::time::Duration;
 
 use portunus_proto::SpiffeId;
@@ -26,6 +27,11 @@ const READ_ROOM: usize = 4 * 1024;
 const MOST_WAITING: usize = 72 * 1024;
 /// The most that a handshake may send us in all.
 const MOST_IN_ALL: usize = 128 * 1024;
+/// What one may have waiting that is not asked how much others have: more than an honest flight.
+const HONEST_WAITING: usize = 8 * 1024;
+/// The most that waits beyond that, of all handshakes of this process together. Who has proven nothing must not fill the
+/// memory, by very many handshakes that each have sent the most that one may.
+const MOST_BEYOND: usize = 8 * 1024 * 1024;
 /// How long a peer that was refused has to read why.
 const LINGER: Duration = Duration::from_millis(200);
 /// rustls wants a name for the server, and neither sends nor checks it: an identity is what we go by.
@@ -85,6 +91,41 @@ struct Handshake {
     /// Whether the peer has ended its side already.
     ended: bool,
     read: usize,
+    beyond: Beyond,
+}
+
+/// What the handshakes of this process have waiting beyond [`HONEST_WAITING`] each.
+static BEYOND: AtomicUsize = AtomicUsize::new(0);
+
+/// How much of that is one handshake's.
+struct Beyond {
+    all: &'static AtomicUsize,
+    own: usize,
+}
+
+impl Beyond {
+    fn of(all: &'static AtomicUsize) -> Beyond {
+        Beyond { all, own: 0 }
+    }
+
+    /// So much is waiting, and more is about to be read: whether there is room for that.
+    fn has_room(&mut self, waiting: usize) -> bool {
+        let own = (waiting + READ_ROOM).saturating_sub(HONEST_WAITING);
+        if own <= self.own {
+            self.all.fetch_sub(self.own - own, Relaxed);
+            self.own = own;
+            return true;
+        }
+        let more = own - self.own;
+        self.own = own;
+        self.all.fetch_add(more, Relaxed) + more <= MOST_BEYOND
+    }
+}
+
+impl Drop for Beyond {
+    fn drop(&mut self) {
+        self.all.fetch_sub(self.own, Relaxed);
+    }
 }
 
 impl Handshake {
@@ -97,6 +138,7 @@ impl Handshake {
             incoming: first,
             early: Vec::new(),
             ended: false,
+            beyond: Beyond::of(&BEYOND),
         }
     }
 
@@ -169,7 +211,8 @@ impl Handshake {
     }
 
     async fn fill(&mut self) -> Result<(), Error> {
-        if self.incoming.len() >= MOST_WAITING || self.read >= MOST_IN_ALL {
+        let waiting = self.incoming.len();
+        if waiting >= MOST_WAITING || self.read >= MOST_IN_ALL || !self.beyond.has_room(waiting) {
             return Err(Error::TooLong);
         }
         self.incoming.reserve(READ_ROOM);
@@ -191,5 +234,43 @@ impl Handshake {
         if let Ok(Ok(())) = timeout(LINGER, self.flush()).await {
             linger(&mut self.socket, LINGER).await;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn very_many_handshakes_keep_little_more_than_honest_ones_and_honest_ones_are_none_the_worse_for_them() {
+        static ALL: AtomicUsize = AtomicUsize::new(0);
+        let mut greedy = Vec::new();
+        for _ in 0..5_000 {
+            let (mut one, mut waiting) = (Beyond::of(&ALL), 0);
+            while waiting < MOST_WAITING && one.has_room(waiting) {
+                waiting += READ_ROOM;
+            }
+            // One for which there was no room is ended.
+            if waiting >= MOST_WAITING {
+                greedy.push((one, waiting));
+            }
+        }
+        let waiting: usize = greedy.iter().map(|(_, waiting)| waiting).sum();
+        assert!(
+            waiting > MOST_BEYOND / 2,
+            "while there is room, each has the most that one may"
+        );
+        assert!(
+            waiting <= MOST_BEYOND + greedy.len() * HONEST_WAITING,
+            "{waiting} bytes"
+        );
+        let mut honest = Beyond::of(&ALL);
+        for waiting in [0, 300, 4_000, 0, 2_000] {
+            assert!(honest.has_room(waiting));
+        }
+        assert!(!honest.has_room(20_000));
+        assert!(honest.has_room(100), "and who takes up what was waiting goes on");
+        drop((greedy, honest));
+        assert_eq!(ALL.load(Relaxed), 0);
     }
 }
