@@ -2,7 +2,7 @@
 
 use std::{
     fs,
-    process::{Child, Command, Output, Stdio},
+    process::{Child, Command, Stdio},
     time::Duration,
 };
 
@@ -15,26 +15,14 @@ use support::{netns, wait_until};
 
 #[test]
 fn every_greeter_is_called_and_nothing_fails_but_what_was_in_flight_to_the_killed_one() -> Result<()> {
-    let demo = start(&["--duration", "9"])?;
-    let pid = demo.id();
-    let output = demo.wait_with_output()?;
-    let said = text(&output);
-    ensure!(
-        output.status.success(),
-        "the demo ended with {}:\n{said}",
-        output.status
-    );
+    let said = shown(&["--duration", "9"])?;
     ensure!(said.contains("no other failed"), "it says of failures:\n{said}");
     ensure!(said.contains("in mTLS, 0 in plain"), "it says of mTLS:\n{said}");
     ensure!(
         said.contains("greeter-3 got no call after it had said NOT_SERVING"),
         "it says of health:\n{said}"
     );
-    ensure!(
-        said.contains("└─ client helloworld.Greeter/SayHello")
-            && said.contains("   └─ server helloworld.Greeter/SayHello"),
-        "it draws no trace:\n{said}"
-    );
+    draws_a_trace(&said, "this one for instance:")?;
     let last = said.rsplit("all the time").next().unwrap_or_default();
     for greeter in ["greeter-1", "greeter-2", "greeter-3", "greeter-4"] {
         let calls = last
@@ -46,8 +34,14 @@ fn every_greeter_is_called_and_nothing_fails_but_what_was_in_flight_to_the_kille
             .with_context(|| format!("no row of {greeter}:\n{said}"))?;
         ensure!(calls > 50, "{greeter} was called {calls} times:\n{said}");
     }
-    ensure!(left_of(pid).is_empty(), "it left {:?}", left_of(pid));
     Ok(())
+}
+
+#[test]
+fn with_otlp_the_trace_that_it_draws_is_read_from_a_real_jaeger() -> Result<()> {
+    // As short as it can be.
+    let said = shown(&["--otlp", "--duration", "8"])?;
+    draws_a_trace(&said, "this one for instance (from Jaeger):")
 }
 
 #[test]
@@ -95,6 +89,32 @@ fn a_run_after_one_that_crashed_removes_what_that_has_left() -> Result<()> {
     Ok(())
 }
 
+/// What it says from its beginning to its good end. It leaves nothing behind.
+fn shown(args: &[&str]) -> Result<String> {
+    let demo = start(args)?;
+    let pid = demo.id();
+    let output = demo.wait_with_output()?;
+    let said = [&*output.stdout, &*output.stderr].map(String::from_utf8_lossy).concat();
+    ensure!(
+        output.status.success(),
+        "the demo ended with {}:\n{said}",
+        output.status
+    );
+    ensure!(left_of(pid).is_empty(), "it left {:?}", left_of(pid));
+    Ok(said)
+}
+
+/// A trace is drawn behind this word, with the spans of both sides.
+fn draws_a_trace(said: &str, word: &str) -> Result<()> {
+    let drawn = said.split_once(word).map(|(_, drawn)| drawn).unwrap_or_default();
+    ensure!(
+        drawn.contains("└─ client helloworld.Greeter/SayHello")
+            && drawn.contains("   └─ server helloworld.Greeter/SayHello"),
+        "it draws no trace behind {word:?}:\n{said}"
+    );
+    Ok(())
+}
+
 fn start(args: &[&str]) -> Result<Child> {
     let mut demo = Command::new(env!("CARGO_BIN_EXE_demo"));
     demo.args(args)
@@ -102,14 +122,6 @@ fn start(args: &[&str]) -> Result<Child> {
         .stdout(Stdio::piped())
         .stderr(Stdio::piped());
     demo.spawn().context("cannot run the demo")
-}
-
-fn text(output: &Output) -> String {
-    [
-        String::from_utf8_lossy(&output.stdout),
-        String::from_utf8_lossy(&output.stderr),
-    ]
-    .concat()
 }
 
 /// The namespaces that a run has made.

@@ -1,15 +1,16 @@
-//! A sidecar before a collector that reads nothing, or whose packets are lost: calls go on, what waits is bounded, and spans come
-//! again when it is back.
+//! A sidecar before a collector that reads nothing, takes only a part, or whose packets are lost: calls go on, what waits is
+//! bounded, and spans come again when it is back.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
+use opentelemetry_proto::tonic::collector::trace::v1::ExportTraceServiceRequest;
 use support::{Family, Mesh, Pod, Sidecar, wait_until};
 
 use crate::access::resident;
 use crate::application::{Application, Call, Reply, call, flood};
-use crate::collector::{Bad, BadCollector, Collector, GRPC};
+use crate::collector::{Bad, BadCollector, Collector, GRPC, HTTP, TOO_MANY};
 
 const PORT: u16 = 10000;
 /// Each of them is recorded. Their spans take 29 MiB where nothing bounds what waits.
@@ -39,7 +40,7 @@ fn a_collector_whose_packets_are_lost_costs_no_call_and_is_found_back() {
     support::test(|mesh| {
         let (collecting, caller, server) = (mesh.pod("collector")?, mesh.pod("caller")?, mesh.pod("server")?);
         let collector = Collector::start(&collecting)?;
-        let sidecar = recording(&caller, &collecting)?;
+        let sidecar = recording(&caller, &collecting, "grpc", GRPC)?;
         let _application = Application::start(&server, PORT, Arc::new(|_| Reply::status("0")), Vec::new())?;
         let to = server.at(Family::V4, PORT)?;
         let call_of = |method: &str| Call::of(&to.to_string(), &format!("a.B/{method}"));
@@ -82,13 +83,53 @@ fn a_collector_whose_packets_are_lost_costs_no_call_and_is_found_back() {
     });
 }
 
+#[test]
+fn what_a_collector_leaves_of_each_batch_by_grpc_is_dropped_and_costs_no_call() {
+    support::test(|mesh| leaves_of_each_batch(mesh, "grpc", GRPC));
+}
+
+#[test]
+fn what_a_collector_leaves_of_each_batch_by_http_is_dropped_and_costs_no_call() {
+    support::test(|mesh| leaves_of_each_batch(mesh, "http/protobuf", HTTP));
+}
+
+fn leaves_of_each_batch(mesh: &Mesh, protocol: &str, port: u16) -> Result<()> {
+    const LEFT: usize = 3;
+    let (collecting, caller, server) = (mesh.pod("collector")?, mesh.pod("caller")?, mesh.pod("server")?);
+    let collector = Collector::leaving(&collecting, LEFT)?;
+    let sidecar = recording(&caller, &collecting, protocol, port)?;
+    let _application = Application::start(&server, PORT, Arc::new(|_| Reply::status("0")), Vec::new())?;
+    let to = server.at(Family::V4, PORT)?;
+    const ONCE: usize = 500;
+    for times in 1..=3 {
+        // None of them fails.
+        flood(&caller, to, &Call::of(&to.to_string(), "a.B/Call"), ONCE)?;
+        let all = times * ONCE;
+        until_counted(&sidecar, all)?;
+        // Each batch came once, and what was left of it is not sent again.
+        let batches: Vec<_> = collector.traces()?.iter().map(spans_in).collect();
+        let came: usize = batches.iter().sum();
+        let left: usize = batches.iter().map(|batch| LEFT.min(*batch)).sum();
+        let [exported, dropped, failed] = counted(&sidecar)?.map(|spans| spans as usize);
+        ensure!(
+            (exported, dropped, failed, came) == (all - left, left, 0, all),
+            "{exported} exported, {dropped} dropped and {failed} failed of {all}; they came in batches of {batches:?}"
+        );
+    }
+    let log = sidecar.output();
+    let said = log.lines().filter(|line| line.contains(TOO_MANY)).count();
+    ensure!(said == 1, "it was said {said} times:\n{log}");
+    Ok(())
+}
+
 /// A sidecar that records every call.
-fn recording(caller: &Pod, collecting: &Pod) -> Result<Sidecar> {
+fn recording(caller: &Pod, collecting: &Pod, protocol: &str, port: u16) -> Result<Sidecar> {
     caller.sidecar_with(&[
         (
             "PORTUNUS_TRACE_COLLECTOR",
-            &collecting.at(Family::V4, GRPC)?.to_string(),
+            &collecting.at(Family::V4, port)?.to_string(),
         ),
+        ("OTEL_EXPORTER_OTLP_PROTOCOL", protocol),
         ("PORTUNUS_TRACE_SAMPLING", "100"),
         ("OTEL_SERVICE_NAME", "caller"),
     ])
@@ -97,7 +138,7 @@ fn recording(caller: &Pod, collecting: &Pod) -> Result<Sidecar> {
 fn recovers_from(mesh: &Mesh, bad: Bad) -> Result<()> {
     let (collecting, caller, server) = (mesh.pod("collector")?, mesh.pod("caller")?, mesh.pod("server")?);
     let collector = BadCollector::start(&collecting, bad)?;
-    let sidecar = recording(&caller, &collecting)?;
+    let sidecar = recording(&caller, &collecting, "grpc", GRPC)?;
     let _application = Application::start(&server, PORT, Arc::new(|_| Reply::status("0")), Vec::new())?;
     let to = server.at(Family::V4, PORT)?;
     // Long names make large spans.
@@ -151,21 +192,33 @@ fn recovers_from(mesh: &Mesh, bad: Bad) -> Result<()> {
         let spans = good.spans().unwrap_or_default();
         spans.iter().any(|(_, span)| span.name == "a.B/Now")
     })?;
-    let all = (FIRST + CALLS + 1) as f64;
-    let counted = || -> Result<[f64; 3]> {
-        let metrics = sidecar.metrics()?;
-        Ok(["exported", "dropped", "failed"].map(|outcome| metrics.sum(SPANS, &[("outcome", outcome)])))
-    };
-    wait_until(Duration::from_secs(10), "each span is counted", || {
-        counted().is_ok_and(|counted| counted.iter().sum::<f64>() >= all)
-    })
-    .with_context(|| format!("{:?} of {all}", counted()))?;
-    let ([exported, dropped, failed], came) = (counted()?, good.spans()?.len());
+    let all = FIRST + CALLS + 1;
+    until_counted(&sidecar, all)?;
+    let ([exported, dropped, failed], came) = (counted(&sidecar)?, good.spans()?.len());
     ensure!(
-        exported + dropped + failed == all && came as f64 >= exported,
+        exported + dropped + failed == all as f64 && came as f64 >= exported,
         "{exported} exported, {dropped} dropped and {failed} failed of {all}; {came} came"
     );
     Ok(())
+}
+
+/// Waits until so many spans are counted, whatever became of them.
+fn until_counted(sidecar: &Sidecar, all: usize) -> Result<()> {
+    wait_until(Duration::from_secs(10), "each span is counted", || {
+        counted(sidecar).is_ok_and(|counted| counted.iter().sum::<f64>() >= all as f64)
+    })
+    .with_context(|| format!("{:?} of {all}", counted(sidecar)))
+}
+
+/// How many spans are exported, dropped, and failed.
+fn counted(sidecar: &Sidecar) -> Result<[f64; 3]> {
+    let metrics = sidecar.metrics()?;
+    Ok(["exported", "dropped", "failed"].map(|outcome| metrics.sum(SPANS, &[("outcome", outcome)])))
+}
+
+fn spans_in(batch: &ExportTraceServiceRequest) -> usize {
+    let scopes = batch.resource_spans.iter().flat_map(|resource| &resource.scope_spans);
+    scopes.map(|scope| scope.spans.len()).sum()
 }
 
 fn outcome(sidecar: &Sidecar, outcome: &str) -> Result<f64> {

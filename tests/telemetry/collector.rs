@@ -13,7 +13,9 @@ use http_body_util::{BodyExt as _, Full};
 use hyper::body::Incoming;
 use hyper_util::rt::TokioIo;
 use opentelemetry_proto::tonic::collector::metrics::v1::ExportMetricsServiceRequest;
-use opentelemetry_proto::tonic::collector::trace::v1::ExportTraceServiceRequest;
+use opentelemetry_proto::tonic::collector::trace::v1::{
+    ExportTracePartialSuccess, ExportTraceServiceRequest, ExportTraceServiceResponse,
+};
 use opentelemetry_proto::tonic::common::v1::{KeyValue, any_value};
 use opentelemetry_proto::tonic::trace::v1::Span;
 use parking_lot::Mutex;
@@ -24,6 +26,8 @@ use tokio::io::AsyncWriteExt as _;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::runtime::Runtime;
 use tokio::task::JoinHandle;
+
+use crate::application::framed;
 
 /// Where it takes OTLP/gRPC.
 pub(crate) const GRPC: u16 = 4317;
@@ -41,6 +45,8 @@ struct Taken {
     exports: Mutex<Vec<Export>>,
     /// So many exports are refused, each with all that its headers say.
     complaints: Mutex<usize>,
+    /// So many spans are left of each batch.
+    leaves: usize,
 }
 
 /// A message that was sent.
@@ -54,15 +60,29 @@ pub(crate) struct Export {
 impl Collector {
     /// Starts it in a pod.
     pub(crate) fn start(pod: &Pod) -> Result<Collector> {
-        Collector::complaining(pod, 0)
+        Collector::of(pod, Taken::default())
     }
 
     /// One that refuses so many exports, and repeats in its complaint what their headers were.
     pub(crate) fn complaining(pod: &Pod, complaints: usize) -> Result<Collector> {
-        let taken = Arc::new(Taken {
+        let taken = Taken {
             complaints: Mutex::new(complaints),
             ..Taken::default()
-        });
+        };
+        Collector::of(pod, taken)
+    }
+
+    /// One that keeps what it is sent, and says of each batch of spans that it did not take so many of them.
+    pub(crate) fn leaving(pod: &Pod, leaves: usize) -> Result<Collector> {
+        let taken = Taken {
+            leaves,
+            ..Taken::default()
+        };
+        Collector::of(pod, taken)
+    }
+
+    fn of(pod: &Pod, taken: Taken) -> Result<Collector> {
+        let taken = Arc::new(taken);
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(1)
             .enable_all()
@@ -113,7 +133,7 @@ impl Collector {
     /// All batches of spans that it was sent.
     pub(crate) fn traces(&self) -> Result<Vec<ExportTraceServiceRequest>> {
         let exports = self.exports();
-        let batches = exports.iter().filter(|export| export.path.contains("race"));
+        let batches = exports.iter().filter(|export| is_of_spans(&export.path));
         batches
             .map(|batch| ExportTraceServiceRequest::decode(batch.message.clone()).context("they are spans"))
             .collect()
@@ -154,6 +174,20 @@ impl Taken {
         Some(format!("I do not know {said}"))
     }
 
+    /// What it says of an export that it does not refuse.
+    fn answer(&self, path: &str) -> Bytes {
+        let partial = ExportTracePartialSuccess {
+            rejected_spans: self.leaves as i64,
+            error_message: TOO_MANY.to_owned(),
+        };
+        let partial = (self.leaves > 0 && is_of_spans(path)).then_some(partial);
+        let answer = ExportTraceServiceResponse {
+            partial_success: partial,
+        };
+        // One that says nothing is empty, of metrics, too.
+        answer.encode_to_vec().into()
+    }
+
     async fn grpc(self: Arc<Self>, socket: TcpStream) -> Result<()> {
         let mut connection = h2::server::handshake(socket).await?;
         while let Some(asked) = connection.accept().await {
@@ -172,7 +206,7 @@ impl Taken {
                 let complaint = taken.take(head.uri.path(), &head.headers, message);
                 let response = Response::builder().header("content-type", "application/grpc");
                 let mut to = answer.send_response(response.body(())?, false)?;
-                to.send_data(Bytes::from_static(&[0; 5]), false)?;
+                to.send_data(framed(&taken.answer(head.uri.path())), false)?;
                 let mut trailers = HeaderMap::new();
                 let code = if complaint.is_some() { "14" } else { "0" };
                 trailers.insert("grpc-status", code.parse()?);
@@ -194,7 +228,8 @@ impl Taken {
                 let message = body.collect().await?.to_bytes();
                 let complaint = taken.take(head.uri.path(), &head.headers, message);
                 let status = if complaint.is_some() { 503 } else { 200 };
-                let mut response = Response::new(Full::<Bytes>::from(complaint.unwrap_or_default()));
+                let said = complaint.map_or_else(|| taken.answer(head.uri.path()), Bytes::from);
+                let mut response = Response::new(Full::new(said));
                 *response.status_mut() = http::StatusCode::from_u16(status)?;
                 anyhow::Ok(response)
             }
@@ -204,6 +239,14 @@ impl Taken {
             .serve_connection(TokioIo::new(socket), answer)
             .await?)
     }
+}
+
+/// What it says of spans that it leaves.
+pub(crate) const TOO_MANY: &str = "too many for the test";
+
+/// Whether that is where spans go, by either protocol.
+fn is_of_spans(path: &str) -> bool {
+    path.contains("race")
 }
 
 /// In which way a collector is bad that accepts connections and never reads from them.
