@@ -69,6 +69,14 @@ pub enum Failure {
         /// Bytes held and promised.
         used: u64,
     },
+    /// The same at the server's sidecar, and no other endpoint could be asked.
+    #[error("the sidecar of {addr} refused the call: {why}")]
+    MemoryBudgetThere {
+        /// Whose sidecar it is.
+        addr: SocketAddr,
+        /// What it said.
+        why: String,
+    },
     /// The call's bytes did not move for longest when the memory budget was spent.
     #[error(
         "the sidecar held {held} bytes of this call, which its reader did not take, and may hold no more: the call that had \
@@ -188,6 +196,7 @@ reasons! {
         Failure::NextHopHeaders { .. } => "next_hop_headers",
         Failure::CallerHeaders { .. } => "caller_headers",
         Failure::MemoryBudget { .. } => "memory_budget",
+        Failure::MemoryBudgetThere { .. } => "memory_budget_there",
         Failure::Stalled { .. } => "stalled",
         Failure::NoEndpoint { .. } => "no_endpoint",
         Failure::ControlSilent { .. } => "control_silent",
@@ -231,6 +240,7 @@ impl Failure {
             | Failure::NextHopHeaders { .. }
             | Failure::CallerHeaders { .. }
             | Failure::MemoryBudget { .. }
+            | Failure::MemoryBudgetThere { .. }
             | Failure::Stalled { .. }
             | Failure::TooManyWaiting { .. } => Code::ResourceExhausted,
             Failure::NoEndpoint { .. }
@@ -266,6 +276,7 @@ impl Failure {
             | Failure::BadResponse { .. } => Fault::Server,
             Failure::NoEndpoint { .. } | Failure::ConnectionLost { .. } => Fault::Network,
             Failure::MemoryBudget { .. }
+            | Failure::MemoryBudgetThere { .. }
             | Failure::Loop { .. }
             | Failure::ControlSilent { .. }
             | Failure::ControlUnusable { .. }
@@ -287,6 +298,7 @@ impl Failure {
             Failure::RequestHeadersTooLarge { .. }
             | Failure::NextHopHeaders { .. }
             | Failure::MemoryBudget { .. }
+            | Failure::MemoryBudgetThere { .. }
             | Failure::NoEndpoint { .. }
             | Failure::ControlSilent { .. }
             | Failure::ControlUnusable { .. }

@@ -101,6 +101,8 @@ pub(crate) struct Worker {
     turns: u64,
     draining_inbound: bool,
     draining_outbound: bool,
+    /// In which turn copies of requests were last dropped for new calls.
+    made_room: u64,
     /// Connections that we have ended, and that their peers may be reading still.
     lingering: Present,
     local: Local,
@@ -181,6 +183,7 @@ impl Worker {
         if inbound {
             self.counts.request(label);
         }
+        let has_room = !self.wires.shared.budget.is_spent() || self.makes_room(down.wire);
         let call = self.calls.get_mut(key)?;
         let is_counted = call.exchange.is_grpc && checks.is_none();
         if is_counted {
@@ -196,7 +199,7 @@ impl Worker {
         }
         let refused = if let Some(head) = call.exchange.head.as_ref().filter(|head| head.over_limit()) {
             Some(Failure::request_too_large(head, &self.parts.http2))
-        } else if self.wires.shared.budget.is_spent() {
+        } else if !has_room {
             let used = self.wires.shared.budget.used();
             Some(Failure::MemoryBudget { used })
         } else {

@@ -365,6 +365,8 @@ const OUTPUT_BYTES: usize = 64 << 10;
 const LARGE_OUTPUT: usize = BULK_BYTES;
 /// How many of these are few.
 const LARGE_OUTPUTS: usize = 16;
+/// Output at which no stream is begun: more than bulk of DATA, and with the largest header list less than what is beyond reason.
+const CONGESTED_OUTPUT: usize = BULK_BYTES + BULK_BYTES / 2;
 /// Output of which DATA is not the most.
 const HONEST_OUTPUT: usize = 2 * BULK_BYTES;
 /// Output that a peer does not read, at which it is cut.
@@ -460,6 +462,13 @@ impl Connection {
             && self.going == Going::No
             && (self.streams.len() as u32).saturating_add(self.unsaid_resets) < self.peer.max_streams
             && self.next_ours <= MAX_STREAM_ID
+            && !self.is_congested()
+    }
+
+    /// Whether so much is to be written that no stream is begun any more: header lists know no window, and whoever reads slowly
+    /// must not be cut for what others say to it.
+    pub fn is_congested(&self) -> bool {
+        self.output().len() > CONGESTED_OUTPUT
     }
 
     /// What it announces and tolerates.

@@ -34,6 +34,8 @@ const UNPROVEN_AT_ONCE: u32 = 16;
 /// How often it is looked whether a server has taken up requests that were cancelled at once, so that it can be told.
 pub(super) const SPARED: Duration = Duration::from_millis(10);
 
+/// What a connection may hold when others have spent the budget.
+const LITTLE: usize = 64 << 10;
 /// What a connection is told that has to go since others need its memory.
 const KEEPS_MEMORY: &str = "it keeps memory that others need";
 /// How long a peer may read our last words after we have ended a connection, and how many may do so at once.
@@ -441,6 +443,9 @@ impl Worker {
         // It is told to callers, encoded once more, and to those as well whom it does not concern.
         let why = sentence.map(|sentence| telemetry::cut(&percent_decode(sentence)));
         let why = why.unwrap_or_else(|| format!("the application at {addr} cannot be reached"));
+        if shared.fields().value_of(Name::PortunusError, &shared.interner) == Some(b"memory_budget") {
+            return self.has_no_memory(key, addr, why);
+        }
         if call.exchange.take_back(&mut self.wires) {
             if !call.checks {
                 self.counts.retried.inc();
@@ -450,6 +455,20 @@ impl Worker {
         } else {
             self.fail(key, Failure::Unreachable { why });
         }
+    }
+
+    /// The sidecar at the other end has no memory for the call. That says nothing of other calls: the endpoint stays.
+    fn has_no_memory(&mut self, key: CallKey, addr: SocketAddr, why: String) {
+        let leaves = self.has_another(key);
+        let Some(call) = self.calls.get_mut(key) else { return };
+        if !(call.exchange.take_back(&mut self.wires) && leaves) {
+            return self.fail(key, Failure::MemoryBudgetThere { addr, why });
+        }
+        call.aside().last_error = Some(why.into());
+        if !call.checks {
+            self.counts.retried.inc();
+        }
+        self.leave_for_another(key);
     }
 
     fn server_reset(&mut self, user: u64, reason: Reason, fault: Option<StreamFault>) {
@@ -634,9 +653,7 @@ impl Worker {
     /// keep, the largest first, then the calls whose bytes have not moved for longest, then the connections whose readers
     /// have taken nothing for longest; neither if they moved less than `patience` ago. Until `enough` is held.
     pub(super) fn relieve(&mut self, enough: u64, patience: Duration) {
-        for (_, call) in self.calls.iter_mut() {
-            call.exchange.forget_replay(&mut self.wires);
-        }
+        self.forget_replays();
         let is_relieved = |worker: &Worker| worker.wires.shared.budget.used() <= enough;
         let wires = self.wires.slots.iter();
         let mut unreasonable: Vec<_> = wires
@@ -684,6 +701,39 @@ impl Worker {
         }
     }
 
+    /// Whether there is memory for one more call of this connection. What is merely kept to be sent again goes first, once a
+    /// turn; and while somebody else has spent the budget, those who hold little may hold what is left above it.
+    #[cold]
+    pub(super) fn makes_room(&mut self, caller: WireKey) -> bool {
+        if self.made_room != self.turns {
+            self.made_room = self.turns;
+            self.forget_replays();
+        }
+        let budget = &self.wires.shared.budget;
+        !budget.is_spent() || !budget.is_overdrawn() && self.holds_little(caller)
+    }
+
+    fn forget_replays(&mut self) {
+        for (_, call) in self.calls.iter_mut() {
+            call.exchange.forget_replay(&mut self.wires);
+        }
+    }
+
+    fn holds_little(&self, caller: WireKey) -> bool {
+        let Some(wire) = self.wires.slots.get(caller) else {
+            return false;
+        };
+        let mut left = LITTLE.checked_sub(wire.engine.kept() as usize);
+        for user in wire.engine.users() {
+            let Some(room) = left else { return false };
+            if let Some(call) = self.calls.get(Key::from_bits(user)) {
+                let (down, up, kept) = call.exchange.held(&self.wires);
+                left = room.checked_sub(down + up + kept);
+            }
+        }
+        left.is_some()
+    }
+
     fn end_stalled(&mut self, key: CallKey) {
         let Some(call) = self.calls.get(key) else { return };
         let (for_caller, for_server, kept) = call.exchange.held(&self.wires);
@@ -712,7 +762,9 @@ impl Worker {
         let Some(wire) = self.wires.slots.get_mut(key) else {
             return;
         };
+        let was_congested = wire.engine.is_congested();
         let flushed = wire.flush(&mut self.wires.shared);
+        let has_room_again = was_congested && !wire.engine.is_congested();
         wire.count_kept(*flushed.as_ref().unwrap_or(&Flushed::All), &mut self.wires.shared);
         match flushed {
             Ok(Flushed::All) if wire.engine.wants_pump() => self.wants_another_turn(key),
@@ -720,6 +772,8 @@ impl Worker {
             Ok(_) if wire.engine.output_overflows() => {
                 self.close(key, "the peer does not read what it makes us say");
             }
+            // Calls may wait for that.
+            Ok(_) if has_room_again => self.wants_another_turn(key),
             Ok(_) => self.replace_if_worn(key),
             Err(error) => {
                 // The peer has gone, but an answer may have come before that: it is read to the end first.

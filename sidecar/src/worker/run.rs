@@ -297,6 +297,7 @@ async fn serve(parts: Parts, orders: Orders) -> anyhow::Result<Cut> {
         health: Checks::new(local.clone()),
         local,
         local_used: 0,
+        made_room: 0,
         lingering: Present::default(),
     };
     let alarm = Box::pin(tokio::time::sleep(Duration::ZERO));

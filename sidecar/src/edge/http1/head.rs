@@ -96,6 +96,10 @@ pub(super) fn to_caller(head: &mut response::Parts) -> Result<bool, &'static str
         return Err("its transfer coding is not chunked, alone and once");
     }
     let headers = &mut head.headers;
+    if headers.contains_key(TRANSFER_ENCODING) {
+        // The length says nothing then (RFC 9112, 6.3), and would cut the body here.
+        headers.remove(CONTENT_LENGTH);
+    }
     let persists = match head.version {
         Version::HTTP_11 => !names(headers, CONNECTION, "close"),
         _ => names(headers, CONNECTION, "keep-alive"),

@@ -17,6 +17,7 @@ pub(super) struct Batch {
     )]
     pub(super) spans: Vec<Box<Span>>,
     count: u64,
+    is_full: bool,
     held: Vec<(Arc<Waiting>, usize)>,
 }
 
@@ -43,9 +44,15 @@ impl Batch {
             }
             if batch.spans.len() == before {
                 batch.count = before as u64;
+                batch.is_full = before >= MOST_SPANS || bytes >= MOST_BYTES;
                 return batch;
             }
         }
+    }
+
+    /// Whether there may be more that did not fit.
+    pub(super) fn is_full(&self) -> bool {
+        self.is_full
     }
 
     /// How many spans it was made of.

@@ -99,7 +99,13 @@ impl<'a> Spans<'a> {
                 if batch.count() == 0 {
                     break;
                 }
+                let is_full = batch.is_full();
                 self.deliver(batch).await;
+                // What came meanwhile waits for more, or for the next second: else each answer would be followed by the few spans
+                // that came while it was under way.
+                if !is_full && !stopping {
+                    break;
+                }
             }
             if stopping {
                 return;
