@@ -1,5 +1,5 @@
-//! What we refuse is judged by two others as well: py-spiffe, which knows SPIFFE and no roots, and `openssl verify`, which
-//! knows chains and no SPIFFE. One of them has to refuse it, too, and for the same reason.
+//! What we refuse is judged by two others as well: py-spiffe, which knows SPIFFE and finds roots by the trust domain, and
+//! `openssl verify`, which knows chains and no SPIFFE. One of them has to refuse it, too, and for the same reason.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -10,16 +10,11 @@ use anyhow::{Context as _, Result, ensure};
 use portunus_proto::svid::Usage;
 use support::tools;
 
-use crate::authority::{Authority, Shown};
+use crate::authority::{Authority, OURS, Shown};
 use crate::shapes::{Kind, Shape, right, wrong};
 
-/// Refused by us, and by neither of the others for the same reason: the kind, the defects (all where none is named), and why.
+/// Refused by us, and by neither of the others for the same reason: the kind, the defects, and why.
 const STRICTER: &[(Kind, &[&str], &str)] = &[
-    (
-        Kind::ForeignTrustDomain,
-        &[],
-        "neither of the others knows which is ours",
-    ),
     (
         Kind::BadSyntax,
         &["too long an id"],
@@ -100,6 +95,7 @@ fn words(kind: Kind, reason: &str) -> &'static [&'static str] {
             "certificate signature failure",
             "unable to get local issuer certificate",
         ],
+        (_, "foreign_trust_domain") => &["no roots are known of the trust domain"],
         (_, "name_constraints") => &["permitted subtree violation", "excluded subtree violation"],
         (_, "extended_key_usage") => &["unsuitable certificate purpose", "unsupported certificate purpose"],
         (_, "key_usage") => &["key usage", "KeyUsage"],
@@ -154,7 +150,7 @@ fn what_is_refused_here_is_refused_by_others_too_and_for_the_same_reason() -> Re
         .into_iter()
         .filter(|(of, defect)| {
             let mut known = STRICTER.iter();
-            known.any(|(kind, defects, _)| kind == of && (defects.is_empty() || defects.contains(defect)))
+            known.any(|(kind, defects, _)| kind == of && defects.contains(defect))
         })
         .collect();
     ensure!(
@@ -182,7 +178,12 @@ fn judge_all<'a>(root: &'a Authority, usage: Usage, folder: &Path) -> Result<Vec
     let trusted = folder.join("root.der");
     std::fs::write(&trusted, root.issuer.der())?;
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("apps/python/spiffe_judge.py");
-    let output = Command::new(python).arg(script).args(&folders).output()?;
+    let output = Command::new(python)
+        .arg(script)
+        .arg(OURS)
+        .arg(&trusted)
+        .args(&folders)
+        .output()?;
     let lines = String::from_utf8(output.stdout)?;
     ensure!(
         lines.lines().count() == shapes.len(),
