@@ -12,13 +12,15 @@ mod health;
 mod local;
 mod record;
 mod run;
+mod shown;
 mod upkeep;
 
 pub use health::Told;
 pub use local::Local;
 pub use record::AccessLog;
 pub(crate) use record::Asked;
-pub use run::{Answers, Command, Cut, EndpointView, Mesh, Open, Orders, Parts, run};
+pub use run::{Answers, Command, Cut, Mesh, Open, Orders, Parts, run};
+pub use shown::EndpointView;
 
 use std::collections::VecDeque;
 use std::net::SocketAddr;
