@@ -29,12 +29,18 @@ pub struct End {
 /// How far an exchange is.
 ///
 /// ```text
-///            connect                 response head              trailers or END_STREAM
-///   Waiting ---------> Asked ----------------------> Answering ------------------------> Answered
-///      |  ^              | |                             |
-///      |  +--- refused --+ +---- failed, cancelled ------+-------------------------------> Over
-///      +---------------------------------------------------------------------------------> Over
+///                              +---------------- response head with END_STREAM ---------------+
+///           connect            |     response head               trailers or END_STREAM       v
+///  Waiting ----------> Asked --+--------------------> Answering -------------------------> Answered
+///     ^ |                | |                              |                                   |
+///     | |                | |                              |                                   | cancelled, cut
+///     | +----------------|-+------------------------------+-----------------------------------+--------> Over
+///     |   taken back:    |   failed, cancelled, reset, cut
+///     +------------------+
 /// ```
+///
+/// A request is taken back while it can be sent again whole, once nothing of it was processed: the server says so, or the sidecar
+/// there that it did not reach the application, or the connection ended before anything of it had left.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Phase {
     /// No stream upstream yet: the request is kept as it comes.
