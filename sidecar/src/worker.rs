@@ -260,7 +260,7 @@ impl Worker {
         }
         let max = to.map_or(usize::MAX, |to| to.engine.max_header_list());
         let interner = &self.wires.shared.interner;
-        if let Some(bytes) = call.exchange.head.as_ref().and_then(|head| head.exceeds(max, interner)) {
+        if let Some(bytes) = call.exchange.exceeds(max, interner) {
             let addr = call.server();
             return Err(Failure::NextHopHeaders { addr, bytes, max });
         }

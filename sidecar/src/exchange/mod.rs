@@ -137,6 +137,13 @@ impl Exchange {
         shared.budget.add(self.head_counted.into());
     }
 
+    /// The size of the request's header list, or of trailers that wait with it, if a server that takes `max` is not to see it.
+    #[inline(always)]
+    pub fn exceeds(&self, max: usize, interner: &Interner) -> Option<usize> {
+        let lists = self.head.as_deref().into_iter().chain(self.replay.trailers());
+        lists.into_iter().find_map(|list| list.exceeds(max, interner))
+    }
+
     /// Opens a stream on `wire` and sends it what there is of the request. `false` if the wire has no room for it.
     #[inline(always)]
     pub fn connect(&mut self, wire: WireKey, user: u64, wires: &mut Wires) -> bool {
