@@ -8,6 +8,7 @@ mod answer;
 mod replay;
 
 pub use answer::Answer;
+pub use replay::Lost;
 
 use std::time::Instant;
 
@@ -206,7 +207,7 @@ impl Exchange {
     /// Trailers of the request; they stand in the wires' shared fields.
     pub fn request_trailers(&mut self, wires: &mut Wires) {
         self.request_ended = true;
-        if matches!(self.phase, Phase::Waiting | Phase::Asked) && self.replay.is_whole() {
+        if matches!(self.phase, Phase::Waiting | Phase::Asked) && self.replay.lost().is_none() {
             let mut kept = Fields::new();
             wires.shared.copy_fields(&mut kept);
             self.replay.keep_trailers(kept, &mut wires.shared);
@@ -298,19 +299,22 @@ impl Exchange {
         }
     }
 
-    /// Nothing of the request was processed upstream: whether it can be sent again, whole. What is left of the stream
-    /// there is reset.
-    pub fn take_back(&mut self, wires: &mut Wires) -> bool {
+    /// Nothing of the request was processed upstream: it can be sent again, whole. What is left of the stream there is reset.
+    ///
+    /// # Errors
+    /// When it cannot.
+    pub fn take_back(&mut self, wires: &mut Wires) -> Result<(), Lost> {
         self.reset_up(Reason::CANCEL, wires);
-        let again = self.phase == Phase::Asked
-            && self.replay.is_whole()
-            && self.head.as_ref().is_some_and(|head| !head.is_empty());
-        if again {
-            self.phase = Phase::Waiting;
-            // What the first server did not grant, the next one may.
-            self.owes_credit = true;
+        if let Some(lost) = self.replay.lost() {
+            return Err(lost);
         }
-        again
+        if self.phase != Phase::Asked || self.head.as_ref().is_none_or(|head| head.is_empty()) {
+            return Err(Lost::Answered);
+        }
+        self.phase = Phase::Waiting;
+        // What the first server did not grant, the next one may.
+        self.owes_credit = true;
+        Ok(())
     }
 
     /// Whether not one byte of the request has reached the socket of `wire`, which took `flushed` bytes in all.
@@ -374,7 +378,7 @@ impl Exchange {
     pub fn forget_replay(&mut self, wires: &mut Wires) {
         if self.phase == Phase::Asked {
             self.forget_request(wires);
-            self.replay.give_up(&mut wires.shared);
+            self.replay.give_up(Lost::Relieved, &mut wires.shared);
         }
     }
 

@@ -436,7 +436,7 @@ impl Worker {
         let sentence = shared.fields().value_of(Name::GrpcMessage, &shared.interner);
         let why = sentence.map(|sentence| String::from_utf8_lossy(sentence).into_owned());
         let why = why.unwrap_or_else(|| format!("the application at {addr} cannot be reached"));
-        if call.exchange.take_back(&mut self.wires) {
+        if call.exchange.take_back(&mut self.wires).is_ok() {
             if !call.checks {
                 self.counts.retried.inc();
             }
@@ -484,10 +484,13 @@ impl Worker {
         let key = Key::from_bits(user);
         let Some(call) = self.calls.get_mut(key) else { return };
         let addr = call.server();
-        if call.resent || !call.exchange.take_back(&mut self.wires) {
-            let again = call.resent;
+        let taken_back = match call.resent {
+            true => Err(None),
+            false => call.exchange.take_back(&mut self.wires).map_err(Some),
+        };
+        if let Err(lost) = taken_back {
             call.exchange.up = None;
-            self.fail(key, Failure::Refused { addr, again });
+            self.fail(key, Failure::Refused { addr, lost });
             return;
         }
         call.resent = true;
@@ -785,7 +788,7 @@ impl Worker {
             // Whatever has left us came back to us, and no server saw it; so would all that is dialled.
             call.exchange.up = None;
             self.fail(key, Failure::Loop { why: why.to_owned() });
-        } else if call.exchange.is_unsent(wire.flushed) && call.exchange.take_back(&mut self.wires) {
+        } else if call.exchange.is_unsent(wire.flushed) && call.exchange.take_back(&mut self.wires).is_ok() {
             // One that never answered is as if it had not been made. But where it spoke, and there is no other endpoint, the
             // call tries another connection: servers end some for reasons of their own.
             let (spoke, answered) = (wire.engine.heard_settings(), wire.shown == Shown::Answers);
