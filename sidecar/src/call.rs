@@ -21,7 +21,7 @@ pub(crate) type CallKey = Key<Call>;
 pub(crate) struct Call {
     pub(crate) exchange: Exchange,
     pub(crate) inbound: bool,
-    /// Whether it is a health check: it has no service, and counts nowhere.
+    /// Whether it is a health check: it is for one endpoint of its service, whatever is held of that, and counts nowhere.
     pub(crate) checks: bool,
     /// Where the caller's connection was going.
     pub(crate) meant: SocketAddr,

@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::exchange::Answer;
+use crate::exchange::{Answer, Lost};
 use crate::grpc::Code;
 use crate::http2::{self, hpack::Fields};
 use crate::policy;
@@ -144,16 +144,12 @@ pub enum Failure {
         why: String,
     },
     /// The server refused the stream, and it cannot be sent again.
-    #[error("{addr} refused the request before processing it, and {}", if *.again {
-        "so did another try"
-    } else {
-        "it was too large to be sent again; the caller may send it"
-    })]
+    #[error("{addr} refused the request before processing it, and {}", not_again(*.lost))]
     Refused {
         /// Who was asked.
         addr: SocketAddr,
-        /// Whether it was sent again already.
-        again: bool,
+        /// Why it cannot be sent again; nothing if it was, already.
+        lost: Option<Lost>,
     },
     /// The server broke the protocol.
     #[error("the response of {addr} cannot be passed on: {why}")]
@@ -174,6 +170,17 @@ pub enum Failure {
     /// The proxy is stopping, and its grace period is over.
     #[error("the sidecar stopped: its grace period ended before the call did")]
     Stopping,
+}
+
+fn not_again(lost: Option<Lost>) -> &'static str {
+    match lost {
+        None => "so did another try",
+        Some(Lost::TooLarge) => "it was too large to be sent again; the caller may send it",
+        Some(Lost::Relieved) => {
+            "what was kept to send it again had to go when memory was short (see --memory-budget); the caller may send it"
+        }
+        Some(Lost::Answered) => "an answer to it had begun",
+    }
 }
 
 /// Who has to do something about it.
@@ -325,5 +332,25 @@ impl Failure {
             reason: self.reason(),
             sentence: self.to_string(),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_refused_request_that_is_not_sent_again_says_why() {
+        let says = |lost| {
+            let addr = SocketAddr::from(([10, 0, 0, 1], 1));
+            Failure::Refused { addr, lost }.to_string()
+        };
+        assert!(says(None).ends_with("so did another try"));
+        assert!(says(Some(Lost::TooLarge)).contains("too large to be sent again"));
+        let relieved = says(Some(Lost::Relieved));
+        assert!(
+            relieved.contains("memory was short") && !relieved.contains("too large"),
+            "{relieved}"
+        );
     }
 }

@@ -178,7 +178,7 @@ fn waits(service: &mut Service, key: CallKey) -> Result<bool, Failure> {
     match service.lookup.join(key.to_bits()) {
         Turn::Waits => Ok(true),
         Turn::Late(Lack::Word | Lack::Owners) => Err(Failure::ControlSilent {
-            service: service.name.clone(),
+            service: service.name.to_string(),
         }),
         Turn::Late(Lack::Addresses) | Turn::Done => Ok(false),
     }
@@ -223,7 +223,7 @@ fn no_endpoint(service: &Service, why: NoEndpoint, call: &Call) -> Failure {
         },
     };
     Failure::NoEndpoint {
-        service: service.name.clone(),
+        service: service.name.to_string(),
         why,
     }
 }

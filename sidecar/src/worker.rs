@@ -12,13 +12,15 @@ mod health;
 mod local;
 mod record;
 mod run;
+mod shown;
 mod upkeep;
 
 pub use health::Told;
 pub use local::Local;
 pub use record::AccessLog;
 pub(crate) use record::Asked;
-pub use run::{Answers, Command, Cut, EndpointView, Mesh, Open, Orders, Parts, run};
+pub use run::{Answers, Command, Cut, Mesh, Open, Orders, Parts, run};
+pub use shown::EndpointView;
 
 use std::collections::VecDeque;
 use std::net::SocketAddr;
@@ -263,7 +265,7 @@ impl Worker {
         }
         let max = to.map_or(usize::MAX, |to| to.engine.max_header_list());
         let interner = &self.wires.shared.interner;
-        if let Some(bytes) = call.exchange.head.as_ref().and_then(|head| head.exceeds(max, interner)) {
+        if let Some(bytes) = call.exchange.exceeds(max, interner) {
             let addr = call.server();
             return Err(Failure::NextHopHeaders { addr, bytes, max });
         }

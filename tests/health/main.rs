@@ -323,8 +323,7 @@ async fn health_checks_are_counted_as_nothing_else_and_use_the_same_connections(
     let services: Vec<_> = service
         .world
         .open
-        .endpoints
-        .lock()
+        .endpoints()
         .iter()
         .map(|view| view.service.clone())
         .collect();

@@ -447,7 +447,7 @@ impl Service {
 
     /// What the worker says of an endpoint.
     pub(crate) fn state(&self, at: usize) -> String {
-        let views = self.world.open.endpoints.lock();
+        let views = self.world.open.endpoints();
         let named = |view: &&portunus_sidecar::worker::EndpointView| {
             view.addr == self.addresses[at] && view.service.starts_with("greeter:")
         };

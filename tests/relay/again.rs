@@ -119,6 +119,29 @@ async fn a_stream_that_is_refused_twice_is_unavailable_and_says_so() {
 }
 
 #[tokio::test]
+async fn trailers_that_wait_for_a_server_are_not_sent_to_one_that_takes_no_such_list() {
+    let (world, listener) = before_raw_alone().await;
+    let mut caller = world.caller().await;
+    let Begun { response, mut body, .. } = caller.begin(request("/a.B/C", &[])).await.expect("begun");
+    let mut trailers = http::HeaderMap::new();
+    trailers.insert("x-long", "v".repeat(2_000).parse().expect("a value"));
+    body.send_data(Buf::from_static(b"body"), false).expect("there is room");
+    body.send_trailers(trailers).expect("it is open");
+    let mut server = Raw::accept(&listener, &[]).await;
+    let (stream, _) = whole_request(&mut server).await;
+    // It takes no more than 1,000 bytes from now on, and the request is sent again to whoever has room for it.
+    server
+        .send(&[raw::settings(&[(6, 1_000)]), raw::reset(stream, 7)].concat())
+        .await;
+    let answer = collect(response.await.expect("answered"), 0).await.expect("whole");
+    is(
+        &answer,
+        "8",
+        "takes header lists of at most 1000 bytes, and this request's has 20",
+    );
+}
+
+#[tokio::test]
 async fn a_request_larger_than_the_replay_buffer_is_not_sent_again() {
     let (world, listener) = before_raw().await;
     let mut caller = world.caller_with((1 << 20, 1 << 20)).await;

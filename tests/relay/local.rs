@@ -125,7 +125,7 @@ async fn a_local_call_goes_through_the_pool_the_balancer_and_the_records_that_wi
     assert_eq!(world.metric("grpc_client_handled_total", ok), 7.0);
     assert_eq!(world.metric("grpc_client_handling_seconds_count", &[method[0]]), 7.0);
     assert_eq!(world.metric("portunus_requests_total", &["outbound"]), 7.0);
-    let picked = |world: &World| -> u64 { world.open.endpoints.lock().iter().map(|view| view.picked).sum() };
+    let picked = |world: &World| -> u64 { world.open.endpoints().iter().map(|view| view.picked).sum() };
     let began = Instant::now();
     while picked(&world) != 7 {
         assert!(began.elapsed() < PATIENCE, "the balancer picked {}", picked(&world));

@@ -38,7 +38,18 @@ pub struct Admin {
     /// TLS as it is.
     pub serving: watch::Receiver<Serving>,
     /// Whether sidecars are served.
-    pub open: watch::Receiver<bool>,
+    pub door: watch::Receiver<Door>,
+}
+
+/// How it stands with the door that sidecars come in by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Door {
+    /// It was not opened yet.
+    NotYet,
+    /// It is open.
+    Open,
+    /// Control stops: sidecars go elsewhere.
+    Closed,
 }
 
 /// How many connections there may be.
@@ -103,21 +114,16 @@ impl Admin {
         }
         match request.uri().path() {
             "/live" => page(StatusCode::OK, "live\n".to_owned()),
-            "/ready" if *self.open.borrow() => page(StatusCode::OK, "ready\n".to_owned()),
-            "/ready" => page(StatusCode::SERVICE_UNAVAILABLE, self.why_not()),
+            "/ready" => match why_not_ready(*self.door.borrow(), self.health.borrow().since.is_some()) {
+                None => page(StatusCode::OK, "ready\n".to_owned()),
+                Some(why) => page(StatusCode::SERVICE_UNAVAILABLE, format!("{why}\n")),
+            },
             "/metrics" => page(StatusCode::OK, self.numbers.page(&self.facts())),
             "/source" => page(StatusCode::OK, self.source()),
             _ => page(
                 StatusCode::NOT_FOUND,
                 "there are /live, /ready, /metrics and /source\n".to_owned(),
             ),
-        }
-    }
-
-    fn why_not(&self) -> String {
-        match self.health.borrow().since {
-            Some(_) => "control stops\n".to_owned(),
-            None => "no state has been read yet that has no mistakes; /source has them\n".to_owned(),
         }
     }
 
@@ -155,10 +161,37 @@ impl Admin {
     }
 }
 
+/// Why no sidecar is served; nothing, if they are.
+fn why_not_ready(door: Door, has_state: bool) -> Option<&'static str> {
+    match (door, has_state) {
+        (Door::Open, _) => None,
+        (Door::Closed, _) => Some("control stops"),
+        (Door::NotYet, false) => Some("no state has been read yet that has no mistakes; /source has them"),
+        (Door::NotYet, true) => Some("the first state is being arranged; sidecars are served in a moment"),
+    }
+}
+
 fn page(status: StatusCode, text: String) -> Response<Full<Bytes>> {
     let mut response = Response::new(Full::from(text));
     *response.status_mut() = status;
     let plain = header::HeaderValue::from_static("text/plain; charset=utf-8");
     response.headers_mut().insert(header::CONTENT_TYPE, plain);
     response
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn that_control_stops_is_said_of_one_that_has_served_alone() {
+        let says = |door, has_state| why_not_ready(door, has_state).unwrap_or("ready");
+        assert!(says(Door::NotYet, false).starts_with("no state has been read yet"));
+        // Of many thousands of workloads that takes a while.
+        assert!(says(Door::NotYet, true).starts_with("the first state is being arranged"));
+        assert_eq!(says(Door::Open, true), "ready");
+        for has_state in [false, true] {
+            assert_eq!(says(Door::Closed, has_state), "control stops");
+        }
+    }
 }

@@ -9,7 +9,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{error, info};
 
-use super::Admin;
+use super::admin::{Admin, Door};
 use super::discovery::{Realm, World};
 use super::identity::{Attempts, Authority, Certifier, Files, KeeperError, Renewals, keep};
 use super::numbers::Numbers;
@@ -17,8 +17,8 @@ use super::seldom::Seldom;
 use super::server::tls::{self, Serving, serving};
 use super::server::{Limits, Server, Services, listen};
 use super::times::{date, moment};
-use crate::cluster::States;
 use crate::cluster::file::Source;
+use crate::cluster::{Snapshot, States};
 
 /// What control is told.
 #[derive(Clone, Debug)]
@@ -90,14 +90,14 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> Result<(), Erro
     let admin_listeners = listen::listen("--admin-listen", &settings.admin_listen)?;
     let watching = settings.source.clone().follow(rooms.child_token()).await;
     let numbers = Arc::new(Numbers::default());
-    let (to_open, open) = watch::channel(false);
+    let (to_door, door) = watch::channel(Door::NotYet);
     let admin = Admin {
         numbers: numbers.clone(),
         health: watching.health.clone(),
         authorities: kept.authorities.clone(),
         authority_trouble: kept.trouble.clone(),
         serving: serving.clone(),
-        open,
+        door,
     };
     tasks.spawn(admin.serve(admin_listeners, rooms.child_token()));
     let realm = Realm {
@@ -132,12 +132,12 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> Result<(), Erro
             limits: settings.limits.clone(),
             numbers,
         };
-        to_open.send_replace(true);
+        to_door.send_replace(Door::Open);
         info!(listen = ?settings.listen, "control serves sidecars");
         let not_ready = async {
             stop.cancelled().await;
             info!("control stops: sidecars are told to go elsewhere");
-            to_open.send_replace(false);
+            to_door.send_replace(Door::Closed);
         };
         tokio::join!(server.serve(listeners, stop.clone()), not_ready);
     }
@@ -157,21 +157,36 @@ async fn worlds(
     tasks: &TaskTracker,
     stop: CancellationToken,
 ) -> Option<watch::Receiver<Arc<World>>> {
-    let first = states.wait_for(Option::is_some).await.ok()?.clone()?;
-    let (to, worlds) = watch::channel(Arc::new(World::of(first, realm.clone())));
+    let first = loop {
+        states.wait_for(Option::is_some).await.ok()?;
+        let first = states.borrow_and_update().clone()?;
+        match arranged(first, realm.clone()).await {
+            Some(world) => break world,
+            None => states.changed().await.ok()?,
+        }
+    };
+    let (to, worlds) = watch::channel(Arc::new(first));
     let arrange = async move {
         while states.changed().await.is_ok() {
             let newest = states.borrow_and_update().clone();
             let Some(newest) = newest else { continue };
-            let realm = realm.clone();
-            match tokio::task::spawn_blocking(move || World::of(newest, realm)).await {
-                Ok(world) => drop(to.send_replace(Arc::new(world))),
-                Err(why) => error!(%why, "a state could not be arranged: sidecars go by the one before"),
+            if let Some(world) = arranged(newest, realm.clone()).await {
+                to.send_replace(Arc::new(world));
             }
         }
     };
     tasks.spawn(stop.run_until_cancelled_owned(arrange));
     Some(worlds)
+}
+
+/// A state, arranged; nothing where that went wrong.
+async fn arranged(state: Arc<Snapshot>, realm: Realm) -> Option<World> {
+    let world = tokio::task::spawn_blocking(move || World::of(state, realm)).await;
+    world
+        .inspect_err(
+            |why| error!(%why, "a state could not be arranged: sidecars go by the one before, if there is one"),
+        )
+        .ok()
 }
 
 /// Keeps control's own certificate young: anew when the authority changes, after two thirds of its life, and when the clock

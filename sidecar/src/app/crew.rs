@@ -65,7 +65,7 @@ impl Opens {
 
     /// The endpoints that the workers know, each worker's view for itself.
     pub fn endpoints(&self) -> Vec<EndpointView> {
-        self.0.iter().flat_map(|open| open.endpoints.lock().clone()).collect()
+        self.0.iter().flat_map(|open| open.endpoints()).collect()
     }
 }
 

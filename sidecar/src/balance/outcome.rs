@@ -12,13 +12,13 @@ pub enum Outcome {
     /// The caller gave up, or its deadline passed. If no response headers had come, having waited that long says that
     /// the endpoint is at least that slow.
     Abandoned {
-        /// From [`Balancer::started`](super::Balancer::started) to giving up.
+        /// From [`Balancer::begin`](super::Balancer::begin) to giving up.
         waited: Duration,
     },
     /// The same, but response headers had come, and no whole message or end behind them: it may be half an answer, or a
     /// stream on which nothing happened.
     Unfinished {
-        /// From [`Balancer::started`](super::Balancer::started) to giving up.
+        /// From [`Balancer::begin`](super::Balancer::begin) to giving up.
         waited: Duration,
     },
     /// Nothing was sent to it, or it said that nothing was processed: says nothing of its speed.

@@ -9,7 +9,7 @@ use std::task::{Poll, Waker};
 use bytes::{Buf as _, BytesMut};
 use parking_lot::Mutex;
 
-/// Bytes that may wait each way: what a worker reads in a turn.
+/// Bytes that may wait each way: half of what a worker reads in a turn.
 const MOST: usize = 64 << 10;
 
 /// One end of a pipe. When it is dropped, the other end reads what was written before, and then the end.

@@ -74,12 +74,11 @@ struct InVain {
 }
 
 /// How an address is reached. Calls of different kinds never share a connection.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Via {
     /// In plain, as the pod's own application.
     Own,
     /// In plain, as somebody else.
-    #[default]
     Plain,
     /// In mTLS, as whoever proves to be this.
     Mesh(SpiffeId),

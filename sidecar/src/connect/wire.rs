@@ -562,6 +562,12 @@ impl Wires {
         self.ready.clone()
     }
 
+    /// Whoever took the least header lists may be gone: what the others take counts from now on.
+    pub fn forget_limits_of_the_gone(&mut self) {
+        let takes = self.slots.iter().map(|(_, wire)| wire.engine.max_header_list());
+        self.shared.least_header_list = takes.min().unwrap_or(usize::MAX);
+    }
+
     /// Takes a connection in, whose first bytes may have been read already. It is ready at once.
     pub fn insert(
         &mut self,
@@ -688,6 +694,22 @@ mod tests {
         };
         let key = wires.insert(Transport::Pipe(theirs), Vec::new(), engine, peer, side, now);
         (wires, key, ours)
+    }
+
+    #[test]
+    fn one_that_took_the_least_header_lists_and_is_gone_is_forgotten() {
+        let (mut wires, key, _pipe) = wire();
+        // SETTINGS with a MAX_HEADER_LIST_SIZE of 9.
+        let said = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\x06\x04\0\0\0\0\0\0\x06\0\0\0\x09";
+        let (wire, shared) = wires.touch(key).expect("it is open");
+        let heard = wire.engine.receive(&mut &said[..], shared, Instant::now());
+        assert!(heard.is_ok(), "{heard:?}");
+        assert_eq!(wires.shared.least_header_list, 9);
+        wires.forget_limits_of_the_gone();
+        assert_eq!(wires.shared.least_header_list, 9, "it stands");
+        wires.slots.remove(key);
+        wires.forget_limits_of_the_gone();
+        assert!(wires.shared.least_header_list > 1 << 30);
     }
 
     fn ready(wires: &Wires) -> Vec<WireKey> {

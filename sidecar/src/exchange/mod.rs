@@ -8,6 +8,7 @@ mod answer;
 mod replay;
 
 pub use answer::Answer;
+pub use replay::Lost;
 
 use std::time::Instant;
 
@@ -29,12 +30,18 @@ pub struct End {
 /// How far an exchange is.
 ///
 /// ```text
-///            connect                 response head              trailers or END_STREAM
-///   Waiting ---------> Asked ----------------------> Answering ------------------------> Answered
-///      |  ^              | |                             |
-///      |  +--- refused --+ +---- failed, cancelled ------+-------------------------------> Over
-///      +---------------------------------------------------------------------------------> Over
+///                              +---------------- response head with END_STREAM ---------------+
+///           connect            |     response head               trailers or END_STREAM       v
+///  Waiting ----------> Asked --+--------------------> Answering -------------------------> Answered
+///     ^ |                | |                              |                                   |
+///     | |                | |                              |                                   | cancelled, cut
+///     | +----------------|-+------------------------------+-----------------------------------+--------> Over
+///     |   taken back:    |   failed, cancelled, reset, cut
+///     +------------------+
 /// ```
+///
+/// A request is taken back while it can be sent again whole, once nothing of it was processed: the server says so, or the sidecar
+/// there that it did not reach the application, or the connection ended before anything of it had left.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Phase {
     /// No stream upstream yet: the request is kept as it comes.
@@ -131,6 +138,13 @@ impl Exchange {
         shared.budget.add(self.head_counted.into());
     }
 
+    /// The size of the request's header list, or of trailers that wait with it, if a server that takes `max` is not to see it.
+    #[inline(always)]
+    pub fn exceeds(&self, max: usize, interner: &Interner) -> Option<usize> {
+        let lists = self.head.as_deref().into_iter().chain(self.replay.trailers());
+        lists.into_iter().find_map(|list| list.exceeds(max, interner))
+    }
+
     /// Opens a stream on `wire` and sends it what there is of the request. `false` if the wire has no room for it.
     #[inline(always)]
     pub fn connect(&mut self, wire: WireKey, user: u64, wires: &mut Wires) -> bool {
@@ -193,7 +207,7 @@ impl Exchange {
     /// Trailers of the request; they stand in the wires' shared fields.
     pub fn request_trailers(&mut self, wires: &mut Wires) {
         self.request_ended = true;
-        if matches!(self.phase, Phase::Waiting | Phase::Asked) && self.replay.is_whole() {
+        if matches!(self.phase, Phase::Waiting | Phase::Asked) && self.replay.lost().is_none() {
             let mut kept = Fields::new();
             wires.shared.copy_fields(&mut kept);
             self.replay.keep_trailers(kept, &mut wires.shared);
@@ -285,19 +299,22 @@ impl Exchange {
         }
     }
 
-    /// Nothing of the request was processed upstream: whether it can be sent again, whole. What is left of the stream
-    /// there is reset.
-    pub fn take_back(&mut self, wires: &mut Wires) -> bool {
+    /// Nothing of the request was processed upstream: it can be sent again, whole. What is left of the stream there is reset.
+    ///
+    /// # Errors
+    /// When it cannot.
+    pub fn take_back(&mut self, wires: &mut Wires) -> Result<(), Lost> {
         self.reset_up(Reason::CANCEL, wires);
-        let again = self.phase == Phase::Asked
-            && self.replay.is_whole()
-            && self.head.as_ref().is_some_and(|head| !head.is_empty());
-        if again {
-            self.phase = Phase::Waiting;
-            // What the first server did not grant, the next one may.
-            self.owes_credit = true;
+        if let Some(lost) = self.replay.lost() {
+            return Err(lost);
         }
-        again
+        if self.phase != Phase::Asked || self.head.as_ref().is_none_or(|head| head.is_empty()) {
+            return Err(Lost::Answered);
+        }
+        self.phase = Phase::Waiting;
+        // What the first server did not grant, the next one may.
+        self.owes_credit = true;
+        Ok(())
     }
 
     /// Whether not one byte of the request has reached the socket of `wire`, which took `flushed` bytes in all.
@@ -361,7 +378,7 @@ impl Exchange {
     pub fn forget_replay(&mut self, wires: &mut Wires) {
         if self.phase == Phase::Asked {
             self.forget_request(wires);
-            self.replay.give_up(&mut wires.shared);
+            self.replay.give_up(Lost::Relieved, &mut wires.shared);
         }
     }
 

@@ -89,7 +89,8 @@ impl Pieces {
     /// The answer is whole, and `said` is what its messages said last.
     pub fn ended(&self, said: Option<Finding>) -> Ended {
         Ended::Found(match (self.error.as_deref(), self.http_status, self.status) {
-            (Some("memory_budget" | "too_many_waiting" | "stopping"), ..) => return Ended::NotAsked,
+            // Where it was the sidecar there, ours has taken that for an endpoint that cannot be reached (`Failure::is_unsent`).
+            (Some("memory_budget" | "too_many_waiting"), ..) => return Ended::NotAsked,
             // The question's own deadline, on the way or where it began.
             (Some("deadline"), ..) => Finding::Failed(Lack::Silent),
             (Some(_), ..) => Finding::Failed(Lack::Failed),
@@ -191,6 +192,16 @@ mod tests {
         let mut pieces = Pieces::default();
         let head = Response::builder()
             .header("portunus-error", "unreachable")
+            .header("grpc-status", "14");
+        pieces.head(&head.body(()).expect("a head"));
+        assert_eq!(pieces.ended(None), Ended::Found(Finding::Failed(Lack::Failed)));
+    }
+
+    #[test]
+    fn an_endpoint_whose_sidecar_stops_fails_its_check() {
+        let mut pieces = Pieces::default();
+        let head = Response::builder()
+            .header("portunus-error", "stopping")
             .header("grpc-status", "14");
         pieces.head(&head.body(()).expect("a head"));
         assert_eq!(pieces.ended(None), Ended::Found(Finding::Failed(Lack::Failed)));

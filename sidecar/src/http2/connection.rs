@@ -33,7 +33,7 @@ pub struct Shared {
     known: Option<Rc<Fields>>,
     /// Memory that may be used.
     pub budget: Budget,
-    /// The least header list that any peer has said it takes.
+    /// The least header list that any peer has said it takes, of those that stand, or stood when they were last looked at.
     pub(crate) least_header_list: usize,
     pub(crate) pool: Pool,
     /// Memory for small copies.

@@ -46,7 +46,7 @@ const LATELY: Duration = Duration::from_secs(600);
 /// A service: its endpoints, and the calls that wait for its first addresses.
 pub struct Service {
     /// What it is called: `name:port`, or an address.
-    pub name: String,
+    pub name: Arc<str>,
     /// What stands behind the name: a host and a port, or an address.
     pub subject: Subject,
     /// What control says of it. Without control everything is outside the mesh.
@@ -228,7 +228,7 @@ impl Services {
             Subject::Address(_) => self.no_health.clone(),
         };
         self.slots.insert(Service {
-            name,
+            name: name.into(),
             subject,
             known: self.at_first.clone(),
             asked: None,
@@ -275,8 +275,13 @@ impl Services {
 
     /// What is known of an address, if anybody has asked.
     pub fn who_is_at(&self, addr: SocketAddr) -> Option<&Known> {
+        self.known_at(addr).map(|known| &**known)
+    }
+
+    /// The same, to be kept.
+    pub fn known_at(&self, addr: SocketAddr) -> Option<&Arc<Known>> {
         let key = self.by_address.get(&addr)?;
-        self.slots.get(*key).map(|service| &*service.known)
+        self.slots.get(*key).map(|service| &service.known)
     }
 
     /// Why what control said of a service cannot be used, or of an address of its, where the service is not known for that.
@@ -428,7 +433,7 @@ impl Services {
                 continue;
             };
             match service.subject {
-                Subject::Name { .. } => drop(self.by_name.remove(&service.name)),
+                Subject::Name { .. } => drop(self.by_name.remove(&*service.name)),
                 Subject::Address(addr) => drop(self.by_address.remove(&addr)),
             }
             for endpoint in service.balancer.endpoints(now) {

@@ -22,7 +22,11 @@ use crate::telemetry::Event;
 impl Worker {
     /// Opens a connection to `addr` for its pool.
     pub(super) fn dial(&self, pool: PoolKey, addr: SocketAddr) {
-        let via = self.pools.get(pool).map_or(Via::Plain, |pool| pool.via.clone());
+        let Some(via) = self.pools.get(pool).map(|pool| pool.via.clone()) else {
+            // Nobody waits at a pool that is gone. That there is none is no reason to go there in plain.
+            tracing::error!(%addr, "no connection is made: it is not known in which way");
+            return;
+        };
         let dialling = self.dialler.clone().dial(addr, via);
         let inbox = self.inbox.clone();
         tokio::task::spawn_local(async move {

@@ -446,7 +446,7 @@ impl Worker {
         if shared.fields().value_of(Name::PortunusError, &shared.interner) == Some(b"memory_budget") {
             return self.has_no_memory(key, addr, why);
         }
-        if call.exchange.take_back(&mut self.wires) {
+        if call.exchange.take_back(&mut self.wires).is_ok() {
             if !call.checks {
                 self.counts.retried.inc();
             }
@@ -461,7 +461,7 @@ impl Worker {
     fn has_no_memory(&mut self, key: CallKey, addr: SocketAddr, why: String) {
         let leaves = self.has_another(key);
         let Some(call) = self.calls.get_mut(key) else { return };
-        if !(call.exchange.take_back(&mut self.wires) && leaves) {
+        if !(call.exchange.take_back(&mut self.wires).is_ok() && leaves) {
             return self.fail(key, Failure::MemoryBudgetThere { addr, why });
         }
         call.aside().last_error = Some(why.into());
@@ -508,10 +508,13 @@ impl Worker {
         let key = Key::from_bits(user);
         let Some(call) = self.calls.get_mut(key) else { return };
         let addr = call.server();
-        if call.resent || !call.exchange.take_back(&mut self.wires) {
-            let again = call.resent;
+        let taken_back = match call.resent {
+            true => Err(None),
+            false => call.exchange.take_back(&mut self.wires).map_err(Some),
+        };
+        if let Err(lost) = taken_back {
             call.exchange.up = None;
-            self.fail(key, Failure::Refused { addr, again });
+            self.fail(key, Failure::Refused { addr, lost });
             return;
         }
         call.resent = true;
@@ -921,7 +924,7 @@ impl Worker {
             // Whatever has left us came back to us, and no server saw it; so would all that is dialled.
             call.exchange.up = None;
             self.fail(key, Failure::Loop { why: why.to_owned() });
-        } else if call.exchange.is_unsent(wire.flushed) && call.exchange.take_back(&mut self.wires) {
+        } else if call.exchange.is_unsent(wire.flushed) && call.exchange.take_back(&mut self.wires).is_ok() {
             // One that never answered is as if it had not been made. But where it spoke, and there is no other endpoint, the
             // call tries another connection: servers end some for reasons of their own.
             let (spoke, answered) = (wire.engine.heard_settings(), wire.shown == Shown::Answers);

@@ -223,7 +223,7 @@ impl Worker {
             && self.parts.told.first(&service.name, what)
         {
             let addr = service.balancer.addr(checked.endpoint).map(tracing::field::display);
-            tracing::info!(service = service.name, addr, "{what}");
+            tracing::info!(service = &*service.name, addr, "{what}");
         }
         let thresholds = service.health.thresholds;
         service

@@ -23,6 +23,7 @@ use super::counts::Counts;
 use super::door::Door;
 use super::health::{Checked, Checks, Told};
 use super::local::Local;
+use super::shown::Shown;
 use super::{AccessLog, READ_BYTES, Said, Worker, upkeep};
 use crate::accept::{self, OwnPorts, PodAddresses};
 use crate::connect::resolve::{Answer, Names};
@@ -138,7 +139,7 @@ pub struct Open {
     /// Addresses that it has a connection to, or dials, each in one way: as old as the endpoints.
     pub pools: AtomicU64,
     /// The endpoints of its services, as they were at most half a second ago, or a second while nothing is open.
-    pub endpoints: Mutex<Vec<EndpointView>>,
+    pub(super) endpoints: Mutex<Arc<[Shown]>>,
 }
 
 /// What an end cut.
@@ -148,27 +149,6 @@ pub struct Cut {
     pub rpcs: u64,
     /// Connections that were open.
     pub connections: u64,
-}
-
-/// An endpoint as the operator sees it.
-#[derive(Clone, Debug, serde::Serialize)]
-pub struct EndpointView {
-    /// What its service is called.
-    pub service: String,
-    /// The OutboundPolicies that say how that is reached, as `namespace/name`; empty when there is none.
-    pub policy: String,
-    /// Where it listens.
-    pub addr: SocketAddr,
-    /// Where it stands, as control says; empty when nobody says.
-    pub zone: String,
-    /// Ready, backoff, ejected, unhealthy or draining.
-    pub state: String,
-    /// Calls that it serves now.
-    pub in_flight: u32,
-    /// Its peak EWMA of latency, in milliseconds.
-    pub latency_ms: f64,
-    /// Calls that were sent to it.
-    pub picked: u64,
 }
 
 /// What others tell a worker.
@@ -397,7 +377,7 @@ impl Loop {
                 self.worker.look_at_wires(&self.tunnels);
                 self.worker.look_at_endpoints();
                 self.worker.flush();
-                *self.open.endpoints.lock() = self.worker.endpoints();
+                *self.open.endpoints.lock() = Shown::all(&self.worker.services, self.worker.now);
                 self.open.pools.store(self.worker.pools.len() as u64, Relaxed);
                 next_look = self.worker.now + upkeep::LOOK_EVERY;
             }
@@ -545,50 +525,6 @@ impl Worker {
             }
         }
     }
-
-    fn endpoints(&self) -> Vec<EndpointView> {
-        let mut views = Vec::new();
-        for (_, service) in self.services.iter() {
-            let zones = service.known.zones();
-            // A name outside may lead to addresses of the mesh.
-            let by_address = |addr| match self.services.who_is_at(addr) {
-                Some(Known::Endpoint(endpoint)) if service.is_outside() => endpoint.zone.clone(),
-                Some(_) | None => String::new(),
-            };
-            views.extend(service.balancer.endpoints(self.now).map(|view| {
-                let zone = zones.get(&view.addr).map(|zone| (*zone).to_owned());
-                EndpointView {
-                    service: service.name.clone(),
-                    policy: service
-                        .known
-                        .policy()
-                        .map_or_else(String::new, |policy| policy.from.clone()),
-                    addr: view.addr,
-                    zone: zone.unwrap_or_else(|| by_address(view.addr)),
-                    state: state(view.state).to_owned(),
-                    in_flight: view.in_flight,
-                    latency_ms: view.latency.map_or(0.0, milliseconds),
-                    picked: view.picked,
-                }
-            }));
-        }
-        views
-    }
-}
-
-/// What a page shows of a latency: milliseconds, with three decimals at most.
-fn milliseconds(latency: Duration) -> f64 {
-    (latency.as_secs_f64() * 1e6).round() / 1e3
-}
-
-fn state(state: balance::State) -> &'static str {
-    match state {
-        balance::State::Ready => "ready",
-        balance::State::Backoff { .. } => "backoff",
-        balance::State::Ejected { .. } => "ejected",
-        balance::State::Unhealthy(_) => "unhealthy",
-        balance::State::Draining => "draining",
-    }
 }
 
 /// Tells the worker what the pod's ports take, whenever that changes.
@@ -596,24 +532,5 @@ async fn follow_modes(mut modes: watch::Receiver<Arc<policy::Inbound>>, inbox: A
     while modes.changed().await.is_ok() {
         let newest = modes.borrow_and_update().clone();
         inbox.send(Message::Modes(newest));
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_latency_is_shown_in_milliseconds_with_three_decimals_at_most() {
-        for (nanos, text) in [
-            (0, "0.0"),
-            (1_234_567, "1.235"),
-            (437_284, "0.437"),
-            (1_000_000, "1.0"),
-            (12_345_678_901, "12345.679"),
-        ] {
-            let shown = serde_json::json!(milliseconds(Duration::from_nanos(nanos))).to_string();
-            assert_eq!(shown, text, "{nanos} ns");
-        }
     }
 }

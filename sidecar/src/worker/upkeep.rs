@@ -82,6 +82,7 @@ impl Worker {
             self.attend(key);
             self.end_watches(key);
         }
+        self.wires.forget_limits_of_the_gone();
         // Another dial may be due where the last one was in vain.
         for (pool, addr) in self.pools.awaited() {
             self.serve(pool, addr);

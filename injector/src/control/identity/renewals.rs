@@ -13,7 +13,7 @@ use parking_lot::Mutex;
 use super::Mark;
 use super::bucket::{Bucket, Size};
 
-/// How many renewals of one line may come at once, and how soon one more. A sidecar renews at two thirds of its certificate's
+/// How many renewals of one line may come at once, and how soon one more. A sidecar renews at 65 to 75 % of its certificate's
 /// life, of a minute at least, and asks again after a failure in ever longer steps.
 const SIZE: Size = Size {
     burst: 20.0,
