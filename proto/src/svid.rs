@@ -5,6 +5,7 @@ use std::time::{Duration, SystemTime};
 
 use x509_parser::prelude::{ASN1Time, FromDer, GeneralName, X509Certificate};
 
+use crate::limits::{MOST_ISSUERS, MOST_NAMESAKES};
 use crate::{Invalid, SpiffeId, TrustDomain};
 
 /// How far two clocks may be apart, in both directions: a certificate counts so much before its life and after it.
@@ -142,6 +143,38 @@ pub fn judge(der: &[u8], domain: &TrustDomain, usages: &[Usage]) -> Result<Leaf,
         not_before: system_time(leaf.validity().not_before),
         not_after: system_time(leaf.validity().not_after),
     })
+}
+
+/// Why the issuers that a peer shows are not looked at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum NoChain {
+    /// Nobody honest shows so many.
+    #[error("it has more than {MOST_ISSUERS} issuers")]
+    TooMany,
+    /// They lead everywhere.
+    #[error("it has more than {MOST_NAMESAKES} issuers of one name")]
+    Namesakes,
+}
+
+/// Whether issuers may be looked at that a peer shows, who has proven nothing yet: that is little work, whatever they are.
+///
+/// # Errors
+/// When there are too many, or too many of one name.
+pub fn may_be_a_chain(issuers: &[impl AsRef<[u8]>]) -> Result<(), NoChain> {
+    if issuers.len() > MOST_ISSUERS {
+        return Err(NoChain::TooMany);
+    }
+    let mut names = Vec::with_capacity(issuers.len());
+    for issuer in issuers {
+        // Those that cannot be read are nobody's issuers, here; whoever can read them has not many of them to try either.
+        let read = parse(issuer.as_ref());
+        let name = read.map_or(&[][..], |issuer| issuer.subject.as_raw());
+        if names.iter().filter(|other| **other == name).count() == MOST_NAMESAKES {
+            return Err(NoChain::Namesakes);
+        }
+        names.push(name);
+    }
+    Ok(())
 }
 
 /// Whether the key usage of an issuer, where it has one, lets it certify (RFC 5280, 6.1.4 n). rustls-webpki does not ask.

@@ -53,6 +53,11 @@ const STRICTER: &[(Kind, &[&str], &str)] = &[
     ),
     (
         Kind::Other,
+        &["three issuers of one name that it does not need"],
+        "an issuer has one namesake at most here, since each would be tried at each step; the others have no such bound",
+    ),
+    (
+        Kind::Other,
         &["the peer has another key", "the peer has another key of another kind"],
         "that is proven by the handshake, which neither of the others sees",
     ),

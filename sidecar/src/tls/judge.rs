@@ -3,7 +3,6 @@
 use std::time::{Duration, SystemTime};
 
 use portunus_proto::SpiffeId;
-use portunus_proto::limits::MOST_ISSUERS;
 use portunus_proto::svid::{self, NotSvid, SKEW, Usage};
 use rustls::pki_types::{CertificateDer, UnixTime};
 use webpki::{EndEntityCert, KeyUsage};
@@ -34,9 +33,7 @@ pub(super) fn check_chain(
     usage: Usage,
     now: UnixTime,
 ) -> Result<(), Refused> {
-    if intermediates.len() > MOST_ISSUERS {
-        return Err(Refused::Chain(format!("it has more than {MOST_ISSUERS} issuers")));
-    }
+    svid::may_be_a_chain(intermediates).map_err(|why| Refused::Chain(why.to_string()))?;
     let end_entity = EndEntityCert::try_from(leaf).map_err(|error| refused(error, leaf, usage))?;
     let verify_at = |time: UnixTime| {
         let key_usage = match usage {

@@ -4,7 +4,6 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use portunus_proto::limits::MOST_ISSUERS;
 use portunus_proto::svid::{self, SKEW, Usage};
 use portunus_proto::{CONTROL_ACCOUNT, SpiffeId, TrustDomain, key_exchanges};
 use rcgen::KeyPair;
@@ -108,10 +107,10 @@ impl Verifier {
     }
 }
 
-/// Nobody honest shows so many.
+/// Issuers that are not looked at.
 #[derive(Debug, thiserror::Error)]
-#[error("the peer's certificate chain has more than {MOST_ISSUERS} issuers")]
-struct TooManyIssuers;
+#[error("the peer's certificate chain is not acceptable: {0}")]
+struct NoChain(svid::NoChain);
 
 impl fmt::Debug for Verifier {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -142,9 +141,7 @@ impl ClientCertVerifier for Verifier {
         fn refused(why: impl std::error::Error + Send + Sync + 'static) -> rustls::Error {
             rustls::Error::InvalidCertificate(E::Other(OtherError(Arc::new(why))))
         }
-        if intermediates.len() > MOST_ISSUERS {
-            return Err(refused(TooManyIssuers));
-        }
+        svid::may_be_a_chain(intermediates).map_err(|why| refused(NoChain(why)))?;
         let verify_at = |seconds| {
             let time = UnixTime::since_unix_epoch(Duration::from_secs(seconds));
             self.chain.verify_client_cert(leaf, intermediates, time)

@@ -115,6 +115,9 @@ fn refused(status: StatusCode, after: Option<&str>) -> Refused {
 
 #[cfg(test)]
 mod tests {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    use tokio::net::TcpListener;
+
     use super::*;
 
     #[test]
@@ -134,5 +137,35 @@ mod tests {
         };
         assert_eq!(after("7"), Some(Duration::from_secs(7)));
         assert_eq!(after("Fri, 31 Dec 1999 23:59:59 GMT"), None);
+    }
+
+    #[tokio::test]
+    async fn an_answer_without_an_end_is_left_once_it_is_longer_than_any_honest_one() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+        let addr = listener.local_addr().expect("an address");
+        let answering = tokio::spawn(async move {
+            let (mut socket, _) = listener.accept().await.expect("a connection");
+            let asked = socket.read(&mut [0; 1_024]).await.expect("a request");
+            assert!(asked > 0);
+            let mut all: u64 = 0;
+            let head = b"HTTP/1.1 200 OK\r\ncontent-length: 1000000000000\r\n\r\n";
+            let mut words = socket.write_all(head).await;
+            while words.is_ok() && all < 256 << 20 {
+                words = socket.write_all(&[b'x'; 16 << 10]).await;
+                all += 16 << 10;
+            }
+            all
+        });
+        let endpoint = Endpoint::parse(&format!("http://{addr}"), addr.port()).expect("an endpoint");
+        let mut http = Http::new(&Target::traces(endpoint), &Headers::default());
+        let refused = http
+            .send(Bytes::from_static(b"spans"))
+            .await
+            .expect_err("it is too long");
+        assert!(refused.to_string().contains("the answer broke off"), "{refused}");
+        http.disconnect();
+        let said = answering.await.expect("it held");
+        // What the kernels keep of a connection, and not what it would have said.
+        assert!(said < 64 << 20, "{said} bytes were taken");
     }
 }

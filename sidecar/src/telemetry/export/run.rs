@@ -137,8 +137,7 @@ impl<'a> Spans<'a> {
             self.health.refused(&why);
             match why {
                 Refused::Later { after, .. } if began.elapsed() < GIVE_UP => {
-                    let wish = after.unwrap_or_default().min(LONGEST_WISH);
-                    sleep(pause.next().max(wish)).await;
+                    sleep(heeded(pause.next(), after)).await;
                 }
                 Refused::Later { .. } | Refused::Never(_) => {
                     self.failed.add(batch.count());
@@ -283,8 +282,29 @@ impl Backoff {
     }
 }
 
+/// How long it takes until the next try, where the collector may have wished for something.
+fn heeded(pause: Duration, wish: Option<Duration>) -> Duration {
+    pause.max(wish.unwrap_or_default().min(LONGEST_WISH))
+}
+
 /// Bytes of a collector's complaint that are logged.
 const MOST_SAID: usize = 500;
 
 const TRACES: &str = "/opentelemetry.proto.collector.trace.v1.TraceService/Export";
 const METRICS: &str = "/opentelemetry.proto.collector.metrics.v1.MetricsService/Export";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_collector_that_asks_for_a_year_is_left_alone_for_half_a_minute() {
+        let (usual, second) = (Duration::from_millis(200), Duration::from_secs(1));
+        assert_eq!(heeded(usual, None), usual);
+        assert_eq!(heeded(usual, Some(Duration::ZERO)), usual);
+        assert_eq!(heeded(usual, Some(second)), second);
+        for wish in [31_536_000, u64::MAX] {
+            assert_eq!(heeded(usual, Some(Duration::from_secs(wish))), LONGEST_WISH);
+        }
+    }
+}

@@ -273,3 +273,25 @@ fn no_key_is_shown_by_debug() {
         format!("Credential({OURS}, Bundle(cluster.local, 1 roots))")
     );
 }
+
+#[test]
+fn a_chain_that_leads_everywhere_is_refused_before_anybody_follows_it() {
+    let root = Authority::root("root");
+    let bundle = root.bundle();
+    let judge = |issuers: &[Authority]| {
+        let leaf = issuers[0].leaf(|_| {}).chain.remove(0);
+        let shown = issuers.iter().map(|issuer| issuer.issuer.der().clone());
+        let chain: Vec<_> = std::iter::once(leaf).chain(shown).collect();
+        bundle.judge(&chain, Usage::Client, UnixTime::now())
+    };
+    // Eight issuers of one name, each of which may have certified each: 30,000 paths. Who follows them all finds in the end
+    // that nobody knows them, or that the longest are too long.
+    for issuers in 3..9 {
+        let all: Vec<_> = (0..issuers).map(|_| Authority::root("maze")).collect();
+        let refused = judge(&all).expect_err("nobody knows them");
+        assert_eq!(
+            refused,
+            Refused::Chain("it has more than 2 issuers of one name".to_owned())
+        );
+    }
+}

@@ -924,7 +924,7 @@ const AUTHORITIES: [(&str, &str, Plain); 2] = [
     }),
 ];
 
-const OTHERS: [(&str, &str, Plain); 17] = [
+const OTHERS: [(&str, &str, Plain); 18] = [
     ("certified by a leaf", "chain", |draft| {
         draft.issuer(0).is_ca = IsCa::ExplicitNoCa
     }),
@@ -939,6 +939,9 @@ const OTHERS: [(&str, &str, Plain); 17] = [
     }),
     ("eight issuers that it does not need", "chain", |draft| {
         draft.arrange = |chain, root| chain.extend((1..9).flat_map(|_| root.below(|_| {}).chain));
+    }),
+    ("three issuers of one name that it does not need", "chain", |draft| {
+        draft.arrange = |chain, _| chain.extend((0..3).map(|_| Authority::root("maze").issuer.der().clone()));
     }),
     ("one bit of its signature is wrong", "bad_signature", |draft| {
         draft.forge = |shown| change(shown, 0, |leaf| *leaf.last_mut().unwrap() ^= 1);

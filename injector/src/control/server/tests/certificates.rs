@@ -73,6 +73,7 @@ fn word(error: &rustls::Error) -> &'static str {
             (_, Some(webpki::Error::MaximumPathDepthExceeded)) => "chain",
             (_, Some(_)) => "malformed",
             (None, None) if why.to_string().contains("has more than 8 issuers") => "chain",
+            (None, None) if why.to_string().contains("has more than 2 issuers of one name") => "chain",
             (None, None) => panic!("nobody knows {why}"),
         },
         other => panic!("nobody knows {other:?}"),
