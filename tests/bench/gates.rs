@@ -21,6 +21,12 @@ fn as_a_member_of_a_mesh_one_call_in_twenty_traced_it_takes_hardly_more() {
 }
 
 #[test]
+fn a_call_that_is_not_recorded_pays_for_its_header_alone() {
+    // Some 375: the decision, the header, and its place in the block. With a span it is 5,900.
+    assert_at_most(&measure("T9u", &[]), "T9u.more", 600.0);
+}
+
+#[test]
 fn a_call_alone_takes_six_system_calls() {
     // What is over is a timer or two in thousands of calls.
     assert_at_most(&measure("T2s", &["--bare"]), "T2.syscalls", 6.05);

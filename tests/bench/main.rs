@@ -80,7 +80,7 @@ const EXAMPLES: &str = "Examples:
   cargo measure T1 T9 --bare                          what control, policy and traces cost: run it with and without
   cargo measure T4 T5 T6m T7t T8 T10                  mTLS
   cargo measure T11 --peers portunus --rounds 15      collectors that are bad
-  cargo measure T9 T2s --peers portunus               what the suite's gates count";
+  cargo measure T9 T9u T2s --peers portunus           what the suite's gates count";
 
 fn main() -> ExitCode {
     match run(Arguments::parse()) {

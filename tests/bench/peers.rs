@@ -89,6 +89,27 @@ impl Standing {
     }
 }
 
+/// Whose instructions callgrind counts.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Counted {
+    /// A peer's, as it stands alone.
+    Peer(Peer),
+    /// Portunus', which is no member of a mesh and has no collector.
+    Untraced,
+    /// The same, with a collector for which it decides of each call that it is not recorded.
+    Unsampled,
+}
+
+impl fmt::Display for Counted {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Counted::Peer(peer) => peer.fmt(formatter),
+            Counted::Untraced => formatter.write_str("no collector"),
+            Counted::Unsampled => formatter.write_str("a collector, and nothing for it"),
+        }
+    }
+}
+
 /// Where programs come from, if not from the checkout, and what is left of a run.
 #[derive(Debug, Default)]
 pub(crate) struct Wishes {
@@ -210,11 +231,8 @@ impl Programs {
     ) -> Result<Running> {
         let until = Instant::now() + Duration::from_secs(20);
         let listen = free_address()?;
-        let mut command = self.sidecar_of(Who::Caller, None, listen, backend, free_address()?)?;
-        if let Some(collector) = collector {
-            command.args(["--trace-collector", &format!("http://{collector}")]);
-            command.args(["--trace-sampling", "100"]);
-        }
+        let sampled = collector.map(|collector| (collector, 100));
+        let command = self.traced(sampled, listen, backend)?;
         let log = self.scratch.join(format!("traced-{}.log", listen.port()));
         let running = Running {
             process: Process::start(&command, cpu, log)?,
@@ -226,11 +244,23 @@ impl Programs {
     }
 
     /// One under callgrind: with the file that its counts will be in.
-    pub(crate) fn start_counted(&self, peer: Peer, backend: SocketAddr, cpu: usize) -> Result<(Running, PathBuf)> {
+    pub(crate) fn start_counted(
+        &self,
+        counted: Counted,
+        backend: SocketAddr,
+        cpu: usize,
+    ) -> Result<(Running, PathBuf)> {
         let until = Instant::now() + Duration::from_secs(90);
         let listen = free_address()?;
+        let (peer, (command, mesh)) = match counted {
+            Counted::Peer(peer) => (peer, self.alone(peer, listen, backend)?),
+            Counted::Untraced => (Peer::Portunus, (self.traced(None, listen, backend)?, None)),
+            Counted::Unsampled => {
+                let none = Some((self.collector(), 0));
+                (Peer::Portunus, (self.traced(none, listen, backend)?, None))
+            }
+        };
         let counts = self.scratch.join(format!("{peer}-{}.callgrind", listen.port()));
-        let (command, mesh) = self.alone(peer, listen, backend)?;
         let command = process::under_callgrind(&command, &counts);
         let running = Running {
             process: Process::start(
@@ -256,6 +286,17 @@ impl Programs {
         let mut process = Process::start(&command, cpu, log)?;
         mesh::until_ready("portunus", &mut process, admin, Duration::from_secs(20))?;
         Ok(began.elapsed())
+    }
+
+    /// The command of Portunus alone, no member of a mesh; with a collector, and how many of a hundred calls it records for it,
+    /// if there is one.
+    fn traced(&self, sampled: Option<(SocketAddr, u8)>, listen: SocketAddr, backend: SocketAddr) -> Result<Command> {
+        let mut command = self.sidecar_of(Who::Caller, None, listen, backend, free_address()?)?;
+        if let Some((collector, percent)) = sampled {
+            command.args(["--trace-collector", &format!("http://{collector}")]);
+            command.args(["--trace-sampling", &percent.to_string()]);
+        }
+        Ok(command)
     }
 
     /// The command of a peer that stands alone.

@@ -7,7 +7,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use nix::unistd::Pid;
 
 use super::{
@@ -15,7 +15,7 @@ use super::{
     identities::Identities,
     load::{Bulk, Opening, Session, Style},
     payload,
-    peers::{Far, Peer, Programs, Running, Standing},
+    peers::{Counted, Far, Peer, Programs, Running, Standing},
     process,
     report::{Series, Target, quantile},
     wire,
@@ -72,10 +72,13 @@ pub(crate) enum Row {
     /// User instructions a call, by callgrind, with T1's headers and with T1r's
     #[value(name = "T9", alias = "t9")]
     T9,
+    /// User instructions that a call takes which is not recorded, over one without a collector
+    #[value(name = "T9u", alias = "t9u")]
+    T9u,
 }
 
 impl Row {
-    pub(crate) const ALL: [Row; 16] = [
+    pub(crate) const ALL: [Row; 17] = [
         Row::T1,
         Row::T1r,
         Row::T2,
@@ -92,13 +95,14 @@ impl Row {
         Row::T11,
         Row::T12,
         Row::T9,
+        Row::T9u,
     ];
 
     /// The programs that the row needs besides the peers.
     pub(crate) fn tools(self) -> &'static [&'static str] {
         match self {
             Row::T2s => &["strace"],
-            Row::T9 => &["valgrind"],
+            Row::T9 | Row::T9u => &["valgrind"],
             _ => &[],
         }
     }
@@ -170,6 +174,7 @@ impl Bench {
             Row::T11 => self.collectors(),
             Row::T12 => self.mixed(),
             Row::T9 => self.instructions(),
+            Row::T9u => self.unsampled(),
         }
     }
 
@@ -415,9 +420,7 @@ impl Bench {
         Ok(names.iter().filter_map(|(row, ..)| figures.remove(row)).collect())
     }
 
-    /// Fixed batches, in two runs of different length: what starting and ending costs falls out of the difference.
     fn instructions(&mut self) -> Result<Vec<Series>> {
-        let (few, many) = if self.quick { (20, 60) } else { (40, 200) };
         let peers: Vec<Peer> = self
             .peers
             .iter()
@@ -436,16 +439,9 @@ impl Bench {
         ] {
             let mut series = Series::new(row, what, "instructions");
             for &peer in &peers {
-                let run = |batches| {
-                    self.say(row, &format!("{peer}, {batches} batches under callgrind"));
-                    self.counted(peer, style, batches)
-                };
-                match (run(few), run(many)) {
-                    (Ok(few_count), Ok(many_count)) => {
-                        let calls = (many - few) as f64 * (T1_CONNECTIONS * T1_STREAMS) as f64;
-                        series.add(peer, (many_count as f64 - few_count as f64) / calls);
-                    }
-                    (Err(error), _) | (_, Err(error)) => self.failures.push(format!("{row}: {peer}: {error:#}")),
+                match self.counted(row, Counted::Peer(peer), style) {
+                    Ok(count) => series.add(peer, count),
+                    Err(error) => self.failures.push(format!("{row}: {peer}: {error:#}")),
                 }
             }
             series.at_most(bound);
@@ -454,10 +450,44 @@ impl Bench {
         Ok(all)
     }
 
-    fn counted(&self, peer: Peer, style: Style, batches: u64) -> Result<u64> {
+    /// T9u: T9 without a mesh, without a collector and with one for which no call is recorded, in turns. The callers of T1's
+    /// headers have no trace: each call is decided on, and gets one.
+    fn unsampled(&mut self) -> Result<Vec<Series>> {
+        if !self.peers.contains(&Peer::Portunus) {
+            return Ok(Vec::new());
+        }
+        let figure = |row, what| Series::new(row, what, "instructions");
+        let mut without = figure("T9u.without", "user instructions a call, without a collector");
+        let mut with = figure("T9u.with", "the same, with a collector and no call recorded");
+        let mut more = figure("T9u.more", "what a call that is not recorded takes for that");
+        let sent = self.programs.spans();
+        for _ in 0..self.rounds.min(3) {
+            let count = |counted| self.counted("T9u", counted, Style::Plain);
+            let (untraced, unsampled) = (count(Counted::Untraced)?, count(Counted::Unsampled)?);
+            without.add(Peer::Portunus, untraced);
+            with.add(Peer::Portunus, unsampled);
+            more.add(Peer::Portunus, unsampled - untraced);
+        }
+        ensure!(self.programs.spans() == sent, "calls were recorded");
+        Ok(vec![without, with, more])
+    }
+
+    /// Instructions a call. Fixed batches, in two runs of different length: what starting and ending costs falls out of the
+    /// difference.
+    fn counted(&self, row: &str, counted: Counted, style: Style) -> Result<f64> {
+        let (few, many) = if self.quick { (20, 60) } else { (40, 200) };
+        let run = |batches| {
+            self.say(row, &format!("{counted}, {batches} batches under callgrind"));
+            self.count_batches(counted, style, batches)
+        };
+        let more = run(many)? as f64 - run(few)? as f64;
+        Ok(more / ((many - few) * (T1_CONNECTIONS * T1_STREAMS) as u64) as f64)
+    }
+
+    fn count_batches(&self, counted: Counted, style: Style, batches: u64) -> Result<u64> {
         let backend = Backend::start(LOAD_CPU)?;
         // On the CPU of the load, so that the proxy sees whole batches, on every machine.
-        let (running, counts) = self.programs.start_counted(peer, backend.address(), LOAD_CPU)?;
+        let (running, counts) = self.programs.start_counted(counted, backend.address(), LOAD_CPU)?;
         {
             let opening = Opening {
                 authority: backend.address(),

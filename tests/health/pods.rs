@@ -100,52 +100,66 @@ fn where_nobody_knows_the_service_that_is_asked_for_calls_fail_at_once_and_say_s
 
 #[test]
 fn applications_without_a_health_service_are_healthy_and_reported_once() {
-    support::test(|mesh| {
-        let _among = among_others();
-        let shop = Shop::open(
-            mesh,
-            "mode: Check, interval: 200ms",
-            &[("PORTUNUS_WORKERS", "2")],
-            &[
-                App::GreeterWithoutHealth(Stack::Python),
-                App::GreeterWithoutHealth(Stack::Tonic),
-                App::Interop(Stack::Go),
-            ],
-        )?;
-        // What grpc-go's server answers to a greeting is UNIMPLEMENTED, too: that it was answered is what counts here.
-        let callers: Result<Vec<_>> = (0..8)
-            .map(|_| Traffic::to(&shop.caller, NAME, RATE / 4, LONG))
-            .collect();
-        let callers = callers?;
-        wait_until(PATIENCE, "each is checked again and again", || {
-            let often = |greeter: &Greeter| greeter.heard("Check").is_ok_and(|checks| checks >= 10.0);
-            shop.greeters.iter().all(often)
-        })?;
-        for greeter in &shop.greeters {
-            let state = shop.state(greeter)?;
-            ensure!(state == "ready", "{} is {state}", greeter.pod.name());
-            greeter.has_seen_mtls_alone()?;
-        }
-        for outcome in [
-            "serving",
-            "not_serving",
-            "service_unknown",
-            "silent",
-            "failed",
-            "no_verdict",
-        ] {
-            ensure!(shop.checks(outcome) == 0.0, "some checks were {outcome}");
-        }
-        let (log, line) = (shop.sidecar.output(), "have no grpc.health.v1");
-        let lines: Vec<_> = log.lines().filter(|said| said.contains(line)).collect();
-        ensure!(lines.len() == 1, "it was reported {} times: {lines:#?}", lines.len());
-        let wrong = |call: &Call| !call.is_ok() && call.code != "UNIMPLEMENTED";
-        for traffic in &callers {
-            let calls = Calls(traffic.calls().0.into_iter().filter(wrong).collect());
-            ensure!(calls.is_empty(), "calls failed:{calls}");
-        }
-        Ok(())
-    });
+    let apps = [
+        App::GreeterWithoutHealth(Stack::Python),
+        App::GreeterWithoutHealth(Stack::Tonic),
+        App::Interop(Stack::Go),
+    ];
+    support::test(|mesh| are_left_in_peace_and_reported_once(mesh, &apps, "unimplemented", "have no grpc.health.v1"));
+}
+
+#[test]
+fn applications_that_answer_checks_with_something_else_are_alive_and_reported_once() {
+    let (unauthenticated, permission_denied) = (16, 7);
+    let apps = [
+        App::GreeterThatAnswersChecksWith(Stack::Python, unauthenticated),
+        App::GreeterThatAnswersChecksWith(Stack::Tonic, permission_denied),
+        App::Web,
+    ];
+    support::test(|mesh| are_left_in_peace_and_reported_once(mesh, &apps, "no_verdict", "they tell nothing"));
+}
+
+/// However often these are checked, they are called as any other, and the log has one line that says this.
+fn are_left_in_peace_and_reported_once(mesh: &Mesh, apps: &[App], outcome: &str, line: &str) -> Result<()> {
+    let _among = among_others();
+    let workers = [("PORTUNUS_WORKERS", "2")];
+    let shop = Shop::open(mesh, "mode: Check, interval: 200ms", &workers, apps)?;
+    // Who greets nobody answers UNIMPLEMENTED, or 404: that calls were answered is what counts here.
+    let callers: Result<Vec<_>> = (0..8)
+        .map(|_| Traffic::to(&shop.caller, NAME, RATE / 4, LONG))
+        .collect();
+    let callers = callers?;
+    wait_until(PATIENCE, "each is checked again and again", || {
+        let often = |greeter: &Greeter| greeter.heard("Check").is_ok_and(|checks| checks >= 10.0);
+        shop.greeters.iter().all(often)
+    })?;
+    for greeter in &shop.greeters {
+        let state = shop.state(greeter)?;
+        ensure!(state == "ready", "{} is {state}", greeter.pod.name());
+        greeter.has_seen_mtls_alone()?;
+    }
+    let outcomes = [
+        "serving",
+        "unimplemented",
+        "no_verdict",
+        "not_serving",
+        "service_unknown",
+        "silent",
+        "failed",
+    ];
+    for found in outcomes {
+        let checks = shop.checks(found);
+        ensure!((checks > 0.0) == (found == outcome), "{checks} checks were {found}");
+    }
+    let log = shop.sidecar.output();
+    let lines: Vec<_> = log.lines().filter(|said| said.contains(line)).collect();
+    ensure!(lines.len() == 1, "it was reported {} times: {lines:#?}", lines.len());
+    let answered = |call: &Call| call.is_ok() || call.code == "UNIMPLEMENTED" || call.why.contains("404 Not Found");
+    for traffic in &callers {
+        let calls = Calls(traffic.calls().0.into_iter().filter(|call| !answered(call)).collect());
+        ensure!(calls.is_empty(), "calls failed:{calls}");
+    }
+    Ok(())
 }
 
 #[test]

@@ -6,7 +6,7 @@ use std::time::Duration;
 use anyhow::{Result, ensure};
 use serde::Deserialize;
 use support::traffic::PORT;
-use support::{Control, Dns, Family, Member, Mesh, Peer, Pod, Sidecar, Stack, wait_until};
+use support::{Control, Dns, Family, Member, Mesh, Peer, Pod, Sidecar, Stack, nghttpd, wait_until};
 
 /// What callers dial, and the service that control knows.
 pub(crate) const NAME: &str = "hello.shop.svc.cluster.local";
@@ -37,8 +37,12 @@ pub(crate) enum App {
     Greeter(Stack),
     /// One without.
     GreeterWithoutHealth(Stack),
+    /// One whose health service answers with this status.
+    GreeterThatAnswersChecksWith(Stack, u8),
     /// The server of the interoperability tests, which greets nobody; grpc-go's has no health service.
     Interop(Stack),
+    /// A server of web pages: whatever it is asked for that is gRPC's, it answers 404.
+    Web,
 }
 
 impl Shop {
@@ -142,7 +146,11 @@ impl App {
         match self {
             App::Greeter(stack) => Peer::greeter(pod, stack, PORT, Duration::ZERO),
             App::GreeterWithoutHealth(stack) => Peer::greeter_without_health(pod, stack, PORT),
+            App::GreeterThatAnswersChecksWith(stack, code) => {
+                Peer::greeter_that_answers_checks_with(pod, stack, PORT, code)
+            }
             App::Interop(stack) => Peer::start(pod, stack, PORT),
+            App::Web => nghttpd::start(pod, PORT).map(|program| Peer { program }),
         }
     }
 }

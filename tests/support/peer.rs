@@ -54,6 +54,12 @@ impl Peer {
         Peer::greeter_with(pod, stack, port, Duration::ZERO, &["--no-health"])
     }
 
+    /// The same with a health service that answers whoever asks with this status.
+    pub fn greeter_that_answers_checks_with(pod: &Pod, stack: Stack, port: u16, code: u8) -> Result<Peer> {
+        let code = format!("--health-code={code}");
+        Peer::greeter_with(pod, stack, port, Duration::ZERO, &[&code])
+    }
+
     fn greeter_with(pod: &Pod, stack: Stack, port: u16, work: Duration, more: &[&str]) -> Result<Peer> {
         let mut command = match stack {
             Stack::Python => python(pod, "greeter_server.py")?,

@@ -19,7 +19,7 @@ use tokio::{
 };
 use tonic::{
     Request, Response, Status, codegen::tokio_stream::wrappers::ReceiverStream, server::NamedService as _,
-    transport::Server,
+    service::interceptor::InterceptedService, transport::Server,
 };
 use tonic_health::{ServingStatus, server::HealthReporter};
 
@@ -47,6 +47,9 @@ pub(crate) struct Serve {
     /// Whether it has no health service.
     #[arg(long)]
     no_health: bool,
+    /// The status with which its health service answers whoever asks, if not with its health.
+    #[arg(long)]
+    health_code: Option<i32>,
 }
 
 impl Serve {
@@ -58,6 +61,11 @@ impl Serve {
             factor: Arc::clone(&factor),
         };
         let (reporter, health) = tonic_health::server::health_reporter();
+        let code = self.health_code;
+        let health = InterceptedService::new(health, move |request| match code {
+            Some(code) => Err(Status::new(code.into(), "not without credentials")),
+            None => Ok(request),
+        });
         let mut serves = false;
         turn(&reporter, &mut serves).await;
         let mut turned = signal(SignalKind::hangup())?;

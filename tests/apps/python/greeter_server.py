@@ -51,12 +51,25 @@ class Health:
         print(json.dumps({"says": status, "at": time.time()}), flush=True)
 
 
+class Refusing(health_pb2_grpc.HealthServicer):
+    """Answers whoever asks with a status of another kind."""
+
+    def __init__(self, code):
+        self.code = next(status for status in grpc.StatusCode if status.value[0] == code)
+
+    async def Check(self, request, context):
+        await context.abort(self.code, "not without credentials")
+
+    Watch = Check
+
+
 async def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--port", type=int, required=True)
     parser.add_argument("--name", required=True)
     parser.add_argument("--work-ms", type=float, default=0)
     parser.add_argument("--no-health", action="store_true")
+    parser.add_argument("--health-code", type=int)
     args = parser.parse_args()
 
     greeter = Greeter(args.name, args.work_ms / 1000)
@@ -65,7 +78,8 @@ async def main():
     health = Health()
     await health.turn()
     if not args.no_health:
-        health_pb2_grpc.add_HealthServicer_to_server(health.servicer, server)
+        servicer = health.servicer if args.health_code is None else Refusing(args.health_code)
+        health_pb2_grpc.add_HealthServicer_to_server(servicer, server)
     server.add_insecure_port(f"[::]:{args.port}")
     await server.start()
 
