@@ -529,3 +529,51 @@ pub(crate) fn resident() -> usize {
     let pages: usize = statm.split(' ').nth(1).and_then(|n| n.parse().ok()).expect("a number");
     pages * 4_096
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_burst_of_large_heads_before_a_slow_application_costs_no_call_of_another_on_the_shared_connection() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+    let world = World::before(listener.local_addr().expect("an address"), inbound()).await;
+    let server = tokio::spawn(raw::serve(listener, |_, stream| {
+        // It reads some 10 MB of heads in a second.
+        std::thread::sleep(Duration::from_millis(1));
+        [
+            response(stream),
+            raw::message(stream, &[2; 100], false),
+            trailers(stream),
+        ]
+        .concat()
+    }));
+    let mut innocent = world.caller().await;
+    innocent.call("/a.B/C", 100, 0).await.expect("answered");
+    // Valid requests, within every limit: 900 of 14 KB.
+    let large = "h".repeat(3_500);
+    let fields = ["x-0", "x-1", "x-2", "x-3"].map(|name| (name, &*large));
+    let burst: Vec<_> = (0..900)
+        .flat_map(|n| raw::request(2 * n + 1, "/a.B/C", &fields, true))
+        .collect();
+    let proxy = world.proxy;
+    let attacker = tokio::spawn(async move {
+        let mut attacker = Raw::client(proxy, &[]).await;
+        attacker.send(&[update(0, 1 << 20), burst].concat()).await;
+        let mut answered = 0;
+        while answered < 900 {
+            let event = attacker.event().await.expect("it breaks no rule");
+            if event.kind == HEADERS {
+                attacker.fields(&event).await;
+            }
+            answered += u32::from(event.kind == HEADERS && event.has(END_STREAM));
+        }
+    });
+    let mut calls = 0;
+    while !attacker.is_finished() {
+        let answer = tokio::time::timeout(PATIENCE, innocent.call("/a.B/C", 100, 0)).await;
+        let answer = answer.expect("in time").expect("answered");
+        assert_eq!((answer.grpc_status.as_deref(), answer.bytes), (Some("0"), 105));
+        calls += 1;
+    }
+    attacker.await.expect("each of its calls is answered as well");
+    assert!(calls > 3, "{calls} calls of the innocent");
+    assert_eq!(world.metric("portunus_proxy_errors_total", &[]), 0.0);
+    server.abort();
+}

@@ -41,16 +41,18 @@ async fn world() -> (World, JoinHandle<()>) {
 /// is spent lets nobody in; what it lets in goes on.
 async fn meanwhile(world: &World, innocent: &mut Caller, time: Duration) -> (u32, usize) {
     let before = resident();
-    let (began, mut most, mut answered) = (Instant::now(), 0, 0);
+    let (began, mut most, mut answered, mut asked) = (Instant::now(), 0, 0, 0);
     while began.elapsed() < time {
         let answer = tokio::time::timeout(PATIENCE, innocent.call("/a.B/C", 100, 0)).await;
         let answer = answer.expect("in time").expect("answered");
+        asked += 1;
         answered += u32::from(answer.grpc_status.as_deref() == Some("0"));
         most = most.max(resident().saturating_sub(before));
         let held = world.metric("portunus_memory_held_bytes", &[]);
         assert!(held <= BUDGET as f64 * 1.5, "{held} bytes are held of {BUDGET}");
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
+    assert!(answered * 10 >= asked * 9, "{answered} of {asked} calls of the innocent");
     (answered, most)
 }
 
