@@ -532,6 +532,7 @@ pub(crate) fn resident() -> usize {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_burst_of_large_heads_before_a_slow_application_costs_no_call_of_another_on_the_shared_connection() {
+    let _with_others = MEMORY.read().await;
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
     let world = World::before(listener.local_addr().expect("an address"), inbound()).await;
     let server = tokio::spawn(raw::serve(listener, |_, stream| {
