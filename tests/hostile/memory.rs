@@ -52,7 +52,10 @@ async fn meanwhile(world: &World, innocent: &mut Caller, time: Duration) -> (u32
         assert!(held <= BUDGET as f64 * 1.5, "{held} bytes are held of {BUDGET}");
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
-    assert!(answered * 10 >= asked * 9, "{answered} of {asked} calls of the innocent");
+    assert!(
+        answered * 10 >= asked * 9,
+        "{answered} of {asked} calls of the innocent"
+    );
     (answered, most)
 }
 

@@ -321,6 +321,28 @@ async fn a_length_beside_chunks_is_not_believed_and_ends_the_connection() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn an_answer_with_a_length_beside_chunks_is_as_long_as_its_chunks() {
+    with(
+        facts(false),
+        Settings::default(),
+        async |Ends {
+                   mut caller,
+                   mut application,
+               }| {
+            say(&mut caller, "GET / HTTP/1.1\r\nhost: a\r\n\r\n").await;
+            head(&mut application).await;
+            let answer =
+                "HTTP/1.1 200 OK\r\ncontent-length: 2\r\ntransfer-encoding: chunked\r\n\r\n6\r\nPOISON\r\n0\r\n\r\n";
+            say(&mut application, answer).await;
+            let told = head(&mut caller).await.to_ascii_lowercase();
+            assert!(!told.contains("content-length"), "{told}");
+            assert_eq!(until(&mut caller, "0\r\n\r\n").await, "6\r\nPOISON\r\n0\r\n\r\n");
+        },
+    )
+    .await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn fields_of_one_connection_end_with_it_and_the_others_keep_their_spelling() {
     let request = "POST http://b.test/x?y=%20z HTTP/1.1\r\nHost: a\r\nConnection: close, X-Mine, Host, content-length\r\nX-Mine: 1\r\n\
                    Keep-Alive: timeout=5\r\nProxy-Connection: keep-alive\r\nTE: trailers, deflate\r\nX-Other: A\r\n\
