@@ -15,7 +15,7 @@ pub enum Wrong {
     #[error("a pseudo field that this message cannot have")]
     PseudoUnknown,
     /// `:method`, `:scheme`, `:path` or `:status` is missing.
-    #[error("a pseudo field is missing")]
+    #[error("a header list that lacks a pseudo field")]
     PseudoMissing,
     /// `:status` is not three digits.
     #[error("a :status that is not three digits")]
