@@ -217,7 +217,8 @@ async fn a_call_is_told_at_once_what_is_wrong_with_what_control_says_and_goes_on
         (authority("outside.test"), PATIENCE),
     ] {
         let began = Instant::now();
-        let refused = call_to(&caller, &authority).await.expect("it held");
+        let refused = tokio::time::timeout(PATIENCE, call_to(&caller, &authority)).await;
+        let refused = refused.expect("it is answered").expect("it held");
         assert_eq!(
             (reason(&refused), refused.grpc_status.as_deref()),
             ("control_unusable", Some("14")),
