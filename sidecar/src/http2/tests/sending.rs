@@ -246,8 +246,27 @@ fn streams_that_are_gone_leave_nothing_in_the_queue_of_turns() {
         let id = client.ask(false);
         client.send(id, b"waits", false);
         client.reset(id, Reason::CANCEL);
+        client.said();
     }
     assert!(client.conn.ready.len() < 100, "{}", client.conn.ready.len());
+}
+
+#[test]
+fn no_stream_begins_while_much_is_to_be_written_and_the_largest_list_is_within_reason_all_the_same() {
+    let mut client = End::client();
+    client.feed(&[settings(&[(3, 10_000)])]);
+    client.said();
+    let large = fields_of(&[(":method", "POST"), ("x-a", &"a".repeat(64_000))]);
+    let mut begun = 0;
+    while let Some(key) = client.conn.open(0, false) {
+        client.conn.send_headers(key, &large, false, true, &mut client.shared);
+        begun += 1;
+    }
+    assert!((3..6).contains(&begun), "{begun}");
+    assert!(client.conn.is_congested() && !client.conn.has_capacity());
+    assert_eq!(client.conn.kept_beyond_reason(), 0);
+    client.said();
+    assert!(client.conn.has_capacity());
 }
 
 #[test]
