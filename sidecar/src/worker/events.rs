@@ -34,6 +34,12 @@ const UNPROVEN_AT_ONCE: u32 = 16;
 /// How often it is looked whether a server has taken up requests that were cancelled at once, so that it can be told.
 pub(super) const SPARED: Duration = Duration::from_millis(10);
 
+/// What keeps memory without moving.
+enum Still {
+    Call(CallKey),
+    Wire(WireKey),
+}
+
 /// What a connection may hold when others have spent the budget.
 const LITTLE: usize = 64 << 10;
 /// What a connection is told that has to go since others need its memory.
@@ -653,8 +659,8 @@ impl Worker {
     }
 
     /// More is held than may be: copies of requests go first, then the connections that keep what no honest peer makes them
-    /// keep, the largest first, then the calls whose bytes have not moved for longest, then the connections whose readers
-    /// have taken nothing for longest; neither if they moved less than `patience` ago. Until `enough` is held.
+    /// keep, the largest first, then the calls whose bytes have not moved, and the connections whose readers have taken
+    /// nothing, for longest, and for `patience` at least. Until `enough` is held.
     pub(super) fn relieve(&mut self, enough: u64, patience: Duration) {
         self.forget_replays();
         let is_relieved = |worker: &Worker| worker.wires.shared.budget.used() <= enough;
@@ -677,30 +683,24 @@ impl Worker {
             let (down, up, replay) = exchange.held(&self.wires);
             down + up + replay > 0
         };
-        let stalled = self.calls.iter().filter(|(_, call)| holds(&call.exchange));
-        let mut stalled: Vec<_> = stalled
-            .map(|(key, call)| (call.stalled.unwrap_or(call.began), key))
-            .filter(|(since, _)| self.tick.since(*since) >= patience)
-            .collect();
-        stalled.sort_by_key(|(since, _)| *since);
-        for (_, key) in stalled {
+        let calls = self.calls.iter().filter(|(_, call)| holds(&call.exchange));
+        let calls = calls.map(|(key, call)| {
+            let since = call.stalled.unwrap_or(call.began);
+            (self.tick.since(since), Still::Call(key))
+        });
+        // A call that was cut may have left its bytes in the output.
+        let wires = self.wires.slots.iter().filter(|(_, wire)| wire.engine.is_backed_up());
+        let wires = wires.map(|(key, wire)| (upkeep::lasting(wire.looks_stuck.into()), Still::Wire(key)));
+        let mut still: Vec<_> = calls.chain(wires).filter(|(time, _)| *time >= patience).collect();
+        still.sort_by_key(|(time, _)| Reverse(*time));
+        for (_, what) in still {
             if is_relieved(self) {
                 return;
             }
-            self.end_stalled(key);
-        }
-        let wires = self.wires.slots.iter();
-        let mut stuck: Vec<_> = wires
-            .filter(|(_, wire)| wire.engine.is_backed_up())
-            .map(|(key, wire)| (wire.looks_stuck, key))
-            .filter(|(looks, _)| upkeep::lasting(u16::from(*looks)) >= patience)
-            .collect();
-        stuck.sort_by_key(|(looks, _)| Reverse(*looks));
-        for (_, key) in stuck {
-            if is_relieved(self) {
-                return;
+            match what {
+                Still::Call(key) => self.end_stalled(key),
+                Still::Wire(key) => self.end_wire(key, Reason::ENHANCE_YOUR_CALM, KEEPS_MEMORY),
             }
-            self.end_wire(key, Reason::ENHANCE_YOUR_CALM, KEEPS_MEMORY);
         }
     }
 
