@@ -194,7 +194,7 @@ impl Pods {
         }
         let _ = writeln!(
             text,
-            "In a pod, `curl -s localhost:4191/metrics` shows what its sidecar counts, and"
+            "In a pod of an application, `curl -s localhost:4191/metrics` shows what its sidecar counts, and"
         );
         let _ = write!(
             text,
