@@ -112,7 +112,11 @@ impl Calls {
             .filter(|call| killed.is_some_and(|killed| call.was_in_flight(killed)))
             .count();
         if explained > 0 {
-            let (calls, were) = if explained == 1 { ("call", "was") } else { ("calls", "were") };
+            let (calls, were) = if explained == 1 {
+                ("call", "was")
+            } else {
+                ("calls", "were")
+            };
             sentences.push(format!(
                 "{explained} {calls} failed that {were} in flight to {victim} when it was killed."
             ));

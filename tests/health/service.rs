@@ -429,9 +429,13 @@ impl Service {
                 while calls.try_join_next().is_some() {}
             }
         });
-        let refused = || self.world.metric("portunus_proxy_errors_total", &["memory_budget"]);
-        self.until(|| refused() > 0.0).await;
+        self.until(|| self.refused_for_memory() > 0.0).await;
         AbortOnDropHandle::new(spending)
+    }
+
+    /// How many calls were refused since the worker had no memory for them.
+    pub(crate) fn refused_for_memory(&self) -> f64 {
+        self.world.metric("portunus_proxy_errors_total", &["\"memory_budget\""])
     }
 
     /// How many checks have found anything.

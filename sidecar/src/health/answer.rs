@@ -89,7 +89,7 @@ impl Pieces {
     /// The answer is whole, and `said` is what its messages said last.
     pub fn ended(&self, said: Option<Finding>) -> Ended {
         Ended::Found(match (self.error.as_deref(), self.http_status, self.status) {
-            // Where it was the sidecar there, ours has taken that for an endpoint that cannot be reached (`Failure::is_unsent`).
+            // Where it was the sidecar there, ours says so in another word: the endpoint cannot be asked (`Failure::is_unsent`).
             (Some("memory_budget" | "too_many_waiting"), ..) => return Ended::NotAsked,
             // The question's own deadline, on the way or where it began.
             (Some("deadline"), ..) => Finding::Failed(Lack::Silent),
