@@ -99,6 +99,14 @@ pub(crate) fn call_to(caller: &Caller, name: &str) -> tokio::task::JoinHandle<An
     tokio::spawn(async move { caller.ask(request).await.expect("an answer") })
 }
 
+/// Calls again and again, until that goes well.
+async fn until_answered(mut call: impl AsyncFnMut() -> Answer) {
+    let until = Instant::now() + PATIENCE;
+    while call().await.grpc_status.as_deref() != Some("0") {
+        assert!(Instant::now() < until, "it is never called again");
+    }
+}
+
 fn reason(answer: &Answer) -> &str {
     let reason = answer
         .head
@@ -132,17 +140,7 @@ async fn an_address_that_there_was_no_room_to_ask_for_can_be_called_once_there_i
     world
         .until("portunus_unfollowed", &["control"], |waiting| waiting == 0.0)
         .await;
-    let until = Instant::now() + PATIENCE;
-    while caller
-        .ask(request("/a.B/C", &[]))
-        .await
-        .expect("answered")
-        .grpc_status
-        .as_deref()
-        != Some("0")
-    {
-        assert!(Instant::now() < until, "it is never called again");
-    }
+    until_answered(async || caller.ask(request("/a.B/C", &[])).await.expect("answered")).await;
     assert_eq!(control.asked(), 2, "again, and not all the time");
 }
 
@@ -229,14 +227,5 @@ async fn a_call_is_told_at_once_what_is_wrong_with_what_control_says_and_goes_on
         assert!(began.elapsed() < most, "{authority}: it waited");
     }
     control.says(Subject::Address(world.meant), outside());
-    let until = Instant::now() + PATIENCE;
-    while call_to(&caller, &authority("outside.test"))
-        .await
-        .expect("it held")
-        .grpc_status
-        .as_deref()
-        != Some("0")
-    {
-        assert!(Instant::now() < until, "it is never called again");
-    }
+    until_answered(async || call_to(&caller, &authority("outside.test")).await.expect("it held")).await;
 }

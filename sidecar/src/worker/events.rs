@@ -805,7 +805,7 @@ impl Worker {
             return;
         };
         let inbound = self.is_inbound(wire.side);
-        self.closed(key, &wire, users, why);
+        self.closed(key, &wire, inbound, users, why);
         self.let_go(wire, inbound);
     }
 
@@ -854,8 +854,7 @@ impl Worker {
         }
     }
 
-    fn closed(&mut self, key: WireKey, wire: &Wire, users: Vec<u64>, why: &str) {
-        let inbound = self.is_inbound(wire.side);
+    fn closed(&mut self, key: WireKey, wire: &Wire, inbound: bool, users: Vec<u64>, why: &str) {
         match wire.side {
             Side::Caller { .. } => {
                 if wire.is_local() {
