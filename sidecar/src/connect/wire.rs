@@ -42,12 +42,8 @@ pub struct Wire {
     /// The last byte of what the engine had [`begun`](Connection::begun) at the last look: that it is another one is all that
     /// counts.
     begun: u8,
-    /// How many looks have found it inside one header block.
-    pub looks_inside_headers: u16,
-    /// How many looks have found that output waits of which the socket takes nothing.
-    pub looks_stuck: u8,
-    /// How many looks have found it waiting to hear that the peer has heard that we go.
-    pub looks_unheard: u8,
+    /// What looks have found that may not last.
+    pub(crate) looks: Looks,
     /// Bytes of output that have left since the beginning: in TLS, counted before they were sealed, and all that was sealed
     /// together once one byte of it has left.
     pub flushed: u64,
@@ -74,6 +70,17 @@ pub struct Wire {
     pub(crate) turn: u32,
     is_dirty: bool,
     is_finished: bool,
+}
+
+/// How many looks in a row have found a wire in a state that may not last.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Looks {
+    /// Inside one header block.
+    pub(crate) inside_headers: u16,
+    /// With output of which the socket takes nothing.
+    pub(crate) stuck: u16,
+    /// Waiting to hear that the peer has heard that we go.
+    pub(crate) unheard: u16,
 }
 
 /// A wire takes a block of memory of this size; the allocator's next size is 1,024.
@@ -239,18 +246,12 @@ impl Wire {
     /// Somebody looks at it: what lasts is counted.
     pub(crate) fn look(&mut self, now: Instant) {
         let engine = &self.engine;
-        self.looks_inside_headers = match engine.is_inside_headers() {
-            true => self.looks_inside_headers.saturating_add(1),
-            false => 0,
-        };
-        self.looks_unheard = match engine.goes_unheard() {
-            true => self.looks_unheard.saturating_add(1),
-            false => 0,
-        };
-        // A flush of which something leaves begins anew.
-        self.looks_stuck = match engine.is_backed_up() {
-            true => self.looks_stuck.saturating_add(1),
-            false => 0,
+        let one_more = |looks: u16, is_so| if is_so { looks.saturating_add(1) } else { 0 };
+        self.looks = Looks {
+            inside_headers: one_more(self.looks.inside_headers, engine.is_inside_headers()),
+            // A flush of which something leaves begins anew.
+            stuck: one_more(self.looks.stuck, engine.is_backed_up()),
+            unheard: one_more(self.looks.unheard, engine.goes_unheard()),
         };
         let begun = engine.begun() as u8;
         let is_used = engine.open_streams() > 0 || begun != self.begun;
@@ -425,7 +426,7 @@ impl Wire {
         self.engine.count_kept(sealed, shared);
         self.engine.set_backed_up(flushed != Flushed::All);
         if flushed != Flushed::Nothing {
-            self.looks_stuck = 0;
+            self.looks.stuck = 0;
         }
     }
 
@@ -591,8 +592,7 @@ impl Wires {
             heard: now,
             since: now,
             begun: 0,
-            looks_inside_headers: 0,
-            looks_unheard: 0,
+            looks: Looks::default(),
             flushed: 0,
             shown: match (is_tls, side) {
                 (true, Side::Server { .. }) => Shown::Nothing,
@@ -606,7 +606,6 @@ impl Wires {
             sealed: 0,
             waker: waker.clone().into(),
             first: (!first.is_empty()).then(|| Box::new(First(first))),
-            looks_stuck: 0,
             mute: None,
             is_unfinished: false,
             turn: 0,

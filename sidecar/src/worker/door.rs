@@ -281,7 +281,8 @@ impl Door {
                 tracing::info!(%peer, %meant, left_out, "connection ended: {why}");
             }
         };
-        let dial = async || self.reach(meant).await;
+        // Apart, or each connection would have room for a handshake of ours while it is silent.
+        let dial = async || Box::pin(self.reach(meant)).await;
         let found = tokio::select! {
             () = self.cut.cancelled() => return None,
             () = tokio::time::sleep(patience) => {

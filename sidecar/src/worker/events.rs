@@ -1,6 +1,5 @@
 //! What the wires say, and what follows from it: an event on one end becomes a command to the other.
 
-use std::cmp::Reverse;
 use std::mem;
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -8,20 +7,17 @@ use std::time::Duration;
 use portunus_logbook::Line;
 
 use super::Worker;
-use super::upkeep::{self, NO_SETTINGS};
-use crate::balance::EndpointKey;
 use crate::call::{CallKey, code_of_reset};
-use crate::connect::wire::{Flushed, Read, Shown, Wire};
-use crate::connect::{self, NO_WORD, PoolKey, Server, Side, Unreached, Via, WireKey, pool};
-use crate::exchange::{End, Exchange, Phase};
+use crate::connect::wire::{Flushed, Read, Shown};
+use crate::connect::{Server, Side, Unreached, Via, WireKey, pool};
+use crate::exchange::{End, Phase};
 use crate::failure::Failure;
 use crate::grpc::{Code, percent_decode};
 use crate::http2::hpack::Name;
 use crate::http2::{Connection, Event, Head, Reason, StreamFault};
-use crate::route::ServiceKey;
 use crate::slots::Key;
 use crate::telemetry::Event as Happening;
-use crate::{inbound, outbound, telemetry, tls};
+use crate::{inbound, outbound, telemetry};
 
 /// A server's cancel so shortly before the deadline is its way to say that the deadline passed: timers tick in
 /// milliseconds, and what remained was rounded on its way.
@@ -33,20 +29,6 @@ const HASTE: Duration = Duration::from_millis(100);
 const UNPROVEN_AT_ONCE: u32 = 16;
 /// How often it is looked whether a server has taken up requests that were cancelled at once, so that it can be told.
 pub(super) const SPARED: Duration = Duration::from_millis(10);
-
-/// What keeps memory without moving.
-enum Still {
-    Call(CallKey),
-    Wire(WireKey),
-}
-
-/// What a connection may hold when others have spent the budget.
-const LITTLE: usize = 64 << 10;
-/// What a connection is told that has to go since others need its memory.
-const KEEPS_MEMORY: &str = "it keeps memory that others need";
-/// How long a peer may read our last words after we have ended a connection, and how many may do so at once.
-const LINGER: Duration = Duration::from_secs(1);
-const MOST_LINGERING: u64 = 1_000;
 
 impl Worker {
     /// Reads what a wire has, once, and acts on it.
@@ -92,7 +74,7 @@ impl Worker {
                     match event {
                         Event::Headers { .. } => {
                             wire.heard_more();
-                            wire.looks_inside_headers = 0;
+                            wire.looks.inside_headers = 0;
                             wire.shown = Shown::Answers;
                         }
                         Event::Data { .. } => wire.heard_more(),
@@ -222,7 +204,7 @@ impl Worker {
     }
 
     /// The caller wants no answer any more.
-    fn caller_left(&mut self, user: u64, reason: Reason) {
+    pub(super) fn caller_left(&mut self, user: u64, reason: Reason) {
         let key = Key::from_bits(user);
         let Some(call) = self.calls.get_mut(key) else { return };
         if call.exchange.phase != Phase::Answered {
@@ -539,7 +521,7 @@ impl Worker {
     }
 
     /// Looks for another endpoint; the same one, by another connection, if it is the only one.
-    fn leave_for_another(&mut self, key: CallKey) {
+    pub(super) fn leave_for_another(&mut self, key: CallKey) {
         let has_another = self.has_another(key);
         let Some(call) = self.calls.get_mut(key) else { return };
         let place = call.choice.as_ref().and_then(|choice| choice.place.as_ref());
@@ -551,7 +533,7 @@ impl Worker {
     }
 
     /// Whether a call's service has another endpoint than the one that the call is at and those that it has tried.
-    fn has_another(&self, key: CallKey) -> bool {
+    pub(super) fn has_another(&self, key: CallKey) -> bool {
         let Some(call) = self.calls.get(key) else { return false };
         let service = self.services.get(call.service);
         service.is_some_and(|service| service.balancer.len() > call.tried().len() + 1)
@@ -658,94 +640,6 @@ impl Worker {
         }
     }
 
-    /// More is held than may be: copies of requests go first, then the connections that keep what no honest peer makes them
-    /// keep, the largest first, then the calls whose bytes have not moved, and the connections whose readers have taken
-    /// nothing, for longest, and for `patience` at least. Until `enough` is held.
-    pub(super) fn relieve(&mut self, enough: u64, patience: Duration) {
-        self.forget_replays();
-        let is_relieved = |worker: &Worker| worker.wires.shared.budget.used() <= enough;
-        let wires = self.wires.slots.iter();
-        let mut unreasonable: Vec<_> = wires
-            .map(|(key, wire)| (wire.engine.kept_beyond_reason(), key))
-            .filter(|(kept, _)| *kept > 0)
-            .collect();
-        unreasonable.sort_by_key(|(kept, _)| Reverse(*kept));
-        for (_, key) in unreasonable {
-            if is_relieved(self) {
-                return;
-            }
-            self.end_wire(key, Reason::ENHANCE_YOUR_CALM, KEEPS_MEMORY);
-        }
-        if is_relieved(self) {
-            return;
-        }
-        let holds = |exchange: &Exchange| {
-            let (down, up, replay) = exchange.held(&self.wires);
-            down + up + replay > 0
-        };
-        let calls = self.calls.iter().filter(|(_, call)| holds(&call.exchange));
-        let calls = calls.map(|(key, call)| {
-            let since = call.stalled.unwrap_or(call.began);
-            (self.tick.since(since), Still::Call(key))
-        });
-        // A call that was cut may have left its bytes in the output.
-        let wires = self.wires.slots.iter().filter(|(_, wire)| wire.engine.is_backed_up());
-        let wires = wires.map(|(key, wire)| (upkeep::lasting(wire.looks_stuck.into()), Still::Wire(key)));
-        let mut still: Vec<_> = calls.chain(wires).filter(|(time, _)| *time >= patience).collect();
-        still.sort_by_key(|(time, _)| Reverse(*time));
-        for (_, what) in still {
-            if is_relieved(self) {
-                return;
-            }
-            match what {
-                Still::Call(key) => self.end_stalled(key),
-                Still::Wire(key) => self.end_wire(key, Reason::ENHANCE_YOUR_CALM, KEEPS_MEMORY),
-            }
-        }
-    }
-
-    /// Whether there is memory for one more call of this connection. What is merely kept to be sent again goes first, once a
-    /// turn; and while somebody else has spent the budget, those who hold little may hold what is left above it.
-    #[cold]
-    pub(super) fn makes_room(&mut self, caller: WireKey) -> bool {
-        if self.made_room != self.turns {
-            self.made_room = self.turns;
-            self.forget_replays();
-        }
-        let budget = &self.wires.shared.budget;
-        !budget.is_spent() || !budget.is_overdrawn() && self.holds_little(caller)
-    }
-
-    fn forget_replays(&mut self) {
-        for (_, call) in self.calls.iter_mut() {
-            call.exchange.forget_replay(&mut self.wires);
-        }
-    }
-
-    fn holds_little(&self, caller: WireKey) -> bool {
-        let Some(wire) = self.wires.slots.get(caller) else {
-            return false;
-        };
-        let mut left = LITTLE.checked_sub(wire.engine.kept() as usize);
-        for user in wire.engine.users() {
-            let Some(room) = left else { return false };
-            if let Some(call) = self.calls.get(Key::from_bits(user)) {
-                let (down, up, kept) = call.exchange.held(&self.wires);
-                left = room.checked_sub(down + up + kept);
-            }
-        }
-        left.is_some()
-    }
-
-    fn end_stalled(&mut self, key: CallKey) {
-        let Some(call) = self.calls.get(key) else { return };
-        let (for_caller, for_server, kept) = call.exchange.held(&self.wires);
-        let failure = Failure::Stalled {
-            held: for_caller + for_server + kept,
-        };
-        self.end_unread(key, failure, Reason::ENHANCE_YOUR_CALM);
-    }
-
     /// Ends a call whose answer may wait for its caller, to be read: a status would have to wait behind it.
     pub(super) fn end_unread(&mut self, key: CallKey, failure: Failure, reason: Reason) {
         let Some(call) = self.calls.get(key) else { return };
@@ -799,164 +693,6 @@ impl Worker {
         }
     }
 
-    /// A wire is over. Its callers' calls are cancelled; its servers' calls fail, but those of which nothing was sent.
-    pub(super) fn close(&mut self, key: WireKey, why: &str) {
-        let Some((wire, users)) = self.wires.close(key) else {
-            return;
-        };
-        let inbound = self.is_inbound(wire.side);
-        self.closed(key, &wire, inbound, users, why);
-        self.let_go(wire, inbound);
-    }
-
-    /// Whatever runs is cut and recorded, and the peers are told: the worker ends.
-    pub(super) fn end_all(&mut self) {
-        for key in self.calls.keys() {
-            match self.calls.get(key).map(|call| call.exchange.phase) {
-                Some(Phase::Answered) => self.end_unread(key, Failure::Stopping, Reason::CANCEL),
-                _ => self.fail(key, Failure::Stopping),
-            }
-        }
-        self.flush();
-        for key in self.wires.slots.keys() {
-            self.say_last(key, Reason::NO_ERROR, "the sidecar stops");
-            let Some((wire, users)) = self.wires.close(key) else {
-                continue;
-            };
-            let inbound = self.is_inbound(wire.side);
-            if matches!(wire.side, Side::Caller { .. }) {
-                for user in users {
-                    self.caller_left(user, Reason::CANCEL);
-                }
-            }
-            self.let_go(wire, inbound);
-        }
-    }
-
-    /// Closes what carried a wire, once its peer has had the time to read our last words.
-    fn let_go(&mut self, wire: Box<Wire>, inbound: bool) {
-        if self.lingering.sum() < MOST_LINGERING
-            && let Some(mut socket) = wire.into_socket()
-        {
-            let one = self.lingering.one(inbound);
-            tokio::task::spawn_local(async move {
-                tls::linger(&mut socket, LINGER).await;
-                drop(one);
-            });
-        }
-    }
-
-    /// Whether the wire leads to or from this pod's application as one that the network calls.
-    fn is_inbound(&self, side: Side) -> bool {
-        match side {
-            Side::Caller { inbound, .. } => inbound,
-            Side::Server { pool } => self.pools.get(pool).is_some_and(|pool| pool.via == Via::Own),
-        }
-    }
-
-    fn closed(&mut self, key: WireKey, wire: &Wire, inbound: bool, users: Vec<u64>, why: &str) {
-        match wire.side {
-            Side::Caller { .. } => {
-                if wire.is_local() {
-                    self.count_local();
-                } else {
-                    self.counts.of(inbound).closed_downstream();
-                }
-                for user in users {
-                    self.caller_left(user, Reason::CANCEL);
-                }
-            }
-            Side::Server { pool } => {
-                self.counts.of(inbound).closed_upstream();
-                let mine = wire.server.as_ref().and_then(|server| server.dialled.as_ref());
-                let has_looped = mine.is_some_and(|mine| mine.has_looped());
-                let looped = has_looped.then(|| connect::Loop::here().to_string());
-                let why = looped.as_deref().unwrap_or(why);
-                if wire.shown == Shown::Nothing {
-                    self.refused_by(pool, wire.peer, why);
-                    return;
-                }
-                self.pools.closed(pool, key);
-                let mut judged = Vec::new();
-                let spoke = wire.engine.heard_settings();
-                for user in users {
-                    self.server_gone(user, wire, has_looped, why, &mut judged);
-                }
-                if !spoke {
-                    // Whoever takes connections and says nothing there is not reached by the next one either.
-                    let why = no_answer(wire.peer, why);
-                    let given_back = self.pools.give_up(pool, &self.wires, self.now);
-                    let unreached = self.pools.unreached(pool, &self.wires);
-                    for mark in given_back {
-                        self.dial_failed(Key::from_bits(mark), unreached, &why, &mut judged);
-                    }
-                }
-                self.serve(pool, wire.peer);
-                self.pools.remove_if_idle(pool);
-            }
-        }
-    }
-
-    /// A server ended the connection before it had shown that it takes us for whom we are: most likely it does not.
-    fn refused_by(&mut self, pool: PoolKey, addr: SocketAddr, why: &str) {
-        let reason = if why == NO_SETTINGS { "no_settings" } else { NO_WORD };
-        tracing::warn!(%addr, reason, "no mTLS: {why}");
-        self.counts.shook_hands(false, reason, &self.recorder);
-        self.not_dialled(pool, &format!("no mTLS with {addr}: {why}"));
-    }
-
-    fn server_gone(
-        &mut self,
-        user: u64,
-        wire: &Wire,
-        has_looped: bool,
-        why: &str,
-        judged: &mut Vec<(ServiceKey, EndpointKey)>,
-    ) {
-        let key = Key::from_bits(user);
-        let addr = wire.peer;
-        let Some(call) = self.calls.get_mut(key) else { return };
-        if call.exchange.phase == Phase::Answered {
-            call.exchange.server_reset(Reason::NO_ERROR, &mut self.wires);
-            self.settle(key);
-        } else if has_looped {
-            // Whatever has left us came back to us, and no server saw it; so would all that is dialled.
-            call.exchange.up = None;
-            self.fail(key, Failure::Loop { why: why.to_owned() });
-        } else if call.exchange.is_unsent(wire.flushed) && call.exchange.take_back(&mut self.wires).is_ok() {
-            // One that never answered is as if it had not been made. But where it spoke, and there is no other endpoint, the
-            // call tries another connection: servers end some for reasons of their own.
-            let (spoke, answered) = (wire.engine.heard_settings(), wire.shown == Shown::Answers);
-            let leaves = call.resent || self.has_another(key);
-            if (!spoke || !answered && leaves)
-                && let Side::Server { pool } = wire.side
-            {
-                let unreached = self.pools.unreached(pool, &self.wires);
-                self.dial_failed(key, unreached, &no_answer(addr, why), judged);
-                return;
-            }
-            let Some(call) = self.calls.get_mut(key) else { return };
-            call.resent |= !answered;
-            call.aside().last_error = Some(format!("the connection to {addr} ended: {why}").into());
-            if let Some(span) = call.span() {
-                span.event(self.now, Happening::Retry { reason: "not_sent" });
-            }
-            if !call.checks {
-                self.counts.not_sent.inc();
-            }
-            self.leave_for_another(key);
-        } else {
-            call.exchange.up = None;
-            self.fail(
-                key,
-                Failure::ConnectionLost {
-                    addr,
-                    why: why.to_owned(),
-                },
-            );
-        }
-    }
-
     fn count_unruly(&mut self, key: WireKey) {
         if let Some(wire) = self.wires.slots.get_mut(key)
             && let Some(abuse) = wire.engine.take_unruly()
@@ -968,9 +704,4 @@ impl Worker {
             }
         }
     }
-}
-
-/// What is said of a server that took a connection and ended it before its first answer.
-fn no_answer(addr: SocketAddr, why: &str) -> String {
-    format!("{addr} took the connection and answered nothing: {why}")
 }

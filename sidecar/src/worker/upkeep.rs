@@ -2,8 +2,6 @@
 
 use std::time::{Duration, SystemTime};
 
-use portunus_logbook::Line;
-
 use super::Worker;
 use super::events::SPARED;
 use super::run::Tunnels;
@@ -26,6 +24,7 @@ pub(super) const NO_SETTINGS: &str =
     "the server finished the TLS handshake and said nothing more: no SETTINGS came in time";
 /// How long a call's bytes may stand still once the memory budget is spent.
 const STALLED_LONG: Duration = Duration::from_secs(2);
+
 impl Worker {
     /// Ends the calls whose deadline has passed.
     pub(super) fn on_time(&mut self) {
@@ -151,7 +150,7 @@ impl Worker {
                 "the peer did not acknowledge our SETTINGS in time",
             ));
         }
-        if wire.looks_inside_headers > 1 && lasting(wire.looks_inside_headers) >= settings.headers_timeout {
+        if wire.looks.inside_headers > 1 && lasting(wire.looks.inside_headers) >= settings.headers_timeout {
             return Some((Reason::ENHANCE_YOUR_CALM, "a header block took too long"));
         }
         let pings = wire.server.as_ref().map(|server| &server.pings);
@@ -173,7 +172,7 @@ impl Worker {
         let unused = self.now.saturating_duration_since(wire.since);
         let idle = !waits && unused > engine.settings().idle_timeout && !engine.is_draining();
         let drained = engine.is_draining() && !waits && silence > Connection::GOAWAY_PATIENCE;
-        let is_deaf = lasting(wire.looks_unheard.into()) >= Connection::GOAWAY_DEADLINE;
+        let is_deaf = lasting(wire.looks.unheard) >= Connection::GOAWAY_DEADLINE;
         let lingering = engine.is_draining() && (silence > Connection::GOAWAY_PATIENCE || is_deaf);
         if !(ask || idle || drained || lingering) {
             return;
@@ -223,33 +222,9 @@ impl Worker {
             }
         }
     }
-
-    /// Closes a wire, and tells its peer why, as far as it listens.
-    pub(super) fn end_wire(&mut self, key: WireKey, reason: Reason, why: &'static str) {
-        if let Some(peer) = self.wires.slots.get(key).map(|wire| wire.peer)
-            && let Some(Line { left_out }) = self.may_log(peer)
-        {
-            tracing::info!(%peer, %reason, left_out, "connection ended: {why}");
-        }
-        self.say_last(key, reason, why);
-        self.close(key, why);
-    }
-
-    /// The last words to the peer of a wire that is about to be closed.
-    pub(super) fn say_last(&mut self, key: WireKey, reason: Reason, why: &'static str) {
-        if let Some(wire) = self.wires.slots.get_mut(key) {
-            // Requests that were passed on may have been processed: the peer must not think otherwise.
-            let last = wire.engine.last_theirs;
-            wire.engine.say_goaway(last, reason, why);
-            // Best effort: the wire is closed next, whatever the socket says.
-            if let Err(error) = wire.flush(&mut self.wires.shared) {
-                tracing::debug!(peer = %wire.peer, "the last words did not leave: {error}");
-            }
-        }
-    }
 }
 
-/// How long something has lasted, at least, that so many looks have found: the first says nothing of how long it had before.
+/// How long something has lasted, at least, that so many looks in a row have found: the first says nothing of how long it had before.
 pub(super) fn lasting(looks: u16) -> Duration {
     LOOK_EVERY * u32::from(looks.saturating_sub(1))
 }
