@@ -553,10 +553,10 @@ impl Bench {
         mut measure: impl FnMut(&Subject<'_>) -> Result<()>,
     ) -> Result<()> {
         let (peers, rounds) = (self.peers.clone(), self.rounds);
-        for round in 1..=rounds.min(3) {
+        for round in 1..=rounds {
             let proxies = |peer: &Peer| *peer != Peer::Direct && standing.admits(*peer);
             for peer in peers.iter().copied().filter(proxies) {
-                self.say(row, &format!("round {round} of {}, {peer}", rounds.min(3)));
+                self.say(row, &format!("round {round} of {rounds}, {peer}"));
                 let measured = self.start(peer, standing, PROXY_CPU).and_then(|(backend, running)| {
                     measure(&Subject {
                         peer,
@@ -640,7 +640,7 @@ impl Subject<'_> {
 pub(super) fn settled(process: &process::Process) -> Result<u64> {
     let mut last = process.resident()?;
     for _ in 0..20 {
-        std::thread::sleep(Duration::from_millis(150));
+        std::thread::sleep(Duration::from_millis(700));
         let now = process.resident()?;
         if now == last {
             break;
