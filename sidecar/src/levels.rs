@@ -7,7 +7,7 @@ use std::path::Path;
 
 /// The house from the ground up. A module may name those of its own level and of the levels below.
 const LEVELS: [&[&str]; 5] = [
-    &["telemetry", "grpc", "slots", "words"],
+    &["telemetry", "grpc", "slots", "waiting", "words"],
     &[
         "accept", "balance", "connect", "detect", "edge", "exchange", "health", "http2", "identity", "policy",
         "redirect", "route", "tls", "tunnel",

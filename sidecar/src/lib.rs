@@ -23,6 +23,7 @@ pub mod tunnel;
 pub mod grpc;
 pub mod slots;
 pub mod telemetry;
+pub mod waiting;
 mod words;
 
 // What control says of the mesh, for the stories.

@@ -7,7 +7,6 @@
 mod classify;
 mod client_hello;
 mod speaks_first;
-mod waiting;
 mod who_speaks;
 
 use std::{io, time::Duration};
@@ -20,7 +19,6 @@ pub use portunus_proto::Declared;
 pub use classify::{MOST_FIRST_BYTES, PREFACE, ServerOpening, Verdict, classify, server_opening};
 pub use client_hello::ClientHello;
 pub use speaks_first::SpeaksFirst;
-pub use waiting::Waiting;
 pub use who_speaks::{Speaker, detect};
 
 /// How long to listen before deciding, and how many may be listened to.

@@ -30,9 +30,10 @@ use tokio::{
 
 use super::{
     Declared, Detected, Error, Expected, Guess, MOST_FIRST_BYTES, Opened, PREFACE, Protocol, ServerOpening, Settings,
-    Verdict, Waiting, classify, client_hello::HANDSHAKE_RECORD, server_opening,
+    Verdict, classify, client_hello::HANDSHAKE_RECORD, server_opening,
 };
 use crate::connect::Stream;
+use crate::waiting::Waiting;
 
 /// Finds out what `client` carries. `dial` opens the connection to its original destination, if it is needed to listen
 /// to the server; when that is, `expected` says. When a tunnel is decided while a dial is under way, its

@@ -29,7 +29,7 @@ use hyper::service::service_fn;
 use hyper::{client, server};
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::time::{Instant, Sleep, sleep_until};
+use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 
 use body::{ToApplication, ToCaller};
@@ -40,6 +40,7 @@ pub use refusal::Refusal;
 use crate::connect;
 use crate::policy::{self, Permit};
 use crate::tunnel::{self, Stream};
+use crate::waiting::Waiting;
 
 /// Limits of one connection.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -49,6 +50,9 @@ pub struct Settings {
     /// How long a request's head may take from its first byte. A slower one is answered 408. Between requests a
     /// connection may be idle for as long as the application lets it. Default 30 s.
     pub head_timeout: Duration,
+    /// Connections of a worker and direction on which a head may have begun that is not whole yet; with one more, the head that
+    /// has been coming for longest is answered 408. Default 512.
+    pub most_heads: usize,
     /// How long a caller that said `Expect: 100-continue` waits for the application to say so, before it is told to go on
     /// all the same. Default 1 s.
     pub continue_patience: Duration,
@@ -64,6 +68,7 @@ impl Default for Settings {
         Settings {
             max_head: 60 << 10,
             head_timeout: Duration::from_secs(30),
+            most_heads: 512,
             continue_patience: Duration::from_secs(1),
             linger: Duration::from_secs(1),
             tunnel: Default::default(),
@@ -82,6 +87,8 @@ pub struct Facts<'a> {
     pub meant: SocketAddr,
     /// Whether the caller may come in, asked for each request: what is allowed changes while a connection is open.
     pub admits: &'a dyn Fn() -> Result<Permit, policy::Refusal>,
+    /// The heads that are not whole yet, of all connections beside it: its own take their places there.
+    pub heads: &'a Waiting,
 }
 
 /// Room for a count of each of [`Refusal::REASONS`]. Their number itself cannot stand in a type that a coroutine holds: rustc
@@ -117,7 +124,7 @@ pub enum End {
     BadRequest,
     /// The caller broke it, or the application did in the middle of an answer; the caller's side was reset.
     Broken,
-    /// A request's head took too long.
+    /// A request's head took too long, or longest of all when too many were coming.
     SlowHead,
     /// It switched to another protocol, and ended as a tunnel.
     Switched(tunnel::End),
@@ -190,7 +197,7 @@ pub async fn serve<D: Stream, U: Stream>(
                 }
                 break;
             }
-            match pulse.rings(&mut alarm, settings.head_timeout, cx) {
+            match pulse.rings(&mut alarm, settings.head_timeout, facts.heads, cx) {
                 true => Poll::Ready(End::SlowHead),
                 false => Poll::Pending,
             }
@@ -199,12 +206,12 @@ pub async fn serve<D: Stream, U: Stream>(
     };
 
     let parts = caller.into_parts();
-    let (downstream, mut unread) = parts.io.into_inner().into_inner();
+    let (read, (downstream, mut unread)) = (parts.read_buf, parts.io.into_inner().into_inner());
     let line = talk.line.replace(Line::Ended);
     let end = match (ended, line) {
         (End::Finished, Line::Released(upstream, server_bytes)) if talk.switching.get() => {
             // What hyper has read stands before what it has not.
-            unread.splice(..0, parts.read_buf);
+            unread.splice(..0, read);
             let carried = tunnel::Carried::default();
             let carrying = tunnel::carry(
                 downstream,
@@ -220,17 +227,15 @@ pub async fn serve<D: Stream, U: Stream>(
             pulse.down.set(pulse.down.get() + summary.bytes_down);
             End::Switched(summary.end)
         }
-        (End::SlowHead, _) => {
-            part(downstream, SLOW_HEAD, settings.linger, cut).await;
-            End::SlowHead
-        }
-        (End::Finished | End::BadRequest, _) => {
-            part(downstream, b"", settings.linger, cut).await;
-            ended
-        }
-        (End::Broken | End::Cut | End::Switched(_), _) => {
-            // An answer that was cut off must not look whole to those who read to the end.
-            downstream.reset();
+        (ended, line) => {
+            // Before the parting, which takes its time: nobody bounds how many part at once.
+            drop((line, read, unread));
+            match ended {
+                End::SlowHead => part(downstream, SLOW_HEAD, settings.linger, cut).await,
+                End::Finished | End::BadRequest => part(downstream, b"", settings.linger, cut).await,
+                // An answer that was cut off must not look whole to those who read to the end.
+                End::Broken | End::Cut | End::Switched(_) => downstream.reset(),
+            }
             ended
         }
     };
@@ -246,7 +251,8 @@ pub async fn serve<D: Stream, U: Stream>(
 }
 
 const SLOW_HEAD: &[u8] = b"HTTP/1.1 408 Request Timeout\r\nconnection: close\r\nportunus-error: slow_head\r\n\
-    content-type: text/plain; charset=utf-8\r\ncontent-length: 48\r\n\r\nthe request's head took longer than it may take\n";
+    content-type: text/plain; charset=utf-8\r\ncontent-length: 91\r\n\r\n\
+    the request's head has been coming for longest of too many, or for longer than it may take\n";
 
 /// Ends our half, and gives the caller a moment to read what was said last.
 async fn part(mut downstream: impl Stream, last_words: &[u8], linger: Duration, cut: &CancellationToken) {
@@ -452,18 +458,35 @@ impl<U: Stream, F: AsyncFnOnce() -> Result<U, connect::Error>> Talk<'_, U, F> {
     }
 }
 
+/// Rings for the head that began then.
+type Alarm<'a> = (Instant, Pin<Box<dyn Future<Output = ()> + 'a>>);
+
 impl Pulse {
-    /// Whether a head has been coming for longer than it may.
-    fn rings(&self, alarm: &mut Option<(Instant, Pin<Box<Sleep>>)>, patience: Duration, cx: &mut Context<'_>) -> bool {
-        let Some(since) = self.head_since.get() else {
-            return false;
-        };
-        if alarm.as_ref().is_none_or(|(set_for, _)| *set_for != since) {
-            *alarm = Some((since, Box::pin(sleep_until(since + patience))));
+    /// Whether a head has been coming for longer than it may: than `patience`, or than all others when too many are. One that
+    /// is whole at once takes no place among them.
+    fn rings<'a>(
+        &self,
+        alarm: &mut Option<Alarm<'a>>,
+        patience: Duration,
+        heads: &'a Waiting,
+        cx: &mut Context<'_>,
+    ) -> bool {
+        let began = self.head_since.get();
+        if alarm.as_ref().map(|(set_for, _)| *set_for) != began {
+            *alarm = began.map(|since| (since, Box::pin(outstays(since + patience, heads)) as _));
         }
         alarm
             .as_mut()
-            .is_some_and(|(_, sleep)| sleep.as_mut().poll(cx).is_ready())
+            .is_some_and(|(_, rings)| rings.as_mut().poll(cx).is_ready())
+    }
+}
+
+/// Takes a place among the heads that are not whole yet; returns at `end`, or when the place is needed for a later one.
+async fn outstays(end: Instant, heads: &Waiting) {
+    let place = heads.enter();
+    tokio::select! {
+        () = place.needed() => {}
+        () = sleep_until(end) => {}
     }
 }
 

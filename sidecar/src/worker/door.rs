@@ -23,13 +23,14 @@ use super::run::{Inbox, Mesh, Message, Parts, Stop, Tunnels};
 use crate::accept::{self, Accepted, Original, OwnPorts, PodAddresses};
 use crate::connect::resolve::Routes;
 use crate::connect::{self, Dialler, Side, Transport, Via};
-use crate::detect::{self, Declared, Detected, Expected, Guess, Opened, Protocol, Speaker, SpeaksFirst, Waiting};
+use crate::detect::{self, Declared, Detected, Expected, Guess, Opened, Protocol, Speaker, SpeaksFirst};
 use crate::edge::first_line::{FirstLine, NoRequest};
 use crate::edge::{client_cert, http1};
 use crate::policy::{self, Mode, Permit};
 use crate::telemetry::Recorder;
 use crate::tls::{self, Alpn};
 use crate::tunnel::{self, Carried, Stream};
+use crate::waiting::Waiting;
 use ending::{Counts, Ending};
 use reach::Unreached;
 
@@ -45,6 +46,8 @@ pub(super) struct Door {
     tunnel: tunnel::Settings,
     http1: http1::Settings,
     waiting: Waiting,
+    /// Heads of HTTP/1 that are not whole yet.
+    heads: Waiting,
     /// Of what crosses, and of what is inside the mesh's TLS: who is behind that says nothing of those who come in plain.
     speaks_first: SpeaksFirst,
     speaks_first_inside: SpeaksFirst,
@@ -93,6 +96,10 @@ impl Door {
         deaf: Rc<dyn Fn(String)>,
     ) -> anyhow::Result<Tunnels> {
         let tunnels = Tunnels::default();
+        let http1 = http1::Settings {
+            tunnel: parts.tunnel.clone(),
+            ..Default::default()
+        };
         for inbound in [true, false] {
             let door = Rc::new(Door {
                 inbound,
@@ -111,14 +118,12 @@ impl Door {
                 accept: parts.accept.clone(),
                 detect: parts.detect.clone(),
                 tunnel: parts.tunnel.clone(),
-                http1: http1::Settings {
-                    tunnel: parts.tunnel.clone(),
-                    ..Default::default()
-                },
+                heads: Waiting::new(http1.most_heads),
+                http1: http1.clone(),
                 mesh: parts.mesh.clone(),
                 routes: RefCell::default(),
                 dialler: Dialler::new(parts.dial.clone(), parts.own(), parts.dialled.clone()),
-                waiting: Waiting::new(&parts.detect),
+                waiting: Waiting::new(parts.detect.most_waiting),
                 speaks_first: SpeaksFirst::new(&parts.detect),
                 speaks_first_inside: SpeaksFirst::new(&parts.detect),
                 inbox: inbox.clone(),
@@ -592,6 +597,7 @@ impl Door {
             peer,
             meant,
             admits: &|| self.admit(meant.port(), proven.as_ref()),
+            heads: &self.heads,
         };
         let (certified, first) = (stream.certified_until(), detected.client_bytes);
         let serve = async |cut: &_| http1::serve(stream, first, &facts, dial, &self.http1, &self.drain, cut).await;

@@ -33,7 +33,7 @@ impl Scene {
             accepted,
             server,
             dials: Cell::new(0),
-            waiting: Waiting::new(&settings),
+            waiting: Waiting::new(settings.most_waiting),
             settings,
         }
     }
@@ -635,7 +635,7 @@ async fn what_was_decrypted_is_listened_to_in_the_same_way() {
     let (settings, dial) = (Settings::default(), async || {
         Err(io::ErrorKind::ConnectionRefused.into())
     });
-    let waiting = Waiting::new(&settings);
+    let waiting = Waiting::new(settings.most_waiting);
     let speaks = async {
         for piece in [&PREFACE[..10], &PREFACE[10..]] {
             client.write_all(piece).await.expect("written");

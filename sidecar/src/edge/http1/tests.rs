@@ -2,6 +2,7 @@
 
 use std::future::Future;
 use std::io;
+use std::sync::LazyLock;
 
 use tokio::io::{DuplexStream, duplex};
 use tokio::time::timeout;
@@ -20,12 +21,16 @@ fn addr() -> SocketAddr {
     SocketAddr::from(([127, 0, 0, 1], 80))
 }
 
+/// Room for more heads than any test has.
+static HEADS: LazyLock<Waiting> = LazyLock::new(|| Waiting::new(512));
+
 fn facts(proven: bool) -> Facts<'static> {
     Facts {
         client_cert: proven.then(|| HeaderValue::from_static(PROVEN)),
         peer: addr(),
         meant: addr(),
         admits: &|| policy::authorize(&policy::Inbound::PLAIN, 80, policy::Caller::Plain),
+        heads: &HEADS,
     }
 }
 
@@ -584,6 +589,56 @@ async fn too_large_a_head_is_431_and_too_slow_a_one_is_408() {
     )
     .await;
     assert_eq!(summary.end, End::SlowHead);
+}
+
+#[tokio::test(start_paused = true)]
+async fn one_head_too_many_ends_the_one_that_has_been_coming_for_longest() {
+    let heads = Waiting::new(2);
+    let facts = Facts {
+        heads: &heads,
+        ..facts(false)
+    };
+    let (settings, never, began) = (Settings::default(), CancellationToken::new(), Instant::now());
+    let open = || {
+        let ((caller, downstream), (upstream, application)) = (duplex(64 << 10), duplex(64 << 10));
+        let dial = async move || Ok(upstream);
+        let serving = serve(downstream, Vec::new(), &facts, dial, &settings, &never, &never);
+        (Ends { caller, application }, serving)
+    };
+    let is_served = async |ends: &mut Ends, said: &str| {
+        say(&mut ends.caller, said).await;
+        let heard = head(&mut ends.application).await;
+        assert!(heard.starts_with("GET / HTTP/1.1\r\nhost: a\r\n"), "{heard}");
+        say(&mut ends.application, OK).await;
+        until(&mut ends.caller, "ok").await;
+    };
+    let (first, second, third, whole) = (open(), open(), open(), open());
+    let (slow, others, at_once) = (first.0, [second.0, third.0], whole.0);
+    let talk = async {
+        let mut all = (slow, others, at_once);
+        let (slow, others, at_once) = (&mut all.0, &mut all.1, &mut all.2);
+        say(&mut slow.caller, "GET / HTTP/1.1\r\nhos").await;
+        for ends in others.iter_mut() {
+            while heads.count() == 0 {
+                tokio::task::yield_now().await;
+            }
+            say(&mut ends.caller, "GET / HTTP/1.1\r\nhos").await;
+        }
+        let answer = rest(&mut slow.caller).await;
+        assert!(answer.starts_with("HTTP/1.1 408"), "{answer}");
+        assert!(answer.contains("portunus-error: slow_head\r\n"), "{answer}");
+        assert_eq!(began.elapsed(), Duration::ZERO);
+
+        is_served(at_once, "GET / HTTP/1.1\r\nhost: a\r\n\r\n").await;
+        assert_eq!(heads.count(), 2);
+        for ends in others.iter_mut() {
+            is_served(ends, "t: a\r\n\r\n").await;
+        }
+        assert_eq!(heads.count(), 0);
+    };
+    let (slow, second, third, at_once, ()) = tokio::join!(first.1, second.1, third.1, whole.1, talk);
+    let ends = [slow, second, third, at_once].map(|summary| summary.end);
+    assert_eq!(ends, [End::SlowHead, End::Finished, End::Finished, End::Finished]);
 }
 
 #[tokio::test(start_paused = true)]

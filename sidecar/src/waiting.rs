@@ -1,4 +1,4 @@
-//! The connections of a worker on which nobody has said enough yet; when there are too many, the oldest goes.
+//! The connections of a worker whose other ends have not said enough yet; when there are too many, the oldest goes.
 //!
 //! The oldest and not the newest: else whoever opens many silent connections keeps everybody else out.
 
@@ -6,8 +6,6 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use parking_lot::Mutex;
 use tokio::sync::Notify;
-
-use super::Settings;
 
 /// Counts the waiting connections of a worker and keeps their number below a bound.
 #[derive(Debug)]
@@ -23,11 +21,11 @@ struct Queue {
 }
 
 impl Waiting {
-    /// Nobody waits yet.
-    pub fn new(settings: &Settings) -> Waiting {
+    /// Nobody waits yet; no more than `most` ever will, and one at least.
+    pub fn new(most: usize) -> Waiting {
         Waiting {
             queue: Arc::default(),
-            most: settings.most_waiting,
+            most: most.max(1),
         }
     }
 
@@ -37,9 +35,9 @@ impl Waiting {
     }
 
     /// Takes a place, which ends when dropped, or when somebody who came later needs it.
-    pub(super) fn enter(&self) -> Place {
+    pub(crate) fn enter(&self) -> Place {
         let mut queue = self.queue.lock();
-        while queue.places.len() >= self.most.max(1) {
+        while queue.places.len() >= self.most {
             if let Some((_, oldest)) = queue.places.pop_first() {
                 oldest.notify_one();
             }
@@ -56,7 +54,7 @@ impl Waiting {
 }
 
 /// A place among those who wait.
-pub(super) struct Place {
+pub(crate) struct Place {
     queue: Arc<Mutex<Queue>>,
     number: u64,
     leave: Arc<Notify>,
@@ -64,7 +62,7 @@ pub(super) struct Place {
 
 impl Place {
     /// Returns when the place is needed for somebody else.
-    pub(super) async fn needed(&self) {
+    pub(crate) async fn needed(&self) {
         self.leave.notified().await;
     }
 }
@@ -81,10 +79,7 @@ mod tests {
 
     #[tokio::test]
     async fn one_too_many_sends_the_oldest_away() {
-        let waiting = Waiting::new(&Settings {
-            most_waiting: 2,
-            ..Settings::default()
-        });
+        let waiting = Waiting::new(2);
         let (first, second, third) = (waiting.enter(), waiting.enter(), waiting.enter());
         first.needed().await;
         assert_eq!(waiting.count(), 2);
