@@ -1,5 +1,6 @@
 //! Members of a mesh whose applications are those of others, behind one service, and a caller with mTLS before it.
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::time::Duration;
 
@@ -12,6 +13,7 @@ use support::{Control, Dns, Family, Member, Mesh, Peer, Pod, Sidecar, Stack, ngh
 pub(crate) const NAME: &str = "hello.shop.svc.cluster.local";
 /// Of whatever comes to be sooner or later.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
+const CHECKS: &str = "portunus_health_checks_total";
 
 /// All of them.
 pub(crate) struct Shop {
@@ -100,7 +102,12 @@ impl Shop {
     /// How many health checks of the caller's sidecar have come out so.
     pub(crate) fn checks(&self, outcome: &str) -> f64 {
         let metrics = self.sidecar.metrics().unwrap_or_default();
-        metrics.sum("portunus_health_checks_total", &[("outcome", outcome)])
+        metrics.sum(CHECKS, &[("outcome", outcome)])
+    }
+
+    /// How many have come out in each way: of one scrape, so that none ends between two.
+    pub(crate) fn outcomes(&self) -> Result<BTreeMap<String, f64>> {
+        Ok(self.sidecar.metrics()?.by_label(CHECKS, "outcome"))
     }
 }
 

@@ -14,8 +14,9 @@ use support::relay::bytes::Bytes;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
-use crate::authority::{Authority, OURS, PEERS, soon};
+use crate::authority::{Authority, OURS, PEERS, leaf_params, soon};
 use crate::ends::{self, Ear, HANDSHAKES, id};
+use crate::log;
 use crate::plain::{client_config, server_config};
 use crate::raw::{self, DATA, END_STREAM, GOAWAY, HEADERS, PING, Raw, frame};
 
@@ -310,10 +311,8 @@ async fn served_beside(root: &Authority, bad: SocketAddr) -> (World, Duration) {
     (world, longest)
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_server_that_refuses_our_certificate_late_is_sent_no_call() {
-    let root = Authority::root("root");
-    // It believes another root: in TLS 1.3 it says so after we have finished.
+/// A server that believes another root: in TLS 1.3 it says so after we have finished.
+fn refuses_us(root: &Authority) -> rustls::ServerConfig {
     let mut roots = rustls::RootCertStore::empty();
     roots
         .add(Authority::root("another").issuer.der().clone())
@@ -327,8 +326,14 @@ async fn a_server_that_refuses_our_certificate_late_is_sent_no_call() {
         .with_client_cert_verifier(verifier)
         .with_single_cert(shown.chain.clone(), shown.private())
         .expect("a configuration");
-    config.alpn_protocols = vec![ends::H2.to_vec()];
-    let bad = Ear::in_tls(config).await;
+    config.alpn_protocols = vec![ends::H2.to_vec(), ends::TCP.to_vec()];
+    config
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_that_refuses_our_certificate_late_is_sent_no_call() {
+    let root = Authority::root("root");
+    let bad = Ear::in_tls(refuses_us(&root)).await;
     let (world, longest) = served_beside(&root, bad.addr).await;
     assert!(longest < Duration::from_secs(2), "a caller waited {longest:?}");
     world
@@ -384,3 +389,57 @@ async fn a_server_that_never_says_settings_is_sent_no_call_and_nobody_waits_long
 }
 
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn servers_with_which_no_handshake_comes_to_be_are_cut_short_in_the_log() {
+    const SERVERS: usize = 150;
+    log::keep();
+    let root = Authority::root("root");
+    let another = root.certify(&leaf_params(OURS));
+    for config in [server_config(&another), refuses_us(&root)] {
+        let mut servers = Vec::new();
+        for _ in 0..SERVERS {
+            servers.push(Ear::in_tls(config.clone()).await.addr);
+        }
+        let endpoints: Vec<_> = servers.iter().map(|addr| (*addr, PEERS)).collect();
+        let world = World::before(servers[0], service(&root, &endpoints)).await;
+        // One call tries all of them.
+        let answer = cut_short(&world, &servers, async || {
+            let answer = world.caller().await.ask(request("/a.B/C", &[])).await;
+            answer.expect("answered")
+        })
+        .await;
+        assert_eq!(answer.grpc_status.as_deref(), Some("14"), "{answer:?}");
+        // Each tunnel has one of them. Of whoever opens it there are lines, too.
+        let opener = std::net::Ipv4Addr::new(127, 9, 8, 7);
+        cut_short(&world, &servers, async || {
+            for _ in 0..SERVERS {
+                let socket = tokio::net::TcpSocket::new_v4().expect("a socket");
+                socket.bind((opener, 0).into()).expect("an address of loopback");
+                let mut socket = socket.connect(world.proxy).await.expect("it listens");
+                socket.write_all(b"SSH-2.0-portunus\r\n").await.expect("it is read");
+                // It ends, in whatever way.
+                let _ = socket.read_to_end(&mut Vec::new()).await;
+            }
+        })
+        .await;
+    }
+}
+
+/// As often as there are servers a handshake fails at one of them, all at one address: each is counted, and the log has a
+/// hundred lines.
+async fn cut_short<T>(world: &World, servers: &[SocketAddr], fail: impl AsyncFnOnce() -> T) -> T {
+    let (said, began) = (log::end(), Instant::now());
+    let before = world.metric(HANDSHAKES, &["outbound"]);
+    let came = fail().await;
+    // Tunnels tell the worker.
+    let all = before + servers.len() as f64;
+    world.until(HANDSHAKES, &["outbound"], |now| now >= all).await;
+    let took = began.elapsed();
+    let lines_of = |addr: &SocketAddr| said.count(&[&format!(" addr={addr} "), "reason="]);
+    let lines: usize = servers.iter().map(lines_of).sum();
+    // A machine that takes ten seconds for it all says some of the next ten seconds, too.
+    let most = 100 * (1 + took.as_secs() as usize / 10);
+    assert!((100..=most).contains(&lines), "{lines} lines in {took:?}");
+    came
+}

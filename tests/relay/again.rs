@@ -1,13 +1,14 @@
 //! What was not processed is sent again, once and unnoticed; what may have been processed never is.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes as Buf;
+use portunus_sidecar::failure::Failure;
 use portunus_sidecar::health;
 use portunus_sidecar::policy::Mode;
-use portunus_sidecar::route::{Known, Policy, View};
+use portunus_sidecar::route::{Endpoint, Known, Policy, View};
 use support::pki::{self, Pki};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpListener;
@@ -652,6 +653,28 @@ async fn a_server_that_takes_connections_and_resets_them_at_once_is_not_dialled_
     }
 }
 
+/// One worker, in a mesh whose control says that these serve what it is asked for. None of them is checked.
+async fn before_service(pki: &Pki, endpoints: Vec<Endpoint>) -> World {
+    let meant = endpoints[0].addr;
+    let known = Known::Service(Arc::new(View {
+        name: "svc.shop:1".to_owned(),
+        addresses: Vec::new(),
+        endpoints,
+        policy: Policy::default(),
+    }));
+    let credential = pki.credential(&pki.id("caller"), Duration::from_secs(3_600));
+    let near = Setup {
+        pair: false,
+        mesh: Some(pki::mesh_of(credential, Mode::Strict, move |_| known.clone())),
+        health: health::Settings {
+            mode: health::Mode::Off,
+            ..Default::default()
+        },
+        ..Setup::default()
+    };
+    World::before(meant, near).await
+}
+
 #[tokio::test]
 async fn an_application_that_is_gone_takes_no_share_of_the_calls_though_its_sidecar_lives() {
     const CALLS: u32 = 300;
@@ -666,23 +689,7 @@ async fn an_application_that_is_gone_takes_no_share_of_the_calls_though_its_side
     let serves = World::with(far()).await;
     let is_gone = World::before(crate::world::free_port(), far()).await;
     let endpoint = |world: &World| pki::endpoint(world.proxy, id.clone());
-    let known = Known::Service(Arc::new(View {
-        name: "svc.shop:1".to_owned(),
-        addresses: Vec::new(),
-        endpoints: vec![endpoint(&is_gone), endpoint(&serves)],
-        policy: Policy::default(),
-    }));
-    let credential = pki.credential(&pki.id("caller"), Duration::from_secs(3_600));
-    let near = Setup {
-        pair: false,
-        mesh: Some(pki::mesh_of(credential, Mode::Strict, move |_| known.clone())),
-        health: health::Settings {
-            mode: health::Mode::Off,
-            ..Default::default()
-        },
-        ..Setup::default()
-    };
-    let world = World::before(is_gone.proxy, near).await;
+    let world = before_service(&pki, vec![endpoint(&is_gone), endpoint(&serves)]).await;
     let mut caller = world.caller().await;
     for _ in 0..CALLS {
         let answer = caller.call("/a.B/C", 10, 10).await.expect("answered");
@@ -694,6 +701,102 @@ async fn an_application_that_is_gone_takes_no_share_of_the_calls_though_its_side
         (1.0..20.0).contains(&tried),
         "{tried} of {CALLS} calls went there first"
     );
+}
+
+/// A server that answers as a sidecar does whose memory budget is spent, as long as that is so; and how many requests and
+/// connections it had.
+struct Full {
+    endpoint: Endpoint,
+    is_full: Arc<AtomicBool>,
+    requests: Arc<AtomicUsize>,
+    connections: Arc<AtomicUsize>,
+}
+
+impl Full {
+    async fn start(pki: &Pki) -> Full {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+        let full = Full {
+            endpoint: Endpoint {
+                identity: None,
+                ..pki::endpoint(listener.local_addr().expect("an address"), pki.id("server"))
+            },
+            is_full: Arc::new(AtomicBool::new(true)),
+            requests: Arc::default(),
+            connections: Arc::default(),
+        };
+        let says = Failure::MemoryBudget { used: 12_345 }.answer();
+        let refusal = raw::block(&[
+            (":status", "200"),
+            ("content-type", "application/grpc"),
+            ("grpc-status", says.code.as_str()),
+            ("grpc-message", &says.sentence),
+            ("portunus-error", says.reason),
+        ]);
+        let (is_full, requests, connections) = (full.is_full.clone(), full.requests.clone(), full.connections.clone());
+        tokio::spawn(raw::serve(listener, move |_, stream| {
+            requests.fetch_add(1, Relaxed);
+            if stream == 1 {
+                connections.fetch_add(1, Relaxed);
+            }
+            match is_full.load(Relaxed) {
+                true => raw::frame(HEADERS, raw::END_HEADERS | raw::END_STREAM, stream, &refusal),
+                false => [raw::response(stream), raw::trailers(stream)].concat(),
+            }
+        }));
+        full
+    }
+}
+
+#[tokio::test]
+async fn a_server_whose_sidecar_has_no_memory_stays_in_use_and_callers_are_told_whose_budget_it_is() {
+    const CALLS: usize = 20;
+    let pki = Pki::new("mesh.test");
+    let full = Full::start(&pki).await;
+    let world = before_service(&pki, vec![full.endpoint.clone()]).await;
+    let mut caller = world.caller().await;
+    for asked in 1..=CALLS {
+        let answer = caller.ask(request("/a.B/C", &[])).await.expect("answered");
+        is(
+            &answer,
+            "8",
+            &format!(
+                "the sidecar of {} refused the call: the sidecar holds 12345 bytes",
+                full.endpoint.addr
+            ),
+        );
+        assert_eq!(answer.head["portunus-error"], "memory_budget_there");
+        assert_eq!(full.requests.load(Relaxed), asked, "each is sent there, and once");
+    }
+    let told = world.metric("portunus_proxy_errors_total", &["\"memory_budget_there\""]);
+    assert_eq!((told, world.metric("portunus_retries_total", &[])), (CALLS as f64, 0.0));
+    // It waits for nothing to be called again: not for a back-off, and not for a connection.
+    full.is_full.store(false, Relaxed);
+    let answer = caller.ask(request("/a.B/C", &[])).await.expect("answered");
+    is(&answer, "0", "");
+    assert_eq!(full.connections.load(Relaxed), 1);
+}
+
+#[tokio::test]
+async fn a_call_that_a_sidecar_has_no_memory_for_goes_to_another_endpoint_and_the_next_ones_try_both() {
+    const CALLS: u64 = 100;
+    let pki = Pki::new("mesh.test");
+    let serves = World::start().await;
+    let full = Full::start(&pki).await;
+    let other = Endpoint {
+        addr: serves.meant,
+        ..full.endpoint.clone()
+    };
+    let world = before_service(&pki, vec![full.endpoint.clone(), other]).await;
+    let mut caller = world.caller().await;
+    for _ in 0..CALLS {
+        let answer = caller.call("/a.B/C", 10, 10).await.expect("answered");
+        is(&answer, "0", "");
+    }
+    assert_eq!(serves.server.requests.load(Relaxed), CALLS, "each came once");
+    let tried = full.requests.load(Relaxed);
+    assert!(tried >= 20, "{tried} of {CALLS} calls went there first");
+    assert_eq!(world.metric("portunus_retries_total", &[]), tried as f64);
+    assert_eq!(world.metric("portunus_proxy_errors_total", &[]), 0.0);
 }
 
 #[tokio::test]

@@ -26,6 +26,8 @@ pub enum Finding {
 pub enum Says {
     /// `NOT_SERVING`.
     NotServing,
+    /// Another status than these and `SERVING`: 0 is `UNKNOWN`, and of the others none is known.
+    Other(i32),
     /// `SERVICE_UNKNOWN`, or `NOT_FOUND`: it knows no service of the name that was asked for.
     ServiceUnknown,
 }
@@ -99,12 +101,22 @@ impl Why {
 
 impl fmt::Display for Why {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Why::Says(Says::NotServing) => "it says NOT_SERVING",
-            Why::Says(Says::ServiceUnknown) => "it says SERVICE_UNKNOWN",
-            Why::Lacks(Lack::Silent) => "it does not answer health checks",
-            Why::Lacks(Lack::Failed) => "its health checks fail",
-        })
+        match self {
+            Why::Says(says) => write!(f, "it says {says}"),
+            Why::Lacks(Lack::Silent) => f.write_str("it does not answer health checks"),
+            Why::Lacks(Lack::Failed) => f.write_str("its health checks fail"),
+        }
+    }
+}
+
+impl fmt::Display for Says {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Says::NotServing => f.write_str("NOT_SERVING"),
+            Says::Other(0) => f.write_str("UNKNOWN"),
+            Says::Other(status) => write!(f, "status {status}, which is none that is known"),
+            Says::ServiceUnknown => f.write_str("SERVICE_UNKNOWN"),
+        }
     }
 }
 
@@ -187,6 +199,22 @@ mod tests {
         );
         let unknown = Finding::Refused(Says::ServiceUnknown);
         assert_eq!(after(&[unknown]), Verdict::Unhealthy(Why::Says(Says::ServiceUnknown)));
+    }
+
+    #[test]
+    fn what_an_endpoint_says_is_named_as_what_it_is() {
+        let named = |says| match after(&[Finding::Refused(says)]) {
+            Verdict::Unhealthy(why) => (why.to_string(), why.may_be_tried()),
+            other @ (Verdict::Unknown | Verdict::Healthy) => panic!("{says:?} is {other:?}"),
+        };
+        let unknown = "it says status 7, which is none that is known".to_owned();
+        assert_eq!(named(Says::Other(7)), (unknown, false));
+        assert_eq!(named(Says::Other(0)), ("it says UNKNOWN".to_owned(), false));
+        assert_eq!(named(Says::NotServing), ("it says NOT_SERVING".to_owned(), false));
+        assert_eq!(
+            named(Says::ServiceUnknown),
+            ("it says SERVICE_UNKNOWN".to_owned(), false)
+        );
     }
 
     #[test]

@@ -17,7 +17,7 @@ pub enum NoEndpoint {
         count: usize,
     },
     /// Those that this RPC has not tried say of themselves that they do not serve.
-    #[error("{refusing} of {count} endpoints say {}{}", words(.says), if .refusing < .count {
+    #[error("{refusing} of {count} endpoints say {says}{}{}", hint(.says), if .refusing < .count {
         ", and the others were tried and could not be reached"
     } else {
         ""
@@ -45,9 +45,9 @@ pub enum NoEndpoint {
     },
 }
 
-fn words(says: &Says) -> &'static str {
+fn hint(says: &Says) -> &'static str {
     match says {
-        Says::NotServing => "NOT_SERVING",
-        Says::ServiceUnknown => "SERVICE_UNKNOWN: is the name right that health checks ask for?",
+        Says::NotServing | Says::Other(_) => "",
+        Says::ServiceUnknown => ": is the name right that health checks ask for?",
     }
 }

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use http::Uri;
 use hyper_util::rt::TokioIo;
+use portunus_proto::svid::NotSvid;
 use rand::RngExt;
 use tokio::net::TcpStream;
 use tokio::sync::watch;
@@ -21,7 +22,7 @@ use super::pace::{Came, Pace};
 use super::settings::Settings;
 use crate::connect::resolve::{Answer, Names, Query, State};
 use crate::telemetry::sentence;
-use crate::tls::{self, Bundle, Credential};
+use crate::tls::{self, Bundle, Credential, Refused};
 
 /// The credit of a stream and of the connection, in bytes: as much of control's words waits to be read.
 const WINDOW: u32 = 256 << 10;
@@ -82,10 +83,23 @@ enum Unreached {
     Tcp(#[from] io::Error),
     #[error("nobody answers within {0:?}")]
     Silent(Duration),
-    #[error("it answers, but {0}")]
+    #[error("it answers, but {}", not_believed(.0))]
     Tls(#[from] tls::Error),
     #[error("{}", sentence(.0))]
     Http2(#[from] tonic::transport::Error),
+}
+
+/// Why whoever answers is not taken for control: that it may be the setting that is wrong, only who reads of it can know.
+fn not_believed(error: &tls::Error) -> String {
+    match error {
+        tls::Error::Refused(Refused::WrongIdentity { expected, found }) => {
+            format!("it is {found}, and {expected} is expected: --control-identity says who control is")
+        }
+        tls::Error::Refused(why @ Refused::Leaf(NotSvid::ForeignTrustDomain { .. })) => {
+            format!("{why}: --control-identity says who control is, and so of which trust domain")
+        }
+        other => other.to_string(),
+    }
 }
 
 impl Unreached {

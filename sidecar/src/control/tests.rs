@@ -200,14 +200,24 @@ async fn whoever_does_not_prove_to_be_control_never_sees_the_token() {
     fake.say(|said| said.identity = WORKLOAD.to_owned());
     let somebody = fake.listen().await;
     let of_another_root = stranger.listen().await;
+    let who = format!("it is {WORKLOAD}, and {CONTROL} is expected: --control-identity says who control is");
     for (addr, why) in [
-        (somebody.addr, "was to be reached"),
+        (somebody.addr, who.as_str()),
         (of_another_root.addr, "no root of this mesh"),
     ] {
         let sidecar = sidecar(&fake, &[addr]);
         let missing = sidecar.without_certificate("cannot be reached").await;
         assert!(missing.contains(why), "{missing}");
     }
+    // Whoever has the trust domain wrong has it wrong in the same setting.
+    fake.say(|said| said.identity = "spiffe://another.test/ns/portunus/sa/control".to_owned());
+    let of_another_domain = fake.listen().await;
+    let sidecar = sidecar(&fake, &[of_another_domain.addr]);
+    let missing = sidecar.without_certificate("not of the trust domain").await;
+    assert!(
+        missing.contains(": --control-identity says who control is"),
+        "{missing}"
+    );
     assert!(fake.seen().by_token.is_empty() && stranger.seen().by_token.is_empty());
 }
 

@@ -64,8 +64,9 @@ impl Pieces {
         loop {
             match message::take(&mut self.bytes) {
                 Ok(Some(Status::Serving)) => last = Some(Finding::Serving),
+                Ok(Some(Status::NotServing)) => last = Some(Finding::Refused(Says::NotServing)),
                 // Who does not know whether it serves is no better than who does not (gRPC's health checking of channels).
-                Ok(Some(Status::NotServing | Status::Unknown)) => last = Some(Finding::Refused(Says::NotServing)),
+                Ok(Some(Status::Other(status))) => last = Some(Finding::Refused(Says::Other(status))),
                 Ok(Some(Status::ServiceUnknown)) => last = Some(Finding::Refused(Says::ServiceUnknown)),
                 Ok(None) => return last,
                 Err(message::NotHealth) => {
@@ -152,7 +153,8 @@ mod tests {
             ([0, 0, 0, 0, 2, 8, 1], Finding::Serving),
             ([0, 0, 0, 0, 2, 8, 2], Finding::Refused(Says::NotServing)),
             ([0, 0, 0, 0, 2, 8, 3], Finding::Refused(Says::ServiceUnknown)),
-            ([0, 0, 0, 0, 2, 8, 0], Finding::Refused(Says::NotServing)),
+            ([0, 0, 0, 0, 2, 8, 0], Finding::Refused(Says::Other(0))),
+            ([0, 0, 0, 0, 2, 8, 7], Finding::Refused(Says::Other(7))),
         ] {
             assert_eq!(grpc(&data, "0"), Ended::Found(finding));
         }

@@ -19,12 +19,12 @@ struct Answer {
 /// `HealthCheckResponse.ServingStatus`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Status {
-    /// `UNKNOWN`, and what no version of the protocol that we know says.
-    Unknown,
     Serving,
     NotServing,
     /// Of `Watch` alone.
     ServiceUnknown,
+    /// `UNKNOWN`, which is 0, and what no version of the protocol that we know says.
+    Other(i32),
 }
 
 /// The request, as it stands on the wire.
@@ -59,7 +59,7 @@ pub(super) fn take(bytes: &mut Vec<u8>) -> Result<Option<Status>, NotHealth> {
         1 => Status::Serving,
         2 => Status::NotServing,
         3 => Status::ServiceUnknown,
-        _ => Status::Unknown,
+        other => Status::Other(other),
     }))
 }
 
@@ -89,7 +89,7 @@ mod tests {
             bytes.push(byte);
             heard.extend(take(&mut bytes).expect("it is one of health's"));
         }
-        assert_eq!(heard, [Status::Serving, Status::NotServing, Status::Unknown]);
+        assert_eq!(heard, [Status::Serving, Status::NotServing, Status::Other(0)]);
     }
 
     proptest! {

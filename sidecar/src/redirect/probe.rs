@@ -22,7 +22,7 @@ pub enum Missing {
     /// Nobody took the connection.
     #[error(
         "no redirect rule leads {probe} to the admin port {admin_port} ({source}): run `sidecar redirect` in this network \
-         namespace before the proxy starts"
+         namespace, before the proxy starts or while it runs"
     )]
     Unanswered {
         /// Where the probe went.
@@ -36,7 +36,7 @@ pub enum Missing {
     /// Somebody else took the connection.
     #[error(
         "no redirect rule leads {probe} to the admin port {admin_port}: another program answered there; run `sidecar \
-         redirect` in this network namespace before the proxy starts"
+         redirect` in this network namespace, before the proxy starts or while it runs"
     )]
     Elsewhere {
         /// Where the probe went.

@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 use std::time::SystemTime;
 
+use portunus_logbook::Line;
 use rand::RngExt as _;
 
 use super::Worker;
@@ -64,7 +65,9 @@ impl Worker {
                 tracing::debug!(%addr, "{error}");
                 if matches!(error, connect::Error::Tls { .. } | connect::Error::NoCertificate { .. }) {
                     self.counts.shook_hands(inbound, error.reason(), &self.recorder);
-                    tracing::warn!(%addr, reason = error.reason(), "{error}");
+                    if let Some(Line { left_out }) = self.may_log(addr) {
+                        tracing::warn!(%addr, reason = error.reason(), left_out, "{error}");
+                    }
                 }
                 self.not_dialled(pool, &error.to_string());
             }

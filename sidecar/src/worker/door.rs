@@ -65,7 +65,7 @@ pub(super) struct Door {
     routes: RefCell<Routes>,
     dialler: Dialler,
     counts: Counts,
-    noise: RefCell<Noise>,
+    noise: Rc<RefCell<Noise>>,
 }
 
 /// Where in a connection it is listened.
@@ -133,7 +133,7 @@ impl Door {
                 cut_expired: parts.cut_expired,
                 deaf: deaf.clone(),
                 counts: Counts::new(recorder, inbound),
-                noise: RefCell::default(),
+                noise: Rc::default(),
             });
             let addresses = if inbound { &parts.inbound } else { &parts.outbound };
             let closes = if inbound { &stop.inbound } else { &stop.cut };
@@ -395,7 +395,7 @@ impl Door {
 
     /// Whether a line of the log may be about this peer, who has failed perhaps more often than anybody wants to read.
     fn line(&self, peer: SocketAddr) -> Option<Line> {
-        self.noise.borrow_mut().line(peer.ip(), Instant::now())
+        line(&self.noise, peer)
     }
 
     /// Hands a connection of HTTP/2 to the worker.
@@ -615,6 +615,11 @@ impl Door {
             up = summary.bytes_up, down = summary.bytes_down, end = ?summary.end, "HTTP/1 connection ended"
         );
     }
+}
+
+/// [`Door::line`], for those who outlive their borrow of the door.
+fn line(noise: &RefCell<Noise>, peer: SocketAddr) -> Option<Line> {
+    noise.borrow_mut().line(peer.ip(), Instant::now())
 }
 
 /// How long a handshake may take, from the ClientHello on.

@@ -148,7 +148,9 @@ impl Worker {
     /// A server ended the connection before it had shown that it takes us for whom we are: most likely it does not.
     fn refused_by(&mut self, pool: PoolKey, addr: SocketAddr, why: &str) {
         let reason = if why == NO_SETTINGS { "no_settings" } else { NO_WORD };
-        tracing::warn!(%addr, reason, "no mTLS: {why}");
+        if let Some(Line { left_out }) = self.may_log(addr) {
+            tracing::warn!(%addr, reason, left_out, "no mTLS: {why}");
+        }
         self.counts.shook_hands(false, reason, &self.recorder);
         self.not_dialled(pool, &format!("no mTLS with {addr}: {why}"));
     }

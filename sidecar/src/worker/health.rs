@@ -257,7 +257,7 @@ pub(super) fn word(found: Finding) -> &'static str {
         Finding::Serving => "serving",
         Finding::Unimplemented => "unimplemented",
         Finding::Alive => "no_verdict",
-        Finding::Refused(Says::NotServing) => "not_serving",
+        Finding::Refused(Says::NotServing | Says::Other(_)) => "not_serving",
         Finding::Refused(Says::ServiceUnknown) => "service_unknown",
         Finding::Failed(Lack::Silent) => "silent",
         Finding::Failed(Lack::Failed) => "failed",

@@ -14,6 +14,7 @@ use crate::cluster::{InboundPolicy, Name, Service, ServicePort, Snapshot, Target
 pub fn judge(objects: Objects, findings: &mut Findings) -> Snapshot {
     service_addresses(&objects, findings);
     workload_addresses(&objects, findings);
+    beside_members(&objects, findings);
     tokens(&objects, findings);
     controls(&objects, findings);
     many_ports(&objects, findings);
@@ -105,6 +106,28 @@ fn workload_addresses(objects: &Objects, findings: &mut Findings) {
                     let message = format!("{socket} is served by another Workload, too: {}", other.place());
                     workload.mistake(&format!("spec.ports[{index}].port"), message, findings);
                 }
+            }
+        }
+    }
+}
+
+/// Whoever has no token has no identity, and is called in plain: at the address of a member this is most likely not meant.
+fn beside_members(objects: &Objects, findings: &mut Findings) {
+    let has_token = |workload: &&Object<Workload>| workload.value.join_token.is_some();
+    let (members, others): (Vec<_>, Vec<_>) = objects.workloads.iter().partition(has_token);
+    let mut owners = HashMap::new();
+    for member in members {
+        owners.extend(member.value.addresses.iter().map(|address| (*address, member)));
+    }
+    for workload in others {
+        for (index, address) in workload.value.addresses.iter().enumerate() {
+            if let Some(member) = owners.get(address) {
+                let message = format!(
+                    "{address} is the address of a Workload with spec.joinTokenSha256, too, which this one has not, so its \
+                     ports are called in plain there: {}",
+                    member.place()
+                );
+                workload.warning(&format!("spec.addresses[{index}]"), message, findings);
             }
         }
     }

@@ -342,6 +342,29 @@ fn what_selects_nothing_is_a_warning() {
 }
 
 #[test]
+fn a_workload_without_a_token_at_the_address_of_one_that_has_a_token_is_a_warning_that_names_both() {
+    let beside = whole("W  addresses: [10.9.9.9, 10.1.0.3]\n  ports: [{port: 4711}]\n");
+    for (good, other) in [("a.yaml", "b.yaml"), ("b.yaml", "a.yaml")] {
+        let reading = read(&Directory::new().with(good, GOOD).with(other, &beside).0);
+        assert!(reading.snapshot.is_some(), "{:#?}", reading.findings);
+        let [finding] = &reading.findings[..] else {
+            panic!("{:#?}", reading.findings);
+        };
+        assert_eq!(
+            (finding.severity, &*finding.file, &*finding.field),
+            (Severity::Warning, other, "spec.addresses[1]")
+        );
+        let what = "10.1.0.3 is the address of a Workload with spec.joinTokenSha256, too";
+        assert!(finding.message.starts_with(what), "{finding}");
+        assert!(
+            finding.message.contains(&format!("shop/greeter-1 ({good}:")),
+            "{finding}"
+        );
+        assert!(finding.line.is_some(), "{finding}");
+    }
+}
+
+#[test]
 fn a_service_none_of_whose_workloads_is_ready_is_a_warning_and_one_that_is_ready_suffices() {
     let service = whole("S  selector: {app: new}\n  ports: [{port: 80}]\n");
     let workload = |name: &str, address: &str, ready: &str| {

@@ -16,6 +16,7 @@ use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use parking_lot::Mutex;
 use portunus_logbook::Line;
 use portunus_proto::svid::{self, SKEW, Usage};
+use rustls::AlertDescription;
 use tokio::io::Interest;
 use tokio::net::TcpStream;
 use tokio::time::{Instant, sleep_until, timeout};
@@ -72,7 +73,7 @@ pub async fn run(stream: TcpStream, from: SocketAddr, house: Arc<House>) {
         Ok(Err(why)) => {
             // rustls names what is wrong with a certificate, in its own words and ours.
             if let Some(Line { left_out }) = house.server.services.line(from.ip()) {
-                info!(%from, %why, left_out, "a handshake failed");
+                info!(%from, why = said(&why), left_out, "a handshake failed");
             }
             numbers.refused("connection", "handshake");
             return;
@@ -109,6 +110,18 @@ pub async fn run(stream: TcpStream, from: SocketAddr, house: Arc<House>) {
                 refused(reason);
             }
         },
+    }
+}
+
+/// Why a handshake failed. What other roots mean is said in words, since rustls names only the alert.
+fn said(why: &io::Error) -> String {
+    let tls = why.get_ref().and_then(|why| why.downcast_ref());
+    match tls {
+        Some(rustls::Error::AlertReceived(AlertDescription::UnknownCA)) => format!(
+            "the peer does not trust the root that control's certificate stands under: does its --trust-bundle have a root of \
+             this control's? ({why})"
+        ),
+        Some(_) | None => why.to_string(),
     }
 }
 

@@ -228,7 +228,10 @@ impl ServerCertVerifier for IsControl {
         let algorithms = webpki::ALL_VERIFICATION_ALGS;
         let parsed = webpki::EndEntityCert::try_from(leaf).expect("it can be read");
         let chain = parsed.verify_for_usage(algorithms, &anchors, intermediates, now, usage, None, None);
-        chain.map_err(|why| rustls::Error::General(why.to_string()))?;
+        chain.map_err(|why| match why {
+            webpki::Error::UnknownIssuer => rustls::CertificateError::UnknownIssuer.into(),
+            other => rustls::Error::General(other.to_string()),
+        })?;
         let id = svid::judge(leaf, &domain(), &[Usage::Server])
             .expect("it is an SVID")
             .id;
@@ -872,6 +875,26 @@ async fn failed_handshakes_are_all_counted_and_a_hundred_of_one_peer_are_logged(
     // A machine that takes ten seconds for it all logs some of the next ten seconds, too.
     assert!((100..150).contains(&logged), "{logged} of 150");
     control.ends().await;
+}
+
+#[tokio::test]
+async fn a_peer_that_has_other_roots_is_logged_in_words() {
+    let log = Log::begin();
+    let control = Control::over("# nobody\n").await;
+    control.page_says("/ready", "200 OK").await;
+    let another = Control::over("# nobody\n").await;
+    let connector = TlsConnector::from(Arc::new(client(another.authority().roots().to_vec(), None)));
+    let stream = TcpStream::connect(control.address).await.expect("it is accepted");
+    let name = ServerName::try_from("control").expect("a name");
+    let refused = connector.connect(name, stream).await;
+    assert!(refused.is_err(), "it trusts another root");
+    let failed = "portunus_control_refused_total{what=\"connection\",reason=\"handshake\"} 1";
+    control.page_says("/metrics", failed).await;
+    let said = log.said();
+    let words = "the peer does not trust the root that control's certificate stands under";
+    assert!(said.contains(words) && said.contains("UnknownCA"), "{said}");
+    control.ends().await;
+    another.ends().await;
 }
 
 /// The limit of open files is the process's, so this test runs itself again in a process of its own.

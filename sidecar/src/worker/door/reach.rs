@@ -4,9 +4,10 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use portunus_logbook::Line;
 use rand::RngExt as _;
 
-use super::{Door, Message};
+use super::{Door, Message, line};
 use crate::connect::resolve::Routes;
 use crate::connect::{self, NO_WORD, Stream, Via};
 use crate::control::Full;
@@ -40,23 +41,32 @@ impl Door {
     pub(super) async fn reach(&self, meant: SocketAddr) -> Result<Stream, Unreached> {
         let (addr, via) = self.who_is_at(meant).await?;
         let in_mtls = matches!(via, Via::Mesh(_));
-        let inbox = self.inbox.clone();
+        let (inbox, noise) = (self.inbox.clone(), self.noise.clone());
         let count = move |result| inbox.send(Message::ShookHands { inbound: false, result });
         match self.dialler.open(addr, via).await {
             // The handshake has ended for us alone.
             Ok(stream) if in_mtls => Ok(stream.when_judged(move |result| {
-                match result {
-                    "ok" => {}
-                    // Its log says why. Often it is no more than that its application is not there.
-                    NO_WORD => tracing::info!(%addr, "a tunnel's server ended it before it had said anything"),
-                    reason => tracing::warn!(%addr, reason, "no mTLS: the peer ended the tunnel's TLS for that"),
+                if result != "ok"
+                    && let Some(Line { left_out }) = line(&noise, addr)
+                {
+                    match result {
+                        // Its log says why. Often it is no more than that its application is not there.
+                        NO_WORD => {
+                            tracing::info!(%addr, left_out, "a tunnel's server ended it before it had said anything")
+                        }
+                        reason => {
+                            tracing::warn!(%addr, reason, left_out, "no mTLS: the peer ended the tunnel's TLS for that")
+                        }
+                    }
                 }
                 count(result);
             })),
             Ok(stream) => Ok(stream),
             Err(error) => {
                 if matches!(error, connect::Error::Tls { .. } | connect::Error::NoCertificate { .. }) {
-                    tracing::warn!(%addr, reason = error.reason(), "{error}");
+                    if let Some(Line { left_out }) = self.line(addr) {
+                        tracing::warn!(%addr, reason = error.reason(), left_out, "{error}");
+                    }
                     count(error.reason());
                 }
                 Err(error.into())
