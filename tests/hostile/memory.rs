@@ -3,7 +3,8 @@
 use std::time::{Duration, Instant};
 
 use support::relay::world::Caller;
-use tokio::net::TcpListener;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinHandle;
 
 use crate::clients::{MEMORY, inbound, resident};
@@ -155,5 +156,86 @@ async fn answers_that_nobody_reads_cost_what_the_budget_allows() {
     assert!(most < MOST, "the process grew by {most} bytes");
     assert!(answered > 0, "the budget comes back");
     assert!(!innocent.has_ended(), "only who keeps much is told to go");
+    server.abort();
+}
+
+/// Answers every request of HTTP/1, and keeps nothing of it.
+async fn answers_http_1(listener: TcpListener) {
+    loop {
+        let (mut socket, _) = listener.accept().await.expect("a connection");
+        tokio::spawn(async move {
+            let (mut piece, mut end) = ([0; 4 << 10], 0);
+            while let Ok(n @ 1..) = socket.read(&mut piece).await {
+                for byte in &piece[..n] {
+                    end = match (end, byte) {
+                        (0 | 2, b'\r') => end + 1,
+                        (1 | 3, b'\n') => end + 1,
+                        _ => 0,
+                    };
+                    if end == 4 {
+                        end = 0;
+                        if socket.write_all(ANSWER).await.is_err() {
+                            return;
+                        }
+                    }
+                }
+            }
+        });
+    }
+}
+
+const ANSWER: &[u8] = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok";
+
+/// Asks once, by a head of this size, and says what came.
+async fn asks_by_http_1(socket: &mut TcpStream, size: usize) -> String {
+    let head = format!("GET / HTTP/1.1\r\nhost: a\r\nx-large: {}\r\n\r\n", "l".repeat(size));
+    socket.write_all(head.as_bytes()).await.expect("written");
+    let mut answer = Vec::new();
+    while !answer.ends_with(b"ok") {
+        let read = tokio::time::timeout(PATIENCE, socket.read_buf(&mut answer)).await;
+        if read.expect("in time").expect("readable") == 0 {
+            break;
+        }
+    }
+    String::from_utf8_lossy(&answer).into_owned()
+}
+
+fn assert_is_served(answer: &str) {
+    assert!(
+        answer.starts_with("HTTP/1.1 200") && answer.ends_with("ok"),
+        "{answer:?}"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn idle_connections_of_http_1_cost_what_is_allowed() {
+    let _alone = MEMORY.write().await;
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+    let setup = Setup {
+        budget: BUDGET,
+        declared: false,
+        ..inbound()
+    };
+    let world = World::before(listener.local_addr().expect("an address"), setup).await;
+    let server = tokio::spawn(answers_http_1(listener));
+    let mut innocent = TcpStream::connect(world.proxy).await.expect("connected");
+    assert_is_served(&asks_by_http_1(&mut innocent, 10).await);
+
+    let before = resident();
+    let mut attackers = Vec::new();
+    for _ in 0..500 {
+        let mut attacker = TcpStream::connect(world.proxy).await.expect("connected");
+        assert_is_served(&asks_by_http_1(&mut attacker, 59_000).await);
+        attackers.push(attacker);
+        // Who asks now and then is not the one who has been at rest for longest.
+        assert_is_served(&asks_by_http_1(&mut innocent, 10).await);
+    }
+    let grown = resident().saturating_sub(before);
+    assert!(grown < MOST, "the process grew by {grown} bytes");
+    let crowded = [r#"direction="inbound""#, r#"reason="crowded""#];
+    // Of each, once it has had its second to read what was said last.
+    world
+        .until("portunus_proxy_errors_total", &crowded, |ended| ended > 450.0)
+        .await;
     server.abort();
 }

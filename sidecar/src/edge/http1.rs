@@ -11,6 +11,7 @@
 //! All of it is one future, polled on the worker's thread.
 
 mod body;
+mod crowd;
 mod head;
 mod pulse;
 mod refusal;
@@ -33,6 +34,8 @@ use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 
 use body::{ToApplication, ToCaller};
+pub use crowd::Crowd;
+use crowd::Kept;
 use head::Asked;
 use pulse::{Pulse, Side, Watched};
 pub use refusal::Refusal;
@@ -50,9 +53,6 @@ pub struct Settings {
     /// How long a request's head may take from its first byte. A slower one is answered 408. Between requests a
     /// connection may be idle for as long as the application lets it. Default 30 s.
     pub head_timeout: Duration,
-    /// Connections of a worker and direction on which a head may have begun that is not whole yet; with one more, the head that
-    /// has been coming for longest is answered 408. Default 512.
-    pub most_heads: usize,
     /// How long a caller that said `Expect: 100-continue` waits for the application to say so, before it is told to go on
     /// all the same. Default 1 s.
     pub continue_patience: Duration,
@@ -68,7 +68,6 @@ impl Default for Settings {
         Settings {
             max_head: 60 << 10,
             head_timeout: Duration::from_secs(30),
-            most_heads: 512,
             continue_patience: Duration::from_secs(1),
             linger: Duration::from_secs(1),
             tunnel: Default::default(),
@@ -87,8 +86,8 @@ pub struct Facts<'a> {
     pub meant: SocketAddr,
     /// Whether the caller may come in, asked for each request: what is allowed changes while a connection is open.
     pub admits: &'a dyn Fn() -> Result<Permit, policy::Refusal>,
-    /// The heads that are not whole yet, of all connections beside it: its own take their places there.
-    pub heads: &'a Waiting,
+    /// All connections beside it.
+    pub crowd: &'a Crowd,
 }
 
 /// Room for a count of each of [`Refusal::REASONS`]. Their number itself cannot stand in a type that a coroutine holds: rustc
@@ -124,6 +123,8 @@ pub enum End {
     BadRequest,
     /// The caller broke it, or the application did in the middle of an answer; the caller's side was reset.
     Broken,
+    /// It was between two requests, and others needed the memory that it kept.
+    Crowded,
     /// A request's head took too long, or longest of all when too many were coming.
     SlowHead,
     /// It switched to another protocol, and ended as a tunnel.
@@ -157,6 +158,7 @@ pub async fn serve<D: Stream, U: Stream>(
         requests: Cell::new(0),
         upgrades_refused: Cell::new(0),
         refusals: Cell::default(),
+        kept: facts.crowd.one(),
         pulse: pulse.clone(),
     };
     let downstream = Watched::new(downstream, Side::Caller, first, pulse.clone());
@@ -171,10 +173,11 @@ pub async fn serve<D: Stream, U: Stream>(
         .max_buf_size(settings.max_head.max(8 << 10) + (4 << 10))
         .serve_connection(TokioIo::new(downstream), service);
 
+    let mut crowded = false;
     let ended = {
         let mut told_to_stop = pin!(cut.cancelled());
         let mut told_to_drain = pin!(drain.cancelled());
-        let mut alarm = None;
+        let (mut alarm, mut rest) = (None, None);
         let mut drains = false;
         poll_fn(|cx| {
             if told_to_stop.as_mut().poll(cx).is_ready() {
@@ -184,20 +187,22 @@ pub async fn serve<D: Stream, U: Stream>(
                 // With its shutdown, unless it has switched: without, hyper drops what the caller has not taken yet.
                 if let Poll::Ready(ended) = Pin::new(&mut caller).poll(cx) {
                     return Poll::Ready(match ended {
+                        Ok(()) if crowded => End::Crowded,
                         Ok(()) => End::Finished,
                         Err(error) if error.is_parse() => End::BadRequest,
                         Err(_) => End::Broken,
                     });
                 }
                 let over = talk.drive(cx) && !pulse.under_way.get() && !talk.switching.get();
-                if !drains && (over || told_to_drain.as_mut().poll(cx).is_ready()) {
+                crowded |= talk.is_in_the_way(&mut rest, cx);
+                if !drains && (over || crowded || told_to_drain.as_mut().poll(cx).is_ready()) {
                     drains = true;
                     Pin::new(&mut caller).graceful_shutdown();
                     continue;
                 }
                 break;
             }
-            match pulse.rings(&mut alarm, settings.head_timeout, facts.heads, cx) {
+            match pulse.rings(&mut alarm, settings.head_timeout, &facts.crowd.heads, cx) {
                 true => Poll::Ready(End::SlowHead),
                 false => Poll::Pending,
             }
@@ -212,6 +217,7 @@ pub async fn serve<D: Stream, U: Stream>(
         (End::Finished, Line::Released(upstream, server_bytes)) if talk.switching.get() => {
             // What hyper has read stands before what it has not.
             unread.splice(..0, read);
+            talk.kept.let_go();
             let carried = tunnel::Carried::default();
             let carrying = tunnel::carry(
                 downstream,
@@ -230,9 +236,10 @@ pub async fn serve<D: Stream, U: Stream>(
         (ended, line) => {
             // Before the parting, which takes its time: nobody bounds how many part at once.
             drop((line, read, unread));
+            talk.kept.let_go();
             match ended {
                 End::SlowHead => part(downstream, SLOW_HEAD, settings.linger, cut).await,
-                End::Finished | End::BadRequest => part(downstream, b"", settings.linger, cut).await,
+                End::Finished | End::Crowded | End::BadRequest => part(downstream, b"", settings.linger, cut).await,
                 // An answer that was cut off must not look whole to those who read to the end.
                 End::Broken | End::Cut | End::Switched(_) => downstream.reset(),
             }
@@ -297,6 +304,7 @@ struct Talk<'a, U: Stream, F> {
     requests: Cell<u64>,
     upgrades_refused: Cell<u64>,
     refusals: Cell<[u64; PLACES]>,
+    kept: Kept<'a>,
     pulse: Rc<Pulse>,
 }
 
@@ -309,6 +317,9 @@ impl<U: Stream, F: AsyncFnOnce() -> Result<U, connect::Error>> Talk<'_, U, F> {
         self.requests.set(self.requests.get() + 1);
         if let Err(refusal) = (self.facts.admits)() {
             return Ok(self.refuse(&refusal.into()));
+        }
+        if !self.kept.has_room_for(&head) {
+            return Ok(self.refuse(&Refusal::MemoryBudget));
         }
         let asked = match head::to_application(&mut head, has_body, self.facts.client_cert.as_ref()) {
             Ok(asked) => asked,
@@ -434,6 +445,22 @@ impl<U: Stream, F: AsyncFnOnce() -> Result<U, connect::Error>> Talk<'_, U, F> {
         self.pulse.out_of_step.set(true);
     }
 
+    /// Whether it is between two requests and has to go, so that others can have what it keeps.
+    fn is_in_the_way<'b>(&'b self, rest: &mut Option<Rest<'b>>, cx: &mut Context<'_>) -> bool {
+        let is_idle = !self.pulse.under_way.get() && self.pulse.head_since.get().is_none();
+        if self.requests.get() == 0 || !is_idle || self.switching.get() {
+            *rest = None;
+            return false;
+        }
+        let crowd = self.facts.crowd;
+        let needed = rest.get_or_insert_with(|| Box::pin(async { crowd.rest().needed().await }));
+        let is_needed = needed.as_mut().poll(cx).is_ready();
+        if is_needed {
+            *rest = None;
+        }
+        is_needed
+    }
+
     /// Moves the application's connection. True once it is over.
     fn drive(&self, cx: &mut Context<'_>) -> bool {
         let mut line = self.line.borrow_mut();
@@ -457,6 +484,9 @@ impl<U: Stream, F: AsyncFnOnce() -> Result<U, connect::Error>> Talk<'_, U, F> {
         true
     }
 }
+
+/// Ends when a place among those at rest is needed for somebody else.
+type Rest<'a> = Pin<Box<dyn Future<Output = ()> + 'a>>;
 
 /// Rings for the head that began then.
 type Alarm<'a> = (Instant, Pin<Box<dyn Future<Output = ()> + 'a>>);

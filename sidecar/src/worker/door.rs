@@ -46,8 +46,8 @@ pub(super) struct Door {
     tunnel: tunnel::Settings,
     http1: http1::Settings,
     waiting: Waiting,
-    /// Heads of HTTP/1 that are not whole yet.
-    heads: Waiting,
+    /// The connections of HTTP/1 of both directions.
+    crowd: Rc<http1::Crowd>,
     /// Of what crosses, and of what is inside the mesh's TLS: who is behind that says nothing of those who come in plain.
     speaks_first: SpeaksFirst,
     speaks_first_inside: SpeaksFirst,
@@ -96,10 +96,7 @@ impl Door {
         deaf: Rc<dyn Fn(String)>,
     ) -> anyhow::Result<Tunnels> {
         let tunnels = Tunnels::default();
-        let http1 = http1::Settings {
-            tunnel: parts.tunnel.clone(),
-            ..Default::default()
-        };
+        let crowd = Rc::new(http1::Crowd::new(parts.budget / 2));
         for inbound in [true, false] {
             let door = Rc::new(Door {
                 inbound,
@@ -118,8 +115,11 @@ impl Door {
                 accept: parts.accept.clone(),
                 detect: parts.detect.clone(),
                 tunnel: parts.tunnel.clone(),
-                heads: Waiting::new(http1.most_heads),
-                http1: http1.clone(),
+                crowd: crowd.clone(),
+                http1: http1::Settings {
+                    tunnel: parts.tunnel.clone(),
+                    ..Default::default()
+                },
                 mesh: parts.mesh.clone(),
                 routes: RefCell::default(),
                 dialler: Dialler::new(parts.dial.clone(), parts.own(), parts.dialled.clone()),
@@ -597,7 +597,7 @@ impl Door {
             peer,
             meant,
             admits: &|| self.admit(meant.port(), proven.as_ref()),
-            heads: &self.heads,
+            crowd: &self.crowd,
         };
         let (certified, first) = (stream.certified_until(), detected.client_bytes);
         let serve = async |cut: &_| http1::serve(stream, first, &facts, dial, &self.http1, &self.drain, cut).await;
@@ -607,8 +607,10 @@ impl Door {
         for (counter, times) in self.counts.refusals.iter().zip(summary.refusals) {
             counter.add(times);
         }
-        if summary.end == http1::End::SlowHead {
-            self.counts.ended(Ending::SlowHead);
+        match summary.end {
+            http1::End::SlowHead => self.counts.ended(Ending::SlowHead),
+            http1::End::Crowded => self.counts.ended(Ending::Crowded),
+            _ => {}
         }
         tracing::debug!(
             %peer, %meant, requests = summary.requests, claims = summary.claims,

@@ -33,6 +33,11 @@ pub enum Refusal {
     /// The port does not take it in the way in which it came; any more, if others came on this connection before.
     #[error("{0}")]
     NotAllowed(#[from] policy::Refusal),
+    /// Other connections keep all the memory there is for HTTP/1, and none of them is at rest.
+    #[error(
+        "connections of HTTP/1 keep all the memory that they may, and each has a request under way; raise --memory-budget if that is usual"
+    )]
+    MemoryBudget,
     /// It ended within its body, or what should be a piece of it is none. The application may have heard the beginning.
     #[error("the rest of the request cannot be read: {why}")]
     Body {
@@ -67,6 +72,7 @@ reasons! {
         | Refusal::NoHost
         | Refusal::TransferCoding
         | Refusal::Body { .. } => "bad_request",
+        Refusal::MemoryBudget => "memory_budget",
         Refusal::Unreachable(_) => "unreachable",
         Refusal::ConnectionLost { .. } => "connection_lost",
         Refusal::BadResponse { .. } => "bad_response",
@@ -79,7 +85,9 @@ impl Refusal {
         match self {
             Refusal::Connect | Refusal::TransferCoding => StatusCode::NOT_IMPLEMENTED,
             Refusal::ManyHosts { .. } | Refusal::NoHost | Refusal::Body { .. } => StatusCode::BAD_REQUEST,
-            Refusal::NotAllowed(policy::Refusal::PolicyUnknown { .. }) => StatusCode::SERVICE_UNAVAILABLE,
+            Refusal::NotAllowed(policy::Refusal::PolicyUnknown { .. }) | Refusal::MemoryBudget => {
+                StatusCode::SERVICE_UNAVAILABLE
+            }
             Refusal::NotAllowed(_) => StatusCode::FORBIDDEN,
             Refusal::Unreachable(connect::Error::Refused { .. } | connect::Error::Loop { .. }) => {
                 StatusCode::SERVICE_UNAVAILABLE

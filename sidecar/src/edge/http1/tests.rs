@@ -2,7 +2,6 @@
 
 use std::future::Future;
 use std::io;
-use std::sync::LazyLock;
 
 use tokio::io::{DuplexStream, duplex};
 use tokio::time::timeout;
@@ -21,16 +20,13 @@ fn addr() -> SocketAddr {
     SocketAddr::from(([127, 0, 0, 1], 80))
 }
 
-/// Room for more heads than any test has.
-static HEADS: LazyLock<Waiting> = LazyLock::new(|| Waiting::new(512));
-
 fn facts(proven: bool) -> Facts<'static> {
     Facts {
         client_cert: proven.then(|| HeaderValue::from_static(PROVEN)),
         peer: addr(),
         meant: addr(),
         admits: &|| policy::authorize(&policy::Inbound::PLAIN, 80, policy::Caller::Plain),
-        heads: &HEADS,
+        crowd: Box::leak(Box::new(Crowd::new(0))),
     }
 }
 
@@ -591,28 +587,122 @@ async fn too_large_a_head_is_431_and_too_slow_a_one_is_408() {
     assert_eq!(summary.end, End::SlowHead);
 }
 
+/// A connection of a crowd, and what serves it.
+fn open<'a>(
+    facts: &'a Facts<'a>,
+    settings: &'a Settings,
+    never: &'a CancellationToken,
+) -> (Ends, impl Future<Output = Summary> + 'a) {
+    let ((caller, downstream), (upstream, application)) = (duplex(64 << 10), duplex(64 << 10));
+    let dial = async move || Ok(upstream);
+    let serving = serve(downstream, Vec::new(), facts, dial, settings, never, never);
+    (Ends { caller, application }, serving)
+}
+
+async fn is_asked(ends: &mut Ends, said: &str) {
+    say(&mut ends.caller, said).await;
+    let heard = head(&mut ends.application).await;
+    assert!(heard.starts_with("GET / HTTP/1.1\r\nhost: a\r\n"), "{heard}");
+}
+
+async fn is_served(ends: &mut Ends, said: &str) {
+    is_asked(ends, said).await;
+    say(&mut ends.application, OK).await;
+    until(&mut ends.caller, "ok").await;
+}
+
+const ASKED: &str = "GET / HTTP/1.1\r\nhost: a\r\n\r\n";
+
+#[tokio::test(start_paused = true)]
+async fn who_has_been_at_rest_for_longest_goes_for_who_comes_and_nobody_who_is_at_work() {
+    let mut crowd = Crowd::new(0);
+    crowd.most = 2 * crowd::EACH;
+    let facts = Facts {
+        crowd: &crowd,
+        ..facts(false)
+    };
+    let (settings, never) = (Settings::default(), CancellationToken::new());
+    let [first, second, third, fourth, fifth] = [(); 5].map(|()| open(&facts, &settings, &never));
+    let talk = async {
+        let [mut first, mut second, mut third, mut fourth, mut fifth] = [first.0, second.0, third.0, fourth.0, fifth.0];
+        is_served(&mut first, ASKED).await;
+        is_served(&mut second, ASKED).await;
+        is_served(&mut first, ASKED).await;
+        assert_eq!(crowd.kept.get(), crowd.most);
+
+        // The second has been at rest for longer.
+        is_asked(&mut third, ASKED).await;
+        assert_eq!(rest(&mut second.caller).await, "");
+        is_asked(&mut first, ASKED).await;
+        assert_eq!(crowd.kept.get(), crowd.most);
+
+        say(&mut fourth.caller, ASKED).await;
+        let answer = rest(&mut fourth.caller).await;
+        assert!(answer.starts_with("HTTP/1.1 503"), "{answer}");
+        assert!(answer.contains("portunus-error: memory_budget\r\n"), "{answer}");
+
+        for ends in [&mut first, &mut third] {
+            say(&mut ends.application, OK).await;
+            until(&mut ends.caller, "ok").await;
+        }
+        is_served(&mut fifth, ASKED).await;
+        drop((third, fifth));
+        assert_eq!(rest(&mut first.caller).await, "");
+    };
+    let all = async { tokio::join!(first.1, second.1, third.1, fourth.1, fifth.1, talk) };
+    let (first, second, third, fourth, fifth, ()) = timeout(Duration::from_secs(100), all).await.expect("ends");
+    assert_eq!([first.end, second.end], [End::Crowded; 2]);
+    assert_eq!([third.end, fourth.end, fifth.end], [End::Finished; 3]);
+    assert_eq!(answered_here(&fourth), ["memory_budget"]);
+    assert_eq!(crowd.kept.get(), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_large_head_counts_for_as_long_as_its_connection_lasts() {
+    let mut crowd = Crowd::new(0);
+    crowd.most = 10 * crowd::EACH;
+    let facts = Facts {
+        crowd: &crowd,
+        ..facts(false)
+    };
+    let (settings, never) = (Settings::default(), CancellationToken::new());
+    let [large, other, again] = [(); 3].map(|()| open(&facts, &settings, &never));
+    let much = format!("GET / HTTP/1.1\r\nhost: a\r\nx: {}\r\n\r\n", "x".repeat(50_000));
+    let talk = async {
+        let [mut large, mut other, mut again] = [large.0, other.0, again.0];
+        is_served(&mut large, &much).await;
+        let kept = crowd.kept.get();
+        assert!(kept > 200_000, "{kept}");
+        is_served(&mut large, ASKED).await;
+        is_asked(&mut large, &much).await;
+        assert_eq!(crowd.kept.get(), kept);
+
+        is_asked(&mut other, &much).await;
+        say(&mut again.caller, &much).await;
+        let answer = rest(&mut again.caller).await;
+        assert!(answer.starts_with("HTTP/1.1 503"), "{answer}");
+    };
+    let all = async { tokio::join!(large.1, other.1, again.1, talk) };
+    timeout(Duration::from_secs(100), all).await.expect("ends");
+    assert_eq!(crowd.kept.get(), 0);
+}
+
 #[tokio::test(start_paused = true)]
 async fn one_head_too_many_ends_the_one_that_has_been_coming_for_longest() {
-    let heads = Waiting::new(2);
+    let mut crowd = Crowd::new(0);
+    crowd.heads = Waiting::new(2);
+    let heads = &crowd.heads;
     let facts = Facts {
-        heads: &heads,
+        crowd: &crowd,
         ..facts(false)
     };
     let (settings, never, began) = (Settings::default(), CancellationToken::new(), Instant::now());
-    let open = || {
-        let ((caller, downstream), (upstream, application)) = (duplex(64 << 10), duplex(64 << 10));
-        let dial = async move || Ok(upstream);
-        let serving = serve(downstream, Vec::new(), &facts, dial, &settings, &never, &never);
-        (Ends { caller, application }, serving)
-    };
-    let is_served = async |ends: &mut Ends, said: &str| {
-        say(&mut ends.caller, said).await;
-        let heard = head(&mut ends.application).await;
-        assert!(heard.starts_with("GET / HTTP/1.1\r\nhost: a\r\n"), "{heard}");
-        say(&mut ends.application, OK).await;
-        until(&mut ends.caller, "ok").await;
-    };
-    let (first, second, third, whole) = (open(), open(), open(), open());
+    let (first, second, third, whole) = (
+        open(&facts, &settings, &never),
+        open(&facts, &settings, &never),
+        open(&facts, &settings, &never),
+        open(&facts, &settings, &never),
+    );
     let (slow, others, at_once) = (first.0, [second.0, third.0], whole.0);
     let talk = async {
         let mut all = (slow, others, at_once);
