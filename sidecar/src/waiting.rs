@@ -1,4 +1,4 @@
-//! The connections of a worker that wait for their other ends; when there are too many, the oldest goes.
+//! The connections of a worker whose other ends have not said enough yet; when there are too many, the oldest goes.
 //!
 //! The oldest and not the newest: else whoever opens many silent connections keeps everybody else out.
 
@@ -36,8 +36,12 @@ impl Waiting {
 
     /// Takes a place, which ends when dropped, or when somebody who came later needs it.
     pub(crate) fn enter(&self) -> Place {
-        while self.count() >= self.most && self.send_oldest_away() {}
         let mut queue = self.queue.lock();
+        while queue.places.len() >= self.most
+            && let Some((_, oldest)) = queue.places.pop_first()
+        {
+            oldest.notify_one();
+        }
         let (number, leave) = (queue.next, Arc::new(Notify::new()));
         queue.next += 1;
         queue.places.insert(number, Arc::clone(&leave));
@@ -47,19 +51,9 @@ impl Waiting {
             leave,
         }
     }
-
-    /// Ends the place of who has waited for longest; false if nobody waits.
-    pub(crate) fn send_oldest_away(&self) -> bool {
-        let oldest = self.queue.lock().places.pop_first();
-        oldest.is_some_and(|(_, oldest)| {
-            oldest.notify_one();
-            true
-        })
-    }
 }
 
 /// A place among those who wait.
-#[derive(Debug)]
 pub(crate) struct Place {
     queue: Arc<Mutex<Queue>>,
     number: u64,

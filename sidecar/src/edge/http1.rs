@@ -30,7 +30,7 @@ use hyper::service::service_fn;
 use hyper::{client, server};
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::time::{Instant, sleep_until};
+use tokio::time::{Instant, sleep, sleep_until};
 use tokio_util::sync::CancellationToken;
 
 use body::{ToApplication, ToCaller};
@@ -86,7 +86,7 @@ pub struct Facts<'a> {
     pub meant: SocketAddr,
     /// Whether the caller may come in, asked for each request: what is allowed changes while a connection is open.
     pub admits: &'a dyn Fn() -> Result<Permit, policy::Refusal>,
-    /// All connections beside it.
+    /// All connections of its door.
     pub crowd: &'a Crowd,
 }
 
@@ -123,7 +123,8 @@ pub enum End {
     BadRequest,
     /// The caller broke it, or the application did in the middle of an answer; the caller's side was reset.
     Broken,
-    /// It was between two requests, and others needed the memory that it kept.
+    /// It was between two requests, and others needed the memory that it kept. Of its last answer it had a second to read what
+    /// it had not; then its side was reset.
     Crowded,
     /// A request's head took too long, or longest of all when too many were coming.
     SlowHead,
@@ -173,11 +174,11 @@ pub async fn serve<D: Stream, U: Stream>(
         .max_buf_size(settings.max_head.max(8 << 10) + (4 << 10))
         .serve_connection(TokioIo::new(downstream), service);
 
-    let mut crowded = false;
+    let (mut crowded, mut is_late) = (false, false);
     let ended = {
         let mut told_to_stop = pin!(cut.cancelled());
         let mut told_to_drain = pin!(drain.cancelled());
-        let (mut alarm, mut rest) = (None, None);
+        let (mut alarm, mut farewell) = (None, None);
         let mut drains = false;
         poll_fn(|cx| {
             if told_to_stop.as_mut().poll(cx).is_ready() {
@@ -194,13 +195,23 @@ pub async fn serve<D: Stream, U: Stream>(
                     });
                 }
                 let over = talk.drive(cx) && !pulse.under_way.get() && !talk.switching.get();
-                crowded |= talk.is_in_the_way(&mut rest, cx);
+                crowded = talk.is_in_the_way(cx);
                 if !drains && (over || crowded || told_to_drain.as_mut().poll(cx).is_ready()) {
                     drains = true;
                     Pin::new(&mut caller).graceful_shutdown();
                     continue;
                 }
                 break;
+            }
+            if crowded && !pulse.under_way.get() {
+                // What it has not read by then of its last answer would keep others out.
+                let farewell = farewell.get_or_insert_with(|| Box::pin(sleep(settings.linger)));
+                is_late = farewell.as_mut().poll(cx).is_ready();
+                if is_late {
+                    return Poll::Ready(End::Crowded);
+                }
+            } else {
+                farewell = None;
             }
             match pulse.rings(&mut alarm, settings.head_timeout, &facts.crowd.heads, cx) {
                 true => Poll::Ready(End::SlowHead),
@@ -239,9 +250,13 @@ pub async fn serve<D: Stream, U: Stream>(
             talk.kept.let_go();
             match ended {
                 End::SlowHead => part(downstream, SLOW_HEAD, settings.linger, cut).await,
-                End::Finished | End::Crowded | End::BadRequest => part(downstream, b"", settings.linger, cut).await,
+                End::Finished | End::Crowded | End::BadRequest if !is_late => {
+                    part(downstream, b"", settings.linger, cut).await;
+                }
                 // An answer that was cut off must not look whole to those who read to the end.
-                End::Broken | End::Cut | End::Switched(_) => downstream.reset(),
+                End::Finished | End::BadRequest | End::Crowded | End::Broken | End::Cut | End::Switched(_) => {
+                    downstream.reset();
+                }
             }
             ended
         }
@@ -445,20 +460,15 @@ impl<U: Stream, F: AsyncFnOnce() -> Result<U, connect::Error>> Talk<'_, U, F> {
         self.pulse.out_of_step.set(true);
     }
 
-    /// Whether it is between two requests and has to go, so that others can have what it keeps.
-    fn is_in_the_way<'b>(&'b self, rest: &mut Option<Rest<'b>>, cx: &mut Context<'_>) -> bool {
-        let is_idle = !self.pulse.under_way.get() && self.pulse.head_since.get().is_none();
-        if self.requests.get() == 0 || !is_idle || self.switching.get() {
-            *rest = None;
-            return false;
+    /// Whether it has to go, so that others can have what it keeps.
+    fn is_in_the_way(&self, cx: &Context<'_>) -> bool {
+        // With half a head, too: whoever never ends it would keep for nothing what it has.
+        let rests = self.requests.get() > 0 && !self.pulse.under_way.get() && !self.switching.get();
+        match rests {
+            true => self.kept.rests(cx),
+            false => self.kept.works(),
         }
-        let crowd = self.facts.crowd;
-        let needed = rest.get_or_insert_with(|| Box::pin(async { crowd.rest().needed().await }));
-        let is_needed = needed.as_mut().poll(cx).is_ready();
-        if is_needed {
-            *rest = None;
-        }
-        is_needed
+        self.kept.is_sent_away()
     }
 
     /// Moves the application's connection. True once it is over.
@@ -484,9 +494,6 @@ impl<U: Stream, F: AsyncFnOnce() -> Result<U, connect::Error>> Talk<'_, U, F> {
         true
     }
 }
-
-/// Ends when a place among those at rest is needed for somebody else.
-type Rest<'a> = Pin<Box<dyn Future<Output = ()> + 'a>>;
 
 /// Rings for the head that began then.
 type Alarm<'a> = (Instant, Pin<Box<dyn Future<Output = ()> + 'a>>);

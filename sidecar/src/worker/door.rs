@@ -46,8 +46,7 @@ pub(super) struct Door {
     tunnel: tunnel::Settings,
     http1: http1::Settings,
     waiting: Waiting,
-    /// The connections of HTTP/1 of both directions.
-    crowd: Rc<http1::Crowd>,
+    crowd: http1::Crowd,
     /// Of what crosses, and of what is inside the mesh's TLS: who is behind that says nothing of those who come in plain.
     speaks_first: SpeaksFirst,
     speaks_first_inside: SpeaksFirst,
@@ -96,7 +95,6 @@ impl Door {
         deaf: Rc<dyn Fn(String)>,
     ) -> anyhow::Result<Tunnels> {
         let tunnels = Tunnels::default();
-        let crowd = Rc::new(http1::Crowd::new(parts.budget / 2));
         for inbound in [true, false] {
             let door = Rc::new(Door {
                 inbound,
@@ -115,7 +113,7 @@ impl Door {
                 accept: parts.accept.clone(),
                 detect: parts.detect.clone(),
                 tunnel: parts.tunnel.clone(),
-                crowd: crowd.clone(),
+                crowd: http1::Crowd::new(parts.budget),
                 http1: http1::Settings {
                     tunnel: parts.tunnel.clone(),
                     ..Default::default()

@@ -1,43 +1,58 @@
-//! The connections of HTTP/1 of one worker together: what they keep is bounded, and who is at rest goes for who comes.
+//! The connections of HTTP/1 of one door together: what they keep is bounded, and who is at rest goes for who comes.
 //!
-//! hyper keeps its buffers for as long as a connection stands, and they have the size of the largest head that came on it:
-//! they are counted from a connection's first whole head on. Before that [`Crowd::heads`] bounds it.
+//! hyper keeps its buffers for as long as a connection stands, as large as a head or a body has made them: a connection is
+//! counted from its first whole head on. Before that [`Crowd::heads`] bounds it.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
+use std::rc::Rc;
+use std::task::{Context, Waker};
 
 use http::request;
 
-use crate::waiting::{Place, Waiting};
+use crate::waiting::Waiting;
 
 /// What a connection keeps at both of its sides, while its heads are small.
 pub(super) const EACH: u64 = 64 << 10;
-/// A head that is small; a larger one keeps so many times its own size.
+/// A head that is small; a larger one makes the connection keep so many times its own size besides.
 const SMALL: usize = 8 << 10;
 const TIMES: u64 = 4;
-/// The least that connections may keep together: 64 of them.
-const LEAST: u64 = 64 * EACH;
-/// Heads that may be unfinished at once.
-const MOST_HEADS: usize = 512;
+/// Connections for which there is room, however little there is.
+const LEAST: u64 = 64;
+/// Heads that may be unfinished at once, at most.
+const MOST_HEADS: u64 = 512;
 
-/// What the connections of a worker share.
+/// What the connections of a door share.
 #[derive(Debug)]
 pub struct Crowd {
     /// Those on which a head has begun that is not whole yet.
     pub(super) heads: Waiting,
-    /// Those between two requests.
-    resting: Waiting,
+    /// Those that are at rest, by when they came to be.
+    resting: RefCell<BTreeMap<u64, Rc<One>>>,
+    next: Cell<u64>,
     pub(super) kept: Cell<u64>,
     pub(super) most: u64,
 }
 
+#[derive(Debug, Default)]
+struct One {
+    bytes: Cell<u64>,
+    place: Cell<Option<u64>>,
+    waker: RefCell<Option<Waker>>,
+    is_sent_away: Cell<bool>,
+}
+
 impl Crowd {
-    /// Nobody is there. They may keep `most` bytes together, 4 MiB at least, and beside that 512 of them an unfinished head.
+    /// Nobody is there. They may keep `most` bytes together, 4 MiB at least; beside that, unfinished heads may take as much, up
+    /// to 512 of them.
     pub fn new(most: u64) -> Crowd {
+        let most = most.max(LEAST * EACH);
         Crowd {
-            heads: Waiting::new(MOST_HEADS),
-            resting: Waiting::new(usize::MAX),
+            heads: Waiting::new((most / EACH).min(MOST_HEADS) as usize),
+            resting: RefCell::default(),
+            next: Cell::new(0),
             kept: Cell::new(0),
-            most: most.max(LEAST),
+            most,
         }
     }
 
@@ -45,44 +60,77 @@ impl Crowd {
     pub(super) fn one(&self) -> Kept<'_> {
         Kept {
             crowd: self,
-            bytes: Cell::new(0),
+            one: Rc::default(),
         }
     }
 
-    /// Takes a place among those at rest, who have to go when somebody else needs the memory.
-    pub(super) fn rest(&self) -> Place {
-        self.resting.enter()
+    /// Makes room for so much: those go that have been at rest for longest. If that would not do, nobody goes.
+    fn has_room(&self, wanted: u64) -> bool {
+        let mut resting = self.resting.borrow_mut();
+        let excess = || (self.kept.get() + wanted).saturating_sub(self.most);
+        if excess() > 0 && excess() > resting.values().map(|one| one.bytes.get()).sum() {
+            return false;
+        }
+        while excess() > 0
+            && let Some((_, one)) = resting.pop_first()
+        {
+            one.place.set(None);
+            one.is_sent_away.set(true);
+            // It has a moment to leave: nobody waits for that.
+            self.kept.set(self.kept.get() - one.bytes.take());
+            if let Some(waker) = one.waker.take() {
+                waker.wake();
+            }
+        }
+        true
     }
 }
 
 /// What one connection keeps.
 pub(super) struct Kept<'a> {
     crowd: &'a Crowd,
-    bytes: Cell<u64>,
+    one: Rc<One>,
 }
 
 impl Kept<'_> {
-    /// Counts what this head makes the connection keep. Where that is too much, those go that have been at rest for longest;
-    /// false if nobody is, and then nothing is counted.
-    ///
-    /// Who has to go gives its memory back when it is polled next: until then there is more than may be.
+    /// Counts what this head, which is whole, makes the connection keep. Nothing is counted where there is no room for it.
     pub(super) fn has_room_for(&self, head: &request::Parts) -> bool {
-        let wanted = wanted(head).saturating_sub(self.bytes.get());
-        let kept = self.crowd.kept.get() + wanted;
-        if wanted > 0 && kept > self.crowd.most {
-            let gone = (0..wanted.div_ceil(EACH)).take_while(|_| self.crowd.resting.send_oldest_away());
-            if gone.count() == 0 {
-                return false;
-            }
+        self.works();
+        let wanted = wanted(head).saturating_sub(self.one.bytes.get());
+        let has_room = wanted == 0 || self.crowd.has_room(wanted);
+        if has_room {
+            self.crowd.kept.set(self.crowd.kept.get() + wanted);
+            self.one.bytes.set(self.one.bytes.get() + wanted);
         }
-        self.crowd.kept.set(kept);
-        self.bytes.set(self.bytes.get() + wanted);
-        true
+        has_room
+    }
+
+    /// It is between two requests: it may be sent away, and is woken then.
+    pub(super) fn rests(&self, cx: &Context<'_>) {
+        if self.one.place.get().is_none() && !self.is_sent_away() {
+            let place = self.crowd.next.replace(self.crowd.next.get() + 1);
+            self.one.place.set(Some(place));
+            self.crowd.resting.borrow_mut().insert(place, self.one.clone());
+        }
+        self.one.waker.replace(Some(cx.waker().clone()));
+    }
+
+    /// A request is under way: it stays, whoever comes.
+    pub(super) fn works(&self) {
+        if let Some(place) = self.one.place.take() {
+            self.crowd.resting.borrow_mut().remove(&place);
+        }
+    }
+
+    /// Whether it has to go. A request that came meanwhile is answered still.
+    pub(super) fn is_sent_away(&self) -> bool {
+        self.one.is_sent_away.get()
     }
 
     /// Nothing is kept any more.
     pub(super) fn let_go(&self) {
-        self.crowd.kept.set(self.crowd.kept.get() - self.bytes.take());
+        self.works();
+        self.crowd.kept.set(self.crowd.kept.get() - self.one.bytes.take());
     }
 }
 

@@ -33,9 +33,9 @@ pub enum Refusal {
     /// The port does not take it in the way in which it came; any more, if others came on this connection before.
     #[error("{0}")]
     NotAllowed(#[from] policy::Refusal),
-    /// Other connections keep all the memory there is for HTTP/1, and none of them is at rest.
+    /// Other connections keep all the memory there is for HTTP/1, and too few of them are at rest.
     #[error(
-        "connections of HTTP/1 keep all the memory that they may, and each has a request under way; raise --memory-budget if that is usual"
+        "connections of HTTP/1 with requests under way keep all the memory that they may; raise --memory-budget if that is usual"
     )]
     MemoryBudget,
     /// It ended within its body, or what should be a piece of it is none. The application may have heard the beginning.

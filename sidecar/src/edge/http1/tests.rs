@@ -688,6 +688,50 @@ async fn a_large_head_counts_for_as_long_as_its_connection_lasts() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn who_rests_with_half_a_head_or_an_unread_answer_is_sent_away_and_nobody_for_itself() {
+    let mut crowd = Crowd::new(0);
+    crowd.most = 2 * crowd::EACH;
+    let facts = Facts {
+        crowd: &crowd,
+        ..facts(false)
+    };
+    let (settings, never, began) = (Settings::default(), CancellationToken::new(), Instant::now());
+    let [half, unread, third, fourth] = [(); 4].map(|()| open(&facts, &settings, &never));
+    let much = format!("GET / HTTP/1.1\r\nhost: a\r\nx: {}\r\n\r\n", "x".repeat(30_000));
+    let answer = format!("HTTP/1.1 200 OK\r\ncontent-length: 90000\r\n\r\n{}", "a".repeat(90_000));
+    let talk = async {
+        let [mut half, mut unread, mut third, mut fourth] = [half.0, unread.0, third.0, fourth.0];
+        is_served(&mut half, ASKED).await;
+        say(&mut half.caller, "G").await;
+        is_asked(&mut unread, ASKED).await;
+        say(&mut unread.application, &answer).await;
+        tokio::time::sleep(Duration::from_millis(10)).await;
+        assert_eq!(crowd.kept.get(), crowd.most);
+
+        for ends in [&mut third, &mut fourth] {
+            is_served(ends, ASKED).await;
+            assert_eq!(crowd.kept.get(), crowd.most);
+        }
+        assert!(began.elapsed() < Duration::from_secs(1));
+        assert_eq!(rest(&mut half.caller).await, "");
+        // It could have read it within a second.
+        assert_eq!(rest(&mut unread.application).await, "");
+        assert!(began.elapsed() < Duration::from_millis(1_100));
+
+        // There is no room for this one, even if the other went.
+        say(&mut third.caller, &much).await;
+        let answer = rest(&mut third.caller).await;
+        assert!(answer.starts_with("HTTP/1.1 503"), "{answer}");
+        is_served(&mut fourth, ASKED).await;
+    };
+    let all = async { tokio::join!(half.1, unread.1, third.1, fourth.1, talk) };
+    let (half, unread, third, fourth, ()) = timeout(Duration::from_secs(100), all).await.expect("ends");
+    assert_eq!([half.end, unread.end], [End::Crowded; 2]);
+    assert_eq!([third.end, fourth.end], [End::Finished; 2]);
+    assert_eq!(crowd.kept.get(), 0);
+}
+
+#[tokio::test(start_paused = true)]
 async fn one_head_too_many_ends_the_one_that_has_been_coming_for_longest() {
     let mut crowd = Crowd::new(0);
     crowd.heads = Waiting::new(2);
