@@ -30,7 +30,7 @@ use hyper::service::service_fn;
 use hyper::{client, server};
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::time::{Instant, sleep, sleep_until};
+use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 
 use body::{ToApplication, ToCaller};
@@ -123,8 +123,8 @@ pub enum End {
     BadRequest,
     /// The caller broke it, or the application did in the middle of an answer; the caller's side was reset.
     Broken,
-    /// It was between two requests, and others needed the memory that it kept. Of its last answer it had a second to read what
-    /// it had not; then its side was reset.
+    /// It was between two requests, and others needed the memory that it kept. What it had not read of its last answer it could
+    /// read for a second, or until too many were leaving; then its side was reset.
     Crowded,
     /// A request's head took too long, or longest of all when too many were coming.
     SlowHead,
@@ -188,7 +188,7 @@ pub async fn serve<D: Stream, U: Stream>(
                 // With its shutdown, unless it has switched: without, hyper drops what the caller has not taken yet.
                 if let Poll::Ready(ended) = Pin::new(&mut caller).poll(cx) {
                     return Poll::Ready(match ended {
-                        Ok(()) if crowded => End::Crowded,
+                        Ok(()) if crowded && !talk.switching.get() => End::Crowded,
                         Ok(()) => End::Finished,
                         Err(error) if error.is_parse() => End::BadRequest,
                         Err(_) => End::Broken,
@@ -205,7 +205,8 @@ pub async fn serve<D: Stream, U: Stream>(
             }
             if crowded && !pulse.under_way.get() {
                 // What it has not read by then of its last answer would keep others out.
-                let farewell = farewell.get_or_insert_with(|| Box::pin(sleep(settings.linger)));
+                let farewell = farewell
+                    .get_or_insert_with(|| Box::pin(outstays(Instant::now() + settings.linger, &facts.crowd.leaving)));
                 is_late = farewell.as_mut().poll(cx).is_ready();
                 if is_late {
                     return Poll::Ready(End::Crowded);
@@ -328,12 +329,12 @@ impl<U: Stream, F: AsyncFnOnce() -> Result<U, connect::Error>> Talk<'_, U, F> {
     async fn answer(&self, request: Request<Incoming>) -> Result<Response<ToCaller>, Abandoned> {
         let (mut head, incoming) = request.into_parts();
         let has_body = !incoming.is_end_stream();
-        self.pulse.request(has_body);
+        let read = self.pulse.request(has_body);
         self.requests.set(self.requests.get() + 1);
         if let Err(refusal) = (self.facts.admits)() {
             return Ok(self.refuse(&refusal.into()));
         }
-        if !self.kept.has_room_for(&head) {
+        if !self.kept.has_room_for(&head, read) {
             return Ok(self.refuse(&Refusal::MemoryBudget));
         }
         let asked = match head::to_application(&mut head, has_body, self.facts.client_cert.as_ref()) {
@@ -468,7 +469,7 @@ impl<U: Stream, F: AsyncFnOnce() -> Result<U, connect::Error>> Talk<'_, U, F> {
             true => self.kept.rests(cx),
             false => self.kept.works(),
         }
-        self.kept.is_sent_away()
+        self.kept.is_sent_away() && !self.switching.get()
     }
 
     /// Moves the application's connection. True once it is over.
@@ -518,9 +519,9 @@ impl Pulse {
     }
 }
 
-/// Takes a place among the heads that are not whole yet; returns at `end`, or when the place is needed for a later one.
-async fn outstays(end: Instant, heads: &Waiting) {
-    let place = heads.enter();
+/// Takes a place among those who wait; returns at `end`, or when the place is needed for a later one.
+async fn outstays(end: Instant, waiting: &Waiting) {
+    let place = waiting.enter();
     tokio::select! {
         () = place.needed() => {}
         () = sleep_until(end) => {}

@@ -14,9 +14,11 @@ use crate::waiting::Waiting;
 
 /// What a connection keeps at both of its sides, while its heads are small.
 pub(super) const EACH: u64 = 64 << 10;
-/// A head that is small; a larger one makes the connection keep so many times its own size besides.
+/// A head that is small. A larger one stands in four buffers in the end.
 const SMALL: usize = 8 << 10;
-const TIMES: u64 = 4;
+const OF_A_HEAD: u64 = 4;
+/// What was read with a head, most of it perhaps a body, has made one buffer grow, at most to twice that.
+const OF_A_READ: u64 = 2;
 /// Connections for which there is room, however little there is.
 const LEAST: u64 = 64;
 /// Heads that may be unfinished at once, at most.
@@ -27,8 +29,11 @@ const MOST_HEADS: u64 = 512;
 pub struct Crowd {
     /// Those on which a head has begun that is not whole yet.
     pub(super) heads: Waiting,
-    /// Those that are at rest, by when they came to be.
+    /// Those that were sent away and have not read all of their last answer.
+    pub(super) leaving: Waiting,
+    /// Those that are at rest, by when they came to be; and what they keep.
     resting: RefCell<BTreeMap<u64, Rc<One>>>,
+    at_rest: Cell<u64>,
     next: Cell<u64>,
     pub(super) kept: Cell<u64>,
     pub(super) most: u64,
@@ -36,20 +41,25 @@ pub struct Crowd {
 
 #[derive(Debug, Default)]
 struct One {
-    bytes: Cell<u64>,
+    /// What its largest head has made it keep, and how much of that is counted.
+    size: Cell<u64>,
+    counted: Cell<u64>,
     place: Cell<Option<u64>>,
     waker: RefCell<Option<Waker>>,
     is_sent_away: Cell<bool>,
 }
 
 impl Crowd {
-    /// Nobody is there. They may keep `most` bytes together, 4 MiB at least; beside that, unfinished heads may take as much, up
-    /// to 512 of them.
+    /// Nobody is there. They may keep `most` bytes together, 4 MiB at least. Beside that, unfinished heads may take as much, up to
+    /// 512 of them, and an eighth as many connections may be leaving.
     pub fn new(most: u64) -> Crowd {
         let most = most.max(LEAST * EACH);
+        let places = (most / EACH).min(MOST_HEADS) as usize;
         Crowd {
-            heads: Waiting::new((most / EACH).min(MOST_HEADS) as usize),
+            heads: Waiting::new(places),
+            leaving: Waiting::new(places / 8),
             resting: RefCell::default(),
+            at_rest: Cell::new(0),
             next: Cell::new(0),
             kept: Cell::new(0),
             most,
@@ -66,18 +76,19 @@ impl Crowd {
 
     /// Makes room for so much: those go that have been at rest for longest. If that would not do, nobody goes.
     fn has_room(&self, wanted: u64) -> bool {
-        let mut resting = self.resting.borrow_mut();
         let excess = || (self.kept.get() + wanted).saturating_sub(self.most);
-        if excess() > 0 && excess() > resting.values().map(|one| one.bytes.get()).sum() {
+        if excess() > self.at_rest.get() {
             return false;
         }
-        while excess() > 0
-            && let Some((_, one)) = resting.pop_first()
-        {
+        while excess() > 0 {
+            let oldest = self.resting.borrow_mut().pop_first();
+            let Some((_, one)) = oldest else { return false };
             one.place.set(None);
             one.is_sent_away.set(true);
+            let counted = one.counted.take();
+            self.at_rest.set(self.at_rest.get() - counted);
             // It has a moment to leave: nobody waits for that.
-            self.kept.set(self.kept.get() - one.bytes.take());
+            self.kept.set(self.kept.get() - counted);
             if let Some(waker) = one.waker.take() {
                 waker.wake();
             }
@@ -93,14 +104,17 @@ pub(super) struct Kept<'a> {
 }
 
 impl Kept<'_> {
-    /// Counts what this head, which is whole, makes the connection keep. Nothing is counted where there is no room for it.
-    pub(super) fn has_room_for(&self, head: &request::Parts) -> bool {
+    /// Counts what this head makes the connection keep, which is whole, and of which and of what follows it so much was read.
+    /// Nothing is counted where there is no room for it.
+    pub(super) fn has_room_for(&self, head: &request::Parts, read: usize) -> bool {
         self.works();
-        let wanted = wanted(head).saturating_sub(self.one.bytes.get());
+        let size = size(head, read).max(self.one.size.get());
+        let wanted = size - self.one.counted.get();
         let has_room = wanted == 0 || self.crowd.has_room(wanted);
         if has_room {
+            self.one.size.set(size);
+            self.one.counted.set(size);
             self.crowd.kept.set(self.crowd.kept.get() + wanted);
-            self.one.bytes.set(self.one.bytes.get() + wanted);
         }
         has_room
     }
@@ -111,6 +125,9 @@ impl Kept<'_> {
             let place = self.crowd.next.replace(self.crowd.next.get() + 1);
             self.one.place.set(Some(place));
             self.crowd.resting.borrow_mut().insert(place, self.one.clone());
+            self.crowd
+                .at_rest
+                .set(self.crowd.at_rest.get() + self.one.counted.get());
         }
         self.one.waker.replace(Some(cx.waker().clone()));
     }
@@ -119,6 +136,9 @@ impl Kept<'_> {
     pub(super) fn works(&self) {
         if let Some(place) = self.one.place.take() {
             self.crowd.resting.borrow_mut().remove(&place);
+            self.crowd
+                .at_rest
+                .set(self.crowd.at_rest.get() - self.one.counted.get());
         }
     }
 
@@ -130,7 +150,7 @@ impl Kept<'_> {
     /// Nothing is kept any more.
     pub(super) fn let_go(&self) {
         self.works();
-        self.crowd.kept.set(self.crowd.kept.get() - self.one.bytes.take());
+        self.crowd.kept.set(self.crowd.kept.get() - self.one.counted.take());
     }
 }
 
@@ -140,14 +160,16 @@ impl Drop for Kept<'_> {
     }
 }
 
-fn wanted(head: &request::Parts) -> u64 {
+fn size(head: &request::Parts, read: usize) -> u64 {
     let fields = head
         .headers
         .iter()
         .map(|(name, value)| name.as_str().len() + value.len());
-    let target = head.uri.path_and_query().map_or(0, |target| target.as_str().len());
-    match target + fields.sum::<usize>() {
-        ..=SMALL => EACH,
-        size => EACH + TIMES * size as u64,
-    }
+    let target = [
+        head.uri.authority().map_or(0, |authority| authority.as_str().len()),
+        head.uri.path_and_query().map_or(0, |target| target.as_str().len()),
+    ];
+    let said = head.method.as_str().len() + target.iter().sum::<usize>() + fields.sum::<usize>();
+    let beyond = |bytes: usize, times| if bytes > SMALL { times * bytes as u64 } else { 0 };
+    EACH + beyond(said, OF_A_HEAD).max(beyond(read, OF_A_READ))
 }

@@ -20,6 +20,8 @@ pub(super) struct Pulse {
     pub(super) claims: Cell<u64>,
     /// When a head began to come that is not whole yet.
     pub(super) head_since: Cell<Option<Instant>>,
+    /// What was read since the request before ended.
+    read: Cell<usize>,
     /// A request is not answered to its end.
     pub(super) under_way: Cell<bool>,
     /// The request's body was taken to its end.
@@ -29,10 +31,12 @@ pub(super) struct Pulse {
 }
 
 impl Pulse {
-    pub(super) fn request(&self, has_body: bool) {
+    /// A request's head is whole. Returns how much was read for it.
+    pub(super) fn request(&self, has_body: bool) -> usize {
         self.head_since.set(None);
         self.under_way.set(true);
         self.taken.set(!has_body);
+        self.read.take()
     }
 
     pub(super) fn answered(&self) {
@@ -75,9 +79,13 @@ impl<S> Watched<S> {
         (self.stream, self.first.split_off(self.taken))
     }
 
-    fn heard(&self) {
-        if self.side == Side::Caller && !self.pulse.under_way.get() && self.pulse.head_since.get().is_none() {
-            self.pulse.head_since.set(Some(Instant::now()));
+    fn heard(&self, bytes: usize) {
+        let pulse = &self.pulse;
+        if self.side == Side::Caller && !pulse.under_way.get() {
+            pulse.read.set(pulse.read.get() + bytes);
+            if pulse.head_since.get().is_none() {
+                pulse.head_since.set(Some(Instant::now()));
+            }
         }
     }
 
@@ -106,8 +114,9 @@ impl<S: AsyncRead + Unpin> AsyncRead for Watched<S> {
         } else {
             ready!(Pin::new(&mut this.stream).poll_read(cx, buf))?;
         }
-        if buf.filled().len() > before {
-            this.heard();
+        let heard = buf.filled().len() - before;
+        if heard > 0 {
+            this.heard(heard);
         }
         Poll::Ready(Ok(()))
     }

@@ -35,7 +35,7 @@ pub enum Refusal {
     NotAllowed(#[from] policy::Refusal),
     /// Other connections keep all the memory there is for HTTP/1, and too few of them are at rest.
     #[error(
-        "connections of HTTP/1 with requests under way keep all the memory that they may; raise --memory-budget if that is usual"
+        "connections of HTTP/1 with requests under way leave too little memory for this one; raise --memory-budget if that is usual"
     )]
     MemoryBudget,
     /// It ended within its body, or what should be a piece of it is none. The application may have heard the beginning.

@@ -732,6 +732,80 @@ async fn who_rests_with_half_a_head_or_an_unread_answer_is_sent_away_and_nobody_
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_request_that_comes_while_its_connection_is_sent_away_is_answered_and_a_switch_is_carried() {
+    const SWITCHES: &str = "GET / HTTP/1.1\r\nhost: a\r\nconnection: upgrade\r\nupgrade: chat\r\n\r\n";
+    const SWITCHED: &str = "HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\nupgrade: chat\r\n\r\n";
+    for switches in [false, true] {
+        let mut crowd = Crowd::new(0);
+        crowd.most = 2 * crowd::EACH;
+        let facts = Facts {
+            crowd: &crowd,
+            ..facts(false)
+        };
+        let (settings, never) = (Settings::default(), CancellationToken::new());
+        let [first, second, third] = [(); 3].map(|()| open(&facts, &settings, &never));
+        let talk = async {
+            let [mut first, mut second, mut third] = [first.0, second.0, third.0];
+            is_served(&mut first, ASKED).await;
+            is_served(&mut second, ASKED).await;
+            // Both are there before anybody is polled, and the third is polled first: the first is sent away for it.
+            say(&mut third.caller, ASKED).await;
+            is_asked(&mut first, if switches { SWITCHES } else { ASKED }).await;
+            assert_eq!(crowd.kept.get(), crowd.most);
+            if switches {
+                say(&mut first.application, SWITCHED).await;
+                assert!(until(&mut first.caller, "\r\n\r\n").await.starts_with("HTTP/1.1 101"));
+                tokio::time::sleep(Duration::from_secs(10)).await;
+                say(&mut first.caller, "as it likes").await;
+                until(&mut first.application, "as it likes").await;
+            } else {
+                tokio::time::sleep(Duration::from_secs(10)).await;
+                say(&mut first.application, OK).await;
+                let answer = rest(&mut first.caller).await;
+                assert!(
+                    answer.ends_with("ok") && answer.contains("connection: close"),
+                    "{answer}"
+                );
+            }
+            // There was room for it since this one went.
+            assert_eq!(rest(&mut second.caller).await, "");
+            head(&mut third.application).await;
+            say(&mut third.application, OK).await;
+            until(&mut third.caller, "ok").await;
+        };
+        let all = async { tokio::join!(biased; third.1, first.1, second.1, talk) };
+        let (third, first, second, ()) = timeout(Duration::from_secs(100), all).await.expect("ends");
+        assert_eq!([second.end, third.end], [End::Crowded, End::Finished]);
+        match switches {
+            true => assert!(matches!(first.end, End::Switched(_)), "{first:?}"),
+            false => assert_eq!(first.end, End::Crowded),
+        }
+        assert_eq!(crowd.kept.get(), 0);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_was_read_for_a_head_counts_whatever_is_left_of_it() {
+    let facts = facts(false);
+    let long = "x".repeat(50_000);
+    for head in [
+        format!("GET / HTTP/1.1\r\nhost: a\r\nx:{}\r\n\r\n", " ".repeat(50_000)),
+        format!("{long} / HTTP/1.1\r\nhost: a\r\n\r\n"),
+        format!("GET http://{long}/ HTTP/1.1\r\nhost: a\r\n\r\n"),
+    ] {
+        let crowd = facts.crowd;
+        with(facts.clone(), Settings::default(), async |mut ends| {
+            say(&mut ends.caller, &head).await;
+            until(&mut ends.application, "\r\n\r\n").await;
+            let kept = crowd.kept.get();
+            assert!(kept > crowd::EACH + 90_000, "{kept} for {:.10}", head);
+        })
+        .await;
+        assert_eq!(crowd.kept.get(), 0);
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn one_head_too_many_ends_the_one_that_has_been_coming_for_longest() {
     let mut crowd = Crowd::new(0);
     crowd.heads = Waiting::new(2);
