@@ -780,7 +780,11 @@ async fn a_server_whose_sidecar_has_no_memory_stays_in_use_and_callers_are_told_
 async fn a_call_that_a_sidecar_has_no_memory_for_goes_to_another_endpoint_and_the_next_ones_try_both() {
     const CALLS: u64 = 100;
     let pki = Pki::new("mesh.test");
-    let serves = World::start().await;
+    let serves = World::with(Setup {
+        pair: false,
+        ..Setup::default()
+    })
+    .await;
     let full = Full::start(&pki).await;
     let other = Endpoint {
         addr: serves.meant,
