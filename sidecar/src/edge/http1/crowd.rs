@@ -110,7 +110,7 @@ impl Kept<'_> {
         self.works();
         let size = size(head, read).max(self.one.size.get());
         let wanted = size - self.one.counted.get();
-        let has_room = wanted == 0 || self.crowd.has_room(wanted);
+        let has_room = self.crowd.has_room(wanted);
         if has_room {
             self.one.size.set(size);
             self.one.counted.set(size);
