@@ -237,5 +237,11 @@ async fn idle_connections_of_http_1_cost_what_is_allowed() {
     world
         .until("portunus_proxy_errors_total", &crowded, |ended| ended > 450.0)
         .await;
+    let held = world.metric("portunus_http1_memory_held_bytes", &crowded[..1]);
+    assert!((1.0..=BUDGET as f64).contains(&held), "{held} bytes are held");
+    drop((attackers, innocent));
+    world
+        .until("portunus_http1_memory_held_bytes", &crowded[..1], |held| held == 0.0)
+        .await;
     server.abort();
 }

@@ -135,6 +135,13 @@ pub static MEMORY_HELD: Family<Gauge, 0> = Family::gauge(
     [],
 );
 
+/// The memory that connections of HTTP/1 take.
+pub static HTTP1_MEMORY_HELD: Family<Gauge, 1> = Family::gauge(
+    "portunus_http1_memory_held_bytes",
+    "Bytes that connections of HTTP/1 are counted to keep, beside what buffered data and granted credit take.",
+    ["direction"],
+);
+
 /// Names that are followed.
 pub static DNS_NAMES: Family<Gauge, 1> = Family::gauge(
     "portunus_dns_names",

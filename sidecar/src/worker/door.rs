@@ -96,6 +96,8 @@ impl Door {
     ) -> anyhow::Result<Tunnels> {
         let tunnels = Tunnels::default();
         for inbound in [true, false] {
+            let counts = Counts::new(recorder, inbound);
+            let held = counts.http1_memory_held.clone();
             let door = Rc::new(Door {
                 inbound,
                 own: PodAddresses::new(),
@@ -113,7 +115,7 @@ impl Door {
                 accept: parts.accept.clone(),
                 detect: parts.detect.clone(),
                 tunnel: parts.tunnel.clone(),
-                crowd: http1::Crowd::new(parts.budget),
+                crowd: http1::Crowd::new(parts.budget, move |kept| held.set(kept as i64)),
                 http1: http1::Settings {
                     tunnel: parts.tunnel.clone(),
                     ..Default::default()
@@ -130,7 +132,7 @@ impl Door {
                 tunnels: tunnels.clone(),
                 cut_expired: parts.cut_expired,
                 deaf: deaf.clone(),
-                counts: Counts::new(recorder, inbound),
+                counts,
                 noise: Rc::default(),
             });
             let addresses = if inbound { &parts.inbound } else { &parts.outbound };

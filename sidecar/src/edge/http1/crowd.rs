@@ -25,7 +25,6 @@ const LEAST: u64 = 64;
 const MOST_HEADS: u64 = 512;
 
 /// What the connections of a door share.
-#[derive(Debug)]
 pub struct Crowd {
     /// Those on which a head has begun that is not whole yet.
     pub(super) heads: Waiting,
@@ -37,6 +36,8 @@ pub struct Crowd {
     next: Cell<u64>,
     pub(super) kept: Cell<u64>,
     pub(super) most: u64,
+    /// Told what they keep, as often as that changes.
+    tell: Box<dyn Fn(u64)>,
 }
 
 #[derive(Debug, Default)]
@@ -51,8 +52,8 @@ struct One {
 
 impl Crowd {
     /// Nobody is there. They may keep `most` bytes together, 4 MiB at least. Beside that, unfinished heads may take as much, up to
-    /// 512 of them, and an eighth as many connections may be leaving.
-    pub fn new(most: u64) -> Crowd {
+    /// 512 of them, and an eighth as many connections may be leaving. What they keep is told as often as it changes.
+    pub fn new(most: u64, tell: impl Fn(u64) + 'static) -> Crowd {
         let most = most.max(LEAST * EACH);
         let places = (most / EACH).min(MOST_HEADS) as usize;
         Crowd {
@@ -63,7 +64,13 @@ impl Crowd {
             next: Cell::new(0),
             kept: Cell::new(0),
             most,
+            tell: Box::new(tell),
         }
+    }
+
+    fn keeps(&self, bytes: u64) {
+        self.kept.set(bytes);
+        (self.tell)(bytes);
     }
 
     /// Counts a connection, of which nothing is kept yet.
@@ -88,7 +95,7 @@ impl Crowd {
             let counted = one.counted.take();
             self.at_rest.set(self.at_rest.get() - counted);
             // It has a moment to leave: nobody waits for that.
-            self.kept.set(self.kept.get() - counted);
+            self.keeps(self.kept.get() - counted);
             if let Some(waker) = one.waker.take() {
                 waker.wake();
             }
@@ -114,7 +121,7 @@ impl Kept<'_> {
         if has_room {
             self.one.size.set(size);
             self.one.counted.set(size);
-            self.crowd.kept.set(self.crowd.kept.get() + wanted);
+            self.crowd.keeps(self.crowd.kept.get() + wanted);
         }
         has_room
     }
@@ -150,7 +157,7 @@ impl Kept<'_> {
     /// Nothing is kept any more.
     pub(super) fn let_go(&self) {
         self.works();
-        self.crowd.kept.set(self.crowd.kept.get() - self.one.counted.take());
+        self.crowd.keeps(self.crowd.kept.get() - self.one.counted.take());
     }
 }
 

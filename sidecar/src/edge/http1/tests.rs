@@ -28,7 +28,7 @@ fn facts(proven: bool) -> Facts<'static> {
         peer: addr(),
         meant: addr(),
         admits: &|| policy::authorize(&policy::Inbound::PLAIN, 80, policy::Caller::Plain),
-        crowd: Box::leak(Box::new(Crowd::new(0))),
+        crowd: Box::leak(Box::new(Crowd::new(0, |_| {}))),
     }
 }
 

@@ -5,7 +5,9 @@ use crate::accept;
 use crate::detect::{self, Guess};
 use crate::edge::http1;
 use crate::policy;
-use crate::telemetry::{CONNECTIONS, Counter, DETECTED, Gauge, PROXY_ERRORS, Recorder, TUNNEL_BYTES, TUNNELS};
+use crate::telemetry::{
+    CONNECTIONS, Counter, DETECTED, Gauge, HTTP1_MEMORY_HELD, PROXY_ERRORS, Recorder, TUNNEL_BYTES, TUNNELS,
+};
 use crate::words::words;
 
 /// The numbers of one door.
@@ -18,6 +20,7 @@ pub(super) struct Counts {
     pub(super) up: Counter,
     pub(super) down: Counter,
     pub(super) tunnels: Gauge,
+    pub(super) http1_memory_held: Gauge,
     tunnels_in_plain: Counter,
     tunnels_in_mtls: Counter,
 }
@@ -61,6 +64,7 @@ impl Counts {
             up: recorder.resolve(&TUNNEL_BYTES, [direction, "to_upstream"]),
             down: recorder.resolve(&TUNNEL_BYTES, [direction, "to_downstream"]),
             tunnels: recorder.resolve(&CONNECTIONS, [direction, "tunnel"]),
+            http1_memory_held: recorder.resolve(&HTTP1_MEMORY_HELD, [direction]),
             tunnels_in_plain: recorder.resolve(&TUNNELS, [direction, "false"]),
             tunnels_in_mtls: recorder.resolve(&TUNNELS, [direction, "true"]),
         }

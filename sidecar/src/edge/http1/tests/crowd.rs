@@ -5,7 +5,7 @@ use crate::edge::http1::crowd::EACH;
 
 /// A crowd in which there is room for so many.
 fn room_for(connections: u64) -> Crowd {
-    let mut crowd = Crowd::new(0);
+    let mut crowd = Crowd::new(0, |_| {});
     crowd.most = connections * EACH;
     crowd
 }
@@ -206,7 +206,7 @@ async fn what_was_read_for_a_head_counts_whatever_is_left_of_it() {
 
 #[tokio::test(start_paused = true)]
 async fn one_head_too_many_ends_the_one_that_has_been_coming_for_longest() {
-    let mut crowd = Crowd::new(0);
+    let mut crowd = Crowd::new(0, |_| {});
     crowd.heads = Waiting::new(2);
     let heads = &crowd.heads;
     let began = Instant::now();
