@@ -6,6 +6,7 @@ use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU16, Ordering::Relaxed};
 use std::task::{Context, Poll};
 use std::time::{Duration, SystemTime};
 
@@ -63,11 +64,7 @@ impl Control {
 
     async fn with(manifests: &str, limits: Limits) -> Control {
         let (manifests, state) = (Directory::new().with("all.yaml", manifests), Directory::new());
-        let free = || {
-            let listener = std::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a port is free");
-            listener.local_addr().expect("it has one")
-        };
-        let (address, admin) = (free(), free());
+        let [address, admin] = free();
         let settings = Settings {
             source: Source::new(&manifests.0),
             files: state_files(&state.0),
@@ -338,6 +335,16 @@ impl Following {
     }
 }
 
+/// Two places to listen at, of an address that no other control has: nobody takes them before it listens there.
+fn free() -> [SocketAddr; 2] {
+    static CONTROLS: AtomicU16 = AtomicU16::new(1);
+    let [a, b] = CONTROLS.fetch_add(1, Relaxed).to_be_bytes();
+    let own = Ipv4Addr::new(127, (std::process::id() % 250) as u8 + 1, a, b);
+    // Both are open at once, so they differ.
+    let listeners = [(); 2].map(|()| std::net::TcpListener::bind((own, 0)).expect("a port is free"));
+    listeners.map(|listener| listener.local_addr().expect("it has one"))
+}
+
 const SERVICE: &str = "apiVersion: v1\nkind: Service\nmetadata: {name: web, namespace: shop}\n\
                        spec: {selector: {app: web}, ports: [{port: 80, targetPort: 50051}]}\n";
 
@@ -361,7 +368,9 @@ async fn a_sidecar_joins_renews_follows_and_is_told_to_go_elsewhere() {
     assert!(matches!(following.next().await, Ok(Some(Answer::Inbound(_)))));
     assert_eq!(following.endpoints().await, 1);
     // A bad state changes nothing; a good one arrives.
-    control.manifests.write("more.yaml", "kind: [\n");
+    // It comes whole: one that is read while it is written is refused twice.
+    control.state.write("new", "kind: [\n");
+    fs::rename(control.state.0.join("new"), control.manifests.0.join("more.yaml")).expect("it can be moved");
     control.page_says("/source", "more.yaml:").await;
     control.page_says("/ready", "200 OK").await;
     control
@@ -543,7 +552,8 @@ async fn certificates_of_others_are_refused_in_the_handshake() {
 #[tokio::test]
 async fn silence_and_half_handshakes_are_ended_and_an_innocent_comes_through() {
     let token = JoinToken::generate();
-    let short = Duration::from_millis(300);
+    // The innocent has no longer for its handshake than they have.
+    let short = Duration::from_secs(3);
     let limits = Limits {
         handshake: short,
         handshakes: 32,
@@ -751,7 +761,8 @@ async fn a_stream_ends_with_the_certificate_that_it_was_begun_by_and_twenty_seco
     let key = KeyPair::generate().expect("a key can be made");
     let id = SpiffeId::of(&domain(), "shop", "web").expect("it is one");
     // It ended some seconds ago; for so long clocks may be apart.
-    let (life, left) = (Duration::from_secs(3_600), Duration::from_secs(4));
+    let (life, left) = (Duration::from_secs(3_600), Duration::from_secs(10));
+    let began = std::time::Instant::now();
     let begun = SystemTime::now() - life - (svid::SKEW - left);
     let issued = control.authority().certify(&key, &id, life, begun).expect("it signs");
     let credential = Credential {
@@ -760,7 +771,6 @@ async fn a_stream_ends_with_the_certificate_that_it_was_begun_by_and_twenty_seco
     };
     let following = Following::begin(&control, Some(&credential), "shop/a").await;
     let mut following = following.expect("it counts still");
-    let began = std::time::Instant::now();
     for _ in 0..2 {
         assert!(matches!(following.next().await, Ok(Some(_))), "it is served");
     }
@@ -774,14 +784,15 @@ async fn a_stream_ends_with_the_certificate_that_it_was_begun_by_and_twenty_seco
     assert!(took >= left / 2, "it ended after {took:?}");
     control.page_says("/metrics", "portunus_control_connections 0").await;
     // Handshakes judge by whole seconds.
-    let refused = async {
-        while Following::begin(&control, Some(&credential), "shop/a").await.is_ok() {
-            tokio::time::sleep(Duration::from_millis(50)).await;
+    let over = std::time::Instant::now();
+    loop {
+        let asked = over.elapsed();
+        if Following::begin(&control, Some(&credential), "shop/a").await.is_err() {
+            break;
         }
-    };
-    timeout(Duration::from_secs(3), refused)
-        .await
-        .expect("nobody is let in by it any more");
+        assert!(asked < Duration::from_secs(3), "it is let in {asked:?} after its end");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
     control.ends().await;
 }
 
@@ -859,21 +870,38 @@ async fn strangers_who_stay_keep_nobody_out() {
     control.ends().await;
 }
 
+/// Fails so often that the log leaves some of it out, and returns how often that was. It takes a hundred lines at once, and
+/// ten seconds later a hundred more.
+async fn fail_often(log: &Log, line: &str, fail: impl AsyncFn()) -> usize {
+    let began = std::time::Instant::now();
+    for round in 1..=20 {
+        for _ in 0..150 {
+            fail().await;
+        }
+        let (tried, logged) = (150 * round, log.said().matches(line).count());
+        let took = began.elapsed();
+        let most = 100 * (1 + took.as_secs() as usize / 10);
+        assert!((100..=most).contains(&logged), "{logged} of {tried} in {took:?}");
+        if logged < tried {
+            return tried;
+        }
+    }
+    panic!("all are logged, as seldom as they come");
+}
+
 #[tokio::test]
 async fn failed_handshakes_are_all_counted_and_a_hundred_of_one_peer_are_logged() {
     let log = Log::begin();
     let control = Control::over("# nobody\n").await;
     control.page_says("/ready", "200 OK").await;
-    for _ in 0..150 {
+    let fail = async || {
         let mut stream = TcpStream::connect(control.address).await.expect("it is accepted");
         let _ = stream.write_all(b"GET / HTTP/1.1\r\n\r\n").await;
         let _ = stream.read_to_end(&mut Vec::new()).await;
-    }
-    let all = "portunus_control_refused_total{what=\"connection\",reason=\"handshake\"} 150";
-    control.page_says("/metrics", all).await;
-    let logged = log.said().matches("a handshake failed").count();
-    // A machine that takes ten seconds for it all logs some of the next ten seconds, too.
-    assert!((100..150).contains(&logged), "{logged} of 150");
+    };
+    let tried = fail_often(&log, "a handshake failed", fail).await;
+    let all = format!("portunus_control_refused_total{{what=\"connection\",reason=\"handshake\"}} {tried}\n");
+    control.page_says("/metrics", &all).await;
     control.ends().await;
 }
 
@@ -951,19 +979,17 @@ async fn joins_that_are_refused_are_all_counted_and_a_hundred_of_one_network_are
     let log = Log::begin();
     let control = Control::over("# nobody\n").await;
     control.page_says("/ready", "200 OK").await;
-    for _ in 0..150 {
+    let fail = async || {
         let refused = control.certify(None, "no token", "").await;
         assert!(refused.is_err());
-    }
+    };
+    let tried = fail_often(&log, "a key was not certified", fail).await;
     let page = control.page("/metrics").await.expect("it is served");
     let counted = page
         .lines()
         .filter(|line| line.starts_with("portunus_control_refused_total{what=\"certify\""));
-    let counted = counted.filter_map(|line| line.rsplit(' ').next()?.parse::<u32>().ok());
-    assert_eq!(counted.sum::<u32>(), 150, "{page}");
-    let logged = log.said().matches("a key was not certified").count();
-    // As above.
-    assert!((100..150).contains(&logged), "{logged} of 150");
+    let counted = counted.filter_map(|line| line.rsplit(' ').next()?.parse::<usize>().ok());
+    assert_eq!(counted.sum::<usize>(), tried, "{page}");
     control.ends().await;
 }
 
@@ -1017,6 +1043,8 @@ async fn a_new_root_and_issuer_lose_no_call() {
     let mut newest = old;
     let switched = async {
         let mut pace = tokio::time::interval(Duration::from_millis(10));
+        // What was missed is not made up for: a token joins some hundred times at once, and then seldom.
+        pace.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             pace.tick().await;
             let before = newest.chain[1].clone();
