@@ -43,13 +43,9 @@ async fn a_and_aaaa_come_together_in_one_answer() {
 
 #[tokio::test]
 async fn a_family_that_fails_or_is_silent_does_not_hide_the_other() {
-    let settings = Settings {
-        timeout: Some(Duration::from_secs(20)),
-        ..quick()
-    };
     for silent_or_failing in [Reply::Silence, Reply::Code(ResponseCode::ServFail)] {
         for (lost, kept) in [(RecordType::AAAA, "127.0.0.1"), (RecordType::A, "::1")] {
-            let (names, server) = start_with(settings.clone()).await;
+            let (names, server) = start_with(patient()).await;
             server.has(NAME, 0, &["127.0.0.1", "::1"]);
             server.say(NAME, lost, silent_or_failing.clone());
             let mut answers = names.watch(Query::addresses(NAME, 1)).expect("a name");
@@ -97,12 +93,11 @@ async fn an_answer_lives_as_long_as_its_ttl_within_floor_and_ceiling() {
         let (names, server) = start_with(settings).await;
         server.has(NAME, ttl, &["127.0.0.1", "::1"]);
         let _answers = names.watch(Query::addresses(NAME, 1)).expect("a name");
-        eventually(|| server.times_asked(NAME, RecordType::A) >= 3).await;
+        eventually(|| server.times_asked(NAME, RecordType::A) >= 4).await;
         gaps(&server, NAME, RecordType::A)
             .into_iter()
-            .take(2)
             .min()
-            .expect("two gaps")
+            .expect("three gaps")
     };
     let (by_floor, by_ttl, by_ceiling) = tokio::join!(lived(0, 200, 9_000), lived(1, 10, 9_000), lived(3600, 10, 300));
     for (what, lived, due) in [
@@ -182,6 +177,7 @@ async fn ask_a_thousand_times(reply: Option<Reply>) {
     let (names, server) = start_with(settings).await;
     server.has(NAME, 0, &["127.0.0.1", "::1"]);
     server.always(reply.clone());
+    let began = Instant::now();
     let threads: Vec<_> = (0..4)
         .map(|thread| {
             let names = names.clone();
@@ -198,11 +194,14 @@ async fn ask_a_thousand_times(reply: Option<Reply>) {
     assert_eq!((answers.len(), names.len()), (1_000, 4), "one for each port");
     eventually(|| server.times_asked(NAME, RecordType::A) >= 6).await;
     for kind in [RecordType::A, RecordType::AAAA] {
-        let least = gaps(&server, NAME, kind).into_iter().min().expect("some gaps");
-        assert!(
-            least + SLACK >= interval,
-            "{reply:?}: {kind} asked again after {least:?}"
-        );
+        // Packets may arrive late, and never early.
+        for (at, asked) in (0..).zip(times(&server, NAME, kind)) {
+            let after = asked - began;
+            assert!(
+                after >= at * interval,
+                "{reply:?}: {kind} asked {at} times more after {after:?}"
+            );
+        }
     }
 }
 
@@ -245,8 +244,7 @@ async fn a_server_that_fails_or_is_silent_has_the_next_one_asked() {
         good.has(NAME, 0, &["127.0.0.1", "::1"]);
         let settings = Settings {
             servers: Some(vec![bad.addr, good.addr]),
-            timeout: Some(Duration::from_secs(20)),
-            ..quick()
+            ..patient()
         };
         let names = begin(settings);
         let mut answers = names.watch(Query::addresses(NAME, 1)).expect("a name");
@@ -274,7 +272,7 @@ async fn a_name_that_one_server_denies_is_not_asked_of_the_next() {
     second.has(NAME, 0, &["127.0.0.1"]);
     let names = begin(Settings {
         servers: Some(vec![first.addr, second.addr]),
-        ..quick()
+        ..patient()
     });
     let mut answers = names.watch(Query::addresses(NAME, 1)).expect("a name");
     until(&mut answers, |answer| matches!(answer.state, State::Failed { .. })).await;
@@ -353,7 +351,7 @@ async fn a_search_list_multiplies_the_first_look_up_only() {
     let settings = Settings {
         resolv_conf: conf.0.clone(),
         servers: Some(vec![server.addr]),
-        ..quick()
+        ..patient()
     };
     let names = begin(settings);
     let mut answers = names.watch(Query::addresses("Greeter.ns", 1)).expect("a name");
@@ -468,7 +466,7 @@ async fn srv_records_give_ports_priorities_and_weights_to_resolved_targets() {
 
 #[tokio::test]
 async fn a_large_set_comes_by_tcp_and_is_cut_at_the_ceiling() {
-    let (names, server) = start().await;
+    let (names, server) = start_with(patient()).await;
     let many = |count: u32| -> Vec<String> {
         (0..count)
             .map(|at| IpAddr::from(std::net::Ipv4Addr::from(0x7f01_0000 + at)).to_string())
@@ -508,7 +506,7 @@ async fn a_server_that_knows_no_edns_is_asked_without_it_at_once_and_from_then_o
     for code in [ResponseCode::FormErr, ResponseCode::NotImp] {
         for with_question in [true, false] {
             let refusal = Refusal { code, with_question };
-            let (names, server) = start().await;
+            let (names, server) = start_with(patient()).await;
             server.refuse_edns(refusal);
             server.has(NAME, 0, &["127.0.0.1", "::1"]);
             let began = Instant::now();
@@ -516,7 +514,7 @@ async fn a_server_that_knows_no_edns_is_asked_without_it_at_once_and_from_then_o
             let answer = until(&mut answers, |answer| answer.targets.len() == 2).await;
             assert_eq!(answer.state, State::Fresh, "{refusal:?}");
             assert!(
-                began.elapsed() < Duration::from_millis(250),
+                began.elapsed() < Duration::from_secs(10),
                 "{refusal:?}: it was taken for silent"
             );
             eventually(|| server.times_asked(NAME, RecordType::A) >= 5).await;
@@ -835,6 +833,14 @@ fn quick() -> Settings {
     }
 }
 
+/// The same, and no server is taken for silent.
+fn patient() -> Settings {
+    Settings {
+        timeout: Some(Duration::from_secs(20)),
+        ..quick()
+    }
+}
+
 async fn start() -> (Names, Server) {
     start_with(quick()).await
 }
@@ -874,13 +880,13 @@ fn of(server: &Server, kind: RecordType) -> Vec<Asked> {
 }
 
 /// How long after one another a question came.
+fn times(server: &Server, name: &str, kind: RecordType) -> Vec<Instant> {
+    let of_it = |asked: &Asked| asked.name == name && asked.kind == kind;
+    server.asked().into_iter().filter(of_it).map(|asked| asked.at).collect()
+}
+
 fn gaps(server: &Server, name: &str, kind: RecordType) -> Vec<Duration> {
-    let asked = server.asked();
-    let times: Vec<_> = asked
-        .iter()
-        .filter(|asked| asked.name == name && asked.kind == kind)
-        .map(|a| a.at)
-        .collect();
+    let times = times(server, name, kind);
     times.windows(2).map(|pair| pair[1] - pair[0]).collect()
 }
 

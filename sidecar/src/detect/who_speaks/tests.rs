@@ -281,7 +281,7 @@ async fn a_slow_grpc_client_is_never_taken_for_opaque() {
 
 #[tokio::test]
 async fn a_server_that_opens_with_settings_waits_for_its_client() {
-    let dribble = Duration::from_millis(600);
+    let dribble = Duration::from_secs(2);
     let scene = Scene::new(Settings {
         silence: Duration::from_millis(20),
         dribble,
@@ -294,7 +294,7 @@ async fn a_server_that_opens_with_settings_waits_for_its_client() {
         says(&server, &SETTINGS_OF_GRPC_GO[..4]).await;
         sleep(Duration::from_millis(30)).await;
         says(&server, &SETTINGS_OF_GRPC_GO[4..]).await;
-        sleep(Duration::from_millis(1_500)).await;
+        sleep(Duration::from_millis(2_500)).await;
         scene.client_says(PREFACE).await;
         server
     };
