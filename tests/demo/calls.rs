@@ -25,10 +25,11 @@ pub(crate) struct Calls {
     by_caller: BTreeMap<String, (usize, usize)>,
 }
 
-/// The moment of the kill, in seconds of the epoch.
+/// The kill: it was done between two moments, in seconds of the epoch.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Killed {
-    pub(crate) at: f64,
+    pub(crate) begun: f64,
+    pub(crate) done: f64,
 }
 
 /// Calls that one greeter answered, in some span of time.
@@ -91,8 +92,9 @@ impl Calls {
         failures
     }
 
-    /// Every greeter had its share, and nothing failed but what was in flight to the one that was killed.
-    pub(crate) fn judge(&self, greeters: &[&Greeter], killed: Option<Killed>, victim: &str) -> Verdict {
+    /// Every greeter had its share, and nothing failed but what was in flight to the one that was killed, or began before the
+    /// callers' sidecars must have `noticed`, so many seconds later.
+    pub(crate) fn judge(&self, greeters: &[&Greeter], killed: Option<Killed>, noticed: f64, victim: &str) -> Verdict {
         let answered: Vec<_> = greeters
             .iter()
             .map(|greeter| self.answers(&greeter.name, 0.0).calls)
@@ -107,18 +109,31 @@ impl Calls {
             .map(|(greeter, _)| format!("{} was never called.", greeter.name))
             .collect();
         let failed = self.failed().count();
-        let explained = self
+        let explained: Vec<_> = self
             .failed()
-            .filter(|call| killed.is_some_and(|killed| call.was_in_flight(killed)))
-            .count();
-        if explained > 0 {
-            let (calls, were) = if explained == 1 {
-                ("call", "was")
-            } else {
-                ("calls", "were")
-            };
+            .filter(|call| killed.is_some_and(|killed| call.was_in_flight(killed, noticed)))
+            .collect();
+        let later: Vec<_> = explained
+            .iter()
+            .filter_map(|call| killed.map(|killed| call.at - killed.done))
+            .filter(|later| *later > 0.0)
+            .collect();
+        let explained = explained.len();
+        let some = |calls: usize| match calls {
+            1 => "1 call failed that was".to_string(),
+            calls => format!("{calls} calls failed that were"),
+        };
+        if explained > later.len() {
             sentences.push(format!(
-                "{explained} {calls} failed that {were} in flight to {victim} when it was killed."
+                "{} in flight to {victim} when it was killed.",
+                some(explained - later.len())
+            ));
+        }
+        if !later.is_empty() {
+            sentences.push(format!(
+                "{} begun within {:.2} s of the end of {victim}.",
+                some(later.len()),
+                later.iter().copied().fold(0.0, f64::max)
             ));
         }
         if failed > explained {
@@ -135,14 +150,20 @@ impl Calls {
         }
     }
 
-    /// None was begun at a greeter that had said NOT_SERVING, once that could be known.
-    pub(crate) fn judge_unwell(&self, verdict: &mut Verdict, greeter: &str, since: f64) {
-        let late = self.all.iter().filter(|call| call.from == greeter && call.at > since);
-        let late = late.count();
+    /// None was begun at a greeter that had `said` NOT_SERVING more seconds later than are `allowed`. If any was later than
+    /// is `usual`, the sentence says so.
+    pub(crate) fn judge_unwell(&self, verdict: &mut Verdict, greeter: &str, said: f64, usual: f64, allowed: f64) {
+        let calls = self.all.iter().filter(|call| call.from == greeter);
+        let after: Vec<_> = calls.map(|call| call.at - said).collect();
+        let late = after.iter().filter(|after| **after > allowed).count();
+        let last = after.into_iter().fold(0.0, f64::max);
         verdict.good &= late == 0;
-        verdict.sentences.push(match late {
-            0 => format!("{greeter} got no call after it had said NOT_SERVING."),
-            late => format!("{late} calls went to {greeter} although it had said NOT_SERVING."),
+        verdict.sentences.push(if late > 0 {
+            format!("{late} calls went to {greeter} although it had said NOT_SERVING.")
+        } else if last > usual {
+            format!("{greeter} got no call after it had said NOT_SERVING, but for those of the first {last:.1} s.")
+        } else {
+            format!("{greeter} got no call after it had said NOT_SERVING.")
         });
     }
 
@@ -160,14 +181,11 @@ impl Call {
         self.at + self.ms / 1000.0
     }
 
-    /// It had begun when the greeter died, or before anybody could know, and it ended when that was known.
-    fn was_in_flight(&self, killed: Killed) -> bool {
-        self.code == "UNAVAILABLE" && self.at <= killed.at + NOTICED && self.ended() >= killed.at - NOTICED
+    /// It had begun when the greeter died, or before that must have been `noticed`, and it ended when it was.
+    fn was_in_flight(&self, killed: Killed, noticed: f64) -> bool {
+        self.code == "UNAVAILABLE" && self.at <= killed.done + noticed && self.ended() >= killed.begun - noticed
     }
 }
-
-/// A second after the kill the callers may not know of it any more.
-const NOTICED: f64 = 0.1;
 
 #[cfg(test)]
 mod tests {
@@ -208,7 +226,10 @@ mod tests {
 
     #[test]
     fn only_what_was_in_flight_at_the_kill_is_explained_by_it() {
-        let killed = Killed { at: 10.0 };
+        let killed = Killed {
+            begun: 10.0,
+            done: 10.0,
+        };
         let failed = |at: f64, ms: f64, code: &str| {
             Call {
                 at,
@@ -217,11 +238,34 @@ mod tests {
                 code: code.into(),
                 why: String::new(),
             }
-            .was_in_flight(killed)
+            .was_in_flight(killed, 0.1)
         };
         assert!(failed(9.99, 15.0, "UNAVAILABLE"), "in flight");
         assert!(!failed(8.0, 10.0, "UNAVAILABLE"), "ended before");
         assert!(!failed(10.5, 1.0, "UNAVAILABLE"), "began when all could know");
         assert!(!failed(9.99, 15.0, "INTERNAL"), "another fault");
+    }
+
+    #[test]
+    fn calls_to_one_who_said_not_serving_are_told_of_and_too_late_a_one_is_judged() {
+        for (last, good, sentence) in [
+            (11.0, true, "a got no call after it had said NOT_SERVING."),
+            (
+                11.5,
+                true,
+                "a got no call after it had said NOT_SERVING, but for those of the first 1.5 s.",
+            ),
+            (12.5, false, "1 calls went to a although it had said NOT_SERVING."),
+        ] {
+            let call =
+                |from: &str, at: f64| format!(r#"{{"at": {at}, "ms": 1, "from": "{from}", "code": "OK", "why": ""}}"#);
+            let lines = [call("a", 9.0), call("a", last), call("b", 20.0)];
+            let mut verdict = Verdict {
+                good: true,
+                sentences: Vec::new(),
+            };
+            calls(&lines.each_ref().map(String::as_str)).judge_unwell(&mut verdict, "a", 10.0, 1.1, 2.0);
+            assert_eq!((verdict.good, &*verdict.sentences[0]), (good, sentence));
+        }
     }
 }

@@ -18,7 +18,7 @@ use nix::sys::{
     signal::Signal,
     stat::{Mode, umask},
 };
-use support::{build, interrupt, needs, netns, tools};
+use support::{Pauses, build, interrupt, needs, netns, tools};
 
 use crate::{
     calls::{Calls, Killed},
@@ -105,10 +105,11 @@ fn show(pods: &mut Pods, duration: Duration) -> Result<bool> {
     let mut table = Table::new(duration, std::io::stdout().is_terminal());
     let mut calls = Calls::default();
     let [slow_at, unwell_at, kill_at] = [1, 2, 3].map(|quarter| duration * quarter / 4);
-    let (mut unwell, mut killed) = (None, None);
+    let (mut unwell, mut killed) = (false, None);
     println!("\n{}\n", pods.story(slow_at, unwell_at, kill_at));
 
     pods.call()?;
+    let pauses = Pauses::watch();
     let began = Instant::now();
     while began.elapsed() < duration && !interrupt::heard() {
         let elapsed = began.elapsed();
@@ -116,15 +117,16 @@ fn show(pods: &mut Pods, duration: Duration) -> Result<bool> {
             pods.slow.program.signal(Signal::SIGUSR1)?;
             pods.slow.note = format!("ten times slower since {} s", slow_at.as_secs());
         }
-        if elapsed >= unwell_at && unwell.is_none() {
+        if elapsed >= unwell_at && !unwell {
             pods.unwell.program.signal(Signal::SIGHUP)?;
             pods.unwell.note = format!("NOT_SERVING since {} s", unwell_at.as_secs());
-            unwell = Some(now());
+            unwell = true;
         }
         if elapsed >= kill_at && killed.is_none() {
+            let begun = now();
             pods.killed.program.kill()?;
+            killed = Some(Killed { begun, done: now() });
             pods.killed.note = format!("killed at {} s", kill_at.as_secs());
-            killed = Some(Killed { at: now() });
         }
         for caller in &mut pods.callers {
             if !caller.program.is_running() {
@@ -140,10 +142,18 @@ fn show(pods: &mut Pods, duration: Duration) -> Result<bool> {
         return Ok(true);
     }
     table.finish(pods, &calls, now());
-    let mut verdict = calls.judge(&pods.greeters(), killed, &pods.killed.name);
-    if let Some(unwell) = unwell {
-        let noticed = unwell + pods::HEALTH_INTERVAL.as_secs_f64() + NOTICED;
-        calls.judge_unwell(&mut verdict, &pods.unwell.name, noticed);
+    // Three programs, one after the other, have to run for anything to be noticed.
+    let noticed = NOTICED.max(pauses.longest().as_secs_f64() * 3.0);
+    let mut verdict = calls.judge(&pods.greeters(), killed, noticed, &pods.killed.name);
+    if let Some(said) = pods.unwell.said_not_serving() {
+        let interval = pods::HEALTH_INTERVAL.as_secs_f64();
+        let (usual, allowed) = (interval + SOON, interval + noticed);
+        calls.judge_unwell(&mut verdict, &pods.unwell.name, said, usual, allowed);
+    } else if unwell {
+        verdict.good = false;
+        verdict
+            .sentences
+            .push(format!("{} never said NOT_SERVING.", pods.unwell.name));
     }
     let (mtls, plain) = pods.protected()?;
     verdict.good &= mtls > 0.0 && plain == 0.0;
@@ -161,8 +171,11 @@ fn show(pods: &mut Pods, duration: Duration) -> Result<bool> {
     Ok(verdict.good)
 }
 
-/// How much later than its interval a health check may have been noticed.
-const NOTICED: f64 = 0.1;
+/// Seconds in which a kill, or the answer to a health check, must have been noticed, if the machine has no longer pauses.
+const NOTICED: f64 = 1.0;
+
+/// Seconds in which the answer to a health check is noticed where programs run when they want to.
+const SOON: f64 = 0.1;
 
 fn step<T>(what: &str, work: impl FnOnce() -> Result<T>) -> Result<T> {
     println!("{what} …");

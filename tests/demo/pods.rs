@@ -214,6 +214,17 @@ impl Pods {
     }
 }
 
+impl Greeter {
+    /// When its health service turned to NOT_SERVING, in seconds of the epoch.
+    pub(crate) fn said_not_serving(&self) -> Option<f64> {
+        let said = self.program.output();
+        let mut lines = said
+            .lines()
+            .filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok());
+        lines.find(|line| line["says"] == "NOT_SERVING")?["at"].as_f64()
+    }
+}
+
 impl Caller {
     /// What it wrote since it was last asked, in whole lines.
     pub(crate) fn new_lines(&mut self) -> Result<Vec<String>> {
