@@ -7,9 +7,9 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 use support::traffic::{Call, Calls, PORT, Traffic, now};
-use support::{Family, Peer, Pod, Stack, in_netns};
+use support::{Family, Pauses, Peer, Pod, Stack, in_netns};
 
-use crate::shop::{Greeter, Shop, member, none_failed, timed};
+use crate::shop::{Greeter, Shop, a_second, member, none_failed, timed};
 
 #[test]
 fn nothing_changes_while_control_is_away_and_what_changed_meanwhile_counts_within_a_second_of_its_return() {
@@ -50,7 +50,7 @@ fn nothing_changes_while_control_is_away_and_what_changed_meanwhile_counts_withi
             first.ms, first.why
         );
         ensure!(is_silenced(&first), "a name never seen: {} {}", first.code, first.why);
-        ensure!((1_500.0..3_000.0).contains(&first.ms), "that took {} ms", first.ms);
+        ensure!((1_500.0..5_000.0).contains(&first.ms), "that took {} ms", first.ms);
         let asked = Instant::now();
         let tunnelled = echo(&shop.caller, quiet)?;
         println!(
@@ -59,7 +59,7 @@ fn nothing_changes_while_control_is_away_and_what_changed_meanwhile_counts_withi
         );
         ensure!(tunnelled.is_none(), "an address never dialled was reached, in plain");
         ensure!(
-            asked.elapsed() < Duration::from_secs(3),
+            asked.elapsed() < Duration::from_secs(5),
             "it took {:?} to say no",
             asked.elapsed()
         );
@@ -84,6 +84,7 @@ fn nothing_changes_while_control_is_away_and_what_changed_meanwhile_counts_withi
             "a name that nobody knows was called"
         );
 
+        let pauses = Pauses::watch();
         shop.control.launch()?;
         let back = now();
         timed(SOON, "the name is known", || late.calls().0.iter().any(Call::is_ok))?;
@@ -106,12 +107,13 @@ fn nothing_changes_while_control_is_away_and_what_changed_meanwhile_counts_withi
         println!(
             "after its return: {known:.3} s until the name, {new:.3} s until the new endpoint, {old:.3} s to the last call of the old"
         );
+        let soon = a_second(&pauses).as_secs_f64();
         for (what, after) in [
             ("the name", known),
             ("the new endpoint", new),
             ("the end of the old", old),
         ] {
-            ensure!(after < 1.0, "{what} came {after:.1} s after control's return");
+            ensure!(after < soon, "{what} came {after:.1} s after control's return");
         }
         none_failed(&inside, 4_000, "when control was back")?;
         let failed: Vec<_> = late.calls().failed().0;
@@ -146,6 +148,7 @@ fn a_control_that_hangs_is_missed_and_what_changed_meanwhile_counts_within_a_sec
                 connections_to(&shop.caller, CONTROL).is_ok_and(|open| open == number)
             })?;
         }
+        let pauses = Pauses::watch();
         shop.control.program()?.resume()?;
         let back = now();
         let all = timed(SOON, "all have a stream again", || {
@@ -163,8 +166,9 @@ fn a_control_that_hangs_is_missed_and_what_changed_meanwhile_counts_within_a_sec
         let calls = traffic.calls();
         let (new, old) = (first_of(&calls, "hello-3", back), last_of(&calls, "hello-2", back));
         println!("after it goes on: {new:.3} s until the new endpoint, {old:.3} s to the last call of the old");
+        let soon = a_second(&pauses).as_secs_f64();
         for (what, after) in [("the new endpoint", new), ("the end of the old", old)] {
-            ensure!(after < 1.0, "{what} came {after:.1} s after control went on");
+            ensure!(after < soon, "{what} came {after:.1} s after control went on");
         }
         none_failed(&calls, 2_000, "while control hung")
     });

@@ -7,11 +7,11 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use support::traffic::{Calls, Traffic, now};
-use support::{Control, Family};
+use support::{Control, Family, Pauses};
 
 use crate::certificates::opened;
 use crate::mistakes::{GOOD, MISTAKES, whole};
-use crate::shop::{Greeter, Shop, member, none_failed, timed};
+use crate::shop::{Greeter, Shop, a_second, member, none_failed, timed};
 use crate::stream::{Stream, talk};
 
 #[test]
@@ -63,13 +63,14 @@ fn every_kind_of_mistake_is_told_with_file_line_and_field_and_loses_no_call_and_
             !traffic.calls().answered_by().contains("hello-3"),
             "a part of a bad state was taken"
         );
+        let pauses = Pauses::watch();
         shop.control.remove("bad")?;
         let taken = timed(
             Duration::from_secs(5),
             "a new endpoint is called once the state is good",
             || traffic.calls().answered_by().contains("hello-3"),
         )?;
-        ensure!(taken < Duration::from_secs(1), "that took {taken:?}");
+        ensure!(taken < a_second(&pauses), "that took {taken:?}");
         ensure!(source_error(&shop.control)? == 0.0, "a good state was taken");
         let least = all_the_while(began);
         let when = "while manifests were wrong, and when a good state came";
@@ -248,14 +249,16 @@ fn endpoints_come_and_go_and_policy_changes_within_a_second_and_without_a_failed
             )
         };
         shop.control.apply("inbound", &policy("permissive"))?;
+        let pauses = Pauses::watch();
         let opened = timed(SOON, "a policy lets plain calls in", || {
             !knocking.calls().answered_by().is_empty()
         })?;
-        ensure!(opened < Duration::from_secs(1), "that took {opened:?}");
+        ensure!(opened < a_second(&pauses), "that took {opened:?}");
         shop.control.apply("inbound", &policy("strict"))?;
         let last = |calls: Calls| calls.0.last().is_some_and(|call| !call.is_ok());
+        let pauses = Pauses::watch();
         let shut = timed(SOON, "another policy keeps them out", || last(knocking.calls()))?;
-        ensure!(shut < Duration::from_secs(1), "that took {shut:?}");
+        ensure!(shut < a_second(&pauses), "that took {shut:?}");
 
         shop.control.apply(
             "outbound",
@@ -296,9 +299,10 @@ fn endpoints_come_and_go_and_policy_changes_within_a_second_and_without_a_failed
         }
 
         shop.control.remove("workload-hello-3")?;
-        let removed = now();
+        let (removed, pauses) = (now(), Pauses::watch());
         traffic.flow(Duration::from_secs(3));
-        let late = traffic.calls().between(removed + 1.0, f64::MAX);
+        let late = removed + a_second(&pauses).as_secs_f64();
+        let late = traffic.calls().between(late, f64::MAX);
         let last = traffic
             .calls()
             .0

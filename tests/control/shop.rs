@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
 use support::traffic::{Calls, PORT, Traffic};
-use support::{Control, Dns, Member, Mesh, Peer, Pod, Program, Sidecar, Stack, wait_until};
+use support::{Control, Dns, Member, Mesh, Pauses, Peer, Pod, Program, Sidecar, Stack, wait_until};
 
 /// What the caller dials, and the service that control knows.
 pub(crate) const NAME: &str = "hello.shop.svc.cluster.local";
@@ -132,6 +132,11 @@ pub(crate) fn timed(patience: Duration, what: &str, condition: impl FnMut() -> b
     let took = began.elapsed();
     println!("{:>8.0} ms until {what}", took.as_secs_f64() * 1_000.0);
     Ok(took)
+}
+
+/// A second, and what the machine's pauses since then allow for: several programs have to run for it, one after the other.
+pub(crate) fn a_second(pauses: &Pauses) -> Duration {
+    Duration::from_secs(1) + pauses.longest() * 2
 }
 
 /// CPU seconds that a process has used so far.

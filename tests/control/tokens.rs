@@ -3,10 +3,11 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
-use support::{Control, Member, Mesh, Pod, Token};
+use support::{Control, Member, Mesh, Pauses, Pod, Token};
 use tonic::{Code, Status};
 
 use crate::raw::{Asking, Certified};
+use crate::shop::a_second;
 
 #[test]
 fn guesses_are_limited_by_address_and_harm_no_other_address() {
@@ -14,21 +15,25 @@ fn guesses_are_limited_by_address_and_harm_no_other_address() {
         let Cast { control, honest, thief } = Cast::of(mesh)?;
         let asking = Asking::of(&control)?;
         let right = token_of(&honest)?;
-        for guess in 0..20 {
-            let wrong = Token::new().text;
-            let refused = asking.certify(&thief, None, &wrong, "")?;
-            expect(refused, Code::Unauthenticated, &format!("guess {guess}"))?;
+        let began = Instant::now();
+        let (mut heard, mut tries) = (0, 0);
+        // One more is allowed every three seconds: on a slow machine some come between.
+        loop {
+            tries += 1;
+            ensure!(tries <= 1_000, "guesses are not limited");
+            if is_refused(asking.certify(&thief, None, &Token::new().text, "")?)? {
+                let allowed = 20 + began.elapsed().as_secs() / 3;
+                ensure!((20..=allowed).contains(&heard), "{heard} guesses were heard");
+                // Even the right one.
+                match asking.certify(&thief, None, &right, "")? {
+                    Err(status) if status.code() == Code::ResourceExhausted => break,
+                    // There was room again: both once more.
+                    _ => ensure!(began.elapsed().as_secs() >= 3, "the right token was heard at once"),
+                }
+            } else {
+                heard += 1;
+            }
         }
-        expect(
-            asking.certify(&thief, None, &Token::new().text, "")?,
-            Code::ResourceExhausted,
-            "one guess more",
-        )?;
-        expect(
-            asking.certify(&thief, None, &right, "")?,
-            Code::ResourceExhausted,
-            "even the right token",
-        )?;
         let certified = asking.certify(&honest, None, &right, "")??;
         ensure!(
             certified.id() == Control::id("honest"),
@@ -106,22 +111,19 @@ fn a_removed_workload_loses_its_stream_at_once_and_can_neither_renew_nor_join() 
         let asking = Asking::of(&control)?;
         let token = token_of(&thief)?;
         let Certified { credential, .. } = asking.certify(&thief, None, &token, "")??;
-        let mut removed = Instant::now();
+        let (mut removed, mut pauses) = (Instant::now(), Pauses::watch());
         let end = asking.follow_to_the_end(&thief, &credential, "shop/thief", || {
-            removed = Instant::now();
+            (removed, pauses) = (Instant::now(), Pauses::watch());
             control.remove("workload-thief")
         })?;
+        let took = removed.elapsed();
         println!(
             "{:>8} ms until the stream of a removed workload ends: {}",
-            removed.elapsed().as_millis(),
+            took.as_millis(),
             end.message()
         );
         ensure!(end.code() == Code::PermissionDenied, "it ends with {end}");
-        ensure!(
-            removed.elapsed() < Duration::from_secs(1),
-            "that took {:?}",
-            removed.elapsed()
-        );
+        ensure!(took < a_second(&pauses), "that took {took:?}");
         let shown = Some(&credential);
         expect(
             asking.certify(&thief, shown, "", "shop/thief")?,
@@ -178,6 +180,16 @@ impl Cast {
 
 fn token_of(pod: &Pod) -> Result<String> {
     Ok(std::fs::read_to_string(pod.folder().join("join-token"))?)
+}
+
+/// Whether a guess was one too many, and was not heard.
+fn is_refused<T>(answer: Result<T, Status>) -> Result<bool> {
+    match answer {
+        Ok(_) => anyhow::bail!("a guess was right"),
+        Err(status) if status.code() == Code::Unauthenticated => Ok(false),
+        Err(status) if status.code() == Code::ResourceExhausted => Ok(true),
+        Err(status) => anyhow::bail!("a guess: {status}"),
+    }
 }
 
 fn expect<T>(answer: Result<T, Status>, code: Code, what: &str) -> Result<()> {

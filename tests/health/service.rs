@@ -158,8 +158,8 @@ impl Peer {
     async fn answer(&self, request: Request<RecvStream>, mut respond: SendResponse<Bytes>) -> Result<(), h2::Error> {
         match request.uri().path() {
             "/grpc.health.v1.Health/Check" => {
-                self.checks.fetch_add(1, Relaxed);
                 let says = *self.says.borrow();
+                self.checks.fetch_add(1, Relaxed);
                 self.say(says, &mut respond).await
             }
             "/grpc.health.v1.Health/Watch" if self.watchable.load(Relaxed) => {
@@ -513,6 +513,17 @@ impl Service {
         let states: Vec<_> = (0..self.peers.len()).map(|at| self.state(at)).collect();
         assert!(is(), "it did not come to be; {states:?}, {} calls", calls.sent);
         calls
+    }
+
+    /// One call after the other, until something is so. How many of them failed.
+    pub(crate) async fn calls_until(&self, is: impl Fn() -> bool) -> usize {
+        let (mut failed, ends) = (0, Instant::now() + PATIENCE * 3);
+        while !is() {
+            assert!(Instant::now() < ends, "it did not come to be; {failed} calls failed");
+            let answer = self.caller.clone().ask(self.request("greeter")).await;
+            failed += usize::from(!answer.is_ok_and(|answer| answer.grpc_status.as_deref() == Some("0")));
+        }
+        failed
     }
 
     /// Waits until that is so, without any call.

@@ -1,6 +1,7 @@
 //! Hostile clients: each is asked to go, then cut; who calls on another connection notices nothing, and memory is bounded.
 
-use std::sync::atomic::Ordering::Relaxed;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 use portunus_sidecar::{detect, http2};
@@ -329,7 +330,7 @@ async fn readers_that_grant_nothing_cost_what_the_budget_allows_and_no_neighbour
     let began = Instant::now();
     let mut most = 0;
     let mut answered = 0;
-    while began.elapsed() < Duration::from_secs(4) {
+    while began.elapsed() < Duration::from_secs(4) || (answered == 0 && began.elapsed() < PATIENCE) {
         let mut innocent = world.caller().await;
         let answer = tokio::time::timeout(PATIENCE, innocent.call("/a.B/C", 100, 0))
             .await
@@ -378,6 +379,14 @@ async fn who_is_slow_with_its_first_words_is_closed() {
     let mut deaf = Raw::client(world.proxy, &[]).await;
     assert!(deaf.closes_within(limit).await, "no acknowledgement");
     // A header block that trickles.
+    let world = World::with(Setup {
+        http2: http2::Settings {
+            headers_timeout: Duration::from_millis(500),
+            ..http2::Settings::default()
+        },
+        ..inbound()
+    })
+    .await;
     let mut slow = Raw::client(world.proxy, &[]).await;
     slow.until_settled().await;
     slow.send(&frame(HEADERS, 0, 1, &[0x82])).await;
@@ -397,16 +406,25 @@ async fn who_is_slow_with_its_first_words_is_closed() {
     let mut half = Raw::silent(world.proxy).await;
     half.send(b"PRI * HT").await;
     assert!(half.closes_within(limit).await, "half a preface, undeclared");
-    // Whoever is in time stays, however idle.
-    let mut idle = Raw::client(world.proxy, &[]).await;
-    idle.until_settled().await;
-    assert!(!idle.closes_within(Duration::from_millis(2_500)).await);
+    // Whoever is in time stays, however idle. On a busy machine it may take more than one to be in time.
+    let mut stays = false;
+    for _ in 0..10 {
+        let mut idle = Raw::client(world.proxy, &[]).await;
+        let began = Instant::now();
+        idle.until_settled().await;
+        let in_time = began.elapsed() < Duration::from_millis(300);
+        stays = !idle.closes_within(Duration::from_millis(2_500)).await;
+        if stays || in_time {
+            break;
+        }
+    }
+    assert!(stays);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_connection_without_calls_is_told_to_go_and_closed_however_alive_it_shows_itself_and_no_other_is() {
     let _with_others = MEMORY.read().await;
-    const IDLE: Duration = Duration::from_secs(1);
+    const IDLE: Duration = Duration::from_secs(3);
     let setup = Setup {
         http2: http2::Settings {
             idle_timeout: IDLE,
@@ -419,14 +437,14 @@ async fn a_connection_without_calls_is_told_to_go_and_closed_however_alive_it_sh
     let call = waits.begin(world::request("/a.B/C", &[("x-act", "silent")]));
     let _call = call.await.expect("it begins");
     let mut uses = world.caller().await;
+    let began = Instant::now();
     let mut silent = Raw::client(world.proxy, &[]).await;
     let mut lively = Raw::client(world.proxy, &[]).await;
     silent.until_settled().await;
     lively.until_settled().await;
-    let began = Instant::now();
     let mut told = Vec::new();
     let mut ended = Vec::new();
-    while ended.len() < 2 || began.elapsed() < 3 * IDLE {
+    while ended.len() < 2 || began.elapsed() < 2 * IDLE {
         assert!(began.elapsed() < PATIENCE, "told {told:?}, ended {ended:?}");
         for (who, raw) in [("silent", &mut silent), ("lively", &mut lively)] {
             if ended.contains(&who) {
@@ -550,31 +568,40 @@ async fn a_burst_of_large_heads_before_a_slow_application_costs_no_call_of_anoth
     // Valid requests, within every limit: 900 of 14 KB.
     let large = "h".repeat(3_500);
     let fields = ["x-0", "x-1", "x-2", "x-3"].map(|name| (name, &*large));
-    let burst: Vec<_> = (0..900)
-        .flat_map(|n| raw::request(2 * n + 1, "/a.B/C", &fields, true))
-        .collect();
-    let proxy = world.proxy;
+    let burst = |from: u32| -> Vec<u8> {
+        let calls = from..from + 900;
+        calls
+            .flat_map(|n| raw::request(2 * n + 1, "/a.B/C", &fields, true))
+            .collect()
+    };
+    let bursts: Vec<_> = (0..10).map(|n| burst(900 * n)).collect();
+    let (proxy, calls) = (world.proxy, Arc::new(AtomicU32::new(0)));
+    let goes_on = calls.clone();
     let attacker = tokio::spawn(async move {
         let mut attacker = Raw::client(proxy, &[]).await;
-        attacker.send(&[update(0, 1 << 20), burst].concat()).await;
-        let mut answered = 0;
-        while answered < 900 {
-            let event = attacker.event().await.expect("it breaks no rule");
-            if event.kind == HEADERS {
-                attacker.fields(&event).await;
+        for burst in bursts {
+            attacker.send(&[update(0, 1 << 20), burst].concat()).await;
+            let mut answered = 0;
+            while answered < 900 {
+                let event = attacker.event().await.expect("it breaks no rule");
+                if event.kind == HEADERS {
+                    attacker.fields(&event).await;
+                }
+                answered += u32::from(event.kind == HEADERS && event.has(END_STREAM));
             }
-            answered += u32::from(event.kind == HEADERS && event.has(END_STREAM));
+            if goes_on.load(Relaxed) > 3 {
+                break;
+            }
         }
     });
-    let mut calls = 0;
     while !attacker.is_finished() {
         let answer = tokio::time::timeout(PATIENCE, innocent.call("/a.B/C", 100, 0)).await;
         let answer = answer.expect("in time").expect("answered");
         assert_eq!((answer.grpc_status.as_deref(), answer.bytes), (Some("0"), 105));
-        calls += 1;
+        calls.fetch_add(1, Relaxed);
     }
     attacker.await.expect("each of its calls is answered as well");
-    assert!(calls > 3, "{calls} calls of the innocent");
+    assert!(calls.load(Relaxed) > 3, "{calls:?} calls of the innocent");
     assert_eq!(world.metric("portunus_proxy_errors_total", &[]), 0.0);
     server.abort();
 }

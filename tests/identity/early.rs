@@ -185,6 +185,7 @@ fn paths(keeper: &Keeper) -> Vec<String> {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn not_one_byte_of_early_data_reaches_the_application() {
+    let _with_others = crate::floods::ALONE.read().await;
     let root = Authority::root("root");
     let keeper = Keeper::open().await;
     let world = World::before(keeper.addr, ends::inbound(&root, Mode::Strict)).await;

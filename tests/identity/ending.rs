@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
+use portunus_sidecar::balance::{self, Algorithm};
 use portunus_sidecar::policy::Mode;
 use portunus_sidecar::route::{Known, Policy, View};
 use portunus_sidecar::tls::SKEW;
@@ -169,8 +170,8 @@ async fn streams_are_cut_when_the_certificate_ends_where_that_is_wished() {
     assert_eq!(after.grpc_status.as_deref(), Some("0"));
 }
 
-/// How long the certificate lasts that tunnels are made with.
-const SHORT: Duration = Duration::from_secs(3);
+/// How long the certificate lasts that tunnels are made with: they stand before it ends, on a machine that pauses, too.
+const SHORT: Duration = Duration::from_secs(6);
 
 /// What each side has that has outlived a certificate.
 async fn outlived(near: &World, far: &World, count: f64) {
@@ -288,10 +289,21 @@ fn service(root: &Authority, endpoints: &[(SocketAddr, &str)]) -> Setup {
     )
 }
 
-/// Calls a service of two, of which `bad` is one, from ten callers; all calls are served. The longest wait.
+/// Less than the 10 s that a peer has for its SETTINGS, and more than the 2 s of a handshake by what a machine may pause.
+const NOT_LONG: Duration = Duration::from_secs(8);
+
+/// Calls a service of two, of which `bad` is one, from twenty callers; all calls are served. The longest wait.
 async fn served_beside(root: &Authority, bad: SocketAddr) -> (World, Duration) {
     let good = World::with(ends::inbound(root, Mode::Strict)).await;
-    let world = World::before(bad, service(root, &[(bad, PEERS), (good.proxy, OURS)])).await;
+    let setup = Setup {
+        // It is no matter of chance whether the bad one is tried.
+        balance: balance::Settings {
+            algorithm: Algorithm::RoundRobin,
+            ..balance::Settings::default()
+        },
+        ..service(root, &[(bad, PEERS), (good.proxy, OURS)])
+    };
+    let world = World::before(bad, setup).await;
     let mut longest = Duration::ZERO;
     let mut calls = tokio::task::JoinSet::new();
     for _ in 0..20 {
@@ -335,7 +347,7 @@ async fn a_server_that_refuses_our_certificate_late_is_sent_no_call() {
     let root = Authority::root("root");
     let bad = Ear::in_tls(refuses_us(&root)).await;
     let (world, longest) = served_beside(&root, bad.addr).await;
-    assert!(longest < Duration::from_secs(2), "a caller waited {longest:?}");
+    assert!(longest < NOT_LONG, "a caller waited {longest:?}");
     world
         .until(HANDSHAKES, &["outbound", "refused_by_peer"], |now| now >= 1.0)
         .await;
@@ -360,7 +372,7 @@ async fn a_server_that_never_says_settings_is_sent_no_call_and_nobody_waits_long
     let bad = Ear::in_tls(server_config(&root.leaf(|_| {}))).await;
     let (world, longest) = served_beside(&root, bad.addr).await;
     eprintln!("the longest of 20 callers waited {longest:?}");
-    assert!(longest < Duration::from_secs(4), "a caller waited {longest:?}");
+    assert!(longest < NOT_LONG, "a caller waited {longest:?}");
     world
         .until(HANDSHAKES, &["outbound", "no_settings"], |now| now >= 1.0)
         .await;
@@ -393,6 +405,7 @@ const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn servers_with_which_no_handshake_comes_to_be_are_cut_short_in_the_log() {
     const SERVERS: usize = 150;
+    let _with_others = crate::floods::ALONE.read().await;
     log::keep();
     let root = Authority::root("root");
     let another = root.certify(&leaf_params(OURS));

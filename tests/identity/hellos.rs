@@ -160,6 +160,7 @@ async fn meet(door: SocketAddr, said: &[u8]) -> Met {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_hello_in_pieces_is_the_same_hello() {
+    let _with_others = floods::ALONE.read().await;
     let root = Authority::root("root");
     let application = Ear::open().await;
     let message = Hello::usual(&root).message();
@@ -318,6 +319,7 @@ fn strange(usual: &Hello) -> Vec<(&'static str, Hello, Option<Met>)> {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_strange_hello_for_the_mesh_is_met_alike_where_plain_is_taken_too() {
+    let _with_others = floods::ALONE.read().await;
     let root = Authority::root("root");
     let application = Ear::open().await;
     let usual = Hello::usual(&root);
@@ -339,6 +341,7 @@ async fn a_strange_hello_for_the_mesh_is_met_alike_where_plain_is_taken_too() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_strange_hello_is_answered_or_ended_and_reaches_nobody() {
+    let _with_others = floods::ALONE.read().await;
     let root = Authority::root("root");
     let application = Ear::open().await;
     let world = World::before(application.addr, ends::inbound(&root, Mode::Strict)).await;

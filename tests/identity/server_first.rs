@@ -84,15 +84,20 @@ async fn permissive(root: &Authority, application: &Greeter, hello: Duration) ->
     World::before(application.addr, setup).await
 }
 
-/// A road on which what is said first is so long under way.
-async fn slow_road(to: SocketAddr, takes: Duration) -> SocketAddr {
+/// A road on which what is said first is so long under way, or, with none, until the other side has spoken.
+async fn slow_road(to: SocketAddr, takes: Option<Duration>) -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
     let addr = listener.local_addr().expect("an address");
     tokio::spawn(async move {
         while let Ok((mut near, _)) = listener.accept().await {
             tokio::spawn(async move {
                 let mut far = dial(to).await;
-                tokio::time::sleep(takes).await;
+                match takes {
+                    Some(takes) => tokio::time::sleep(takes).await,
+                    None => {
+                        far.peek(&mut [0]).await.expect("it is open");
+                    }
+                }
                 // Either side's end is the end of both.
                 let _ = tokio::io::copy_bidirectional(&mut near, &mut far).await;
             });
@@ -105,7 +110,7 @@ async fn slow_road(to: SocketAddr, takes: Duration) -> SocketAddr {
 async fn members_and_others_are_greeted_on_one_port_each_by_a_connection_of_its_own() {
     let root = Authority::root("root");
     let application = Greeter::open().await;
-    let far = permissive(&root, &application, Duration::from_secs(1)).await;
+    let far = permissive(&root, &application, Duration::from_secs(3)).await;
     let near = World::before(far.proxy, ends::outbound(&root, OURS)).await;
     // First members alone, then others between them.
     for round in 1..=4 {
@@ -130,9 +135,9 @@ async fn members_and_others_are_greeted_on_one_port_each_by_a_connection_of_its_
 async fn a_hello_that_comes_late_is_waited_for_where_the_application_is_known_to_speak_first() {
     let root = Authority::root("root");
     let application = Greeter::open().await;
-    let far = permissive(&root, &application, Duration::from_secs(2)).await;
+    let far = permissive(&root, &application, Duration::from_secs(5)).await;
     greeted(dial(far.proxy).await).await;
-    let road = slow_road(far.proxy, Duration::from_millis(200)).await;
+    let road = slow_road(far.proxy, Some(Duration::from_millis(200))).await;
     let config = ends::speaking(client_config(Some(&root.leaf(|_| {}))), &[ends::TCP]);
     greeted(ends::shake(road, config).await.expect("a handshake")).await;
     assert_eq!(application.connections(), 2);
@@ -145,7 +150,7 @@ async fn whoever_comes_with_a_hello_that_is_too_late_says_nothing_and_names_the_
     let application = Greeter::open().await;
     let far = permissive(&root, &application, detect::Settings::default().hello).await;
     greeted(dial(far.proxy).await).await;
-    let road = slow_road(far.proxy, Duration::from_secs(1)).await;
+    let road = slow_road(far.proxy, None).await;
     let near = World::before(road, ends::outbound(&root, OURS)).await;
     let mut socket = dial(near.proxy).await;
     socket

@@ -1,11 +1,13 @@
 //! What `/live` and `/ready` say of workers that hang or hear nobody.
 
+use std::io::Write;
+use std::net::{TcpListener, TcpStream};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use nix::sys::signal::Signal;
 use support::{
-    Pod, Sidecar,
+    Family, Pod, Sidecar, in_netns,
     traffic::{Endpoint, NAME, Traffic, addresses, alone},
     wait_until,
 };
@@ -136,8 +138,14 @@ fn it_is_not_ready_once_a_listener_has_failed_and_says_which() {
 #[test]
 fn a_proxy_that_drains_is_not_said_to_hear_nobody() {
     support::test(|mesh| {
-        let pod = mesh.pod("pod")?;
+        let (pod, server) = (mesh.pod("pod")?, mesh.pod("server")?);
         let mut sidecar = pod.sidecar()?;
+        // While the application is connected, the proxy does not end before it was looked at.
+        let address = server.at(Family::V4, 7000)?;
+        let listener = in_netns(&server, || TcpListener::bind(address))??;
+        let mut connected = in_netns(&pod, || TcpStream::connect(address))??;
+        connected.write_all(b"word")?;
+        let accepted = listener.accept()?;
         sidecar.signal(Signal::SIGTERM)?;
         let mut said = String::new();
         wait_until(SECOND * 5, "it is not ready", || {
@@ -146,6 +154,7 @@ fn a_proxy_that_drains_is_not_said_to_hear_nobody() {
             !said.is_empty()
         })?;
         ensure!(said == "not ready: the proxy is stopping\n", "/ready says {said}");
+        drop((connected, accepted));
         ensure!(sidecar.wait(SECOND * 10)?.success());
         Ok(())
     });

@@ -292,7 +292,7 @@ async fn a_server_that_cannot_be_reached_is_unavailable_at_once_and_says_why() {
     let took = began.elapsed();
     is(&answer, "14", "refused");
     assert!(answer.grpc_message.expect("a sentence").contains(&nobody.to_string()));
-    assert!(took < Duration::from_millis(500), "{took:?}");
+    assert!(took < Duration::from_secs(5), "{took:?}");
     if world.far.is_none() {
         let unsent = world.metric("portunus_requests_total", &["outbound", "tls=\"none\""]);
         assert_eq!(unsent, 1.0, "neither plain nor in mTLS");
@@ -470,7 +470,7 @@ async fn a_request_of_which_no_byte_left_goes_to_another_connection_when_its_own
     let stuck = || world.metric("portunus_memory_held_bytes", &[]);
     let mut last = 0.0;
     let mut same = 0;
-    while same < 5 {
+    while same < 20 {
         tokio::time::sleep(Duration::from_millis(100)).await;
         same = if stuck() == last && last > 60_000.0 {
             same + 1
@@ -512,7 +512,7 @@ async fn a_call_does_not_wait_for_a_draining_connection_when_no_other_can_be_mad
     let began = Instant::now();
     let refused = call(&caller, b"second".to_vec());
     is(&refused.await.expect("it held").expect("answered"), "14", "refused");
-    assert!(began.elapsed() < Duration::from_secs(2), "{:?}", began.elapsed());
+    assert!(began.elapsed() < Duration::from_secs(5), "{:?}", began.elapsed());
     answer(&mut server, stream).await;
     is(&running.await.expect("it held").expect("answered"), "0", "");
 }

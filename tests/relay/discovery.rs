@@ -18,6 +18,9 @@ use tokio::sync::watch;
 
 use crate::world::{Answer, Caller, PATIENCE, Setup, World, request};
 
+/// How long a call waits for what is not known yet; less than that is no time at all.
+const WAITS: Duration = Duration::from_secs(2);
+
 /// A control whose every word is the test's. It says nothing of what it was not told.
 #[derive(Clone, Default)]
 pub(crate) struct Control {
@@ -125,7 +128,7 @@ fn name(host: &str, meant: SocketAddr) -> Subject {
 #[tokio::test]
 async fn an_address_that_there_was_no_room_to_ask_for_can_be_called_once_there_is_some() {
     let control = Control::default();
-    control.full.store(1, Relaxed);
+    control.full.store(usize::MAX, Relaxed);
     let world = world(&control, None).await;
     control.says(Subject::Address(world.meant), outside());
     let mut caller = world.caller().await;
@@ -135,13 +138,15 @@ async fn an_address_that_there_was_no_room_to_ask_for_can_be_called_once_there_i
         (reason(&refused), refused.grpc_status.as_deref()),
         ("control_silent", Some("14"))
     );
-    assert!(began.elapsed() < Duration::from_secs(1), "nobody waits for room");
+    assert!(began.elapsed() < WAITS, "nobody waits for room");
     assert_eq!(world.metric("portunus_unfollowed", &["control"]), 1.0);
+    control.full.store(0, Relaxed);
     world
         .until("portunus_unfollowed", &["control"], |waiting| waiting == 0.0)
         .await;
     until_answered(async || caller.ask(request("/a.B/C", &[])).await.expect("answered")).await;
-    assert_eq!(control.asked(), 2, "again, and not all the time");
+    let most = 2 + began.elapsed().as_secs() as usize;
+    assert!((2..=most).contains(&control.asked()), "again, and not all the time");
 }
 
 #[tokio::test]
@@ -183,7 +188,7 @@ async fn a_call_to_a_name_says_that_control_is_silent_when_it_says_nothing_of_th
     let began = Instant::now();
     let late = call_to(&caller, &authority).await.expect("it held");
     assert_eq!(reason(&late), "control_silent", "{late:?}");
-    assert!(began.elapsed() < Duration::from_secs(1), "nobody waits any more");
+    assert!(began.elapsed() < WAITS, "nobody waits any more");
     control.says(Subject::Address(world.meant), outside());
     let until = Instant::now() + PATIENCE;
     while call_to(&caller, &authority)
@@ -210,8 +215,8 @@ async fn a_call_is_told_at_once_what_is_wrong_with_what_control_says_and_goes_on
     control.says(name("outside.test", world.meant), outside());
     let authority = |host: &str| format!("{host}:{}", world.meant.port());
     for (authority, most) in [
-        (world.meant.to_string(), Duration::from_secs(1)),
-        (authority("wrong.test"), Duration::from_secs(1)),
+        (world.meant.to_string(), WAITS),
+        (authority("wrong.test"), WAITS),
         (authority("outside.test"), PATIENCE),
     ] {
         let began = Instant::now();

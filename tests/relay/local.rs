@@ -19,7 +19,7 @@ use crate::raw::{self, DATA, HEADERS, RST_STREAM, Raw};
 use crate::world::{PATIENCE, Setup, World, free_port, request};
 
 /// What "at once" may be on a machine that is busy with other things.
-const SOON: Duration = Duration::from_millis(400);
+const SOON: Duration = Duration::from_secs(2);
 
 /// What was heard of an answer.
 #[derive(Debug, Default)]
@@ -122,7 +122,7 @@ async fn a_local_call_goes_through_the_pool_the_balancer_and_the_records_that_wi
     let method = &["grpc_method=\"Local\"", "grpc_service=\"a.B\""];
     assert_eq!(world.metric("grpc_client_started_total", method), 7.0);
     let ok = &[method[0], "grpc_code=\"OK\"", "grpc_type=\"unary\""];
-    assert_eq!(world.metric("grpc_client_handled_total", ok), 7.0);
+    world.until("grpc_client_handled_total", ok, |calls| calls == 7.0).await;
     assert_eq!(world.metric("grpc_client_handling_seconds_count", &[method[0]]), 7.0);
     assert_eq!(world.metric("portunus_requests_total", &["outbound"]), 7.0);
     let picked = |world: &World| -> u64 { world.open.endpoints().iter().map(|view| view.picked).sum() };
@@ -373,7 +373,7 @@ async fn a_deadline_ends_a_local_call_with_its_reason_and_cancels_at_the_server(
     let began = Instant::now();
     let answer = world
         .within(async move |local| {
-            let fields = [("grpc-timeout", "300m"), ("x-act", "silent")];
+            let fields = [("grpc-timeout", "2S"), ("x-act", "silent")];
             ask(&local.outbound(meant), &fields)
                 .await
                 .expect("answered by the proxy")
@@ -381,7 +381,7 @@ async fn a_deadline_ends_a_local_call_with_its_reason_and_cancels_at_the_server(
         .await;
     let took = began.elapsed();
     assert!(
-        took >= Duration::from_millis(295) && took < Duration::from_millis(300) + SOON,
+        took >= Duration::from_millis(1_995) && took < Duration::from_secs(2) + SOON,
         "{took:?}"
     );
     assert_eq!(

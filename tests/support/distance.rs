@@ -183,7 +183,8 @@ mod tests {
             rate: 100_000_000,
         })?;
         let mut took = Vec::new();
-        for _ in 0..20 {
+        // One of many is not held up by the machine.
+        while took.len() < 500 && took.iter().all(|took| *took >= Duration::from_millis(25)) {
             let mut byte = [7];
             let began = Instant::now();
             near.write_all(&byte)?;
@@ -224,7 +225,7 @@ mod tests {
     #[test]
     fn connections_end_with_it() -> Result<()> {
         let (distance, mut near, mut far) = pair(Path {
-            delay: Duration::from_millis(500),
+            delay: Duration::from_secs(5),
             rate: 100_000_000,
         })?;
         near.write_all(b"too late")?;

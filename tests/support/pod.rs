@@ -234,9 +234,9 @@ impl Pod {
         self.set_faults("drop")
     }
 
-    /// From now on this share of the packets to and from the pod is lost.
-    pub fn lose_packets(&self, percent: u8) -> Result<()> {
-        self.set_faults(&format!("numgen random mod 100 < {percent} drop"))
+    /// From now on one in so many packets to the pod is lost, and one in so many from it: exactly so many.
+    pub fn lose_packets(&self, one_in: u8) -> Result<()> {
+        self.set_faults(&format!("numgen inc mod {one_in} == 0 drop"))
     }
 
     /// Ends [`Pod::swallow_packets`] and [`Pod::lose_packets`].

@@ -339,17 +339,42 @@ async fn ask(client: h2::client::SendRequest<Bytes>, call: &Call, ears: &Heard) 
     Ok(())
 }
 
-/// Says bytes to an address from inside a pod, and returns what is answered until the end of it, or until nothing has come
-/// for a while.
+/// Says bytes to an address from inside a pod, where nothing need be answered: returns what is until the end of it, or until
+/// nothing has come for a while.
 pub(crate) fn say(from: &Pod, to: SocketAddr, bytes: &[u8]) -> Result<Vec<u8>> {
+    exchange(from, to, bytes, Duration::from_millis(700), |_| false)
+}
+
+/// The same where an answer is expected: it is waited for until it is whole.
+pub(crate) fn say_until(
+    from: &Pod,
+    to: SocketAddr,
+    bytes: &[u8],
+    is_whole: impl Fn(&[u8]) -> bool + Send,
+) -> Result<Vec<u8>> {
+    exchange(from, to, bytes, PATIENCE, is_whole)
+}
+
+fn exchange(
+    from: &Pod,
+    to: SocketAddr,
+    bytes: &[u8],
+    patience: Duration,
+    is_whole: impl Fn(&[u8]) -> bool + Send,
+) -> Result<Vec<u8>> {
     use std::io::{Read as _, Write as _};
-    in_netns(from, || {
+    in_netns(from, move || {
         let mut socket = std::net::TcpStream::connect_timeout(&to, PATIENCE)?;
-        socket.set_read_timeout(Some(Duration::from_millis(700)))?;
+        socket.set_read_timeout(Some(patience))?;
         let _ = socket.write_all(bytes);
-        let mut answer = Vec::new();
+        let (mut answer, mut buffer) = (Vec::new(), vec![0; 16 << 10]);
         // That it ends badly is a good end here.
-        let _ = socket.read_to_end(&mut answer);
+        while !is_whole(&answer)
+            && let Ok(read) = socket.read(&mut buffer)
+            && read > 0
+        {
+            answer.extend_from_slice(&buffer[..read]);
+        }
         Ok(answer)
     })?
 }

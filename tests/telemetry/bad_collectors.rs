@@ -50,6 +50,8 @@ fn a_collector_whose_packets_are_lost_costs_no_call_and_is_found_back() {
         };
         call(&caller, to, &[call_of("Before")])?;
         wait_until(Duration::from_secs(10), "a span comes", || has_come("Before"))?;
+        // The sidecar has heard so, too.
+        until_counted(&sidecar, 1)?;
 
         collecting.swallow_packets()?;
         let (lost, began, mut calls) = (outcome(&sidecar, "exported")?, Instant::now(), 0);
@@ -115,9 +117,10 @@ fn leaves_of_each_batch(mesh: &Mesh, protocol: &str, port: u16) -> Result<()> {
             "{exported} exported, {dropped} dropped and {failed} failed of {all}; they came in batches of {batches:?}"
         );
     }
+    let said = |log: &str| log.lines().filter(|line| line.contains(TOO_MANY)).count();
+    wait_until(Duration::from_secs(10), "it is said", || said(&sidecar.output()) > 0)?;
     let log = sidecar.output();
-    let said = log.lines().filter(|line| line.contains(TOO_MANY)).count();
-    ensure!(said == 1, "it was said {said} times:\n{log}");
+    ensure!(said(&log) == 1, "it was said {} times:\n{log}", said(&log));
     Ok(())
 }
 
@@ -172,10 +175,17 @@ fn recovers_from(mesh: &Mesh, bad: Bad) -> Result<()> {
         dropped - lost
     );
     ensure!(outcome(&sidecar, "exported")? == 0.0, "nobody took any");
-    let handled = sidecar
-        .metrics()?
-        .sum("grpc_client_handled_total", &[("grpc_code", "OK")]);
-    ensure!(handled == (FIRST + CALLS) as f64, "{handled} calls went well");
+    let handled = || -> Result<f64> {
+        let metrics = sidecar.metrics()?;
+        Ok(metrics.sum("grpc_client_handled_total", &[("grpc_code", "OK")]))
+    };
+    let made = (FIRST + CALLS) as f64;
+    // A call is counted when its answer has gone.
+    wait_until(Duration::from_secs(10), "each call is counted", || {
+        handled().is_ok_and(|handled| handled >= made)
+    })?;
+    let handled = handled()?;
+    ensure!(handled == made, "{handled} calls went well");
 
     collector.leave()?;
     let good = Collector::start(&collecting)?;
@@ -185,13 +195,15 @@ fn recovers_from(mesh: &Mesh, bad: Bad) -> Result<()> {
     })
     .with_context(|| sidecar.output())?;
     println!("{bad:?}: spans came {:?} after its return", back.elapsed());
-    // Those of now do, too, and each is counted once, whatever became of it.
-    call(&caller, to, &[Call::of(&to.to_string(), "a.B/Now")])?;
+    // Those of now do, too, and each is counted once, whatever became of it. As long as what has waited leaves, there may be
+    // no room for more: then the next one comes.
+    let mut now = 0;
     wait_until(Duration::from_secs(10), "a call of now has its span", || {
+        now += usize::from(call(&caller, to, &[Call::of(&to.to_string(), "a.B/Now")]).is_ok());
         let spans = good.spans().unwrap_or_default();
         spans.iter().any(|(_, span)| span.name == "a.B/Now")
     })?;
-    let all = FIRST + CALLS + 1;
+    let all = FIRST + CALLS + now;
     until_counted(&sidecar, all)?;
     let ([exported, dropped, failed], came) = (counted(&sidecar)?, good.spans()?.len());
     ensure!(

@@ -46,3 +46,22 @@ pub(crate) fn request(authority: &str, path: &str, more: &[(&str, &str)]) -> Vec
     ];
     headers(1, true, &[&head, more].concat())
 }
+
+/// Whether the first stream has ended in what a server said, or all of them have.
+pub(crate) fn has_ended(mut said: &[u8]) -> bool {
+    while let Some((head, rest)) = said.split_first_chunk::<9>() {
+        let [a, b, c, kind, flags, stream @ ..] = *head;
+        let is_first = u32::from_be_bytes(stream) == 1;
+        let Some(next) = rest.get(u32::from_be_bytes([0, a, b, c]) as usize..) else {
+            return false;
+        };
+        match kind {
+            // DATA and HEADERS with END_STREAM, RST_STREAM, GOAWAY.
+            0 | 1 if is_first && flags & 0x1 != 0 => return true,
+            3 if is_first => return true,
+            7 => return true,
+            _ => said = next,
+        }
+    }
+    false
+}

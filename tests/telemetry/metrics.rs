@@ -8,7 +8,7 @@ use opentelemetry_proto::tonic::collector::metrics::v1::ExportMetricsServiceRequ
 use opentelemetry_proto::tonic::common::v1::KeyValue;
 use opentelemetry_proto::tonic::metrics::v1::{AggregationTemporality, metric::Data, number_data_point::Value};
 use opentelemetry_proto::tonic::resource::v1::Resource;
-use support::{Family, Mesh, Metrics, Pod, Sidecar, wait_until};
+use support::{Family, Mesh, Pod, Sidecar, wait_until};
 
 use crate::application::{Application, Call, Reply, call};
 use crate::collector::{Collector, GRPC, HTTP, text};
@@ -28,8 +28,7 @@ fn all_arrive(mesh: &Mesh, protocol: &str, port: u16) -> Result<()> {
     let collector = Collector::start(&collecting)?;
     let world = World::new(mesh, &collecting, protocol, port)?;
     world.call(5)?;
-    let page = world.compare(&collector)?;
-    ensure!(page.sum("grpc_client_handled_total", &[("grpc_code", "OK")]) == 5.0);
+    world.compare(&collector, 5.0)?;
 
     drop(collector);
     world.call(7)?;
@@ -48,11 +47,8 @@ fn all_arrive(mesh: &Mesh, protocol: &str, port: u16) -> Result<()> {
     })?;
     println!("metrics by {protocol} came again after {:?}", back.elapsed());
     says("metrics are delivered again")?;
-    let page = world.compare(&collector)?;
-    ensure!(
-        page.sum("grpc_client_handled_total", &[("grpc_code", "OK")]) == 12.0,
-        "what was counted meanwhile is missing"
-    );
+    // What was counted meanwhile is there, too.
+    world.compare(&collector, 12.0)?;
     let log = world.sidecar.output();
     let complaints = log.matches("metrics cannot be delivered").count();
     ensure!(complaints == 1, "it complained {complaints} times");
@@ -134,28 +130,23 @@ impl World {
         call(&self.caller, to, &calls).map(drop)
     }
 
-    /// Waits until all is quiet, and compares what is sent before and after a look at the page with the page. What changes
-    /// by itself must lie between.
-    fn compare(&self, collector: &Collector) -> Result<Metrics> {
+    /// Waits until all is quiet and so many good calls are counted, and compares what is sent before and after a look at the
+    /// page with the page. What changes by itself must lie between.
+    fn compare(&self, collector: &Collector, good: f64) -> Result<()> {
         let mut why = String::new();
-        let mut page = Metrics::default();
         let equal = wait_until(Duration::from_secs(20), "what is sent equals the page", || {
-            match self.compare_once(collector) {
-                Ok(equal) => {
-                    page = equal;
-                    true
-                }
+            match self.compare_once(collector, good) {
+                Ok(()) => true,
                 Err(differs) => {
                     why = format!("{differs:#}");
                     false
                 }
             }
         });
-        equal.context(why)?;
-        Ok(page)
+        equal.context(why)
     }
 
-    fn compare_once(&self, collector: &Collector) -> Result<Metrics> {
+    fn compare_once(&self, collector: &Collector, good: f64) -> Result<()> {
         let next = || -> Result<ExportMetricsServiceRequest> {
             let before = collector.metrics()?.len();
             let came = || collector.metrics().is_ok_and(|pages| pages.len() > before);
@@ -186,7 +177,9 @@ impl World {
             "{} numbers were sent, and the page has {compared}",
             after.len()
         );
-        Ok(page)
+        let handled = page.sum("grpc_client_handled_total", &[("grpc_code", "OK")]);
+        ensure!(handled == good, "{handled} good calls are counted, and not {good}");
+        Ok(())
     }
 }
 

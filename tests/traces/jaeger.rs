@@ -9,15 +9,18 @@ use portunus_sidecar::telemetry::{Event, Kind};
 use serde_json::Value;
 use support::{Jaeger, Mesh, in_netns, jaeger, wait_until};
 
+use crate::failing::MEMORY;
 use crate::recorder::{Recorder, settings};
 
 #[test]
 fn both_spans_of_a_failed_rpc_arrive_by_grpc_as_parent_and_child_with_the_reason() {
+    let _with_others = MEMORY.read();
     support::test(|mesh| both_spans_arrive(mesh, Protocol::Grpc, jaeger::OTLP_GRPC));
 }
 
 #[test]
 fn both_spans_of_a_failed_rpc_arrive_by_http_as_parent_and_child_with_the_reason() {
+    let _with_others = MEMORY.read();
     support::test(|mesh| both_spans_arrive(mesh, Protocol::Http, jaeger::OTLP_HTTP));
 }
 
@@ -72,6 +75,10 @@ fn both_spans_arrive(mesh: &Mesh, protocol: Protocol, port: u16) -> Result<()> {
 /// The callee's sidecar cannot reach its application; returns the trace.
 fn a_call_fails(protocol: Protocol, port: u16) -> Result<String> {
     let collector = format!("127.0.0.1:{port}");
+    // Jaeger has just started, and takes its time for the first span.
+    let mut first = Recorder::new(settings("first", &collector, protocol)?)?;
+    first.record(1)?;
+    first.wait_for("exported", 1, Duration::from_secs(10))?;
     let mut outbound = Recorder::new(settings("client", &collector, protocol)?)?;
     let mut inbound = Recorder::new(settings("server", &collector, protocol)?)?;
     let peer = ([10, 0, 0, 7], 50051).into();
@@ -117,6 +124,7 @@ fn a_call_fails(protocol: Protocol, port: u16) -> Result<String> {
 
 #[test]
 fn a_burst_of_spans_arrives_whole() {
+    let _with_others = MEMORY.read();
     support::test(|mesh| {
         let pod = mesh.pod("jaeger")?;
         let jaeger = Jaeger::start(&pod)?;

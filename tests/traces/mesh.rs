@@ -6,10 +6,12 @@ use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 use support::{Family, Jaeger, Peer, Pod, Sidecar, Stack, interop, jaeger, wait_until};
 
+use crate::failing::MEMORY;
 use crate::jaeger::{span, tag};
 
 #[test]
 fn an_rpc_through_two_sidecars_is_one_trace_and_one_that_finds_no_application_says_why() {
+    let _with_others = MEMORY.read();
     support::test(|mesh| {
         let pod = mesh.pod("jaeger")?;
         let jaeger = Jaeger::start(&pod)?;

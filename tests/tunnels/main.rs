@@ -87,11 +87,14 @@ fn a_grpc_client_that_is_silent_for_a_second_is_taken_for_grpc_all_the_same() {
                 (&outbound, "grpc_client_handled_total"),
                 (&inbound, "grpc_server_handled_total"),
             ] {
-                let handled = sidecar.metrics()?.sum(name, &[("grpc_code", "OK")]);
-                ensure!(
-                    handled == 1.0,
-                    "{name} is {handled}: the call to {stack} was carried as bytes"
-                );
+                support::wait_until(
+                    Duration::from_secs(10),
+                    &format!("{name} counts the call to {stack}, which is not carried as bytes"),
+                    || {
+                        let metrics = sidecar.metrics();
+                        metrics.is_ok_and(|metrics| metrics.sum(name, &[("grpc_code", "OK")]) == 1.0)
+                    },
+                )?;
             }
         }
         Ok(())
@@ -363,7 +366,7 @@ fn an_ipv4_address_in_ipv6_form_leads_where_it_says() {
         let mut heard = [0; 17];
         server.read_exact(&mut heard)?;
         ensure!(&heard == b"by the other form", "there came {heard:?} from {from}");
-        support::wait_until(Duration::from_secs(2), "both sidecars have carried it", || {
+        support::wait_until(Duration::from_secs(10), "both sidecars have carried it", || {
             carried(&pair.outbound, "outbound").is_ok_and(|carried| carried == 1.0)
                 && carried(&pair.inbound, "inbound").is_ok_and(|carried| carried == 1.0)
         })
@@ -409,7 +412,7 @@ fn a_connection_to_the_proxys_own_ports_ends_at_once_and_is_counted() {
                 caller.name()
             );
             support::wait_until(
-                Duration::from_secs(2),
+                Duration::from_secs(10),
                 &format!("the end of {}'s connection to {address} is counted", caller.name()),
                 || counted().is_ok_and(|now| now > before),
             )?;

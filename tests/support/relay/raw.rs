@@ -249,7 +249,8 @@ impl Raw {
 
     /// A server that has heard the preface and said its SETTINGS.
     pub async fn accept(listener: &TcpListener, values: &[(u16, u32)]) -> Raw {
-        let (socket, _) = listener.accept().await.expect("a connection");
+        let taken = tokio::time::timeout(PATIENCE, listener.accept()).await;
+        let (socket, _) = taken.expect("in time").expect("a connection");
         let mut raw = Raw::of(socket);
         raw.send(&settings(values)).await;
         raw.hear_preface().await;

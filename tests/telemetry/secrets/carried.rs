@@ -5,7 +5,7 @@ use support::wait_until;
 
 use super::plants::Plants;
 use super::world::{BAD_HTTP1, FAREWELL, H2, HTTP1, MALFORMED, NAME, OTHER_HTTP, TUNNEL, WEB_PAGE, World};
-use crate::application::{Call, call, say};
+use crate::application::{Call, call, say, say_until};
 use crate::frames;
 
 /// What must have reached the application.
@@ -34,7 +34,10 @@ pub(crate) fn plant(world: &World, plants: &mut Plants) -> Result<()> {
     http1(world, plants)?;
     frames(world, plants)?;
     let bytes = plants.text("bytes of a tunnel");
-    world.heard(say(&world.caller, world.at(TUNNEL)?, bytes.as_bytes())?);
+    let answer = say_until(&world.caller, world.at(TUNNEL)?, bytes.as_bytes(), |answer| {
+        plants.arrived("an answer through a tunnel", answer)
+    })?;
+    world.heard(answer);
     let health = || String::from_utf8_lossy(&world.application.heard()).contains("grpc.health.v1");
     wait_until(std::time::Duration::from_secs(10), "health was asked for", health)
 }
@@ -213,14 +216,16 @@ fn http1(world: &World, plants: &mut Plants) -> Result<()> {
         format!("{} / HTTP/1.1\r\nHost: a\r\n\r\n", text("a method of HTTP/1")),
         format!("GET / {}\r\nHost: a\r\n\r\n", text("a version of HTTP")),
     ];
-    let answer = say(&world.caller, world.at(HTTP1)?, whole.as_bytes())?;
+    let answer = say_until(&world.caller, world.at(HTTP1)?, whole.as_bytes(), |answer| {
+        plants.arrived("an answer of a web server's", answer)
+    })?;
     ensure!(answer.starts_with(b"HTTP/1.1 200"), "{}", answer.escape_ascii());
     world.heard(answer);
     let bad: Vec<_> = bad.map(String::into_bytes).into();
     say_all(world, HTTP1, &bad)?;
     let request = get(
         "/",
-        &format!("Host: a\r\nCookie: {}", text("a cookie for a bad web server")),
+        &format!("Host: a\r\nCookie: {}", plants.text("a cookie for a bad web server")),
     );
     say(&world.caller, world.at(BAD_HTTP1)?, request.as_bytes())?;
     Ok(())

@@ -6,14 +6,14 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 /// Watches, until it drops.
-pub(crate) struct Pauses {
+pub struct Pauses {
     longest: Arc<AtomicU64>,
     over: Arc<AtomicBool>,
 }
 
 impl Pauses {
     /// Begins to watch.
-    pub(crate) fn watch() -> Pauses {
+    pub fn watch() -> Pauses {
         let pauses = Pauses {
             longest: Arc::default(),
             over: Arc::default(),
@@ -31,7 +31,7 @@ impl Pauses {
     }
 
     /// The longest since it began, or since this was asked last.
-    pub(crate) fn longest(&self) -> Duration {
+    pub fn longest(&self) -> Duration {
         Duration::from_micros(self.longest.swap(0, Relaxed))
     }
 }
