@@ -117,15 +117,12 @@ fn one_of_five_endpoints_that_swallows_packets_fails_no_call_that_begins_five_se
             "five seconds after the silence there still failed:{}",
             late.failed()
         );
-        // Nobody waited in vain for as long as the caller allows: those that were in flight were told. That takes 4.5 s at
-        // most (the silence is seen after 1.5 s, an answer awaited for 2 s, and each looked at every 0.5 s), and the caller
-        // allows 5 s: who waited longer on a machine that paused for the difference shows nothing.
-        let paused = pause >= Duration::from_millis(500);
+        // Nobody waited in vain for as long as the caller allows: those that were in flight were told.
         let hung: Vec<_> = calls
             .failed()
             .0
             .into_iter()
-            .filter(|call| !(is_explained(call) || paused && call.ms > 4_500.0))
+            .filter(|call| !is_explained(call))
             .collect();
         ensure!(
             hung.is_empty(),

@@ -14,7 +14,7 @@ async def call(stub, name):
     at, began = time.time(), time.perf_counter()
     answered, code, why = "", "OK", ""
     try:
-        reply = await stub.SayHello(greeter_pb2.HelloRequest(name=name), timeout=5)
+        reply = await stub.SayHello(greeter_pb2.HelloRequest(name=name), timeout=20)
         answered = reply.message.rsplit(" ", 1)[-1]
     except grpc.aio.AioRpcError as error:
         code, why = error.code().name, error.details()
