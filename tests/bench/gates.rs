@@ -28,8 +28,8 @@ fn a_call_that_is_not_recorded_pays_for_its_header_alone() {
 
 #[test]
 fn a_call_alone_takes_six_system_calls() {
-    // What is over is a timer or two in thousands of calls.
-    assert_at_most(&measure("T2s", &["--bare"]), "T2.syscalls", 6.05);
+    // What is over is timers, the more of them the slower the machine is; a seventh would be a whole one.
+    assert_at_most(&measure("T2s", &["--bare"]), "T2.syscalls", 6.4);
 }
 
 #[test]
