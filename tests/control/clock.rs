@@ -8,7 +8,7 @@ use anyhow::{Context as _, Result, ensure};
 use support::traffic::{Call, Traffic};
 use support::{Control, Pod, Program, Sidecar, lent};
 
-use crate::certificates::{handshakes, without_certificate};
+use crate::certificates::{NONE_THERE, handshakes, without_certificate};
 use crate::shop::{CALLER, NAME, Shop, certified, cpu, none_failed, timed};
 
 #[test]
@@ -98,7 +98,10 @@ fn a_callee_whose_clock_is_set_refuses_who_calls_anew_with_the_reason_and_is_wel
             let callee = &mut shop.greeters[0].sidecar;
             let (began, used) = (Instant::now(), cpu(callee)?);
             let said = callee.output().matches("the clock was set").count();
-            let (ended, broken) = (without_certificate(callee)?, handshakes(sidecar, "outbound", "broken")?);
+            let (ended, failed) = (
+                without_certificate(callee)?,
+                handshakes(sidecar, "outbound", NONE_THERE)?,
+            );
             clock.set(ahead)?;
             timed(HALF_A_MINUTE, &format!("the callee has noticed {ahead}"), || {
                 callee.output().matches("the clock was set").count() > said && is_ready(callee) == serves
@@ -117,7 +120,7 @@ fn a_callee_whose_clock_is_set_refuses_who_calls_anew_with_the_reason_and_is_wel
                     "at {ahead} these do not fail with the reason:{calls}"
                 );
                 ensure!(
-                    without_certificate(callee)? > ended && handshakes(sidecar, "outbound", "broken")? > broken,
+                    without_certificate(callee)? > ended && handshakes(sidecar, "outbound", NONE_THERE)? > failed,
                     "at {ahead} no end counted a handshake without a certificate"
                 );
             }

@@ -214,6 +214,20 @@ impl Credential {
     }
 }
 
+/// What a handshake of ours needs, where we are called and have no certificate to show: it comes to nothing.
+pub(super) fn nothing_to_show() -> Arc<ServerConfig> {
+    static CONFIG: LazyLock<Arc<ServerConfig>> = LazyLock::new(|| {
+        let builder = ServerConfig::builder_with_provider(PROVIDER.clone())
+            .with_protocol_versions(&[&rustls::version::TLS13])
+            .expect("the provider has suites of TLS 1.3");
+        let mut config = builder.with_no_client_auth().with_cert_resolver(Arc::new(Nothing));
+        config.session_storage = Arc::new(NoServerSessionStorage {});
+        config.alpn_protocols = vec![ALPN_H2.to_vec(), ALPN_TCP.to_vec()];
+        Arc::new(config)
+    });
+    CONFIG.clone()
+}
+
 /// What a handshake of ours needs, where we call and have no certificate to show.
 pub(super) fn anonymous(bundle: &Bundle, expected: &SpiffeId) -> (Arc<ClientConfig>, Arc<Verifier>) {
     let verifier = Arc::new(Verifier::new(bundle.clone(), PROVIDER.clone(), Some(expected.clone())));
@@ -249,6 +263,16 @@ struct Always(Arc<CertifiedKey>);
 impl ResolvesServerCert for Always {
     fn resolve(&self, _hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
         Some(self.0.clone())
+    }
+}
+
+/// No certificate at all.
+#[derive(Debug)]
+struct Nothing;
+
+impl ResolvesServerCert for Nothing {
+    fn resolve(&self, _hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+        None
     }
 }
 

@@ -17,6 +17,9 @@ pub enum Error {
     /// The peer refuses us, or gave up. In TLS 1.3 this may come after our side of the handshake is finished.
     #[error("the peer ended the TLS connection: {0}")]
     ByPeer(Alert),
+    /// The peer, whom we call, has no certificate to show: an `access_denied` in place of its first word.
+    #[error("the peer has no valid certificate to show: see /ready there")]
+    NothingToShow,
     /// The handshake was not finished in time.
     #[error("the peer did not finish the TLS handshake within {0:?}")]
     TooSlow(Duration),
@@ -49,6 +52,7 @@ impl Error {
         match self {
             Error::Refused(refused) => refused.reason(),
             Error::ByPeer(alert) => alert.reason(),
+            Error::NothingToShow => "no_certificate_there",
             Error::TooSlow(_) => "too_slow",
             Error::NotTls => "not_tls",
             Error::TooLong => "too_long",
@@ -87,7 +91,7 @@ impl From<Error> for io::Error {
             Error::Io(source) => source.kind(),
             Error::Truncated => io::ErrorKind::UnexpectedEof,
             Error::TooSlow(_) => io::ErrorKind::TimedOut,
-            Error::Refused(_) | Error::ByPeer(_) => io::ErrorKind::PermissionDenied,
+            Error::Refused(_) | Error::ByPeer(_) | Error::NothingToShow => io::ErrorKind::PermissionDenied,
             Error::NotTls | Error::TooLong | Error::NoProtocol | Error::Incompatible(_) | Error::Protocol(_) => {
                 io::ErrorKind::InvalidData
             }
@@ -101,6 +105,11 @@ impl From<Error> for io::Error {
 pub struct Alert(u8);
 
 impl Alert {
+    /// Whether it is what a server says that has no certificate for us, and one that does not let us in.
+    pub(super) fn is_access_denied(self) -> bool {
+        AlertDescription::from(self.0) == AlertDescription::AccessDenied
+    }
+
     /// Its number in the standard.
     pub fn code(self) -> u8 {
         self.0

@@ -12,7 +12,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
-use super::credential::Credential;
+use super::credential::{Credential, nothing_to_show};
 use super::engine::{Engine, Step};
 use super::error::Error;
 use super::output::Output;
@@ -55,6 +55,18 @@ pub async fn accept(
     Handshake::new(socket, Engine::Server(Box::new(connection)), first)
         .finish(&verifier, credential, within)
         .await
+}
+
+/// Ends the handshake of one that calls us when we have no certificate to show, and says so: by the alert that rustls has for
+/// that, which a caller of this mesh knows as [`Error::NothingToShow`]. No later than `within`, and 400 ms for the alert.
+pub async fn turn_away(socket: TcpStream, first: Vec<u8>, within: Duration) {
+    let Ok(connection) = UnbufferedServerConnection::new(nothing_to_show()) else {
+        return;
+    };
+    let mut handshake = Handshake::new(socket, Engine::Server(Box::new(connection)), first);
+    if let Ok(Err(_)) = timeout(within, handshake.shake()).await {
+        handshake.say_why().await;
+    }
 }
 
 /// Shakes hands with a server, which has to be `expected` and nobody else.
@@ -154,6 +166,12 @@ impl Handshake {
         };
         let agreed = match (finished, verifier.take_verdict()) {
             (_, Some(Err(refused))) => Err(refused.into()),
+            // It has not said its hello, so nothing of ours was judged.
+            (Err(Error::ByPeer(alert)), _)
+                if alert.is_access_denied() && self.engine.state().protocol_version().is_none() =>
+            {
+                Err(Error::NothingToShow)
+            }
             (Err(error), _) => Err(error),
             (Ok(()), None) => Err(Error::Protocol("nobody judged the peer's certificate".to_owned())),
             (Ok(()), Some(Ok(peer))) => match Alpn::of(self.engine.state().alpn_protocol()) {

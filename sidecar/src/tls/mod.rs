@@ -30,7 +30,7 @@ pub use portunus_proto::svid::{NotSvid, SKEW, Usage};
 pub use control::call_control;
 pub use credential::{Bundle, Credential, Unusable};
 pub use error::{Alert, Error};
-pub use handshake::{accept, connect};
+pub use handshake::{accept, connect, turn_away};
 pub use peer::{Peer, Shown};
 pub use refused::Refused;
 pub use session::{Alpn, LEAST_BUFFER, Opened, Session, sealed_len};

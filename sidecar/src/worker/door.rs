@@ -335,7 +335,10 @@ impl Door {
                 );
             }
             self.counts.ended(Ending::NoOwnCertificate);
-            return tunnel::reset(socket);
+            return tokio::select! {
+                () = self.cut.cancelled() => {}
+                () = tls::turn_away(socket, first, HANDSHAKE) => {}
+            };
         };
         let shaken = tokio::select! {
             () = self.cut.cancelled() => return,

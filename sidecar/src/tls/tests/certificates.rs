@@ -1,10 +1,11 @@
 //! Whom we refuse, in both directions, and whom we do not.
 
 use portunus_proto::svid::Usage;
+use tokio::io::AsyncReadExt as _;
 use tokio::net::{TcpListener, TcpStream};
 
 use super::super::credential::SHA256;
-use super::super::{Alpn, Credential, Error, NotSvid, Peer, Refused, Unusable, accept, connect};
+use super::super::{Alpn, Credential, Error, NotSvid, Peer, Refused, Unusable, accept, connect, turn_away};
 use super::draft::bare;
 use super::plain::providers;
 use super::shapes::{LEAST, enough_of_each, right, wrong};
@@ -115,6 +116,39 @@ async fn a_caller_without_a_certificate_is_refused_however_it_shakes_hands() {
         }
     }
     assert!(count >= LEAST, "only {count}");
+}
+
+#[tokio::test]
+async fn whoever_calls_one_of_us_that_has_no_certificate_is_told_so() {
+    let root = Authority::root("root");
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(async move {
+        while let Ok((mut socket, _)) = listener.accept().await {
+            // Some of it was read already, to know whose TLS it is.
+            let mut first = vec![0; 100];
+            socket.read_exact(&mut first).await.unwrap();
+            tokio::spawn(turn_away(socket, first, IN_TIME));
+        }
+    });
+    for alpn in [Alpn::H2, Alpn::Tcp] {
+        let socket = TcpStream::connect(address).await.unwrap();
+        let error = connect(socket, &root.credential(), &id(PEERS), alpn, IN_TIME)
+            .await
+            .err();
+        let error = error.expect("it has none");
+        assert!(matches!(error, Error::NothingToShow), "{error}");
+        assert_eq!(error.reason(), "no_certificate_there");
+    }
+    for config in [None, Some(&root.leaf(|_| {}))].map(client_config) {
+        let peer = calls(address, config, SECRET);
+        let saw = tokio::task::spawn_blocking(|| peer.join().unwrap()).await.unwrap();
+        assert!(saw.plain.is_empty(), "{saw:?}");
+        assert!(
+            saw.error.as_ref().is_some_and(|error| error.contains("AccessDenied")),
+            "{saw:?}"
+        );
+    }
 }
 
 #[tokio::test]
