@@ -112,12 +112,23 @@ fn workload_addresses(objects: &Objects, findings: &mut Findings) {
 }
 
 /// Whoever has no token has no identity, and is called in plain: at the address of a member this is most likely not meant.
+/// Members that share an address are told apart by the ports that they list, and called in plain at any other.
 fn beside_members(objects: &Objects, findings: &mut Findings) {
     let has_token = |workload: &&Object<Workload>| workload.value.join_token.is_some();
     let (members, others): (Vec<_>, Vec<_>) = objects.workloads.iter().partition(has_token);
     let mut owners = HashMap::new();
     for member in members {
-        owners.extend(member.value.addresses.iter().map(|address| (*address, member)));
+        for (index, address) in member.value.addresses.iter().enumerate() {
+            let other = owners.insert(*address, member);
+            if let Some(other) = other.filter(|other| other.name != member.name) {
+                let message = format!(
+                    "{address} is the address of another Workload with spec.joinTokenSha256, too, so ports that neither of \
+                     them lists are called in plain there: {}",
+                    other.place()
+                );
+                member.warning(&format!("spec.addresses[{index}]"), message, findings);
+            }
+        }
     }
     for workload in others {
         for (index, address) in workload.value.addresses.iter().enumerate() {

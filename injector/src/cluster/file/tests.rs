@@ -365,6 +365,26 @@ fn a_workload_without_a_token_at_the_address_of_one_that_has_a_token_is_a_warnin
 }
 
 #[test]
+fn members_that_share_an_address_are_a_warning_that_says_what_of_it_is_plain() {
+    let hash = "0123456789abcdef".repeat(4);
+    let beside = whole(&format!(
+        "W  addresses: [10.1.0.3, 10.9.9.9]\n  ports: [{{port: 4711}}]\n  joinTokenSha256: {hash}\n"
+    ));
+    let reading = read(&Directory::new().with("a.yaml", GOOD).with("b.yaml", &beside).0);
+    assert!(reading.snapshot.is_some(), "{:#?}", reading.findings);
+    let [finding] = &reading.findings[..] else {
+        panic!("{:#?}", reading.findings);
+    };
+    assert_eq!(
+        (finding.severity, &*finding.file, &*finding.field),
+        (Severity::Warning, "b.yaml", "spec.addresses[0]")
+    );
+    for part in ["10.1.0.3 is", "called in plain", "shop/greeter-1 (a.yaml:"] {
+        assert!(finding.message.contains(part), "{part} in {finding}");
+    }
+}
+
+#[test]
 fn a_service_none_of_whose_workloads_is_ready_is_a_warning_and_one_that_is_ready_suffices() {
     let service = whole("S  selector: {app: new}\n  ports: [{port: 80}]\n");
     let workload = |name: &str, address: &str, ready: &str| {
