@@ -2,6 +2,7 @@
 //! and no application hears a byte.
 
 use std::net::Ipv4Addr;
+use std::sync::atomic::Ordering::Relaxed;
 
 use portunus_proto::svid::Usage;
 use portunus_sidecar::policy::Mode;
@@ -215,6 +216,7 @@ async fn is_sent_no_byte(root: &Authority, what: &str, reason: &str, mut shows: 
     drop(world);
     server.until_all_ended().await;
     assert!(server.heard.lock().is_empty(), "{what}: something was sent");
+    assert_eq!(server.connections.load(Relaxed), 1, "{what}: it was called once more");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
