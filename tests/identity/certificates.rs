@@ -2,11 +2,13 @@
 //! and no application hears a byte.
 
 use std::net::Ipv4Addr;
+use std::sync::atomic::Ordering::Relaxed;
 
 use portunus_proto::svid::Usage;
 use portunus_sidecar::policy::Mode;
 use rustls::{ClientConfig, ServerConfig};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
 
 use crate::authority::{Authority, OURS, PEERS, leaf_params};
 use crate::draft::bare;
@@ -14,32 +16,8 @@ use crate::ends::{self, Ear, HANDSHAKES};
 use crate::log;
 use crate::plain::{client_config, client_config_by, providers, server_config, server_config_by};
 use crate::raw;
-use crate::shapes::{enough_of_each, right, wrong};
-use crate::world::{World, request};
-
-/// A part of the sentence that goes with a reason.
-fn sentence(reason: &str) -> &'static str {
-    match reason {
-        "no_certificate" => "showed no certificate",
-        "unknown_issuer" => "no root of this mesh certified",
-        "self_signed" => "is signed by itself",
-        "foreign_trust_domain" => "which is not of the trust domain cluster.local",
-        "expired" => "ended ",
-        "not_yet_valid" => "is a clock wrong?",
-        "ca_as_leaf" => "is that of a certification authority",
-        "no_uri_name" => "has no URI name",
-        "several_uri_names" => "a SPIFFE certificate has one",
-        "bad_spiffe_id" => "names no SPIFFE id",
-        "key_usage" => "the key usage of the peer's certificate chain is wrong",
-        "extended_key_usage" => "the extended key usage of the peer's certificate chain does not allow",
-        "name_constraints" => "a name constraint of an issuer forbids",
-        "wrong_identity" => "was to be reached",
-        "bad_signature" => "a signature is wrong",
-        "chain" => "certificate chain is not acceptable",
-        "malformed" => "cannot be read",
-        other => panic!("{other} has no sentence here"),
-    }
-}
+use crate::shapes::{enough_of_each, right, sentence, wrong};
+use crate::world::{PATIENCE, World, request};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_caller_with_a_bad_certificate_does_not_reach_the_application() {
@@ -74,10 +52,16 @@ async fn callers_with_bad_certificates(root: &Authority, mode: Mode, network: u8
             ("none".to_owned(), "no_certificate", Box::new(show) as Show<'_>)
         })
     });
-    for (caller, (what, reason, show)) in wrong.chain(none).enumerate() {
+    let each = wrong.chain(none).flat_map(|(what, reason, show)| {
+        words().map(|(protocol, words)| {
+            let what = format!("{what}, for {}", protocol.escape_ascii());
+            (what, reason, ends::speaking(show(), &[protocol]), words)
+        })
+    });
+    for (caller, (what, reason, config, words)) in each.enumerate() {
         let count = || world.metric(HANDSHAKES, &["direction=\"inbound\"", &format!("result=\"{reason}\"")]);
         let (before, logged) = (count(), log::end());
-        let (from, said) = call_with(&world, address(network, caller), show()).await;
+        let (from, said) = call_with(&world, address(network, caller), config, &words).await;
         assert_eq!(said, b"", "{mode:?}, {what}: it was answered");
         let result = format!("result=\"{reason}\"");
         world
@@ -96,15 +80,31 @@ async fn callers_with_bad_certificates(root: &Authority, mode: Mode, network: u8
     }
     assert_eq!(world.metric(HANDSHAKES, &["result=\"ok\""]), 0.0);
     assert_eq!(world.metric("portunus_requests_total", &["inbound"]), 0.0);
+    assert_eq!(world.metric("portunus_tunnels_total", &["inbound"]), 0.0);
 }
+
+/// What callers of each protocol say: a whole request, and what is neither HTTP/2 nor HTTP/1.
+fn words() -> [(&'static [u8], Vec<u8>); 2] {
+    let preface = [raw::PREFACE, &raw::settings(&[])].concat();
+    let call = [preface, raw::request(1, "/a.B/C", &[], true)].concat();
+    [(ends::H2, call), (ends::TCP, BYTES.to_vec())]
+}
+
+/// No HTTP of any kind.
+const BYTES: &[u8] = b"*1\r\n$4\r\nPING\r\n";
 
 /// Where a caller calls from: no address causes more than a hundred lines of the log.
 fn address(network: u8, caller: usize) -> Ipv4Addr {
     Ipv4Addr::new(127, 0, network, 1 + u8::try_from(caller / 80).expect("few addresses"))
 }
 
-/// A whole request, said as soon as the caller may. Who called, and what it heard.
-async fn call_with(world: &World, address: Ipv4Addr, config: ClientConfig) -> (std::net::SocketAddr, Vec<u8>) {
+/// Says the words as soon as it may. Who called, and what it heard.
+async fn call_with(
+    world: &World,
+    address: Ipv4Addr,
+    config: ClientConfig,
+    words: &[u8],
+) -> (std::net::SocketAddr, Vec<u8>) {
     let socket = tokio::net::TcpSocket::new_v4().expect("a socket");
     socket.bind((address, 0).into()).expect("an address of loopback");
     let socket = socket.connect(world.proxy).await.expect("it listens");
@@ -114,10 +114,8 @@ async fn call_with(world: &World, address: Ipv4Addr, config: ClientConfig) -> (s
     let mut heard = Vec::new();
     // In TLS 1.3 the caller's handshake ends before it is judged.
     if let Ok(mut stream) = connector.connect(name, socket).await {
-        let preface = [b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".as_slice(), &raw::settings(&[])].concat();
-        let call = [preface, raw::request(1, "/a.B/C", &[], true)].concat();
-        let _ = stream.write_all(&call).await;
-        let ended = tokio::time::timeout(crate::world::PATIENCE, stream.read_to_end(&mut heard)).await;
+        let _ = stream.write_all(words).await;
+        let ended = tokio::time::timeout(PATIENCE, stream.read_to_end(&mut heard)).await;
         assert!(ended.expect("it ends").is_err(), "an alert says why");
     }
     (from, heard)
@@ -156,14 +154,15 @@ async fn a_server_with_a_bad_certificate_is_sent_nothing_and_its_caller_is_told_
     // Side by side, since each waits most of the time.
     let every_third = async |first: usize| {
         for (what, reason, show) in all.iter().skip(first).step_by(3) {
-            is_sent_nothing(&root, what, reason, show()).await;
+            is_sent_no_call(&root, what, reason, show()).await;
+            is_sent_no_byte(&root, what, reason, show()).await;
         }
     };
     tokio::join!(every_third(0), every_third(1), every_third(2));
 }
 
 /// A server that is not whom it should be, for this reason: its caller is told, and it hears nothing.
-async fn is_sent_nothing(root: &Authority, what: &str, reason: &str, shows: ServerConfig) {
+async fn is_sent_no_call(root: &Authority, what: &str, reason: &str, shows: ServerConfig) {
     let expected = PEERS;
     let server = Ear::in_tls(shows).await;
     let logged = log::end();
@@ -189,7 +188,35 @@ async fn is_sent_nothing(root: &Authority, what: &str, reason: &str, shows: Serv
         .says(&[&format!("addr={}", server.addr), &format!("reason=\"{reason}\"")])
         .await;
     drop(world);
+    server.until_all_ended().await;
     assert!(server.heard.lock().is_empty(), "{what}: something was sent");
+}
+
+/// The same at the end of a tunnel, which is reset.
+async fn is_sent_no_byte(root: &Authority, what: &str, reason: &str, mut shows: ServerConfig) {
+    // It takes nothing but tunnels, so that for a call no handshake would come as far as its certificate.
+    shows.alpn_protocols = vec![ends::TCP.to_vec()];
+    let server = Ear::in_tls(shows).await;
+    let logged = log::end();
+    let world = World::before(server.addr, ends::outbound(root, PEERS)).await;
+    let mut application = TcpStream::connect(world.proxy).await.expect("it listens");
+    application.write_all(BYTES).await.expect("it is read");
+    let mut heard = Vec::new();
+    let ended = tokio::time::timeout(PATIENCE, application.read_to_end(&mut heard)).await;
+    assert!(ended.expect("it ends").is_err(), "{what}: the tunnel was not reset");
+    assert_eq!(heard, b"", "{what}: it was answered");
+    let result = format!("result=\"{reason}\"");
+    world
+        .until(HANDSHAKES, &["direction=\"outbound\"", &result], |now| now == 1.0)
+        .await;
+    assert_eq!(world.metric(HANDSHAKES, &[]), 1.0, "{what}");
+    logged
+        .says(&[&format!("addr={}", server.addr), &format!("reason=\"{reason}\"")])
+        .await;
+    drop(world);
+    server.until_all_ended().await;
+    assert!(server.heard.lock().is_empty(), "{what}: something was sent");
+    assert_eq!(server.connections.load(Relaxed), 1, "{what}: it was called once more");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -199,7 +226,7 @@ async fn peers_with_nothing_wrong_are_heard() {
     for shape in right(&root) {
         let what = shape.around;
         let veil = ends::veil(world.proxy, client_config(Some(&shape.show()))).await;
-        let socket = tokio::net::TcpStream::connect(veil).await.expect("it listens");
+        let socket = TcpStream::connect(veil).await.expect("it listens");
         let (sender, connection) = h2::client::handshake(socket).await.expect(what);
         tokio::spawn(connection);
         let mut sender = sender.ready().await.expect(what);

@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 use portunus_proto::{SpiffeId, TrustDomain};
@@ -130,6 +131,15 @@ impl Ear {
         let mut room = [0; 4_096];
         while let Ok(n @ 1..) = stream.read(&mut room).await {
             self.heard.lock().extend_from_slice(&room[..n]);
+        }
+    }
+
+    /// Waits until whoever came was heard to the end.
+    pub async fn until_all_ended(&self) {
+        let began = Instant::now();
+        while self.ended.load(Relaxed) < self.connections.load(Relaxed) {
+            assert!(began.elapsed() < PATIENCE, "a connection does not end");
+            tokio::time::sleep(Duration::from_millis(5)).await;
         }
     }
 

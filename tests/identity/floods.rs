@@ -16,6 +16,7 @@ use tokio::sync::RwLock;
 use crate::authority::{Authority, Shown};
 use crate::ends::{self, Ear};
 use crate::log;
+use crate::modes::ask;
 use crate::plain::client_config;
 use crate::raw;
 use crate::world::{World, collect, request};
@@ -257,13 +258,14 @@ async fn a_flood_of_handshakes_leaves_the_innocent_alone() {
     let (shown, foreign) = (root.leaf(|_| {}), Authority::root("another").leaf(|_| {}));
     let world = World::with(ends::inbound(&root, Mode::Strict)).await;
     let innocent = Innocent::start(&world, &shown).await;
+    let newcomers = ends::veil(world.proxy, client_config(Some(&shown))).await;
     let before = resident();
     let began = Instant::now();
     let mut rounds = 0;
     // So many, and more while the innocent needs for its calls.
     while rounds < 100 || innocent.answered.load(Relaxed) < 20 && began.elapsed() < ENOUGH {
         rounds += 1;
-        // Hellos whose senders leave, and whole handshakes of those whom nobody knows.
+        // Hellos whose senders leave, and whole handshakes of those whom nobody knows; among them one who may come in.
         let hello = hello(&shown);
         let mut all = tokio::task::JoinSet::new();
         for _ in 0..40 {
@@ -273,6 +275,12 @@ async fn a_flood_of_handshakes_leaves_the_innocent_alone() {
                 let _ = socket.write_all(&hello).await;
             });
         }
+        all.spawn(async move {
+            let answer = tokio::time::timeout(ENOUGH, ask(newcomers))
+                .await
+                .expect("it is served");
+            assert_eq!(answer.grpc_status.as_deref(), Some("0"), "{:?}", answer.grpc_message);
+        });
         for _ in 0..10 {
             let (config, to) = (client_config(Some(&foreign)), world.proxy);
             all.spawn(async move {
@@ -296,6 +304,9 @@ async fn a_flood_of_handshakes_leaves_the_innocent_alone() {
             now == f64::from(rounds * 10)
         })
         .await;
+    // The innocent, and each newcomer by a handshake of its own.
+    let served = world.metric(ends::HANDSHAKES, &["inbound", "result=\"ok\""]);
+    assert_eq!(served, f64::from(1 + rounds));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -20,7 +20,7 @@ const ERRORS: &str = "portunus_proxy_errors_total";
 const TUNNELS: &str = "portunus_tunnels_total";
 
 /// A call on a connection of its own to `door`.
-async fn ask(door: std::net::SocketAddr) -> Answer {
+pub async fn ask(door: std::net::SocketAddr) -> Answer {
     let socket = TcpStream::connect(door).await.expect("it listens");
     let (sender, connection) = h2::client::handshake(socket).await.expect("a handshake");
     tokio::spawn(connection);

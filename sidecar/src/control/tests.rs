@@ -12,8 +12,12 @@ use portunus_proto::SpiffeId;
 use portunus_proto::mesh::v1;
 use portunus_proto::mesh::v1::follow_request::Ask;
 use portunus_proto::mesh::v1::follow_response::Answer;
+use rustls_pki_types::CertificateDer;
+use tokio::io::AsyncReadExt as _;
+use tokio::net::TcpListener;
 use tokio::sync::Notify;
 use tokio::time::{Instant, timeout};
+use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::DropGuard;
 use tonic::Status as Refusal;
 
@@ -44,16 +48,16 @@ fn a_file() -> PathBuf {
 }
 
 fn settings(fake: &Fake, addrs: &[SocketAddr]) -> Settings {
+    let identity = SpiffeId::parse(CONTROL).expect("it is one");
+    settings_of(addrs, identity, fake.root())
+}
+
+fn settings_of(addrs: &[SocketAddr], identity: SpiffeId, root: CertificateDer<'static>) -> Settings {
     let token = a_file();
     fs::write(&token, TOKEN).expect("a file");
-    let identity = SpiffeId::parse(CONTROL).expect("it is one");
     Settings {
         join_token: Some(token),
-        ..Settings::new(
-            addrs.iter().copied().map(address).collect(),
-            identity,
-            vec![fake.root()],
-        )
+        ..Settings::new(addrs.iter().copied().map(address).collect(), identity, vec![root])
     }
 }
 
@@ -98,7 +102,7 @@ impl Sidecar {
     /// Why it has no certificate, once this is a part of the reason.
     async fn without_certificate(&self, why: &str) -> String {
         let missing = |status: &Status| status.certificate.missing().filter(|missing| missing.contains(why));
-        let status = self.until(Duration::from_secs(5), |status| missing(status).is_some());
+        let status = self.until(Duration::from_secs(10), |status| missing(status).is_some());
         missing(&status.await).expect("there is none")
     }
 
@@ -219,6 +223,29 @@ async fn whoever_does_not_prove_to_be_control_never_sees_the_token() {
         "{missing}"
     );
     assert!(fake.seen().by_token.is_empty() && stranger.seen().by_token.is_empty());
+}
+
+#[tokio::test]
+async fn whoever_shows_a_bad_certificate_in_controls_place_hears_not_one_byte() {
+    let (identity, root) = tls::tests::whom();
+    for impostor in tls::tests::impostors() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+        let addr = listener.local_addr().expect("it has one");
+        let hears = async {
+            let (socket, _) = listener.accept().await.expect("it listens");
+            let mut heard = Vec::new();
+            if let Ok(mut stream) = TlsAcceptor::from(Arc::new(impostor.show())).accept(socket).await {
+                // However it ends.
+                let _ = stream.read_to_end(&mut heard).await;
+            }
+            heard
+        };
+        let sidecar = sidecar_with(settings_of(&[addr], identity.clone(), root.clone()));
+        let (missing, heard) = tokio::join!(sidecar.without_certificate(impostor.sentence()), hears);
+        let what = &impostor.what;
+        assert!(missing.contains("control cannot be reached"), "{what}: {missing}");
+        assert_eq!(heard, b"", "{what}: {}", heard.escape_ascii());
+    }
 }
 
 #[tokio::test]

@@ -2,6 +2,7 @@
 
 mod authority;
 mod certificates;
+mod control;
 mod draft;
 mod forged;
 mod handshake;
@@ -24,6 +25,7 @@ use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::{ClientConfig, ClientConnection, ServerConfig, ServerConnection};
 
 use super::{Bundle, Credential};
+pub(crate) use control::{impostors, whom};
 pub(crate) use handshake::both;
 
 use authority::{Authority, OURS, PEERS, Shown, leaf_params, soon};

@@ -11,7 +11,7 @@ use super::plain::providers;
 use super::shapes::{LEAST, enough_of_each, right, wrong};
 use super::*;
 
-const SECRET: &[u8] = b"an application's words";
+pub(super) const SECRET: &[u8] = b"an application's words";
 
 /// What comes of a call by such a one, and what that one saw.
 async fn called_by(credential: &Credential, config: ClientConfig) -> (Result<Peer, Error>, Saw) {
@@ -38,8 +38,15 @@ async fn calling(credential: &Credential, config: ServerConfig, expected: &str) 
     )
 }
 
+/// Servers that are somebody, and not the one that is expected.
+pub(super) const OTHERS: [&str; 3] = [
+    OURS,
+    "spiffe://cluster.local/ns/shop/sa/Caller",
+    "spiffe://cluster.local/ns/shop/sa/caller2",
+];
+
 /// The alert that a peer should see (RFC 8446, 6.2), as rustls spells it.
-fn alert(reason: &str) -> &'static str {
+pub(super) fn alert(reason: &str) -> &'static str {
     match reason {
         "no_certificate" => "CertificateRequired",
         "unknown_issuer" | "self_signed" | "chain" | "name_constraints" => "UnknownCA",
@@ -56,7 +63,12 @@ fn refused(what: &str, reason: &str, found: (Result<Peer, Error>, Saw)) {
 }
 
 /// What is wrong with how it was refused, if anything is.
-fn wrongly_judged(what: &str, reason: &str, alert: &str, found: (Result<Peer, Error>, Saw)) -> Option<String> {
+pub(super) fn wrongly_judged<T>(
+    what: &str,
+    reason: &str,
+    alert: &str,
+    found: (Result<T, Error>, Saw),
+) -> Option<String> {
     let (result, saw) = found;
     let told = saw.error.unwrap_or_default();
     match result {
@@ -92,11 +104,7 @@ async fn a_server_whose_certificate_is_wrong_is_refused_and_told_why() {
         wrongly.extend(wrongly_judged(&shape.name(), shape.reason, alert(shape.reason), found));
     }
     assert!(wrongly.is_empty(), "{wrongly:#?}");
-    for other in [
-        OURS,
-        "spiffe://cluster.local/ns/shop/sa/Caller",
-        "spiffe://cluster.local/ns/shop/sa/caller2",
-    ] {
+    for other in OTHERS {
         let shown = root.certify(&leaf_params(other));
         let found = calling(&credential, server_config(&shown), PEERS).await;
         refused(other, "wrong_identity", found);

@@ -97,6 +97,31 @@ pub(super) fn enough_of_each(shapes: &[Shape<'_>]) {
     }
 }
 
+/// A part of the sentence that goes with a reason.
+#[allow(dead_code, reason = "control has an alert for each, and no sentence")]
+pub(super) fn sentence(reason: &str) -> &'static str {
+    match reason {
+        "no_certificate" => "showed no certificate",
+        "unknown_issuer" => "no root of this mesh certified",
+        "self_signed" => "is signed by itself",
+        "foreign_trust_domain" => "which is not of the trust domain cluster.local",
+        "expired" => "ended ",
+        "not_yet_valid" => "is a clock wrong?",
+        "ca_as_leaf" => "is that of a certification authority",
+        "no_uri_name" => "has no URI name",
+        "several_uri_names" => "a SPIFFE certificate has one",
+        "bad_spiffe_id" => "names no SPIFFE id",
+        "key_usage" => "the key usage of the peer's certificate chain is wrong",
+        "extended_key_usage" => "the extended key usage of the peer's certificate chain does not allow",
+        "name_constraints" => "a name constraint of an issuer forbids",
+        "wrong_identity" => "was to be reached",
+        "bad_signature" => "a signature is wrong",
+        "chain" => "certificate chain is not acceptable",
+        "malformed" => "cannot be read",
+        other => panic!("{other} has no sentence here"),
+    }
+}
+
 type Change = Rc<dyn Fn(&mut Draft)>;
 /// A change that needs nothing of what is around it.
 type Plain = fn(&mut Draft);
