@@ -166,7 +166,7 @@ async fn is_sent_no_call(root: &Authority, what: &str, reason: &str, shows: Serv
     let expected = PEERS;
     let server = Ear::in_tls(shows).await;
     let logged = log::end();
-    let world = World::before(server.addr, ends::outbound(root, expected)).await;
+    let world = World::before(server.addr, ends::waiting(ends::outbound(root, expected))).await;
     let answer = world.caller().await.ask(request("/a.B/C", &[])).await;
     let answer = answer.expect("it is answered");
     let message = answer.grpc_message.unwrap_or_default();
@@ -198,7 +198,7 @@ async fn is_sent_no_byte(root: &Authority, what: &str, reason: &str, mut shows: 
     shows.alpn_protocols = vec![ends::TCP.to_vec()];
     let server = Ear::in_tls(shows).await;
     let logged = log::end();
-    let world = World::before(server.addr, ends::outbound(root, PEERS)).await;
+    let world = World::before(server.addr, ends::waiting(ends::outbound(root, PEERS))).await;
     let mut application = TcpStream::connect(world.proxy).await.expect("it listens");
     application.write_all(BYTES).await.expect("it is read");
     let mut heard = Vec::new();

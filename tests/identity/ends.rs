@@ -46,12 +46,17 @@ pub fn inbound(root: &Authority, mode: Mode) -> Setup {
 
 /// The same, where whoever speaks at once is heard before the application is dialled for a silence, however busy this machine.
 pub fn patient(root: &Authority, mode: Mode) -> Setup {
+    waiting(inbound(root, mode))
+}
+
+/// The same of any setup: nobody is taken for silent because this machine pauses.
+pub fn waiting(setup: Setup) -> Setup {
     Setup {
         detect: detect::Settings {
             silence: PATIENCE,
             ..detect::Settings::default()
         },
-        ..inbound(root, mode)
+        ..setup
     }
 }
 

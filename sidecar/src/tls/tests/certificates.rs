@@ -46,7 +46,7 @@ pub(super) const OTHERS: [&str; 3] = [
 ];
 
 /// The alert that a peer should see (RFC 8446, 6.2), as rustls spells it.
-pub(super) fn alert(reason: &str) -> &'static str {
+fn alert(reason: &str) -> &'static str {
     match reason {
         "no_certificate" => "CertificateRequired",
         "unknown_issuer" | "self_signed" | "chain" | "name_constraints" => "UnknownCA",
