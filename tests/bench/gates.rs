@@ -1,4 +1,4 @@
-//! What is the same on every machine, and therefore a gate: instructions and system calls a call, and idle memory.
+//! What is the same on every machine, and therefore a gate: instructions and system calls a call, and memory.
 
 use std::{path::PathBuf, process::Command};
 
@@ -38,6 +38,11 @@ fn an_idle_sidecar_takes_at_most_6_5_megabytes_and_9_as_a_member_of_a_mesh() {
     // order costs is more than what is allowed for that. `sidecar/order.py` says how to write it anew.
     assert_at_most(&measure("T7", &["--bare"]), "T7.idle", 6.5);
     assert_at_most(&measure("T7", &[]), "T7.idle", 9.0);
+}
+
+#[test]
+fn a_tls_connection_takes_at_most_12_kilobytes() {
+    assert_at_most(&measure("T7t", &[]), "T7t.connection", 12.0);
 }
 
 /// The figures of one row of the benchmark, for the sidecar alone.

@@ -49,6 +49,64 @@ fn a_watch_in_mtls_tells_at_once_that_an_endpoint_does_not_serve_and_that_it_ser
 }
 
 #[test]
+fn calls_leave_an_application_that_stands_still_within_two_seconds_in_mtls_and_come_back() {
+    support::test(|mesh| {
+        // All else is as it is where no policy says anything.
+        let shop = open(mesh, "mode: Check")?;
+        let _alone = alone();
+        // One of three will do: what holds up one of three programs is not always seen by who watches for pauses.
+        for (tries, greeter) in (1..).zip(&shop.greeters) {
+            let name = greeter.pod.name();
+            let (last, late) = is_called_last_while_it_stands_still(&shop, greeter)?;
+            println!("{name} was called {last:.3} s after it had stood still; {late:.3} s are allowed");
+            if last <= late {
+                break;
+            }
+            ensure!(tries < 3, "{name} was called {last:.3} s after it had stood still");
+        }
+        shop.greeters.iter().try_for_each(Greeter::has_seen_mtls_alone)
+    });
+}
+
+/// Its application stops, and goes on later. How long after that a call began there, or failed, at the latest; and how long that
+/// may be.
+fn is_called_last_while_it_stands_still(shop: &Shop, greeter: &Greeter) -> Result<(f64, f64)> {
+    let name = greeter.pod.name();
+    let traffic = Traffic::to(&shop.caller, NAME, RATE, LONG)?;
+    wait_until(PATIENCE, "all are called, and checked", || {
+        traffic.calls().answered_by().len() == shop.greeters.len() && shop.checks("serving") >= 3.0
+    })?;
+    let pauses = Pauses::watch();
+    let (ejections, calls) = (shop.ejections("silent")?, greeter.calls()?);
+    greeter.app.program.pause()?;
+    let stood = now();
+    wait_until(PATIENCE, "calls go on elsewhere", || {
+        traffic.calls().between(stood + 3.0, f64::MAX).len() >= 100
+    })?;
+    // Three programs, one after the other, have to run for it.
+    let late = (Duration::from_secs(2) + pauses.longest() * 3).as_secs_f64();
+    let ejections = shop.ejections("silent")? - ejections;
+    ensure!(ejections == 1.0, "{name} was ejected {ejections} times for its silence");
+    let calls = greeter.calls()? - calls;
+    let went_on = now();
+    greeter.app.program.resume()?;
+    wait_until(PATIENCE, &format!("{name} is called again"), || {
+        let calls = traffic.calls().between(went_on, f64::MAX).0;
+        calls.iter().filter(|call| call.from == name).count() >= 20
+    })?;
+    let all = traffic.stop()?;
+    // What waited there may have failed, and nothing else.
+    let failed = all.failed();
+    ensure!(
+        failed.len() as f64 <= calls,
+        "{calls} calls came to {name}, and these failed:{failed}"
+    );
+    let was_there = |call: &&Call| !call.is_ok() || (call.from == name && call.at < went_on);
+    let last = all.0.iter().filter(was_there).map(|call| call.at - stood);
+    Ok((last.fold(0.0, f64::max), late))
+}
+
+#[test]
 fn a_service_is_asked_for_by_the_name_that_the_policy_says() {
     for mode in ["Check", "Watch"] {
         support::test(|mesh| {

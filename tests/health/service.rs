@@ -12,8 +12,8 @@ use http::{HeaderMap, Request, Response};
 use parking_lot::Mutex;
 use portunus_sidecar::health::Settings;
 use portunus_sidecar::telemetry::Format;
-use support::Metrics;
 use support::relay::world::{Caller, PATIENCE, Setup, World};
+use support::{Metrics, Pauses};
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
@@ -553,16 +553,15 @@ impl Service {
                 calls.add(ended.expect("it does not panic"));
             }
         }
-        // Who answers at all answers soon.
-        let soon = tokio::time::sleep(Duration::from_secs(1));
-        tokio::pin!(soon);
+        // Who answers at all answers soon, but for a pause of the machine.
+        const SOON: Duration = Duration::from_secs(1);
+        let pauses = Pauses::watch();
         loop {
-            tokio::select! {
-                ended = running.join_next() => match ended {
-                    Some(ended) => calls.add(ended.expect("it does not panic")),
-                    None => break,
-                },
-                () = &mut soon => break,
+            match tokio::time::timeout(SOON, running.join_next()).await {
+                Ok(Some(ended)) => calls.add(ended.expect("it does not panic")),
+                Ok(None) => break,
+                Err(_) if pauses.longest() > SOON / 4 => {}
+                Err(_) => break,
             }
         }
         calls.unanswered = running.len() as u64;

@@ -109,6 +109,12 @@ impl Shop {
     pub(crate) fn outcomes(&self) -> Result<BTreeMap<String, f64>> {
         Ok(self.sidecar.metrics()?.by_label(CHECKS, "outcome"))
     }
+
+    /// How many endpoints the caller's sidecar has ejected for this reason.
+    pub(crate) fn ejections(&self, reason: &str) -> Result<f64> {
+        let metrics = self.sidecar.metrics()?;
+        Ok(metrics.sum("portunus_ejections_total", &[("reason", reason)]))
+    }
 }
 
 impl Greeter {
@@ -126,8 +132,16 @@ impl Greeter {
 
     /// How many health checks of a kind its own sidecar has seen begin.
     pub(crate) fn heard(&self, method: &str) -> Result<f64> {
-        let labels = [("grpc_service", "grpc.health.v1.Health"), ("grpc_method", method)];
-        Ok(self.sidecar.metrics()?.sum("grpc_server_started_total", &labels))
+        self.began(&[("grpc_service", "grpc.health.v1.Health"), ("grpc_method", method)])
+    }
+
+    /// How many times its own sidecar has seen it asked for a greeting.
+    pub(crate) fn calls(&self) -> Result<f64> {
+        self.began(&[("grpc_service", "helloworld.Greeter")])
+    }
+
+    fn began(&self, labels: &[(&str, &str)]) -> Result<f64> {
+        Ok(self.sidecar.metrics()?.sum("grpc_server_started_total", labels))
     }
 
     /// All that came here, health checks too, was in mTLS, and from our caller.

@@ -43,16 +43,23 @@ fn pass_every_case(client_stack: Stack, server_stack: Stack, family: Family) {
         let dns = mesh.dns()?;
         let (client, server) = (mesh.pod_of("client", &[family])?, mesh.pod_of("server", &[family])?);
         dns.set("server.test", &server.addresses(), 5)?;
-        let mesh = Way::asked_for().connect(mesh, &client, &server)?;
+        let way = Way::asked_for();
+        let mesh = way.connect(mesh, &client, &server)?;
         let _app = Peer::start(&server, server_stack, 10000)?;
 
         let cases = interop::cases(client_stack, server_stack);
         interop::run(&client, client_stack, "server.test:10000", &cases)?;
 
-        if let Some(capture) = mesh.capture {
+        for capture in mesh.captures {
             let seen = capture.stop()?;
-            ensure!(seen.contains("portunus/h2"), "no TLS of the mesh's was seen");
-            ensure!(!seen.contains("PRI * HTTP/2.0"), "HTTP/2 was plain on the wire");
+            let plain: Vec<_> = PLAIN.into_iter().filter(|text| seen.contains(text)).collect();
+            match way {
+                Way::Mtls => {
+                    ensure!(seen.contains("portunus/h2"), "no TLS of the mesh's was seen");
+                    ensure!(plain.is_empty(), "{plain:?} were plain on the wire");
+                }
+                Way::Plain | Way::Direct => ensure!(plain == PLAIN, "of {PLAIN:?} only {plain:?} would be found"),
+            }
         }
         if let Some((outbound, inbound)) = mesh.sidecars {
             let carried = |sidecar: &Sidecar, name: &str| Ok::<_, anyhow::Error>(sidecar.metrics()?.sum(name, &[]));
@@ -74,6 +81,10 @@ fn pass_every_case(client_stack: Stack, server_stack: Stack, family: Family) {
     });
 }
 
+/// What each pair has on the wire, if nobody hides it: how HTTP/2 begins, and messages of calls. The names of methods are
+/// compressed.
+const PLAIN: [&str; 3] = ["PRI * HTTP/2.0", "test status message", "test with whitespace"];
+
 /// How the applications are connected.
 #[derive(Clone, Copy)]
 enum Way {
@@ -89,7 +100,8 @@ enum Way {
 #[derive(Default)]
 struct Between {
     sidecars: Option<(Sidecar, Sidecar)>,
-    capture: Option<Capture>,
+    /// All of TCP that goes over a pod's link.
+    captures: Vec<Capture>,
     _control: Option<Control>,
 }
 
@@ -110,14 +122,18 @@ impl Way {
                 Ok(Between::default())
             }
             Way::Plain => Ok(Between {
+                // To show that what is looked for would be found.
+                captures: vec![Capture::start(server, "eth0", "tcp")?],
                 sidecars: Some((client.sidecar()?, server.sidecar()?)),
                 ..Between::default()
             }),
             Way::Mtls => {
+                // From the first word to control on.
+                let captures = [client, server].map(|pod| Capture::start(pod, "eth0", "tcp"));
                 let members = Members::join(mesh, client, server, &[10000], &[])?;
                 Ok(Between {
+                    captures: captures.into_iter().collect::<Result<_>>()?,
                     sidecars: Some((members.client, members.server)),
-                    capture: Some(Capture::start(server, "eth0", "tcp port 10000")?),
                     _control: Some(members.control),
                 })
             }

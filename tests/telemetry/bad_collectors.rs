@@ -1,6 +1,7 @@
-//! A sidecar before a collector that reads nothing, takes only a part, or whose packets are lost: calls go on, what waits is
+//! A sidecar before a collector that reads nothing, refuses, takes only a part, or whose packets are lost: calls go on, what waits is
 //! bounded, and spans come again when it is back.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -15,6 +16,8 @@ use crate::collector::{Bad, BadCollector, Collector, GRPC, HTTP, TOO_MANY};
 const PORT: u16 = 10000;
 /// Each of them is recorded. Their spans take 29 MiB where nothing bounds what waits.
 const CALLS: usize = 40_000;
+/// So many before, which show the sidecar as it is with calls.
+const FIRST: usize = 500;
 /// KiB that spans may take, wherever they wait.
 const MOST: u64 = 8 << 10;
 /// KiB that the sidecar may grow by beside them: buffers of calls, and pages that the allocator keeps.
@@ -32,6 +35,23 @@ fn a_collector_that_accepts_and_reads_nothing_costs_no_call_and_a_bounded_memory
 #[test]
 fn a_collector_of_a_byte_a_second_costs_no_call_and_a_bounded_memory_and_is_found_back() {
     support::test(|mesh| recovers_from(mesh, Bad::Slow));
+}
+
+#[test]
+fn a_collector_that_answers_every_export_with_unavailable_costs_no_call_and_a_bounded_memory_and_is_found_back() {
+    support::test(|mesh| {
+        let collecting = mesh.pod("collector")?;
+        let collector = Collector::complaining(&collecting, usize::MAX)?;
+        let load = Load::start(mesh, &collecting)?;
+        wait_until(
+            Duration::from_secs(10),
+            "the collector was asked, and asked again",
+            || collector.exports().len() > 1,
+        )?;
+        load.is_not_taken()?;
+        collector.complains_no_more();
+        load.is_taken(&collector)
+    });
 }
 
 /// A connection that nobody ends goes dead, and none can be made: no packet says so.
@@ -138,79 +158,118 @@ fn recording(caller: &Pod, collecting: &Pod, protocol: &str, port: u16) -> Resul
 }
 
 fn recovers_from(mesh: &Mesh, bad: Bad) -> Result<()> {
-    let (collecting, caller, server) = (mesh.pod("collector")?, mesh.pod("caller")?, mesh.pod("server")?);
+    let collecting = mesh.pod("collector")?;
     let collector = BadCollector::start(&collecting, bad)?;
-    let sidecar = recording(&caller, &collecting, "grpc", GRPC)?;
-    let _application = Application::start(&server, PORT, Arc::new(|_| Reply::status("0")), Vec::new())?;
-    let to = server.at(Family::V4, PORT)?;
-    // Long names make large spans.
-    let of = Call::of(&to.to_string(), &format!("a.B/{}", "m".repeat(240)));
-    const FIRST: usize = 500;
-    flood(&caller, to, &of, FIRST)?;
+    let load = Load::start(mesh, &collecting)?;
     wait_until(Duration::from_secs(10), "the collector was asked", || {
         collector.connections() > 0
     })?;
-
-    let (before, lost) = (resident(&sidecar)?, outcome(&sidecar, "dropped")?);
-    let (began, mut most, mut longest) = (Instant::now(), before, Duration::ZERO);
-    const ONCE: usize = 1_000;
-    for _ in 0..CALLS / ONCE {
-        // None of them fails.
-        longest = longest.max(flood(&caller, to, &of, ONCE)?);
-        most = most.max(resident(&sidecar)?);
-    }
-    let (grown, dropped) = (most.saturating_sub(before), outcome(&sidecar, "dropped")?);
-    println!(
-        "{bad:?}: {CALLS} calls in {:?}, none longer than {longest:?}; {dropped} spans dropped, {grown} KiB more than \
-         {before} resident",
-        began.elapsed()
-    );
-    ensure!(
-        grown <= MOST + SLACK,
-        "{grown} KiB more than {before} are resident, {MOST} and {SLACK} are allowed"
-    );
-    ensure!(
-        dropped - lost > CALLS as f64 / 2.0,
-        "of {CALLS} spans only {} are dropped",
-        dropped - lost
-    );
-    ensure!(outcome(&sidecar, "exported")? == 0.0, "nobody took any");
-    let handled = || -> Result<f64> {
-        let metrics = sidecar.metrics()?;
-        Ok(metrics.sum("grpc_client_handled_total", &[("grpc_code", "OK")]))
-    };
-    let made = (FIRST + CALLS) as f64;
-    // A call is counted when its answer has gone.
-    wait_until(Duration::from_secs(10), "each call is counted", || {
-        handled().is_ok_and(|handled| handled >= made)
-    })?;
-    let handled = handled()?;
-    ensure!(handled == made, "{handled} calls went well");
-
+    load.is_not_taken()?;
     collector.leave()?;
-    let good = Collector::start(&collecting)?;
-    let back = Instant::now();
-    wait_until(RECOVERY, "spans come again", || {
-        good.spans().is_ok_and(|spans| !spans.is_empty())
-    })
-    .with_context(|| sidecar.output())?;
-    println!("{bad:?}: spans came {:?} after its return", back.elapsed());
-    // Those of now do, too, and each is counted once, whatever became of it. As long as what has waited leaves, there may be
-    // no room for more: then the next one comes.
-    let mut now = 0;
-    wait_until(Duration::from_secs(10), "a call of now has its span", || {
-        now += usize::from(call(&caller, to, &[Call::of(&to.to_string(), "a.B/Now")]).is_ok());
-        let spans = good.spans().unwrap_or_default();
-        spans.iter().any(|(_, span)| span.name == "a.B/Now")
-    })?;
-    let all = FIRST + CALLS + now;
-    until_counted(&sidecar, all)?;
-    let ([exported, dropped, failed], came) = (counted(&sidecar)?, good.spans()?.len());
-    ensure!(
-        exported + dropped + failed == all as f64 && came as f64 >= exported,
-        "{exported} exported, {dropped} dropped and {failed} failed of {all}; {came} came"
-    );
-    Ok(())
+    load.is_taken(&Collector::start(&collecting)?)
+}
+
+/// Calls whose spans are large, and the sidecar that records them.
+struct Load {
+    caller: Pod,
+    to: SocketAddr,
+    of: Call,
+    sidecar: Sidecar,
+    _application: Application,
+}
+
+impl Load {
+    /// The first of them have been answered.
+    fn start(mesh: &Mesh, collecting: &Pod) -> Result<Load> {
+        let (caller, server) = (mesh.pod("caller")?, mesh.pod("server")?);
+        let to = server.at(Family::V4, PORT)?;
+        let load = Load {
+            sidecar: recording(&caller, collecting, "grpc", GRPC)?,
+            _application: Application::start(&server, PORT, Arc::new(|_| Reply::status("0")), Vec::new())?,
+            // Long names make large spans.
+            of: Call::of(&to.to_string(), &format!("a.B/{}", "m".repeat(240))),
+            caller,
+            to,
+        };
+        flood(&load.caller, load.to, &load.of, FIRST)?;
+        Ok(load)
+    }
+
+    /// Many more, while the collector takes no span.
+    fn is_not_taken(&self) -> Result<()> {
+        let Load {
+            caller,
+            to,
+            of,
+            sidecar,
+            ..
+        } = self;
+        let (before, lost) = (resident(sidecar)?, outcome(sidecar, "dropped")?);
+        let (began, mut most, mut longest) = (Instant::now(), before, Duration::ZERO);
+        const ONCE: usize = 1_000;
+        for _ in 0..CALLS / ONCE {
+            // None of them fails.
+            longest = longest.max(flood(caller, *to, of, ONCE)?);
+            most = most.max(resident(sidecar)?);
+        }
+        let (grown, dropped) = (most.saturating_sub(before), outcome(sidecar, "dropped")?);
+        println!(
+            "{CALLS} calls in {:?}, none longer than {longest:?}; {dropped} spans dropped, {grown} KiB more than {before} \
+             resident",
+            began.elapsed()
+        );
+        ensure!(
+            grown <= MOST + SLACK,
+            "{grown} KiB more than {before} are resident, {MOST} and {SLACK} are allowed"
+        );
+        ensure!(
+            dropped - lost > CALLS as f64 / 2.0,
+            "of {CALLS} spans only {} are dropped",
+            dropped - lost
+        );
+        ensure!(outcome(sidecar, "exported")? == 0.0, "nobody took any");
+        let handled = || -> Result<f64> {
+            let metrics = sidecar.metrics()?;
+            Ok(metrics.sum("grpc_client_handled_total", &[("grpc_code", "OK")]))
+        };
+        let made = (FIRST + CALLS) as f64;
+        // A call is counted when its answer has gone.
+        wait_until(Duration::from_secs(10), "each call is counted", || {
+            handled().is_ok_and(|handled| handled >= made)
+        })?;
+        let handled = handled()?;
+        ensure!(handled == made, "{handled} calls went well");
+        Ok(())
+    }
+
+    /// The collector takes spans from now on, and has had none before.
+    fn is_taken(&self, good: &Collector) -> Result<()> {
+        let Load {
+            caller, to, sidecar, ..
+        } = self;
+        let back = Instant::now();
+        wait_until(RECOVERY, "spans come again", || {
+            good.spans().is_ok_and(|spans| !spans.is_empty())
+        })
+        .with_context(|| sidecar.output())?;
+        println!("spans came {:?} after its return", back.elapsed());
+        // Those of now do, too, and each is counted once, whatever became of it. As long as what has waited leaves, there may be
+        // no room for more: then the next one comes.
+        let mut now = 0;
+        wait_until(Duration::from_secs(10), "a call of now has its span", || {
+            now += usize::from(call(caller, *to, &[Call::of(&to.to_string(), "a.B/Now")]).is_ok());
+            let spans = good.spans().unwrap_or_default();
+            spans.iter().any(|(_, span)| span.name == "a.B/Now")
+        })?;
+        let all = FIRST + CALLS + now;
+        until_counted(sidecar, all)?;
+        let ([exported, dropped, failed], came) = (counted(sidecar)?, good.spans()?.len());
+        ensure!(
+            exported + dropped + failed == all as f64 && came as f64 >= exported,
+            "{exported} exported, {dropped} dropped and {failed} failed of {all}; {came} came"
+        );
+        Ok(())
+    }
 }
 
 /// Waits until so many spans are counted, whatever became of them.

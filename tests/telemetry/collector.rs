@@ -72,6 +72,13 @@ impl Collector {
         Collector::of(pod, taken)
     }
 
+    /// It refuses nothing more, and forgets what it was sent before.
+    pub(crate) fn complains_no_more(&self) {
+        let mut complaints = self.taken.complaints.lock();
+        self.taken.exports.lock().clear();
+        *complaints = 0;
+    }
+
     /// One that keeps what it is sent, and says of each batch of spans that it did not take so many of them.
     pub(crate) fn leaving(pod: &Pod, leaves: usize) -> Result<Collector> {
         let taken = Taken {
@@ -164,12 +171,13 @@ impl Taken {
             let _ = write!(said, "{name}: {} ", String::from_utf8_lossy(value.as_bytes()));
             said
         });
+        // First, so that whatever is kept behind the last complaint is taken.
+        let mut complaints = self.complaints.lock();
         self.exports.lock().push(Export {
             path: path.to_owned(),
             headers: said.clone(),
             message,
         });
-        let mut complaints = self.complaints.lock();
         *complaints = complaints.checked_sub(1)?;
         Some(format!("I do not know {said}"))
     }

@@ -151,15 +151,18 @@ fn burst() -> Result<()> {
 }
 
 pub(crate) fn span<'a>(trace: &'a Value, service: &str) -> Result<&'a Value> {
-    let spans = trace["spans"].as_array().context("a trace has spans")?;
-    let is_of = |span: &&Value| {
+    spans(trace, service)
+        .next()
+        .with_context(|| format!("no span of {service} in {trace:#}"))
+}
+
+/// All spans of a trace that a service has recorded.
+pub(crate) fn spans<'a>(trace: &'a Value, service: &str) -> impl Iterator<Item = &'a Value> {
+    let is_of = move |span: &&Value| {
         let process = span["processID"].as_str().unwrap_or_default();
         trace["processes"][process]["serviceName"] == service
     };
-    spans
-        .iter()
-        .find(is_of)
-        .with_context(|| format!("no span of {service} in {trace:#}"))
+    trace["spans"].as_array().into_iter().flatten().filter(is_of)
 }
 
 pub(crate) fn tag<'a>(span: &'a Value, key: &str) -> &'a Value {
