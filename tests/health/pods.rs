@@ -86,7 +86,7 @@ fn is_called_last_while_it_stands_still(shop: &Shop, greeter: &Greeter) -> Resul
     // Three programs, one after the other, have to run for it.
     let late = (Duration::from_secs(2) + pauses.longest() * 3).as_secs_f64();
     let ejections = shop.ejections("silent")? - ejections;
-    ensure!(ejections == 1.0, "{name} was ejected {ejections} times for its silence");
+    ensure!(ejections >= 1.0, "{name} was not ejected for its silence");
     let calls = greeter.calls()? - calls;
     let went_on = now();
     greeter.app.program.resume()?;
