@@ -9,7 +9,8 @@ use portunus_proto::{ALPN_H2, ALPN_TCP, SpiffeId, TrustDomain, key_exchanges};
 use rustls::client::Resumption;
 use rustls::crypto::{CryptoProvider, aws_lc_rs};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, TrustAnchor};
-use rustls::server::{ClientHello, NoServerSessionStorage, ResolvesServerCert};
+use rustls::server::danger::ClientCertVerifier;
+use rustls::server::{ClientHello, NoServerSessionStorage, ResolvesServerCert, WebPkiClientVerifier};
 use rustls::sign::CertifiedKey;
 use rustls::{ClientConfig, ServerConfig};
 
@@ -192,15 +193,7 @@ impl Credential {
     /// What one handshake of ours needs, where we are called.
     pub(super) fn for_caller(&self) -> (Arc<ServerConfig>, Arc<Verifier>) {
         let verifier = Arc::new(Verifier::new(self.bundle.clone(), PROVIDER.clone(), None));
-        let builder = ServerConfig::builder_with_provider(PROVIDER.clone())
-            .with_protocol_versions(&[&rustls::version::TLS13])
-            .expect("the provider has suites of TLS 1.3")
-            .with_client_cert_verifier(verifier.clone());
-        let mut config = builder.with_cert_resolver(self.own.resolver.clone());
-        config.session_storage = Arc::new(NoServerSessionStorage {});
-        config.send_tls13_tickets = 0;
-        config.max_early_data_size = 0;
-        config.alpn_protocols = vec![ALPN_H2.to_vec(), ALPN_TCP.to_vec()];
+        let config = server_config(verifier.clone(), self.own.resolver.clone());
         (Arc::new(config), verifier)
     }
 
@@ -217,15 +210,22 @@ impl Credential {
 /// What a handshake of ours needs, where we are called and have no certificate to show: it comes to nothing.
 pub(super) fn nothing_to_show() -> Arc<ServerConfig> {
     static CONFIG: LazyLock<Arc<ServerConfig>> = LazyLock::new(|| {
-        let builder = ServerConfig::builder_with_provider(PROVIDER.clone())
-            .with_protocol_versions(&[&rustls::version::TLS13])
-            .expect("the provider has suites of TLS 1.3");
-        let mut config = builder.with_no_client_auth().with_cert_resolver(Arc::new(Nothing));
-        config.session_storage = Arc::new(NoServerSessionStorage {});
-        config.alpn_protocols = vec![ALPN_H2.to_vec(), ALPN_TCP.to_vec()];
-        Arc::new(config)
+        let nobody = WebPkiClientVerifier::no_client_auth();
+        Arc::new(server_config(nobody, Arc::new(Nothing)))
     });
     CONFIG.clone()
+}
+
+fn server_config(verifier: Arc<dyn ClientCertVerifier>, shows: Arc<dyn ResolvesServerCert>) -> ServerConfig {
+    let builder = ServerConfig::builder_with_provider(PROVIDER.clone())
+        .with_protocol_versions(&[&rustls::version::TLS13])
+        .expect("the provider has suites of TLS 1.3");
+    let mut config = builder.with_client_cert_verifier(verifier).with_cert_resolver(shows);
+    config.session_storage = Arc::new(NoServerSessionStorage {});
+    config.send_tls13_tickets = 0;
+    config.max_early_data_size = 0;
+    config.alpn_protocols = vec![ALPN_H2.to_vec(), ALPN_TCP.to_vec()];
+    config
 }
 
 /// What a handshake of ours needs, where we call and have no certificate to show.
