@@ -269,14 +269,9 @@ fn after_a_scale_up_from_1_to_3_addresses_the_new_ones_are_called_within_2_s_of_
                 endpoint.pod.name()
             );
         }
-        // An endpoint that paused is spared for some seconds.
-        let mut shares = Vec::<f64>::new();
-        let equal = wait_until(Duration::from_secs(20), "each carries its share", || {
-            let calls = traffic.calls().between(now() - 2.0, f64::MAX);
-            shares = endpoints.iter().map(|endpoint| calls.share(endpoint)).collect();
+        until_shared(&traffic, &endpoints, 2.0, "each carries its share", |shares| {
             shares.iter().all(|share| (0.25..0.42).contains(share))
-        });
-        equal.with_context(|| format!("of the calls of the last 2 s they had {shares:?}"))?;
+        })?;
         let calls = traffic.stop()?;
 
         ensure!(
@@ -369,6 +364,24 @@ fn a_name_is_served_stale_when_dns_says_nxdomain_or_servfail_or_nothing() {
     });
 }
 
+/// Waits until the shares that each endpoint has of the calls of the last seconds are as they should be: one that paused is
+/// spared for some seconds.
+fn until_shared(
+    traffic: &Traffic,
+    endpoints: &[Endpoint],
+    seconds: f64,
+    what: &str,
+    are_so: impl Fn(&[f64]) -> bool,
+) -> Result<()> {
+    let mut shares = Vec::new();
+    let shared = wait_until(Duration::from_secs(20), what, || {
+        let calls = traffic.calls().between(now() - seconds, f64::MAX);
+        shares = endpoints.iter().map(|endpoint| calls.share(endpoint)).collect();
+        are_so(&shares)
+    });
+    shared.with_context(|| format!("of the calls of the last {seconds} s they had {shares:?}"))
+}
+
 /// While the name is known to be stale, calls go well, at all endpoints.
 fn stays_served(dns: &Dns, sidecar: &Sidecar, traffic: &Traffic, endpoints: &[Endpoint], what: &str) -> Result<()> {
     let is_stale = || {
@@ -383,18 +396,10 @@ fn stays_served(dns: &Dns, sidecar: &Sidecar, traffic: &Traffic, endpoints: &[En
     )?;
     let (began, questions) = (now(), dns.questions(NAME));
     traffic.flow(Duration::from_millis(2_500));
-    // An endpoint that paused is spared for some seconds.
-    let mut shares = Vec::<f64>::new();
-    let all_called = wait_until(
-        Duration::from_secs(20),
-        &format!("all endpoints are called during {what}"),
-        || {
-            let calls = traffic.calls().between(began.max(now() - 1.0), f64::MAX);
-            shares = endpoints.iter().map(|endpoint| calls.share(endpoint)).collect();
-            shares.iter().all(|share| *share > 0.2)
-        },
-    );
-    all_called.with_context(|| format!("of the last second's calls they had {shares:?}"))?;
+    let all_called = format!("all endpoints are called during {what}");
+    until_shared(traffic, endpoints, 1.0, &all_called, |shares| {
+        shares.iter().all(|share| *share > 0.2)
+    })?;
     ensure!(is_stale(), "the addresses were not stale during {what}");
     let calls = traffic.calls();
     ensure!(

@@ -3,7 +3,7 @@
 
 use std::{fs, time::Duration};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 use support::{
     Family, Mesh, Pod, Stack,
     dns::Srv,
@@ -11,6 +11,8 @@ use support::{
     traffic::{Endpoint, NAME, PORT, Traffic, addresses, alone, among_others, now},
     wait_until,
 };
+
+use crate::until_shared;
 
 #[test]
 fn srv_records_give_each_endpoint_its_weight_and_a_lower_priority_nothing_while_the_higher_one_lives() {
@@ -40,14 +42,13 @@ fn srv_records_give_each_endpoint_its_weight_and_a_lower_priority_nothing_while_
         let _sidecar = caller.sidecar_with(&[("PORTUNUS_DNS_SRV", NAME)])?;
         let traffic = Traffic::start(&caller, 400, Duration::from_secs(60))?;
         traffic.flow(Duration::from_secs(3));
-        // An endpoint that paused is spared for some seconds.
-        let mut shares = Vec::<f64>::new();
-        let by_weight = wait_until(Duration::from_secs(20), "calls go by weight", || {
-            let calls = traffic.calls().between(now() - 2.0, f64::MAX);
-            shares = endpoints.iter().map(|endpoint| calls.share(endpoint)).collect();
-            (0.67..0.83).contains(&shares[0]) && (0.17..0.33).contains(&shares[1])
-        });
-        by_weight.with_context(|| format!("in the last 2 s weights of 30 and 10 gave shares of {shares:?}"))?;
+        until_shared(
+            &traffic,
+            &endpoints,
+            2.0,
+            "calls go by weights of 30 and 10",
+            |shares| (0.67..0.83).contains(&shares[0]) && (0.17..0.33).contains(&shares[1]),
+        )?;
         let weighed = now();
         endpoints[0].app.kill()?;
         endpoints[1].app.kill()?;
@@ -172,13 +173,13 @@ fn a_name_of_the_hosts_file_is_balanced_without_any_name_server() {
             endpoints.iter().map(|endpoint| calls.share(endpoint)).collect()
         };
         traffic.flow(Duration::from_secs(2));
-        // An endpoint that paused is spared for some seconds.
-        let mut lately = Vec::<f64>::new();
-        let equal = wait_until(Duration::from_secs(20), "both endpoints have their share", || {
-            lately = shares(now() - 1.0);
-            lately[..2].iter().all(|share| (0.35..0.65).contains(share))
-        });
-        equal.with_context(|| format!("the shares of the last second are {lately:?}"))?;
+        until_shared(
+            &traffic,
+            &endpoints[..2],
+            1.0,
+            "both endpoints have their share",
+            |shares| shares.iter().all(|share| (0.35..0.65).contains(share)),
+        )?;
         let seen = shares(0.0);
         ensure!(
             seen[2] == 0.0,

@@ -10,10 +10,10 @@ use std::time::{Duration, Instant};
 use h2::Reason;
 use portunus_sidecar::balance::{self, Algorithm, health::Thresholds};
 use portunus_sidecar::health::{Mode, Settings};
+use support::Pauses;
 use support::relay::world::Setup;
 
 use service::{Calls, Does, Says, Service};
-use support::Pauses;
 
 const INTERVAL: Duration = Duration::from_millis(500);
 /// How long a peer takes that is well: a busy machine's pauses are short beside it.

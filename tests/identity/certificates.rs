@@ -184,12 +184,7 @@ async fn is_sent_no_call(root: &Authority, what: &str, reason: &str, shows: Serv
             counted == world.metric(HANDSHAKES, &["direction=\"outbound\""])
         })
         .await;
-    logged
-        .says(&[&format!("addr={}", server.addr), &format!("reason=\"{reason}\"")])
-        .await;
-    drop(world);
-    server.until_all_ended().await;
-    assert!(server.heard.lock().is_empty(), "{what}: something was sent");
+    has_heard_nothing(&server, world, what, reason, logged).await;
 }
 
 /// The same at the end of a tunnel, which is reset.
@@ -210,13 +205,18 @@ async fn is_sent_no_byte(root: &Authority, what: &str, reason: &str, mut shows: 
         .until(HANDSHAKES, &["direction=\"outbound\"", &result], |now| now == 1.0)
         .await;
     assert_eq!(world.metric(HANDSHAKES, &[]), 1.0, "{what}");
+    has_heard_nothing(&server, world, what, reason, logged).await;
+    assert_eq!(server.connections.load(Relaxed), 1, "{what}: it was called once more");
+}
+
+/// The log names the reason, and the server has heard nothing when all has ended.
+async fn has_heard_nothing(server: &Ear, world: World, what: &str, reason: &str, logged: log::Place) {
     logged
         .says(&[&format!("addr={}", server.addr), &format!("reason=\"{reason}\"")])
         .await;
     drop(world);
     server.until_all_ended().await;
     assert!(server.heard.lock().is_empty(), "{what}: something was sent");
-    assert_eq!(server.connections.load(Relaxed), 1, "{what}: it was called once more");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
